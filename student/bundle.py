@@ -1,0 +1,253 @@
+"""The student bundle: a diffusers pipeline on disk, and ``student.json``, which says how it is to be sampled.
+
+``student.json`` is written once, by training; what export adds (``runtimes/``, ``scorers/``) has manifests of its own
+that name the fingerprint of the student that they were made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+FORMAT = 1
+MANIFEST = "student.json"
+TIME_CONVENTION = "sigma 1 is noise, 0 is data; x = (1 - sigma) * data + sigma * noise; v = noise - data"
+ROLES = ("trained", "heldout")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+T = TypeVar("T")
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be used; the message is one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Geometry of the latents in cells; ``packing`` is the side of the patch that becomes one token (1: none).
+
+    The decoder reads ``latents / scaling_factor + shift_factor``.
+    """
+
+    height: int
+    width: int
+    channels: int
+    packing: int
+    scaling_factor: float
+    shift_factor: float
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W): the shape of one image's noise."""
+        return (self.channels, self.height, self.width)
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """Size of a picture in pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A scorer of the bundle; ``mean`` and ``std`` are the teacher's raw scores on the calibration prompts.
+
+    The standardised score is ``(raw - mean) / std``. ``file`` is relative to the bundle.
+    """
+
+    file: str
+    mean: float
+    std: float
+    role: Literal["trained", "heldout"]
+
+
+@dataclass(frozen=True)
+class RewardReference:
+    """Distribution of the student's standardised scores on held-out prompts: what drift is measured against."""
+
+    mean: float
+    std: float
+    percentiles: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Student:
+    """The contents of ``student.json``.
+
+    Raises:
+        BundleError: a field outside its range, or fields that contradict each other.
+    """
+
+    id: str
+    version: str
+    family: str
+    steps: tuple[int, ...]
+    sigmas: Mapping[int, tuple[float, ...]]
+    latents: Latents
+    image: ImageSize
+    max_tokens: int
+    baked: Mapping[str, float]
+    teacher: str
+    scorers: Mapping[str, Scorer]
+    reward_reference: Mapping[str, RewardReference] = field(default_factory=dict)
+    evaluation: tuple[Mapping[str, Any], ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    time_convention: str = TIME_CONVENTION
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise BundleError(f"format is {self.format}: this version reads format {FORMAT}")
+        if self.time_convention != TIME_CONVENTION:
+            raise BundleError(f"time_convention is {self.time_convention!r}: accepted is {TIME_CONVENTION!r}")
+        for name in ("id", "version", "family"):
+            if not _NAME.fullmatch(getattr(self, name)):
+                raise BundleError(f"{name} is {getattr(self, name)!r}: accepted is {_NAME.pattern}")
+        _check_steps(self.steps, self.sigmas)
+        _check_geometry(self.latents, self.image, self.max_tokens)
+        _check_scorers(self.scorers)
+
+    def fingerprint(self) -> str:
+        """sha256 of everything that a drawn pixel depends on; a compiled runtime serves only the one it was made from.
+
+        The id, the version and the evaluation do not change a picture and are left out.
+        """
+        parts = {k: v for k, v in to_json(self).items() if k in ("files", "sigmas", "latents", "image", "max_tokens")}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_steps(steps: tuple[int, ...], sigmas: Mapping[int, tuple[float, ...]]) -> None:
+    if not steps or set(steps) != set(sigmas) or len(set(steps)) != len(steps):
+        raise BundleError(f"steps is {list(steps)} and sigmas has {sorted(sigmas)}: accepted is one list for each")
+    for count, values in sigmas.items():
+        falling = all(a > b for a, b in zip(values, [*values[1:], 0.0], strict=True))
+        if len(values) != count or not falling or not values[0] <= 1:
+            raise BundleError(f"sigmas[{count}] is {list(values)}: accepted is {count} falling values in (0, 1]")
+
+
+def _check_geometry(latents: Latents, image: ImageSize, max_tokens: int) -> None:
+    sizes = (latents.height, latents.width, latents.channels, latents.packing, image.height, image.width, max_tokens)
+    if any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise BundleError(f"latents, image and max_tokens are {sizes}: accepted are whole numbers from 1")
+    if latents.height % latents.packing or latents.width % latents.packing:
+        raise BundleError(f"latents are {latents.height}x{latents.width}: packing {latents.packing} must divide both")
+
+
+def _check_scorers(scorers: Mapping[str, Scorer]) -> None:
+    for name, scorer in scorers.items():
+        if not _NAME.fullmatch(name):
+            raise BundleError(f"scorers has the name {name!r}: accepted is {_NAME.pattern}")
+        if scorer.role not in ROLES:
+            raise BundleError(f"scorers.{name}.role is {scorer.role!r}: accepted is {' or '.join(ROLES)}")
+        if not scorer.std > 0:
+            raise BundleError(f"scorers.{name}.std is {scorer.std}: accepted is more than 0")
+
+
+def read_student(bundle: Path) -> Student:
+    """The manifest of a bundle; the files that it names are not opened (see ``verify_files``).
+
+    Raises:
+        BundleError: no bundle there, or a manifest that does not say what this version needs.
+    """
+    path = bundle / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{bundle} is not a student: it has no {MANIFEST}")
+    try:
+        return from_json(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path}: {error}") from error
+
+
+def write_student(bundle: Path, student: Student) -> Student:
+    """Write ``student.json`` (atomically) beside the pipeline that it describes, with the sha256 of each file.
+
+    Returns the student with its ``files`` filled in.
+    """
+    complete = replace(student, files=hash_files(bundle))
+    text = json.dumps(to_json(complete), indent=2, allow_nan=False) + "\n"
+    unfinished = bundle / f".{MANIFEST}.part"
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(bundle / MANIFEST)
+    return complete
+
+
+def hash_files(bundle: Path) -> dict[str, str]:
+    """sha256 of each file that ``DiffusionPipeline.from_pretrained(bundle)`` reads, by path inside the bundle."""
+    index = bundle / "model_index.json"
+    if not index.is_file():
+        raise BundleError(f"{bundle} is not a diffusers pipeline: it has no model_index.json")
+    parts = [bundle / name for name in json.loads(index.read_text("utf-8")) if not name.startswith("_")]
+    inside = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
+    return {path.relative_to(bundle).as_posix(): sha256(path) for path in [index, *inside]}
+
+
+def verify_files(bundle: Path, student: Student) -> None:
+    """Compare the bundle's files with the hashes in its manifest.
+
+    Raises:
+        BundleError: names the first file that is missing, changed, or unknown to the manifest.
+    """
+    found = hash_files(bundle)
+    for name, expected in student.files.items():
+        if name not in found:
+            raise BundleError(f"{bundle}/{name} is missing, but {MANIFEST} names it")
+        if found[name] != expected:
+            raise BundleError(f"{bundle}/{name} has changed since {MANIFEST} was written (sha256 differs)")
+    for name in found:
+        if name not in student.files:
+            raise BundleError(f"{bundle}/{name} is not named in {MANIFEST}")
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def to_json(student: Student) -> dict[str, Any]:
+    """The manifest as plain JSON values; step counts become the string keys of ``sigmas``."""
+    data = asdict(student)
+    data["sigmas"] = {str(count): list(student.sigmas[count]) for count in sorted(student.sigmas)}
+    return {"format": data.pop("format"), **data, "steps": list(student.steps), "evaluation": list(student.evaluation)}
+
+
+def from_json(data: dict[str, Any]) -> Student:
+    """The inverse of ``to_json``; a missing or unknown field is an error that names it."""
+    plain = dict(data)
+    for name, convert in _CONVERT.items():
+        if name in plain:
+            plain[name] = convert(plain[name])
+    return _build(Student, plain, MANIFEST)
+
+
+_CONVERT: dict[str, Any] = {
+    "steps": tuple,
+    "sigmas": lambda value: {int(count): tuple(float(s) for s in row) for count, row in value.items()},
+    "latents": lambda value: _build(Latents, value, "latents"),
+    "image": lambda value: _build(ImageSize, value, "image"),
+    "scorers": lambda value: {name: _build(Scorer, row, f"scorers.{name}") for name, row in value.items()},
+    "reward_reference": lambda value: {
+        name: _build(RewardReference, row, f"reward_reference.{name}") for name, row in value.items()
+    },
+    "evaluation": tuple,
+}
+
+
+def _build(cls: type[T], data: dict[str, Any], where: str) -> T:
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    for name in sorted(names - data.keys()):
+        raise BundleError(f"{where} lacks the field {name!r}")
+    for name in sorted(data.keys() - names):
+        raise BundleError(f"{where} has the unknown field {name!r}")
+    return cls(**data)
