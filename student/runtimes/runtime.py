@@ -1,0 +1,43 @@
+"""What every way of running a student answers to.
+
+Legend: B images, C = 3 colour channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from student.bundle import Student
+
+FloatArray = NDArray[np.float32]
+
+
+class Runtime(Protocol):
+    """A student that is loaded and ready to draw; not to be called from two threads at once."""
+
+    @property
+    def name(self) -> str:
+        """The runtime's folder name ("onnx-fused-fp32"), or "torch" or "fake"."""
+
+    @property
+    def student(self) -> Student:
+        """The manifest of the bundle that draws."""
+
+    @property
+    def max_batch(self) -> int:
+        """The largest number of images that one call takes."""
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
+        """One image for each (prompt, seed): images_BCHW, float32 in [0, 1]; an image never depends on the others.
+
+        Raises:
+            ValueError: prompts and seeds of different lengths, an empty or too large batch, a seed out of range,
+                a step count that the student was not trained for.
+        """
+
+    def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
+        """Standardised scores_B (0 = the teacher's mean) of each scorer in the bundle, by scorer name."""
