@@ -1,0 +1,56 @@
+"""What a long run shows while it runs: a rich bar on a terminal, and JSON lines in a file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+
+
+class StepLog:
+    """Appends one JSON object a step to ``path``; a resumed run drops the lines it will redo."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_log(path) if row["step"] < first_step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a", buffering=1)
+        self._start = time.monotonic()
+
+    def write(self, step: int, **values: float) -> None:
+        """Log one step; ``elapsed_s`` counts from the start of this process's part of the run."""
+        row = {"step": step, **values, "elapsed_s": round(time.monotonic() - self._start, 2)}
+        self._file.write(json.dumps(row) + "\n")
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """All rows of a JSON-lines log; a last line cut short by a crash is dropped."""
+    if not path.exists():
+        return []
+    rows: list[dict[str, float]] = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def steps(label: str, first: int, last: int) -> Iterator[int]:
+    """Count from ``first`` to ``last - 1`` behind a bar with the time that remains."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(label, total=last, completed=first)
+        for step in range(first, last):
+            yield step
+            bar.advance(task)

@@ -1,0 +1,179 @@
+"""Trains the starter world's preference scorers on pairs that need no labels (Bradley-Terry).
+
+Each step draws N scenes; for each there are the right image, an altered one, a degraded one, and
+P captions of which the first is right. Suffixes as in rewards/shapes.py, with N scenes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from rewards import shapes as rewards
+from training import checkpoint
+from training.progress import StepLog, steps
+from training.shapes import degrade, pairs, vocabulary, world
+
+
+@dataclass(frozen=True)
+class ScorerTraining:
+    """One scorer's run. ``half`` picks the scenes (by a hash of what they show) that it may see."""
+
+    name: str
+    kind: str
+    half: int
+    seed: int
+    width: int = 96
+    steps: int = 3_000
+    batch: int = 32
+    lr: float = 1.5e-3
+    wrong_captions: int = 8
+    save_every: int = 250
+
+
+TRAINED = ScorerTraining(name="trained", kind="query", half=0, seed=211)
+HELDOUT = ScorerTraining(name="heldout", kind="clip", half=1, seed=223)
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Images in [0, 1] and token ids; ``ids_NPL[:, 0]`` is the right caption."""
+
+    right_NCHW: Tensor
+    altered_NCHW: Tensor
+    degraded_NCHW: Tensor
+    ids_NPL: Tensor
+    caption_kind_NP: np.ndarray
+    altered_kind_N: np.ndarray
+    degraded_kind_N: np.ndarray
+
+
+def in_half(scenes: world.Scenes, half: int) -> np.ndarray:
+    """True where a scene's content hashes into ``half`` (0 or 1)."""
+    code = scenes.background_N * 7 + scenes.relation_N
+    for column in (scenes.size_NK, scenes.color_NK, scenes.shape_NK):
+        code = (code * 31 + column[:, 0]) * 37 + column[:, 1]
+    mixed = (code.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
+    return (mixed & np.uint64(1)).astype(np.int64) == half
+
+
+def draw_pairs(
+    num: int, wrong_captions: int, half: int | None, tokenizer: PreTrainedTokenizerFast, *key: int
+) -> PairBatch:
+    """A batch of pairs, a function of ``key`` alone; ``half=None`` draws from the whole world."""
+    gen = world.rng(*key, 1)
+    scenes = world.sample(num if half is None else 4 * num, *key)
+    if half is not None:
+        scenes = scenes.take(np.flatnonzero(in_half(scenes, half))[:num])
+    styles = pairs.sample_styles(num, gen)
+    altered, altered_kind = pairs.alter(scenes, styles, gen)
+    altered = world.place(altered, gen)
+    degraded, degraded_kind = degrade.draw(scenes, int(gen.integers(2**31)))
+    texts, kinds = [pairs.captions(scenes, styles)], [np.full(num, -1)]
+    for _ in range(wrong_captions):
+        other, kind = pairs.alter(scenes, styles, gen)
+        texts.append(pairs.captions(other, styles))
+        kinds.append(kind)
+    flat = vocabulary.encode(tokenizer, [text for column in texts for text in column])
+    ids = torch.tensor(flat).reshape(1 + wrong_captions, num, -1).transpose(0, 1)
+    look = torch.Generator().manual_seed(int(gen.integers(2**31)))
+    images = torch.cat([world.render_NCHW(scenes), world.render_NCHW(altered), degraded])
+    right, wrong, bad = degrade.photograph(images, look).chunk(3)
+    return PairBatch(right, wrong, bad, ids, np.stack(kinds, 1), altered_kind, degraded_kind)
+
+
+def scores(model: rewards.Scorer, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores (N, P) of all captions on the right, the altered and the degraded images."""
+    num, prompts, length = batch.ids_NPL.shape
+    text = model.encode_text(batch.ids_NPL.reshape(-1, length)).reshape(num, prompts, -1)
+    images = torch.cat([batch.right_NCHW, batch.altered_NCHW, batch.degraded_NCHW])
+    encoded = model.encode_image(images.to(memory_format=torch.channels_last))
+    right, altered, degraded = (model.compare(part, text).float() for part in encoded.chunk(3))
+    return right, altered, degraded
+
+
+def loss(model: rewards.Scorer, batch: PairBatch) -> Tensor:
+    """Bradley-Terry on image pairs, and its many-way form (softmax) on each image's captions.
+
+    A degraded image must still prefer its own caption, so that the scorer can lead a generator
+    whose pictures are not clean yet.
+    """
+    with torch.autocast("cpu", torch.bfloat16):
+        right, altered, degraded = scores(model, batch)
+    first = torch.zeros(len(right), dtype=torch.long)
+    captions = F.cross_entropy(right, first) + 0.5 * F.cross_entropy(degraded, first)
+    images = F.softplus(altered[:, 0] - right[:, 0]) + F.softplus(degraded[:, 0] - right[:, 0])
+    return captions + images.mean()
+
+
+def train(config: ScorerTraining, run_dir: Path) -> rewards.Scorer:
+    """Train, or go on training, one scorer; it ends up in ``run_dir/scorer-NAME``."""
+    done = run_dir / f"scorer-{config.name}"
+    if done.exists():
+        return rewards.load(done)
+    tokenizer = vocabulary.tokenizer()
+    torch.manual_seed(config.seed)
+    model = rewards.build(
+        rewards.ScorerConfig(
+            config.kind,
+            len(tokenizer),
+            vocabulary.MAX_TOKENS,
+            int(tokenizer.eos_token_id),
+            int(tokenizer.pad_token_id),
+            width=config.width,
+        )
+    ).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.98), weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, config.steps, pct_start=0.05)
+    saved = checkpoint.load(run_dir / f"scorer-{config.name}.pt")
+    first = 0
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        first = saved["step"]
+    log = StepLog(run_dir / f"scorer-{config.name}.jsonl", first)
+    for step in steps(f"scorer {config.name}", first, config.steps):
+        batch = draw_pairs(config.batch, config.wrong_captions, config.half, tokenizer, config.seed, step)
+        value = loss(model, batch)
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 25 == 0:
+            log.write(step, loss=value.item())
+        if (step + 1) % config.save_every == 0:
+            parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+            state = {name: part.state_dict() for name, part in parts.items()}
+            checkpoint.save(run_dir / f"scorer-{config.name}.pt", {**state, "step": step + 1})
+    log.close()
+    rewards.save(model, done)
+    return rewards.load(done)
+
+
+@torch.no_grad()
+def accuracy(model: rewards.Scorer, num: int = 1024, seed: int = 997) -> dict[str, float]:
+    """Pairwise accuracy on fresh scenes of the whole world, by kind of pair; ``all`` is over all pairs."""
+    tokenizer = vocabulary.tokenizer()
+    wins: dict[str, list[np.ndarray]] = {}
+    for part in range(num // 64):
+        batch = draw_pairs(64, 4, None, tokenizer, seed, part)
+        right, altered, degraded = (s.numpy() for s in scores(model, batch))
+        for kind, name in enumerate(pairs.KINDS):
+            hit = batch.caption_kind_NP[:, 1:] == kind
+            wins.setdefault(f"caption:{name}", []).append((right[:, :1] > right[:, 1:])[hit])
+            chosen = batch.altered_kind_N == kind
+            wins.setdefault(f"image:{name}", []).append((right[:, 0] > altered[:, 0])[chosen])
+        for kind, name in enumerate(degrade.KINDS):
+            chosen = batch.degraded_kind_N == kind
+            wins.setdefault(f"degraded:{name}", []).append((right[:, 0] > degraded[:, 0])[chosen])
+    flat = {name: np.concatenate(parts) for name, parts in wins.items()}
+    table = {name: float(values.mean()) for name, values in flat.items()}
+    return {"all": float(np.concatenate(list(flat.values())).mean()), **table}
