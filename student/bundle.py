@@ -60,13 +60,16 @@ class ImageSize:
 class Scorer:
     """A scorer of the bundle; ``mean`` and ``std`` are the teacher's raw scores on the calibration prompts.
 
-    The standardised score is ``(raw - mean) / std``. ``file`` is relative to the bundle.
+    The standardised score is ``(raw - mean) / std``. ``file`` is relative to the bundle; ``source_sha256`` is
+    ``hash_weights`` of the folder that training loaded the scorer from, since mean and std belong to those weights
+    (a scorer that does not say it cannot be compiled).
     """
 
     file: str
     mean: float
     std: float
     role: Literal["trained", "heldout"]
+    source_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class RewardReference:
 @dataclass(frozen=True)
 class Student:
     """The contents of ``student.json``.
+
+    ``baked`` holds the arguments, beside those that every call needs, with which diffusers' pipeline must be called.
 
     Raises:
         BundleError: a field outside its range, or fields that contradict each other.
@@ -207,6 +212,14 @@ def verify_files(bundle: Path, student: Student) -> None:
     for name in found:
         if name not in student.files:
             raise BundleError(f"{bundle}/{name} is not named in {MANIFEST}")
+
+
+def hash_weights(folder: Path) -> str:
+    """One sha256 for the weights and the configuration of a model's folder; cards and pictures do not count."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+    if not files:
+        raise BundleError(f"{folder} holds no weights")
+    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -18,7 +18,8 @@ from student.bundle import ImageSize, Latents, RewardReference, Scorer, Student,
 from student.schedule import sigmas
 
 MAX_TOKENS = 24
-SPECIALS = ("<pad>", "<unk>", "<eos>")
+CLIP_TOKENS = 20  # not MAX_TOKENS, so that a mix-up of the two tokenizers shows
+SPECIALS = ("<pad>", "<eos>", "<unk>")  # an end token with id 2 would make CLIPTextModel pool at the highest id
 WORDS = tuple(
     "a on of left right above below small large red green blue heart star circle ring gray background".split()
 )
@@ -33,19 +34,19 @@ PROMPTS = (
 )
 
 
-def tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
+def tokenizer(words: Sequence[str] = WORDS, length: int = CLIP_TOKENS) -> PreTrainedTokenizerFast:
     """Word-level and lower-cased: an unknown word is <unk>, a prompt ends in <eos> and is padded with <pad>."""
     vocabulary = {word: i for i, word in enumerate([*SPECIALS, *words])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 2)])
+    backend.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
         unk_token="<unk>",
         eos_token="<eos>",
-        model_max_length=MAX_TOKENS,
+        model_max_length=length,
         clean_up_tokenization_spaces=False,
     )
 
@@ -57,10 +58,10 @@ def pipeline(seed: int = 0, width: int = 32, heads: int = 2, double: int = 1, si
     text = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 1, "num_attention_heads": heads}
     clip = CLIPTextConfig(
         vocab_size=len(words),
-        max_position_embeddings=MAX_TOKENS,
+        max_position_embeddings=CLIP_TOKENS,
         pad_token_id=0,
         bos_token_id=1,
-        eos_token_id=2,
+        eos_token_id=1,
         **text,
     )
     t5 = T5Config(
@@ -72,7 +73,7 @@ def pipeline(seed: int = 0, width: int = 32, heads: int = 2, double: int = 1, si
         text_encoder=CLIPTextModel(clip),
         tokenizer=words,
         text_encoder_2=T5EncoderModel(t5),
-        tokenizer_2=tokenizer(),
+        tokenizer_2=tokenizer(length=MAX_TOKENS),
         transformer=_transformer(width, heads, double, single),
     )
     _enliven(pipe)

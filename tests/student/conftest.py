@@ -6,8 +6,8 @@ from student.bundle import Scorer
 from tests import tiny
 
 SCORERS = {
-    "trained": Scorer(file="scorers/trained.onnx", mean=0.5, std=2.0, role="trained"),
-    "heldout": Scorer(file="scorers/heldout.onnx", mean=-1.0, std=0.5, role="heldout"),
+    "trained": Scorer(file="scorers/trained.onnx", source_sha256="ab" * 32, mean=0.5, std=2.0, role="trained"),
+    "heldout": Scorer(file="scorers/heldout.onnx", source_sha256="cd" * 32, mean=-1.0, std=0.5, role="heldout"),
 }
 
 

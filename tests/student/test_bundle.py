@@ -15,6 +15,7 @@ from student.bundle import (
     Student,
     from_json,
     hash_files,
+    hash_weights,
     read_student,
     to_json,
     verify_files,
@@ -68,6 +69,20 @@ def test_a_changed_missing_or_added_file_is_named(copy: Path) -> None:
     (copy / "vae" / "extra.bin").write_bytes(b"")
     with pytest.raises(BundleError, match=r"vae/extra\.bin is not named"):
         verify_files(copy, student)
+
+
+def test_the_hash_of_a_scorer_is_of_its_weights_and_configuration(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("one")
+    before = hash_weights(tmp_path)
+    (tmp_path / "README.md").write_text("a card")
+    assert hash_weights(tmp_path) == before
+    (tmp_path / "model.safetensors").write_text("two")
+    assert hash_weights(tmp_path) != before
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(BundleError, match="holds no weights"):
+        hash_weights(tmp_path)
 
 
 def test_a_folder_that_is_no_student(tmp_path: Path) -> None:
