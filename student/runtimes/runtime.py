@@ -41,3 +41,13 @@ class Runtime(Protocol):
 
     def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
         """Standardised scores_B (0 = the teacher's mean) of each scorer in the bundle, by scorer name."""
+
+
+def check_call(student: Student, prompts: Sequence[str], seeds: Sequence[int], steps: int, max_batch: int) -> None:
+    """Raise the errors of ``Runtime.draw`` (but for a seed's range, which the noise checks)."""
+    if not prompts or len(prompts) != len(seeds):
+        raise ValueError(f"prompts and seeds are {len(prompts)} and {len(seeds)}: accepted is one seed for each prompt")
+    if len(prompts) > max_batch:
+        raise ValueError(f"the batch has {len(prompts)} images: accepted is 1 to {max_batch}")
+    if steps not in student.sigmas:
+        raise ValueError(f"steps is {steps}: {student.id} was trained for {', '.join(map(str, student.steps))}")

@@ -1,0 +1,83 @@
+"""The torch runtime against diffusers' own pipeline, at every step count that the student was trained for."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from student.bundle import read_student
+from student.pipeline import open_pipeline, reproduce, save_pipeline
+from student.runtimes.torch import TorchRuntime
+from tests import tiny
+
+SEEDS = (0, 1, 2, 3, 2**32 - 1, 5, 5)
+
+
+@pytest.fixture(scope="module")
+def runtime(bundle: Path) -> TorchRuntime:
+    return TorchRuntime(bundle, read_student(bundle), threads=1)
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_diffusers_draws_the_same_pictures(bundle: Path, runtime: TorchRuntime, steps: int) -> None:
+    images = runtime.draw(tiny.PROMPTS, SEEDS, steps)
+    theirs = reproduce(open_pipeline(bundle), runtime.student, tiny.PROMPTS, SEEDS, steps)
+    assert images.shape == (7, 3, 64, 64) and images.dtype == np.float32
+    assert 0 <= images.min() and images.max() <= 1 and images.std() > 0.1
+    np.testing.assert_allclose(images, theirs, atol=1e-4)
+
+
+def test_prompt_seed_and_steps_all_matter(runtime: TorchRuntime) -> None:
+    base = runtime.draw(["a red heart"], [1], 4)
+    for prompt, seed, steps in (("a blue star", 1, 4), ("a red heart", 2, 4), ("a red heart", 1, 2)):
+        assert np.abs(runtime.draw([prompt], [seed], steps) - base).max() > 0.01
+
+
+def test_bytes_do_not_depend_on_batch_mates(runtime: TorchRuntime) -> None:
+    together = runtime.draw(tiny.PROMPTS, SEEDS, 4)
+    for b, (prompt, seed) in enumerate(zip(tiny.PROMPTS, SEEDS, strict=True)):
+        np.testing.assert_array_equal(runtime.draw([prompt], [seed], 4)[0], together[b])
+
+
+def test_calls_out_of_range_are_refused(runtime: TorchRuntime) -> None:
+    for prompts, seeds, steps, message in (
+        ([], [], 4, "prompts and seeds are 0 and 0"),
+        (["a"], [1, 2], 4, "prompts and seeds are 1 and 2"),
+        (["a"] * 9, range(9), 4, "the batch has 9 images: accepted is 1 to 8"),
+        (["a"], [1], 3, "steps is 3: tiny was trained for 4, 2"),
+        (["a"], [-1], 4, "seed is -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            runtime.draw(prompts, seeds, steps)
+
+
+def test_a_bundle_without_compiled_scorers_scores_nothing(runtime: TorchRuntime) -> None:
+    assert runtime.score(np.zeros((1, 3, 64, 64), np.float32), ["a"]) == {}
+
+
+def test_half_weights_on_disk_open_in_float32_whoever_opens_them(tmp_path: Path) -> None:
+    """A pipeline opened without a dtype must run: transformers follows the config's type, diffusers does not."""
+    pipe = tiny.pipeline()
+    before = pipe.transformer.proj_out.weight.clone()
+    save_pipeline(pipe, tmp_path)
+    assert (pipe.transformer.proj_out.weight - before).abs().max() > 0
+    opened = DiffusionPipeline.from_pretrained(tmp_path)
+    for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        weights, saved = getattr(opened, name).state_dict(), getattr(pipe, name).state_dict()
+        assert {value.dtype for value in weights.values()} == {torch.float32}
+        assert all(torch.equal(weights[key], saved[key]) for key in saved)
+    assert json.loads((tmp_path / "text_encoder" / "config.json").read_text())["dtype"] == "float32"
+    size = sum(p.stat().st_size for p in tmp_path.rglob("*.safetensors"))
+    numel = sum(v.numel() for n in opened.components.values() if isinstance(n, torch.nn.Module) for v in n.parameters())
+    assert size < 2.2 * numel
+
+
+def test_a_weight_beyond_half_is_named(tmp_path: Path) -> None:
+    pipe = tiny.pipeline()
+    with torch.no_grad():
+        pipe.vae.decoder.layers[0].bias[0] = 1e5
+    with pytest.raises(ValueError, match=r"vae\.decoder\.layers\.0\.bias holds values that are not finite in float16"):
+        save_pipeline(pipe, tmp_path)
