@@ -1,0 +1,92 @@
+"""The service's configuration: read once, in ``main``, from environment variables that begin with ``FEWSTEP_``."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import StartupError
+
+PREFIX = "FEWSTEP_"
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+LogLevel = Literal["debug", "info", "warning", "error"]
+RuntimeName = Literal["auto", "onnx", "openvino", "tensorrt", "tensorrt_rtx", "torch", "fake"]
+
+
+def default_data_dir() -> Path:
+    """``fewstep`` in the user's data directory, as the XDG rules have it."""
+    try:
+        base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    except RuntimeError as error:
+        raise StartupError("FEWSTEP_DATA_DIR must be set: there is no home directory.") from error
+    return Path(base).absolute() / "fewstep"
+
+
+class Settings(BaseSettings):
+    """Each field is the environment variable of its name with the prefix; the descriptions are its documentation."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field(default="127.0.0.1", description="Address that the HTTP process listens on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Its port; 0 takes a free one.")
+    redis_url: str | None = Field(default=None, description="Redis >= 7.0 or Valkey >= 7.2; unset: an embedded server.")
+    data_dir: AbsolutePath = Field(
+        default_factory=default_data_dir, description="Embedded server, results and run.json live here."
+    )
+    model: AbsolutePath = Field(default=REPOSITORY / "models" / "shapes", description="The served student.")
+    runtime: RuntimeName = Field(default="auto", description="How the student is run; fake needs no student.")
+    threads: int = Field(default=0, ge=0, description="Threads of one worker's runtime; 0: as many as there are cores.")
+    workers: int = Field(default=1, ge=1, le=64, description="Worker processes that serve starts.")
+    max_pending: int = Field(default=1000, ge=1, description="Jobs that may wait; beyond, requests are answered 503.")
+    request_timeout_s: float = Field(default=60.0, gt=0, description="Longest wait for an answer; beyond, 504.")
+    result_ttl_s: float = Field(default=3600.0, gt=0, description="How long images and job records are kept.")
+    lease_s: float = Field(default=10.0, ge=0.2, description="A worker that is silent so long is taken for dead.")
+    max_attempts: int = Field(default=5, ge=1, description="A job that was lost with so many workers is given up.")
+    log_level: LogLevel = Field(default="info", description="Least severe line that is logged.")
+
+    @property
+    def thread_count(self) -> int:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.threads or cores
+
+    @property
+    def required_redis_url(self) -> str:
+        """The URL, for a process that does not start a server of its own."""
+        if self.redis_url is None:
+            raise StartupError("FEWSTEP_REDIS_URL is not set; only serve starts a server of its own.")
+        return self.redis_url
+
+    @property
+    def results_dir(self) -> Path:
+        return self.data_dir / "results"
+
+
+def read_settings() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        StartupError: a variable with the prefix that is not a setting, or a value outside its range.
+    """
+    _refuse_unknown(os.environ)
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + str(first["loc"][0]).upper() if first["loc"] else PREFIX
+        raise StartupError(f"{name} is {first['input']!r}: {first['msg']}.") from error
+
+
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    for name in sorted(environ):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
+            raise StartupError(f"{name} is not a setting; the nearest one is {nearest}.")

@@ -1,0 +1,71 @@
+"""The configuration: what is known, what is refused, and with which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.errors import StartupError
+from service.settings import PREFIX, Settings, read_settings
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(PREFIX + name.upper(), raising=False)
+
+
+def test_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/somewhere")
+    settings = read_settings()
+    assert (settings.host, settings.port, settings.redis_url, settings.runtime) == ("127.0.0.1", 8000, None, "auto")
+    assert settings.data_dir == Path("/somewhere/fewstep") and settings.results_dir == Path(
+        "/somewhere/fewstep/results"
+    )
+    assert settings.model.parts[-2:] == ("models", "shapes") and settings.model.is_absolute()
+    assert settings.thread_count >= 1
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("FEWSTEP_PROT", "FEWSTEP_PORT"), ("FEWSTEP_REDIS", "FEWSTEP_REDIS_URL"), ("FEWSTEP_", "")]
+)
+def test_an_unknown_variable_names_the_nearest(name: str, nearest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(StartupError, match=f"{name} is not a setting; the nearest one is {nearest}"):
+        read_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "70000"),
+        ("PORT", "many"),
+        ("RUNTIME", "cuda"),
+        ("WORKERS", "0"),
+        ("LEASE_S", "0"),
+        ("RESULT_TTL_S", "-1"),
+    ],
+)
+def test_a_wrong_value_names_the_variable_and_the_value(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PREFIX + name, value)
+    with pytest.raises(StartupError, match=f"^{PREFIX}{name} is '{value}': ") as caught:
+        read_settings()
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEWSTEP_DATA_DIR", "here")
+    monkeypatch.setenv("FEWSTEP_MODEL", "~/student")
+    settings = read_settings()
+    assert settings.data_dir == tmp_path / "here" and settings.model == Path.home() / "student"
+
+
+def test_a_url_is_needed_where_no_server_is_started() -> None:
+    with pytest.raises(StartupError, match="FEWSTEP_REDIS_URL"):
+        _ = read_settings().required_redis_url
