@@ -1,0 +1,37 @@
+"""Connections to the queue's server. redis-py repeats a call whose answer was lost: every script can be repeated."""
+
+from __future__ import annotations
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+RETRIES = 8
+FIRST_PAUSE_S = 0.02
+LONGEST_PAUSE_S = 0.5
+CONNECT_TIMEOUT_S = 2.0
+CALL_TIMEOUT_S = 5.0
+
+
+def connect(url: str, *, block_s: float = 0.0, retries: int = RETRIES) -> redis.Redis:
+    """A client for one thread; ``block_s`` is the longest that a call of it waits on the server's side."""
+    return redis.Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_timeout=CALL_TIMEOUT_S + block_s,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        retry=Retry(ExponentialBackoff(cap=LONGEST_PAUSE_S, base=FIRST_PAUSE_S), retries),
+    )
+
+
+def connect_async(url: str, *, block_s: float = 0.0, retries: int = RETRIES) -> redis.asyncio.Redis:
+    """The same for an event loop."""
+    return redis.asyncio.Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_timeout=CALL_TIMEOUT_S + block_s,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        retry=AsyncRetry(ExponentialBackoff(cap=LONGEST_PAUSE_S, base=FIRST_PAUSE_S), retries),
+    )
