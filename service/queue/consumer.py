@@ -1,0 +1,64 @@
+"""The worker's side of the queue."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import redis
+
+from service.queue.job import Claimed
+from service.queue.scripts import prefix, source
+
+Held = tuple[str, str]  # id, token
+
+
+class Consumer:
+    """Claims, renews, ends and hands back jobs of one model for one worker; not to be shared between threads."""
+
+    def __init__(self, client: redis.Redis, model: str, worker: str, *, lease_s: float, max_attempts: int) -> None:
+        self._client = client
+        self._prefix = prefix(model)
+        self._worker = worker
+        self._lease_ms = round(lease_s * 1000)
+        self._max_attempts = max_attempts
+        names = ("claim", "beat", "finish", "release", "lost")
+        self._scripts = {name: client.register_script(source(name)) for name in names}
+
+    def claim(self, lane: str, max_images: int, claim_id: str | None = None) -> list[Claimed]:
+        """Waiting jobs of one batch key, the oldest first; empty if nothing waits.
+
+        They hold ``max_images`` images at most, but for a single job that is larger than that.
+        """
+        arguments = (claim_id or uuid.uuid4().hex, lane, max_images, self._lease_ms, self._max_attempts)
+        now_us, token, jobs = self._run("claim", self._worker, *arguments)
+        return [
+            Claimed(id, token, payload, int(attempts), (int(now_us) - int(created_us)) / 1e6)
+            for id, payload, attempts, created_us in jobs
+        ]
+
+    def wait(self, lane: str, seconds: float) -> None:
+        """Return when something was put into the lane, or after ``seconds``; a lost token costs that long."""
+        self._client.brpop([f"{self._prefix}w:{lane}"], timeout=seconds)
+
+    def beat(self, info: Mapping[str, Any], held: Iterable[Held]) -> dict[str, str]:
+        """Renew the leases; returns the ids that need no further work, each with 'cancelled' or 'lost'."""
+        pairs = [part for pair in held for part in pair]
+        return dict(self._run("beat", self._worker, json.dumps(info), self._lease_ms, *pairs))
+
+    def finish(self, id: str, token: str, state: str, result: Mapping[str, Any]) -> str:
+        """End a job; returns its final state, or 'fenced' if it is another worker's by now."""
+        return str(self._run("finish", id, token, state, json.dumps(result)))
+
+    def release(self, held: Iterable[Held]) -> int:
+        """Leave: hand back what is held, without counting an attempt, and count as a worker no more."""
+        return int(self._run("release", self._worker, *[part for pair in held for part in pair]))
+
+    def lost(self, worker: str) -> int:
+        """Take a worker's jobs from it at once, because its process is known to be dead."""
+        return int(self._run("lost", worker, self._max_attempts))
+
+    def _run(self, name: str, *args: str | int) -> Any:
+        return self._scripts[name](keys=[self._prefix], args=list(args))

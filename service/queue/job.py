@@ -1,0 +1,101 @@
+"""What travels through the queue: the job that the API accepts, and the record that a worker leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+class State(StrEnum):
+    """Where a job is; it leaves a terminal state never."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+TERMINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.EXPIRED})
+
+
+class PayloadError(ValueError):
+    """A payload that this version cannot read."""
+
+
+def lane(model: str, version: str) -> str:
+    """The part of the queue that workers with this model, version and payload format can serve."""
+    return f"{SCHEMA_VERSION}|{model}|{version}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request: ``len(seeds)`` images of one prompt."""
+
+    id: str
+    model: str
+    version: str
+    height: int
+    width: int
+    steps: int
+    prompt: str
+    seeds: tuple[int, ...]
+    output_format: str
+    request_id: str
+
+    @property
+    def lane(self) -> str:
+        return lane(self.model, self.version)
+
+    @property
+    def shape(self) -> str:
+        """What batch mates share beside the lane: never the prompt, the seed, the output format or who asks."""
+        return f"{self.height}x{self.width}|{self.steps}"
+
+    def to_payload(self) -> str:
+        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)})
+
+    @classmethod
+    def from_payload(cls, payload: str) -> Job:
+        """The job of a payload.
+
+        Raises:
+            PayloadError: not written by this version of the service.
+        """
+        try:
+            data = json.loads(payload)
+            if data.pop("schema_version") != SCHEMA_VERSION or set(data) != {f.name for f in fields(cls)}:
+                raise PayloadError("the job was written by another version of the service")
+            return cls(**{**data, "seeds": tuple(data["seeds"])})
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise PayloadError("the job cannot be read") from error
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A job that a worker holds: ``token`` proves it, ``queue_s`` is how long it waited for this claim."""
+
+    id: str
+    token: str
+    payload: str
+    attempts: int
+    queue_s: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """A job as the queue knows it; ``result`` is what the worker left, empty before."""
+
+    id: str
+    state: State
+    result: Mapping[str, Any]
+
+    @property
+    def terminal(self) -> bool:
+        return self.state in TERMINAL

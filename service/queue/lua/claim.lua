@@ -1,0 +1,82 @@
+-- worker, claim id, lane, max images, lease_ms, max attempts
+-- → {now_us, token, {{id, payload, attempts, created_us}, …}}: waiting jobs of one bucket, the oldest first.
+-- The same claim id gets the same jobs again (those that are still held), never more.
+local worker, claim_id, lane = ARGV[1], ARGV[2], ARGV[3]
+local max_images, lease_ms, max_attempts = math.max(1, tonumber(ARGV[4])), tonumber(ARGV[5]), tonumber(ARGV[6])
+local claim_key = P .. 'c:' .. worker
+
+local function answer(token, ids)
+  local jobs = {}
+  for _, id in ipairs(ids) do
+    local job = redis.call('HMGET', P .. 'j:' .. id, 'payload', 'attempts', 'created_us')
+    jobs[#jobs + 1] = {id, job[1], job[2], job[3]}
+  end
+  return {int(now_us()), token, jobs}
+end
+
+local last = redis.call('GET', claim_key)
+last = last and cjson.decode(last)
+if last and last.claim_id == claim_id then
+  local held = {}
+  for _, id in ipairs(last.ids) do
+    if mine(id, last.token) then held[#held + 1] = id end
+  end
+  return answer(last.token, held)
+end
+
+reap(32, max_attempts)
+
+local function oldest_bucket()
+  for _, bucket in ipairs(redis.call('ZRANGE', P .. 'b', 0, -1)) do
+    if string.sub(bucket, 1, #lane + 1) == lane .. '|' then return bucket end
+  end
+end
+
+local bucket = oldest_bucket()
+if not bucket then
+  redis.call('DEL', P .. 'w:' .. lane)
+  return {int(now_us()), '0', {}}
+end
+local token = int(redis.call('INCR', P .. 'token'))
+keep(P .. 'token', WEEK_MS)
+local ids, images, now = {}, 0, now_us()
+
+-- False ends the batch: the job does not fit into it any more.
+local function take(id, bucket)
+  local key = P .. 'j:' .. id
+  local job = redis.call('HMGET', key, 'state', 'images', 'deadline_us', 'attempts')
+  if job[1] ~= 'queued' then
+    pull(id, bucket)
+  elseif tonumber(job[3]) <= now then
+    pull(id, bucket)
+    close(id, 'expired', '')
+  elseif #ids > 0 and images + tonumber(job[2]) > max_images then
+    return false
+  else
+    pull(id, bucket)
+    redis.call('HSET', key, 'state', 'running', 'token', token, 'worker', worker, 'claimed_us', int(now),
+      'attempts', tonumber(job[4]) + 1)
+    redis.call('ZADD', P .. 'l', int(now + lease_ms * 1000), id)
+    ids[#ids + 1] = id
+    images = images + tonumber(job[2])
+  end
+  return true
+end
+
+while bucket do
+  local solo = string.sub(bucket, -5) == '|solo'
+  local fits = true
+  while fits and images < max_images and not (solo and #ids > 0) do
+    local head = redis.call('ZRANGE', P .. 'p:' .. bucket, 0, 0)[1]
+    if not head then break end
+    fits = take(head, bucket)
+  end
+  if #ids > 0 then break end
+  bucket = oldest_bucket()
+end
+
+if not oldest_bucket() then redis.call('DEL', P .. 'w:' .. lane) end
+if #ids == 0 then return {int(now), token, {}} end
+keep(P .. 'l', lease_ms * 2)
+redis.call('SET', claim_key, cjson.encode({claim_id = claim_id, token = token, ids = ids}), 'PX', CLAIM_KEPT_MS)
+return answer(token, ids)

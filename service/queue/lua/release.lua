@@ -1,0 +1,13 @@
+-- worker, then pairs of (id, token): the worker leaves and hands back what it holds, without an attempt being counted.
+-- → the number of jobs handed back.
+local worker, released = ARGV[1], 0
+for i = 2, #ARGV, 2 do
+  local id = ARGV[i]
+  if mine(id, ARGV[i + 1]) then
+    requeue(id, tonumber(redis.call('HGET', P .. 'j:' .. id, 'attempts')) - 1, false)
+    released = released + 1
+  end
+end
+redis.call('ZREM', P .. 'wk', worker)
+redis.call('DEL', P .. 'wi:' .. worker)
+return released
