@@ -1,0 +1,97 @@
+"""A runtime without a network: each picture is a hash of what was asked for, so that a mix-up is seen at once.
+
+The whole service can be tried and tested with it. Words in a prompt make it misbehave: ``fake:sleep=0.2`` (the call
+takes 0.2 s longer), ``fake:raise`` (the call fails), ``fake:nan`` (that picture is not finite), ``fake:die`` (the
+process is gone in the middle of the call).
+
+Legend: B images, C = 3 colour channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from student.bundle import ImageSize, Latents, Scorer, Student
+from student.noise import SEED_LIMIT
+from student.runtimes.runtime import FloatArray
+
+SIDE_PX = 64
+CELLS = 8
+MAX_BATCH = 8
+SLEEP = re.compile(r"fake:sleep=([0-9.]+)")
+
+
+def fake_student() -> Student:
+    """A manifest for which no bundle exists."""
+    return Student(
+        id="fake",
+        version="1",
+        family="fake",
+        steps=(4,),
+        sigmas={4: (1.0, 0.75, 0.5, 0.25)},
+        latents=Latents(height=8, width=8, channels=16, packing=2, scaling_factor=1.0, shift_factor=0.0),
+        image=ImageSize(SIDE_PX, SIDE_PX),
+        max_tokens=24,
+        baked={},
+        teacher="fake",
+        scorers={
+            "trained": Scorer("scorers/trained.onnx", mean=0.0, std=1.0, role="trained"),
+            "heldout": Scorer("scorers/heldout.onnx", mean=0.0, std=1.0, role="heldout"),
+        },
+    )
+
+
+def fake_image(prompt: str, seed: int, steps: int) -> FloatArray:
+    """The picture of a request, (C, H, W): 8 x 8 squares of colours that survive a PNG exactly."""
+    digest = hashlib.shake_256(f"{steps}/{seed}/{prompt}".encode()).digest(CELLS * CELLS * 3)
+    cells_CHW = np.frombuffer(digest, np.uint8).reshape(3, CELLS, CELLS).astype(np.float32) / np.float32(255)
+    side = SIDE_PX // CELLS
+    image_CHW: FloatArray = cells_CHW.repeat(side, axis=1).repeat(side, axis=2)
+    return image_CHW
+
+
+class FakeRuntime:
+    """Draws hashes; see the module's description."""
+
+    def __init__(self) -> None:
+        self.name = "fake"
+        self.student = fake_student()
+        self.max_batch = MAX_BATCH
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
+        """images_BCHW of the prompts and seeds; see ``Runtime.draw``."""
+        self._check(prompts, seeds, steps)
+        _misbehave(" ".join(prompts))
+        images_BCHW = np.stack([fake_image(p, s, steps) for p, s in zip(prompts, seeds, strict=True)])
+        images_BCHW[["fake:nan" in prompt for prompt in prompts]] = np.nan
+        return images_BCHW
+
+    def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
+        """Two figures of each picture: its redness is the trained score, its blueness the held-out one."""
+        means_BC = images_BCHW.mean(axis=(2, 3), dtype=np.float32) * 4 - 2
+        return {"trained": means_BC[:, 0], "heldout": means_BC[:, 2]}
+
+    def _check(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> None:
+        if len(prompts) != len(seeds):
+            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: as many of each are accepted")
+        if not 1 <= len(prompts) <= self.max_batch:
+            raise ValueError(f"batch of {len(prompts)}: accepted is 1 to {self.max_batch}")
+        if any(not 0 <= seed < SEED_LIMIT for seed in seeds):
+            raise ValueError("a seed is out of range: accepted is 0 <= seed < 2^32")
+        if steps not in self.student.steps:
+            raise ValueError(f"steps is {steps}: accepted is {self.student.steps}")
+
+
+def _misbehave(words: str) -> None:
+    time.sleep(max([float(seconds) for seconds in SLEEP.findall(words)], default=0.0))
+    if "fake:die" in words:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "fake:raise" in words:
+        raise RuntimeError("the prompt asked for a failure")
