@@ -6,9 +6,6 @@ It is for evaluation only; nothing trains on it.
 from __future__ import annotations
 
 import math
-import math
-import math
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import permutations
@@ -16,9 +13,6 @@ from itertools import permutations
 from training.shapes.grammar import Caption, Thing
 from training.shapes.objects import Found, read
 from training.shapes.templates import FloatArray, match
-from training.shapes.world import SIDE_PX
-from training.shapes.world import SIDE_PX
-from training.shapes.world import SIDE_PX
 from training.shapes.world import SIDE_PX
 
 # Longer side of the bounding box, as a fraction of the image's side, from which an object is large.

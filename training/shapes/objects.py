@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.shapes.grammar import BACKGROUND_RGB, COLOR_RGB
-from training.shapes.templates import BoolArray, FloatArray, bounding_box
+from training.shapes.templates import BoolArray, Box, FloatArray, bounding_box
 
 SHADES = (0.88, 1.0, 1.12)
 BORDER_PX = 2
 MIN_AREA_PX = 40  # the smallest object that the world draws, a star in a pair, covers 100
 MIN_CORE_PX = 6
 MAX_COLORS = 4
-MIX_TOLERANCE = 0.12
+MIX_TOLERANCE = 0.08
 MAX_COLOR_DISTANCE = 0.3
 MIN_BORDER_SHARE = 0.8
 BORDER_TOLERANCE = 0.15
@@ -42,14 +42,14 @@ class Found:
     color: str | None
     x_px: float
     y_px: float
-    box: tuple[int, int, int, int]
+    box: Box
     cover_HW: FloatArray
 
     @property
     def extent(self) -> float:
         """The longer side of the bounding box as a fraction of the image's side."""
         left, top, right, bottom = self.box
-        return max(right - left, bottom - top) / self.cover_HW.shape[0]
+        return max(right - left, bottom - top) / len(self.cover_HW)
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,8 @@ def read(image_CHW: FloatArray) -> Picture:
     border_P = np.ones((height, width), dtype=bool)
     border_P[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = False
     ground_C = np.median(rgb_PC[border_P.ravel()], axis=0)
-    things: list[Found] = []
     inks = _palette(rgb_PC, ground_C, (height, width))
-    if inks:
-        cover_KP, apart_KP = (np.array(part) for part in zip(*(_mix(rgb_PC, ground_C, ink) for ink in inks), strict=True))
-        owner_P = apart_KP.argmin(0)
-        for k in range(len(inks)):
-            cover_HW = np.where(owner_P == k, np.clip(cover_KP[k], 0, 1), 0.0).reshape(height, width)
-            things += _things(cover_HW, rgb_PC)
-    things.sort(key=lambda thing: -thing.cover_HW.sum())
+    things = [] if not inks else _things(rgb_PC, *_owners(rgb_PC, ground_C, inks), (height, width))
     return Picture(_background(rgb_PC[border_P.ravel()], ground_C), tuple(things))
 
 
@@ -117,24 +110,59 @@ def _mix(rgb_PC: FloatArray, ground_C: FloatArray, ink_C: FloatArray) -> tuple[F
     return share_P, np.linalg.norm(rgb_PC - nearest_PC, axis=1)
 
 
+def _grown(mask_HW: BoolArray) -> BoolArray:
+    """The true pixels and their four neighbours."""
+    wide = np.pad(mask_HW, 1)
+    grown: BoolArray = mask_HW | wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
+    return grown
+
+
 def _core(mask_HW: BoolArray) -> BoolArray:
     """The pixels whose four neighbours are true too: a rim two pixels wide has none."""
-    wide = np.pad(mask_HW, 1)
-    core: BoolArray = mask_HW & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
+    core: BoolArray = ~_grown(~mask_HW)
     return core
 
 
-def _things(cover_HW: FloatArray, rgb_PC: FloatArray) -> list[Found]:
-    found = []
-    for mask_HW in components(cover_HW > 0.5):
-        core_HW = _core(mask_HW)
-        if mask_HW.sum() < MIN_AREA_PX or core_HW.sum() < MIN_CORE_PX:
-            continue
-        rows, columns = np.nonzero(mask_HW)
-        color = _color(np.median(rgb_PC[core_HW.ravel()], axis=0))
-        x, y = float(columns.mean()) + 0.5, float(rows.mean()) + 0.5
-        found.append(Found(color, x, y, bounding_box(mask_HW), cover_HW * mask_HW))
-    return found
+def _owners(rgb_PC: FloatArray, ground_C: FloatArray, inks: list[FloatArray]) -> tuple[NDArray[np.int64], FloatArray]:
+    """Whose mix with the background explains each pixel best, and that colour's share of it in [0, 1]."""
+    share_KP, apart_KP = (np.array(part) for part in zip(*(_mix(rgb_PC, ground_C, ink) for ink in inks), strict=True))
+    owner_P = apart_KP.argmin(0)
+    return owner_P, np.clip(np.take_along_axis(share_KP, owner_P[None], 0)[0], 0, 1)
+
+
+def _things(rgb_PC: FloatArray, owner_P: NDArray[np.int64], cover_P: FloatArray, shape: tuple[int, int]) -> list[Found]:
+    owner_HW, cover_HW = owner_P.reshape(shape), cover_P.reshape(shape)
+    parts = [part for k in range(owner_P.max() + 1) for part in components((owner_HW == k) & (cover_HW > 0.5))]
+    whole = _without_fringes(sorted(parts, key=np.count_nonzero, reverse=True))
+    return [_found(mask_HW, cover_HW, rgb_PC) for mask_HW in whole if _is_thing(mask_HW)]
+
+
+def _without_fringes(parts: list[BoolArray]) -> list[BoolArray]:
+    """Join thin parts to the larger one that they touch.
+
+    Objects of the world never touch, so a thin part of another colour is the rim of an object
+    whose edge a decoder has tinted.
+    """
+    whole: list[BoolArray] = []
+    for part in parts:
+        near = _grown(part)
+        host = next((i for i, mask_HW in enumerate(whole) if (near & mask_HW).any()), None)
+        if host is None or _core(_core(part)).any():
+            whole.append(part)
+        else:
+            whole[host] = whole[host] | part
+    return whole
+
+
+def _is_thing(mask_HW: BoolArray) -> bool:
+    return bool(mask_HW.sum() >= MIN_AREA_PX and _core(mask_HW).sum() >= MIN_CORE_PX)
+
+
+def _found(mask_HW: BoolArray, cover_HW: FloatArray, rgb_PC: FloatArray) -> Found:
+    rows, columns = np.nonzero(mask_HW)
+    color = _color(np.median(rgb_PC[_core(mask_HW).ravel()], axis=0))
+    x, y = float(columns.mean()) + 0.5, float(rows.mean()) + 0.5
+    return Found(color, x, y, bounding_box(mask_HW), cover_HW * mask_HW)
 
 
 def _color(rgb_C: FloatArray) -> str | None:

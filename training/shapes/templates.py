@@ -18,13 +18,20 @@ from training.shapes.world import PAIR_SCALE, RADIUS, SIDE_PX, distance_NHW
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+Box = tuple[int, int, int, int]  # left, top, right, bottom; the last two are one past the last pixel
 
 GRID = 24
 # Small shapes lose their tips to the pixel grid, so each is drawn at the sizes and sub-pixel places that occur.
 _RADII_PX = tuple(SIDE_PX * radius * scale for radius in RADIUS for scale in (PAIR_SCALE, 1.0))
 _OFFSETS_PX = (0.0, 0.5)
-MIN_OVERLAP = 0.8
-MAX_STRETCH = 1.3
+# A stray or a lost pixel moves one side of the box, so each side is also tried one pixel further in and out.
+_BOX_SHIFTS = np.array([(0, 0, 0, 0), *np.eye(4, dtype=int), *-np.eye(4, dtype=int)])
+# Below these a silhouette is none of the shapes. Measured on 1,000 scenes each at half resolution (29 dB), blurred by
+# 0.9 px and with noise of 0.03: 99.5 % of the thin shapes stay above 0.76 (star), 0.81 (ring), 0.84 (cross) and of the
+# others above 0.86. A smooth random blob overlaps with the nearest shape, mostly the circle, by 0.83 in the median.
+_MIN_OVERLAP = {"star": 0.75, "ring": 0.78, "cross": 0.8}
+_MIN_OVERLAP_COMPACT = 0.85
+_MAX_STRETCH = 1.3
 
 
 @dataclass(frozen=True)
@@ -43,13 +50,13 @@ class Match:
     overlap: float
 
 
-def bounding_box(mask_HW: BoolArray) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the true pixels; right and bottom are one past the last."""
+def bounding_box(mask_HW: BoolArray) -> Box:
+    """The smallest box around the true pixels, of which there is at least one."""
     columns, rows = np.flatnonzero(mask_HW.any(0)), np.flatnonzero(mask_HW.any(1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def cut_out(cover_HW: FloatArray, box: tuple[int, int, int, int]) -> BoolArray:
+def cut_out(cover_HW: FloatArray, box: Box) -> BoolArray:
     """The silhouette in ``box``, sampled bilinearly on a 24x24 grid and cut at half cover."""
     left, top, right, bottom = box
     rows = _weights(bottom - top)
@@ -62,7 +69,8 @@ def cut_out(cover_HW: FloatArray, box: tuple[int, int, int, int]) -> BoolArray:
 def _weights(length: int) -> FloatArray:
     """Linear interpolation from ``length`` pixels to GRID samples, as a (GRID, length) matrix."""
     at = np.clip((np.arange(GRID) + 0.5) * length / GRID - 0.5, 0, length - 1)
-    return np.clip(1 - np.abs(at[:, None] - np.arange(length)), 0, 1)
+    weights: FloatArray = np.clip(1 - np.abs(at[:, None] - np.arange(length)), 0, 1)
+    return weights
 
 
 @cache
@@ -75,18 +83,31 @@ def _bank() -> _Bank:
     cover_THW = (0.5 - distance_THW).clamp(0, 1).numpy().astype(np.float64)
     boxes = [bounding_box(cover_HW > 0.5) for cover_HW in cover_THW]
     masks = [cut_out(cover_HW, box).ravel() for cover_HW, box in zip(cover_THW, boxes, strict=True)]
-    aspects = [(box[2] - box[0]) / (box[3] - box[1]) for box in boxes]
-    return _Bank(np.array(masks, dtype=np.float64), np.array(aspects), shape_T)
+    return _Bank(np.array(masks, dtype=np.float64), np.array([_aspect(box) for box in boxes]), shape_T)
 
 
-def match(cover_HW: FloatArray, box: tuple[int, int, int, int]) -> Match:
+def match(cover_HW: FloatArray, box: Box) -> Match:
     """Compare a silhouette (cover in [0, 1]) with the templates by intersection over union."""
+    best = Match(None, SHAPES[0], 0.0)
+    for near in box + _BOX_SHIFTS:
+        left, top, right, bottom = (int(side) for side in np.clip(near, 0, SIDE_PX))
+        if right > left and bottom > top:
+            best = max(best, _match_in(cover_HW, (left, top, right, bottom)), key=lambda found: found.overlap)
+    return best
+
+
+def _match_in(cover_HW: FloatArray, box: Box) -> Match:
     bank = _bank()
     mask_P = cut_out(cover_HW, box).ravel().astype(np.float64)
     both_T = bank.mask_TP @ mask_P
     overlap_T = both_T / (bank.mask_TP.sum(1) + mask_P.sum() - both_T)
-    stretch_T = np.abs(np.log((box[2] - box[0]) / (box[3] - box[1]) / bank.aspect_T))
+    stretch_T = np.abs(np.log(_aspect(box) / bank.aspect_T))
+    overlap_T[stretch_T > np.log(_MAX_STRETCH)] = 0.0
     best = int(np.argmax(overlap_T))
     shape, overlap = SHAPES[bank.shape_T[best]], float(overlap_T[best])
-    fits = overlap >= MIN_OVERLAP and stretch_T[best] <= np.log(MAX_STRETCH)
-    return Match(shape if fits else None, shape, overlap)
+    return Match(shape if overlap >= _MIN_OVERLAP.get(shape, _MIN_OVERLAP_COMPACT) else None, shape, overlap)
+
+
+def _aspect(box: Box) -> float:
+    left, top, right, bottom = box
+    return (right - left) / (bottom - top)
