@@ -1,0 +1,42 @@
+"""From arrays to files."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.pictures import MEDIA_TYPES, encode
+from student.runtimes.fake import fake_image
+from tests.service.support import expected_pixels, pixels
+
+
+def test_png_keeps_every_pixel() -> None:
+    assert np.array_equal(pixels(encode(fake_image("a", 1, 4), "png")), expected_pixels("a", 1))
+
+
+@pytest.mark.parametrize(("output_format", "error"), [("jpeg", 12.0), ("webp", 12.0)])
+def test_the_others_come_close(output_format: str, error: float) -> None:
+    seen = pixels(encode(fake_image("a", 1, 4), output_format)).astype(float)
+    assert np.abs(seen - expected_pixels("a", 1)).mean() < error
+
+
+@pytest.mark.parametrize("output_format", MEDIA_TYPES)
+def test_the_file_is_of_the_format_that_it_is_called_and_always_the_same(output_format: str) -> None:
+    data = encode(fake_image("a", 1, 4), output_format)
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.size, Image.MIME[output_format.upper()]) == (
+            output_format.upper(), (64, 64), MEDIA_TYPES[output_format],
+        )  # fmt: skip
+    assert encode(fake_image("a", 1, 4), output_format) == data
+
+
+def test_values_are_rounded_to_the_nearest_and_clipped() -> None:
+    image_CHW = np.array([[[-0.5, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 1.7]]] * 3, np.float32)
+    assert pixels(encode(image_CHW, "png"))[0, :, 0].tolist() == [0, 0, 0, 1, 255, 255]
+
+
+def test_height_and_width_are_not_swapped() -> None:
+    assert pixels(encode(np.zeros((3, 8, 24), np.float32), "png")).shape == (8, 24, 3)
