@@ -1,0 +1,56 @@
+"""The student that is served: its manifest (for the API, which loads no network) and its runtime (for a worker)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tokenizers import Tokenizer
+
+from service.errors import StartupError
+from service.settings import Settings
+from student.bundle import BundleError, Student, read_student
+from student.runtimes.fake import FakeRuntime, fake_student
+from student.runtimes.runtime import Runtime
+
+
+def open_student(settings: Settings) -> Student:
+    """The manifest.
+
+    Raises:
+        StartupError: there is no student at ``settings.model``, or its manifest is wrong.
+    """
+    if settings.runtime == "fake":
+        return fake_student()
+    try:
+        return read_student(settings.model)
+    except BundleError as error:
+        raise StartupError(f"{error}; FEWSTEP_MODEL says which one is served.") from error
+
+
+def open_runtime(settings: Settings) -> Runtime:
+    """The student, ready to draw.
+
+    Raises:
+        StartupError: it cannot be loaded, with the reason.
+    """
+    if settings.runtime == "fake":
+        return FakeRuntime()
+    from student.runtimes.load import load  # brings a network library with it
+
+    try:
+        return load(settings.model, settings.runtime, settings.thread_count)
+    except BundleError as error:
+        raise StartupError(f"{error}.") from error
+
+
+def token_counter(settings: Settings) -> Callable[[str], int]:
+    """A function that counts a prompt's tokens as the encoder that reads all of it would see them.
+
+    That is the second one; the first reads a fixed length of its own and cuts the rest off.
+    """
+    if settings.runtime == "fake":
+        return lambda prompt: len(prompt.split())
+    tokenizer = Tokenizer.from_file(str(settings.model / "tokenizer_2" / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda prompt: len(tokenizer.encode(prompt).ids)
