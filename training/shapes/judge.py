@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import permutations
 
-from training.shapes.grammar import Caption, Thing
-from training.shapes.objects import Found, read
-from training.shapes.templates import FloatArray, match
+from training.shapes.grammar import Caption
+from training.shapes.objects import Found, Picture, read
+from training.shapes.templates import FloatArray
 from training.shapes.world import SIDE_PX
 
 # Longer side of the bounding box, as a fraction of the image's side, from which an object is large.
@@ -43,16 +43,7 @@ class Verdict:
         return self.objects and self.color and self.size and self.relation and self.background
 
 
-@dataclass(frozen=True)
-class _Seen:
-    color: str | None
-    shape: str | None
-    size: str | None
-    x_px: float
-    y_px: float
-
-
-_NOTHING = _Seen(None, None, None, math.nan, math.nan)
+_NOTHING = Found(None, None, math.nan, math.nan, (0, 0, 0, 0))
 
 
 def judge(image_CHW: FloatArray, caption: Caption) -> Verdict:
@@ -63,13 +54,15 @@ def judge(image_CHW: FloatArray, caption: Caption) -> Verdict:
     """
     if image_CHW.shape != (3, SIDE_PX, SIDE_PX):
         raise ValueError(f"the judge reads images of shape (3, {SIDE_PX}, {SIDE_PX}), not {image_CHW.shape}")
-    picture = read(image_CHW)
+    return compare(read(image_CHW), caption)
+
+
+def compare(picture: Picture, caption: Caption) -> Verdict:
+    """Compare what was read from an image with a caption."""
     wanted = caption.things
-    large_from = LARGE_FROM_SINGLE if len(wanted) == 1 else LARGE_FROM_PAIR
-    seen = [_see(thing, large_from) for thing in picture.things[:_MOST_THINGS]]
-    seen += [_NOTHING] * (len(wanted) - len(seen))
+    things = picture.things[:_MOST_THINGS] + (_NOTHING,) * (len(wanted) - len(picture.things))
     # Colours say which object is which before sizes do, and shapes, the least sure, come last.
-    best = max(_hits(wanted, chosen, caption.relation) for chosen in permutations(seen, len(wanted)))
+    best = max(_hits(caption, chosen) for chosen in permutations(things, len(wanted)))
     color, size, shape, relation = best
     return Verdict(
         objects=len(picture.things) == len(wanted),
@@ -98,21 +91,24 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, float]:
     return {name: sum(getattr(verdict, name) for verdict in verdicts) / len(verdicts) for name in names}
 
 
-def _see(thing: Found, large_from: float) -> _Seen:
-    size = "large" if thing.extent >= large_from else "small"
-    return _Seen(thing.color, match(thing.cover_HW, thing.box).shape, size, thing.x_px, thing.y_px)
-
-
-def _hits(wanted: Sequence[Thing], seen: Sequence[_Seen], relation: str | None) -> tuple[int, int, int, bool]:
-    """How many colours, sizes and shapes agree, and whether the relation holds."""
-    pairs = list(zip(wanted, seen, strict=True))
+def _hits(caption: Caption, chosen: Sequence[Found]) -> tuple[int, int, int, bool]:
+    """How many colours, sizes and shapes of the caption ``chosen`` has, in its order, and whether the relation holds."""
+    large_from_px = SIDE_PX * (LARGE_FROM_SINGLE if len(chosen) == 1 else LARGE_FROM_PAIR)
+    pairs = list(zip(caption.things, chosen, strict=True))
     color = sum(thing.color == found.color for thing, found in pairs)
-    size = sum(thing.size in (None, found.size) for thing, found in pairs)
+    size = sum(thing.size in (None, _size(found, large_from_px)) for thing, found in pairs)
     shape = sum(thing.shape == found.shape for thing, found in pairs)
-    return color, size, shape, relation is None or _relation(seen[0], seen[1]) == relation
+    relation = caption.relation is None or _relation(chosen[0], chosen[1]) == caption.relation
+    return color, size, shape, relation
 
 
-def _relation(first: _Seen, second: _Seen) -> str | None:
+def _size(found: Found, large_from_px: float) -> str | None:
+    if found is _NOTHING:
+        return None
+    return "large" if found.extent_px >= large_from_px else "small"
+
+
+def _relation(first: Found, second: Found) -> str | None:
     """Where ``first`` lies as seen from ``second``, by the axis on which they are further apart."""
     right, down = first.x_px - second.x_px, first.y_px - second.y_px
     if abs(right) > abs(down):

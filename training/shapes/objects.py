@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.shapes.grammar import BACKGROUND_RGB, COLOR_RGB
-from training.shapes.templates import BoolArray, Box, FloatArray, bounding_box
+from training.shapes.templates import BoolArray, Box, FloatArray, bounding_box, match
 
 SHADES = (0.88, 1.0, 1.12)
 BORDER_PX = 2
@@ -35,21 +35,21 @@ _BACKGROUND_NAMES, _BACKGROUND_RC = _shaded(BACKGROUND_RGB)
 _NAMES, _RGB_RC = _shaded(COLOR_RGB | BACKGROUND_RGB)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Found:
-    """One object of an image: its colour's name (None: no colour of the grammar), place and silhouette."""
+    """One object of an image; ``color`` and ``shape`` are None where it is none of the grammar's."""
 
     color: str | None
+    shape: str | None
     x_px: float
     y_px: float
     box: Box
-    cover_HW: FloatArray
 
     @property
-    def extent(self) -> float:
-        """The longer side of the bounding box as a fraction of the image's side."""
+    def extent_px(self) -> int:
+        """The longer side of the bounding box."""
         left, top, right, bottom = self.box
-        return max(right - left, bottom - top) / len(self.cover_HW)
+        return max(right - left, bottom - top)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,8 @@ def _found(mask_HW: BoolArray, cover_HW: FloatArray, rgb_PC: FloatArray) -> Foun
     rows, columns = np.nonzero(mask_HW)
     color = _color(np.median(rgb_PC[_core(mask_HW).ravel()], axis=0))
     x, y = float(columns.mean()) + 0.5, float(rows.mean()) + 0.5
-    return Found(color, x, y, bounding_box(mask_HW), cover_HW * mask_HW)
+    box = bounding_box(mask_HW)
+    return Found(color, match(cover_HW * mask_HW, box).shape, x, y, box)
 
 
 def _color(rgb_C: FloatArray) -> str | None:
