@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -187,24 +187,30 @@ def write_student(bundle: Path, student: Student) -> Student:
     return complete
 
 
-def hash_files(bundle: Path) -> dict[str, str]:
-    """sha256 of each file that ``DiffusionPipeline.from_pretrained(bundle)`` reads, by path inside the bundle."""
+def hash_files(bundle: Path, inside: Collection[str] = ()) -> dict[str, str]:
+    """sha256 of each file that ``DiffusionPipeline.from_pretrained(bundle)`` reads, by path inside the bundle.
+
+    With ``inside``, only of those in these of its folders.
+    """
     index = bundle / "model_index.json"
     if not index.is_file():
         raise BundleError(f"{bundle} is not a diffusers pipeline: it has no model_index.json")
-    parts = [bundle / name for name in json.loads(index.read_text("utf-8")) if not name.startswith("_")]
-    inside = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
-    return {path.relative_to(bundle).as_posix(): sha256(path) for path in [index, *inside]}
+    parts = [name for name in json.loads(index.read_text("utf-8")) if not name.startswith("_")]
+    wanted = [bundle / name for name in parts if not inside or name in inside]
+    found = sorted(path for part in wanted for path in part.rglob("*") if path.is_file())
+    return {path.relative_to(bundle).as_posix(): sha256(path) for path in ([] if inside else [index]) + found}
 
 
-def verify_files(bundle: Path, student: Student) -> None:
-    """Compare the bundle's files with the hashes in its manifest.
+def verify_files(bundle: Path, student: Student, inside: Collection[str] = ()) -> None:
+    """Compare the bundle's files with the hashes in its manifest: all of them, or those ``inside`` some folders.
 
     Raises:
         BundleError: names the first file that is missing, changed, or unknown to the manifest.
     """
-    found = hash_files(bundle)
+    found = hash_files(bundle, inside)
     for name, expected in student.files.items():
+        if inside and name.partition("/")[0] not in inside:
+            continue
         if name not in found:
             raise BundleError(f"{bundle}/{name} is missing, but {MANIFEST} names it")
         if found[name] != expected:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_log
 from numpy.typing import NDArray
+from transformers.utils import logging as transformers_log
 
 from student.bundle import Student
 from student.noise import noise
@@ -19,9 +22,10 @@ from student.sampler import pack
 
 def open_pipeline(bundle: Path) -> Any:
     """The bundle's pipeline in float32, ready to infer, without a progress bar."""
-    pipe = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-        bundle, dtype=torch.float32, local_files_only=True
-    )
+    with _quiet():
+        pipe = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+            bundle, dtype=torch.float32, local_files_only=True
+        )
     pipe.set_progress_bar_config(disable=True)
     for module in (part for part in pipe.components.values() if isinstance(part, torch.nn.Module)):
         module.requires_grad_(False).eval()
@@ -73,3 +77,21 @@ def _halve(module: torch.nn.Module, name: str) -> None:
         if value.is_floating_point() and not value.half().isfinite().all():
             raise ValueError(f"{name}.{key} holds values that are not finite in float16")
     torch.nn.Module.half(module)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of a second's work, and no remarks on packages and classes that are not used here."""
+    logs = (diffusers_log, transformers_log)
+    levels = [log.get_verbosity() for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+    diffusers_log.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.set_verbosity(level)
+        diffusers_log.enable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers_log.enable_progress_bar()

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from onnxruntime import InferenceSession  # type: ignore[import-untyped]
 
 from student.bundle import BundleError, Scorer, Student, sha256
 from student.runtimes.runtime import FloatArray
-from student.runtimes.session import open_session
+from student.runtimes.session import Session, open_session
 from student.tokens import PromptTokens
 
 TOKENIZER = "tokenizer/tokenizer.json"
@@ -28,7 +27,7 @@ class Scorers:
     def __init__(self, bundle: Path, student: Student, tokens: PromptTokens, threads: int) -> None:
         self._tokens = tokens
         self._scorers = student.scorers
-        self._sessions: dict[str, InferenceSession] = {}
+        self._sessions: dict[str, Session] = {}
         for name, scorer in student.scorers.items():
             if (bundle / scorer.file).is_file():
                 check_scorer(bundle, student, name)

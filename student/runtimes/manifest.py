@@ -1,0 +1,116 @@
+"""manifest.json of a compiled runtime: all that it depends on, and the proof that it draws the student's pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from student.bundle import BundleError, Student, sha256
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+RUNTIMES = "runtimes"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One compiled file: the sigmas built into it, and its shapes by name (``batch`` is free)."""
+
+    file: str
+    sha256: str
+    sigmas: tuple[float, ...]
+    inputs: Mapping[str, tuple[int | str, ...]]
+    outputs: Mapping[str, tuple[int | str, ...]]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest absolute difference of an image value (0 to 1) from the torch pipeline's, by batch size."""
+
+    max_abs: Mapping[int, float]
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class RuntimeManifest:
+    """``graphs`` and ``parity`` by step count; ``source_sha256`` is the fingerprint of the student compiled."""
+
+    name: str
+    form: str
+    precision: str
+    student: str
+    source_sha256: str
+    graphs: Mapping[int, Graph]
+    parity: Mapping[int, Parity]
+    opset: int
+    versions: Mapping[str, str]
+    format: int = FORMAT
+
+
+def write_manifest(folder: Path, manifest: RuntimeManifest) -> None:
+    """Write the manifest into a runtime's folder."""
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2, allow_nan=False) + "\n", "utf-8")
+
+
+def read_manifest(folder: Path) -> RuntimeManifest:
+    """Read a runtime's manifest.
+
+    Raises:
+        BundleError: there is no such runtime, or its manifest is of another format.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder.parent.parent} has no runtime {folder.name}: make it with export.run")
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        if data.get("format") != FORMAT:
+            raise ValueError(f"format is {data.get('format')}, this version reads format {FORMAT}")
+        graphs = {int(steps): _graph(row) for steps, row in data.pop("graphs").items()}
+        parity = {int(steps): _parity(row) for steps, row in data.pop("parity").items()}
+        return RuntimeManifest(graphs=graphs, parity=parity, **data)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BundleError(f"{path} cannot be used: {error}; make the runtime again with export.run") from error
+
+
+def check_runtime(folder: Path, student: Student, manifest: RuntimeManifest) -> None:
+    """Refuse a runtime that would not draw this student's pictures.
+
+    Raises:
+        BundleError: says what does not match.
+    """
+    again = f"make it again with export.run --student {folder.parent.parent}"
+    for steps in student.steps:
+        if steps not in manifest.graphs:
+            raise BundleError(f"{folder} has no graph for {steps} steps: {again}")
+        if manifest.graphs[steps].sigmas != student.sigmas[steps]:
+            raise BundleError(f"{folder} has other sigmas for {steps} steps than the student: {again}")
+        _check_parity(folder, steps, manifest.parity.get(steps))
+    if manifest.source_sha256 != student.fingerprint():
+        raise BundleError(f"{folder} was made from another student (source_sha256 differs): {again}")
+    for graph in manifest.graphs.values():
+        if not (folder / graph.file).is_file():
+            raise BundleError(f"{folder / graph.file} is missing: {again}")
+        if sha256(folder / graph.file) != graph.sha256:
+            raise BundleError(f"{folder / graph.file} has changed since it was made (sha256 differs): {again}")
+
+
+def _check_parity(folder: Path, steps: int, parity: Parity | None) -> None:
+    if parity is None or not parity.max_abs:
+        raise BundleError(f"{folder} was never compared with the torch pipeline at {steps} steps")
+    worst = max(parity.max_abs.values())
+    if not worst <= parity.tolerance:
+        raise BundleError(
+            f"{folder} is {worst} off the torch pipeline at {steps} steps: accepted is {parity.tolerance}"
+        )
+
+
+def _graph(row: dict[str, Any]) -> Graph:
+    shapes = [{name: tuple(dims) for name, dims in row[key].items()} for key in ("inputs", "outputs")]
+    return Graph(row["file"], row["sha256"], tuple(row["sigmas"]), *shapes)
+
+
+def _parity(row: dict[str, Any]) -> Parity:
+    return Parity({int(batch): float(value) for batch, value in row["max_abs"].items()}, float(row["tolerance"]))
