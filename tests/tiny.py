@@ -14,7 +14,9 @@ from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, FluxPipe
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from student.bundle import ImageSize, Latents, RewardReference, Scorer, Student, write_student
+from rewards import shapes
+from student.bundle import ImageSize, Latents, RewardReference, Scorer, Student, hash_weights, write_student
+from student.pipeline import save_pipeline
 from student.schedule import sigmas
 
 MAX_TOKENS = 24
@@ -83,8 +85,28 @@ def pipeline(seed: int = 0, width: int = 32, heads: int = 2, double: int = 1, si
 def build(path: Path, scorers: dict[str, Scorer] | None = None, **pipeline_options: Any) -> Student:
     """Write the pipeline and its student.json to ``path``."""
     pipe = pipeline(**pipeline_options)
-    pipe.save_pretrained(path)
+    save_pipeline(pipe, path)
     return write_student(path, student(scorers or {}, vae=pipe.vae.config))
+
+
+def scorers(folder: Path) -> dict[str, Scorer]:
+    """Two small random scorers of the real classes, saved in ``folder``, and what student.json says of them."""
+    rows = {}
+    for role, kind, mean, std in (("trained", "query", 0.1, 0.02), ("heldout", "clip", -0.3, 0.5)):
+        torch.manual_seed(len(rows))
+        config = shapes.ScorerConfig(
+            kind=kind,
+            vocab_size=len(tokenizer()),
+            max_tokens=CLIP_TOKENS,
+            eos_token_id=1,
+            pad_token_id=0,
+            text_width=16,
+            text_layers=1,
+            width=16,
+        )
+        shapes.save(shapes.build(config), folder / role)
+        rows[role] = Scorer(f"scorers/{role}.onnx", mean, std, role, hash_weights(folder / role))  # type: ignore[arg-type]
+    return rows
 
 
 def student(scorers: dict[str, Scorer], vae: Any = None) -> Student:

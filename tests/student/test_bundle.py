@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline, FluxPipeline
 
 from student.bundle import (
     BundleError,
+    Scorer,
     Student,
     from_json,
     hash_files,
@@ -22,7 +23,19 @@ from student.bundle import (
     write_student,
 )
 from tests import tiny
-from tests.student.conftest import SCORERS
+
+
+SCORERS = {
+    "trained": Scorer("scorers/trained.onnx", mean=0.5, std=2.0, role="trained", source_sha256="ab" * 32),
+    "heldout": Scorer("scorers/heldout.onnx", mean=-1.0, std=0.5, role="heldout", source_sha256="cd" * 32),
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundle") / "tiny"
+    tiny.build(path, SCORERS)
+    return path
 
 
 @pytest.fixture

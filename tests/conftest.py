@@ -1,0 +1,27 @@
+"""Students to test with; torch is imported only by the tests that ask for one."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random student that serves through torch; its scorers lie in ``tiny-scorers``. Not to be written to."""
+    from tests import tiny
+
+    models = tmp_path_factory.mktemp("models")
+    tiny.build(models / "tiny", tiny.scorers(models / "tiny-scorers"))
+    return models / "tiny"
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same student with its ONNX runtime and scorers, made by the export command. Not to be written to."""
+    from export.run import run
+    from tests import tiny
+
+    models = tmp_path_factory.mktemp("compiled")
+    tiny.build(models / "tiny", tiny.scorers(models / "tiny-scorers"))
+    run(student=models / "tiny", to="onnx")
+    return models / "tiny"

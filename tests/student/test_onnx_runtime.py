@@ -1,0 +1,187 @@
+"""The ONNX runtime against torch, its independence of the batch, and each reason to refuse it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rewards import shapes
+from student.bundle import BundleError, read_student, to_json
+from student.pipeline import open_pipeline, reproduce
+from student.runtimes import onnx
+from student.runtimes.load import load
+from student.runtimes.onnx import OnnxRuntime
+from student.tokens import PromptTokens
+from tests import tiny
+
+SEEDS = (0, 1, 2, 3, 2**32 - 1, 5, 5)
+
+
+@pytest.fixture(scope="module")
+def runtime(compiled: Path) -> OnnxRuntime:
+    return OnnxRuntime(compiled, read_student(compiled), threads=1)
+
+
+@pytest.fixture
+def copy(compiled: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(compiled, tmp_path / "tiny"))
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_diffusers_draws_the_same_pictures(compiled: Path, runtime: OnnxRuntime, steps: int) -> None:
+    """What a served picture promises: within 2/255 of diffusers, seed for seed (and here far closer)."""
+    theirs = reproduce(open_pipeline(compiled), runtime.student, tiny.PROMPTS, SEEDS, steps)
+    images = runtime.draw(tiny.PROMPTS, SEEDS, steps)
+    assert images.shape == (7, 3, 64, 64) and images.dtype == np.float32 and images.std() > 0.1
+    np.testing.assert_allclose(images, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bytes_do_not_depend_on_batch_mates(compiled: Path, threads: int) -> None:
+    runtime = OnnxRuntime(compiled, read_student(compiled), threads)
+    prompts, seeds = [*tiny.PROMPTS, "a blue heart"], [*SEEDS, 9]
+    together = runtime.draw(prompts, seeds, 4)
+    for size in range(1, 8):
+        np.testing.assert_array_equal(runtime.draw(prompts[:size], seeds[:size], 4), together[:size])
+    np.testing.assert_array_equal(runtime.draw(prompts[::-1], seeds[::-1], 4)[::-1], together)
+
+
+class BatchSensitive:
+    """A session whose images depend, in the last bit, on the size of the batch: what another machine might do."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def run(self, output_names: Sequence[str], feed: Mapping[str, Any]) -> list[np.ndarray]:
+        x_BCHW = feed["noise"]
+        self.sizes.append(len(x_BCHW))
+        images = np.repeat(x_BCHW.mean(axis=(1, 2, 3)), 3 * 64 * 64).reshape(-1, 3, 64, 64).astype(np.float32)
+        return [images if len(images) == 1 else np.nextafter(images, np.float32(2))]
+
+
+def test_where_kernels_depend_on_the_batch_images_are_drawn_one_by_one(
+    compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = BatchSensitive()
+    monkeypatch.setattr(onnx, "open_session", lambda path, threads: session)
+    runtime = OnnxRuntime(compiled, read_student(compiled), threads=1)
+    assert not runtime.batches_are_independent
+    session.sizes.clear()
+    together = runtime.draw(["a", "b", "c"], [1, 2, 3], 4)
+    assert session.sizes == [1, 1, 1]
+    np.testing.assert_array_equal(runtime.draw(["b"], [2], 4), together[1:2])
+
+
+def test_scores_are_those_of_the_torch_modules_standardised(compiled: Path, runtime: OnnxRuntime) -> None:
+    images = runtime.draw(tiny.PROMPTS, SEEDS, 4)
+    scores = runtime.score(images, tiny.PROMPTS)
+    ids = torch.from_numpy(PromptTokens(compiled, tiny.MAX_TOKENS).encode_clip(tiny.PROMPTS))
+    for name, (mean, std) in {"trained": (0.1, 0.02), "heldout": (-0.3, 0.5)}.items():
+        module = shapes.load(compiled.with_name("tiny-scorers") / name)
+        with torch.inference_mode():
+            raw_B = module(torch.from_numpy(images), ids).numpy()
+        np.testing.assert_allclose(scores[name], (raw_B - mean) / std, atol=1e-4)
+        assert scores[name].dtype == np.float32 and scores[name].std() > 0
+        np.testing.assert_array_equal(runtime.score(images[2:3], tiny.PROMPTS[2:3])[name], scores[name][2:3])
+    assert scores.keys() == {"trained", "heldout"}
+
+
+def test_calls_out_of_range_are_refused(runtime: OnnxRuntime) -> None:
+    for prompts, seeds, steps, message in (
+        ([], [], 4, "prompts and seeds are 0 and 0"),
+        (["a"] * 9, range(9), 4, "the batch has 9 images: accepted is 1 to 8"),
+        (["a"], [1], 50, "steps is 50: tiny was trained for 4, 2"),
+        (["a"], [2**32], 4, "seed is 4294967296"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            runtime.draw(prompts, seeds, steps)
+
+
+def test_a_worker_that_serves_through_onnx_never_imports_torch(compiled: Path) -> None:
+    code = (
+        "import sys, pathlib\n"
+        "from student.runtimes.load import load\n"
+        f"runtime = load(pathlib.Path({str(compiled)!r}))\n"
+        "images = runtime.draw(['a red heart'], [1], 4)\n"
+        "scores = runtime.score(images, ['a red heart'])\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'onnx'} & set(sys.modules)\n"
+        "print(runtime.name, sorted(scores), sorted(heavy))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "onnx-fused-fp32 ['heldout', 'trained'] []\n" and done.stderr == ""
+
+
+def _edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def _manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    return lambda bundle: _edit(bundle / "runtimes" / "onnx-fused-fp32" / "manifest.json", change)
+
+
+def _append(name: str) -> Callable[[Path], None]:
+    def spoil(bundle: Path) -> None:
+        with (bundle / name).open("ab") as file:
+            file.write(b" ")
+
+    return spoil
+
+
+def _retrained(bundle: Path) -> None:
+    """Other weights with a manifest that is right about them: the compiled runtime is stale."""
+    _append("vae/config.json")(bundle)
+    student = to_json(read_student(bundle))
+    from student.bundle import hash_files
+
+    (bundle / "student.json").write_text(json.dumps(student | {"files": hash_files(bundle)}))
+
+
+REFUSED: list[tuple[Callable[[Path], Any], str]] = [
+    (lambda b: shutil.rmtree(b / "runtimes"), "has no runtime onnx-fused-fp32: make it with export.run"),
+    (_retrained, r"was made from another student \(source_sha256 differs\)"),
+    (_manifest(lambda d: d["graphs"].pop("2")), "has no graph for 2 steps"),
+    (_manifest(lambda d: d["graphs"]["4"].update(sigmas=[1.0, 0.75, 0.5, 0.26])), "has other sigmas for 4 steps"),
+    (_manifest(lambda d: d["parity"]["2"]["max_abs"].update({"7": 0.01})), "is 0.01 off the torch pipeline at 2 steps"),
+    (_manifest(lambda d: d["parity"].pop("4")), "was never compared with the torch pipeline at 4 steps"),
+    (_manifest(lambda d: d.update(format=2)), "format is 2, this version reads format 1"),
+    (_manifest(lambda d: d.pop("form")), "cannot be used: .*form"),
+    (_append("runtimes/onnx-fused-fp32/4-steps.onnx"), r"4-steps\.onnx has changed since it was made"),
+    (lambda b: (b / "runtimes/onnx-fused-fp32/2-steps.onnx").unlink(), r"2-steps\.onnx is missing"),
+    (_append("tokenizer/tokenizer.json"), r"tokenizer/tokenizer\.json has changed"),
+    (_append("scorers/trained.onnx"), r"trained\.onnx does not match its manifest"),
+    (lambda b: (b / "scorers/trained.json").unlink(), r"trained\.onnx has no manifest trained\.json"),
+    (
+        lambda b: _edit(b / "student.json", lambda d: d["scorers"]["heldout"].update(source_sha256="0")),
+        r"heldout\.onnx does not match the scorer that the student was calibrated on",
+    ),
+    (
+        lambda b: _edit(b / "scorers/heldout.json", lambda d: d.update(tokenizer_sha256="0")),
+        r"heldout\.onnx does not match the student's tokenizer",
+    ),
+]
+
+
+@pytest.mark.parametrize("spoil, message", REFUSED)
+def test_a_runtime_that_does_not_match_is_refused(copy: Path, spoil: Callable[[Path], Any], message: str) -> None:
+    spoil(copy)
+    with pytest.raises(BundleError, match=message):
+        load(copy, "onnx")
+
+
+def test_a_graph_that_onnxruntime_cannot_read_is_one_sentence(copy: Path) -> None:
+    graph = copy / "scorers" / "trained.onnx"
+    graph.write_bytes(b"not a graph")
+    from student.bundle import sha256
+
+    _edit(copy / "scorers" / "trained.json", lambda d: d.update(sha256=sha256(graph)))
+    with pytest.raises(BundleError, match=r"trained\.onnx does not open in onnxruntime \S+: [^\n]+$"):
+        load(copy, "onnx")
