@@ -208,5 +208,7 @@ def load(path: Path) -> Scorer:
     """The scorer saved at ``path``, in fp32 and evaluation mode."""
     model = build(ScorerConfig(**json.loads((path / "config.json").read_text())))
     state = load_file(path / "model.safetensors")
-    model.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
+    model.load_state_dict(
+        {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    )
     return model.eval()

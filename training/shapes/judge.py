@@ -92,7 +92,7 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, float]:
 
 
 def _hits(caption: Caption, chosen: Sequence[Found]) -> tuple[int, int, int, bool]:
-    """How many colours, sizes and shapes of the caption ``chosen`` has, in its order, and whether the relation holds."""
+    """How many colours, sizes and shapes agree, thing by thing, and whether the relation holds."""
     large_from_px = SIDE_PX * (LARGE_FROM_SINGLE if len(chosen) == 1 else LARGE_FROM_PAIR)
     pairs = list(zip(caption.things, chosen, strict=True))
     color = sum(thing.color == found.color for thing, found in pairs)

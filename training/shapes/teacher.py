@@ -23,7 +23,7 @@ from student.sampler import pack
 from training import checkpoint
 from training.optim import one_cycle, set_lr
 from training.progress import StepLog, steps
-from training.shapes import pairs, vocabulary, world
+from training.shapes import pairs, prompts, vocabulary, world
 
 TEXT_WIDTH = 128
 
@@ -35,14 +35,14 @@ class TeacherConfig:
     steps: int = 16_000
     batch: int = 64
     lr: float = 1e-3
-    muon_lr: float = 2e-3
+    muon_lr: float = 0.0
     width: int = 192
     double_blocks: int = 1
     single_blocks: int = 5
     caption_dropout: float = 0.1
     sigma_shift: float = 0.25
     ema: float = 0.999
-    cached_batches: int = 3_000
+    cached_batches: int = 1_500
     seed: int = 307
     save_every: int = 250
 
@@ -107,7 +107,7 @@ class LatentSource:
         """Packed latents (B, 16, 64) and captions; every caption names other parts at each visit."""
         config = self._config
         chunk = step % config.cached_batches
-        scenes = world.sample(config.batch, config.seed, chunk)
+        scenes = prompts.training_scenes(config.batch, config.seed, chunk)
         if chunk not in self._kept:
             self._kept[chunk] = encode(self._vae, world.render_NCHW(scenes)).half()
         gen = world.rng(config.seed, step, 2)
@@ -210,9 +210,7 @@ def _save(
     checkpoint.save(path, {**state, "optimizers": [optimizer.state_dict() for optimizer, _ in plan]})
 
 
-def _resume(
-    path: Path, modules: nn.Module, average: EMAModel, plan: list[tuple[torch.optim.Optimizer, float]]
-) -> int:
+def _resume(path: Path, modules: nn.Module, average: EMAModel, plan: list[tuple[torch.optim.Optimizer, float]]) -> int:
     saved = checkpoint.load(path)
     if saved is None:
         return 0

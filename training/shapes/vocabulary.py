@@ -31,9 +31,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         ]
     )
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(
-        single=f"$A {END}", special_tokens=[(END, vocabulary[END])]
-    )
+    core.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, vocabulary[END])])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,

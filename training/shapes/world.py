@@ -134,9 +134,7 @@ def place(scenes: Scenes, gen: np.random.Generator) -> Scenes:
     return replace(scenes, x_NK=x_NK, y_NK=y_NK, radius_NK=radius_NK)
 
 
-def _draw_places(
-    scenes: Scenes, gen: np.random.Generator, tight: bool
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _draw_places(scenes: Scenes, gen: np.random.Generator, tight: bool) -> tuple[FloatArray, FloatArray, FloatArray]:
     num = len(scenes)
     pair_N1 = (scenes.count_N == 2)[:, None]
     wiggle = gen.uniform(-1, 1, (3, num, 2)) * (0 if tight else 1)

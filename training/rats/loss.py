@@ -1,0 +1,49 @@
+"""The RATS objective (arXiv 2604.14910) as pure functions of tensors.
+
+Published: a sigma-aligned multi-horizon cosine and L2 shaping loss on predicted data, multiplied
+by a reward-aware gate, plus the student's reward. Unpublished, so our own choice: alpha, tau, the
+weights of L2 and cosine, and the horizons. Shape suffixes: B batch, D everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from training.rats.trajectory import Trajectory
+
+
+def gate(reward_teacher_B: Tensor, reward_student_B: Tensor, tau: float) -> Tensor:
+    """sigmoid((R_T - R_S) / tau), detached: near 1 where the teacher is better, 0.5 at equality.
+
+    The figure on the authors' page prints the opposite sign; their text says that shaping is
+    strengthened where the teacher is better, and the text is followed.
+
+    Raises:
+        ValueError: tau is not above 0.
+    """
+    if tau <= 0:
+        raise ValueError(f"tau is {tau}: accepted is more than 0")
+    return torch.sigmoid((reward_teacher_B - reward_student_B) / tau).detach()
+
+
+def shaping(
+    student: Trajectory, teacher: Trajectory, sigmas: Sequence[float], l2_weight: float, cosine_weight: float
+) -> Tensor:
+    """Mean over horizons of w_l2 * mse(x0_S, x0_T) + w_cos * (1 - cos(x0_S, x0_T)), for each sample: (B,)."""
+    terms = [_distance(student.data(s), teacher.data(s).detach(), l2_weight, cosine_weight) for s in sigmas]
+    return torch.stack(terms).mean(0)
+
+
+def _distance(student_BD: Tensor, teacher_BD: Tensor, l2_weight: float, cosine_weight: float) -> Tensor:
+    a, b = student_BD.flatten(1), teacher_BD.flatten(1)
+    l2_B = (a - b).square().mean(1)
+    cosine_B = torch.nn.functional.cosine_similarity(a, b, dim=1)
+    return l2_weight * l2_B + cosine_weight * (1 - cosine_B)
+
+
+def objective(reward_student_B: Tensor, gate_B: Tensor, shaping_B: Tensor, alpha: float) -> Tensor:
+    """mean_b( -R_S + alpha * g * L_shape )."""
+    return (-reward_student_B + alpha * gate_B * shaping_B).mean()

@@ -1,0 +1,54 @@
+"""``python -m training.run --preset shapes --out models/NAME``: a RATS run, from a teacher to a student bundle.
+
+Interrupt it at any time; the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from training.config import ConfigError, to_json, with_settings
+from training.progress import console
+from training.rats.preset import preset as find_preset
+from training.rundir import FINISHED, RunDirError, claim
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where the student goes; an unfinished run there is gone on with.")],
+    preset: Annotated[str, typer.Option(help="Which run: shapes.")] = "shapes",
+    setting: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as steps=200")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,
+) -> None:
+    """Train a few-step student with RATS, evaluate it and write its bundle."""
+    from student.bundle import BundleError
+
+    try:
+        config = with_settings(find_preset(preset), setting or [])
+        config.check()
+        if dry_run:
+            print(to_json(config))
+            return
+        claim(out / "run", to_json(config), out)
+        if (out / "run" / FINISHED).exists():
+            console.print(f"{out} already holds the finished student of this run")
+            return
+        if threads:
+            torch.set_num_threads(threads)
+        from training.shapes.student import run
+
+        run(config, out)
+    except (ConfigError, RunDirError, BundleError) as error:
+        console.print(f"[red]{error}[/red]", highlight=False)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        console.print("stopped: the same command goes on from the last checkpoint")
+        raise typer.Exit(130) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)
