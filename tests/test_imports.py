@@ -1,0 +1,122 @@
+"""The rooms and who may enter which: read from the imports themselves, without running anything."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("student", "rewards", "training", "export", "service", "fewstep")
+MAY_IMPORT: dict[str, set[str]] = {
+    "student": set(),
+    "rewards": set(),
+    "training": {"student", "rewards"},
+    "export": {"student", "rewards"},
+    "service": {"student", "rewards"},
+    "fewstep": {"student", "rewards", "training", "export", "service"},
+}
+TORCH = {"torch", "diffusers", "transformers"}
+# what a worker imports for the ONNX or the fake runtime; student/runtimes/torch.py and what it needs are not among it
+WITHOUT_TORCH = (
+    "student/bundle.py",
+    "student/noise.py",
+    "student/schedule.py",
+    "student/sampler.py",
+    "student/tokens.py",
+    "student/runtimes/load.py",
+    "student/runtimes/manifest.py",
+    "student/runtimes/onnx.py",
+    "student/runtimes/runtime.py",
+    "student/runtimes/scoring.py",
+    "student/runtimes/session.py",
+)
+
+
+def imports(path: Path, anywhere: bool = True) -> set[str]:
+    """Absolute module names that a file imports; with ``anywhere`` False only those that run at its own import."""
+    tree = ast.parse(path.read_text("utf-8"), str(path))
+    nodes = list(ast.walk(tree)) if anywhere else _at_import(tree)
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _at_import(tree: ast.Module) -> list[ast.AST]:
+    nodes: list[ast.AST] = []
+    queue: list[ast.AST] = [tree]
+    while queue:
+        node = queue.pop()
+        nodes.append(node)
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            queue.extend(ast.iter_child_nodes(node))
+    return nodes
+
+
+def top(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+def sources(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_the_map_allows(room: str) -> None:
+    for path in sources(room):
+        others = top(imports(path)) & set(ROOMS) - {room}
+        assert others <= MAY_IMPORT[room], f"{path.relative_to(ROOT)} imports {sorted(others - MAY_IMPORT[room])}"
+
+
+def test_a_command_imports_its_room_only_when_it_runs() -> None:
+    for path in sources("fewstep"):
+        early = top(imports(path, anywhere=False)) & {"training", "export", "service"}
+        assert not early, f"{path.relative_to(ROOT)} imports {sorted(early)} at its own import"
+
+
+def test_the_service_never_imports_torch() -> None:
+    for path in sources("service"):
+        assert not top(imports(path)) & TORCH, path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_what_the_onnx_worker_imports_does_not_lead_to_torch(name: str) -> None:
+    early = imports(ROOT / name, anywhere=False)
+    assert not top(early) & TORCH
+    inside = {module for module in early if module.startswith("student.")}
+    files = {f"{module.replace('.', '/')}.py" for module in inside}
+    assert {file for file in files if (ROOT / file).is_file()} <= set(WITHOUT_TORCH)
+
+
+@pytest.mark.parametrize("module", ["student.runtimes.load", "service.run"])
+def test_importing_it_leaves_torch_out(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({TORCH!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_every_init_file_is_empty() -> None:
+    """Every import cycle seen in other projects passes through one that is not."""
+    inits = [path for room in (*ROOMS, "tests") for path in (ROOT / room).rglob("__init__.py")]
+    assert len(inits) >= len(ROOMS)
+    assert [path for path in inits if path.read_bytes()] == []
+
+
+def test_every_package_folder_has_an_init_file() -> None:
+    for room in ROOMS:
+        folders = {path.parent for path in sources(room)}
+        assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_these_tests_see_a_forbidden_import(tmp_path: Path) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text("def f():\n    from training.shapes import world\nimport torch.nn as nn\n")
+    assert top(imports(path)) == {"training", "torch"}
+    assert top(imports(path, anywhere=False)) == {"torch"}
