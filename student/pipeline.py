@@ -86,12 +86,12 @@ def _quiet() -> Iterator[None]:
     levels = [log.get_verbosity() for log in logs]
     for log in logs:
         log.set_verbosity_error()
-    diffusers_log.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_log.disable_progress_bar()
+    diffusers_log.disable_progress_bar()
+    transformers_log.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.set_verbosity(level)
-        diffusers_log.enable_progress_bar()  # type: ignore[no-untyped-call]
-        transformers_log.enable_progress_bar()
+        diffusers_log.enable_progress_bar()
+        transformers_log.enable_progress_bar()  # type: ignore[no-untyped-call]

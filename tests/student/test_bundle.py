@@ -24,7 +24,6 @@ from student.bundle import (
 )
 from tests import tiny
 
-
 SCORERS = {
     "trained": Scorer("scorers/trained.onnx", mean=0.5, std=2.0, role="trained", source_sha256="ab" * 32),
     "heldout": Scorer("scorers/heldout.onnx", mean=-1.0, std=0.5, role="heldout", source_sha256="cd" * 32),
