@@ -57,7 +57,8 @@ class Measure:
         images = painter.draw(prompts, list(range(len(prompts))), shape)
         varied = [prompt for prompt in prompts[:diversity_prompts] for _ in range(DIVERSITY_SEEDS)]
         others = painter.draw(varied, [100_000 + i for i in range(len(varied))], shape)
-        groups = self.features(others).flatten(1).double().numpy().reshape(-1, DIVERSITY_SEEDS, others[0].numel() // 12)
+        features_ND = self.features(others).flatten(1).double().numpy()
+        groups = np.split(features_ND, len(features_ND) // DIVERSITY_SEEDS)
         return Evaluation(
             label,
             len(painter.sigmas),

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from training.config import ConfigError, to_json, with_settings
-from training.progress import console
+from training.progress import console, quiet
 from training.rundir import RunDirError, claim
 
 PRESETS = ("shapes",)
@@ -33,6 +33,7 @@ def main(
     from training.shapes.preset import ShapesPretraining
     from training.shapes.pretraining import run
 
+    quiet()
     try:
         if preset not in PRESETS:
             raise ConfigError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffusers.utils import logging as diffusers_logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers.utils import logging as transformers_logging
 
 console = Console(stderr=True)
+
+
+def quiet() -> None:
+    """Keep libraries' remarks that a user cannot act on away from the bar; real warnings stay."""
+    # fp32 norm weights under bf16 autocast are what we want; torch only says that it runs its unfused form.
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 class StepLog:

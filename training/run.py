@@ -12,7 +12,7 @@ import torch
 import typer
 
 from training.config import ConfigError, to_json, with_settings
-from training.progress import console
+from training.progress import console, quiet
 from training.rats.preset import preset as find_preset
 from training.rundir import FINISHED, RunDirError, claim
 
@@ -27,12 +27,14 @@ def main(
     """Train a few-step student with RATS, evaluate it and write its bundle."""
     from student.bundle import BundleError
 
+    quiet()
     try:
         config = with_settings(find_preset(preset), setting or [])
         config.check()
         if dry_run:
             print(to_json(config))
             return
+        config.check_paths()
         claim(out / "run", to_json(config), out)
         if (out / "run" / FINISHED).exists():
             console.print(f"{out} already holds the finished student of this run")

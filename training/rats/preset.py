@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from training.config import ConfigError
 
@@ -51,6 +52,12 @@ class RatsConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}: accepted is more than 0")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema is {self.ema}: accepted is 0 <= ema < 1")
+
+    def check_paths(self) -> None:
+        """Raise ConfigError where a model or a scorer is not where the configuration says."""
+        for name in ("model", "scorer", "heldout"):
+            if not Path(getattr(self, name)).is_dir():
+                raise ConfigError(f"{name} is {getattr(self, name)!r}: there is no such folder")
 
 
 def shapes() -> RatsConfig:

@@ -15,28 +15,32 @@ from training.shapes.grammar import Caption
 from training.shapes.world import IntArray, Scenes
 
 KINDS = ("size", "color", "shape", "relation", "background", "count")
+# What people write around a caption; the words outside the grammar all become <unk>.
+FILLERS = ("", "a picture of ", "please draw ", "an image with ", "show me ")
 _CHOICES = {"size": 2, "color": 8, "shape": 8, "background": 4}
 
 
 @dataclass(frozen=True)
 class Styles:
-    """Which parts each of N captions names."""
+    """Which parts each of N captions names, and which of FILLERS it begins with."""
 
     size_N: NDArray[np.bool_]
     background_N: NDArray[np.bool_]
     article_N: NDArray[np.bool_]
+    filler_N: IntArray
 
 
 def sample_styles(num: int, gen: np.random.Generator, drop: float = 0.2) -> Styles:
-    """Leave out sizes, the background and the articles, each with probability ``drop``."""
+    """Leave out sizes, the background and the articles, each with probability ``drop``; one in ten has a filler."""
     named = gen.random((3, num)) >= drop
-    return Styles(named[0], named[1], named[2])
+    filler = np.where(gen.random(num) < 0.1, gen.integers(1, len(FILLERS), num), 0)
+    return Styles(named[0], named[1], named[2], filler)
 
 
 def full_styles(num: int) -> Styles:
     """Captions that name everything."""
     named = np.ones(num, dtype=bool)
-    return Styles(named, named, named)
+    return Styles(named, named, named, np.zeros(num, dtype=np.int64))
 
 
 def captions(scenes: Scenes, styles: Styles) -> list[str]:
@@ -49,7 +53,8 @@ def _styled(caption: Caption, styles: Styles, i: int) -> str:
     if not styles.size_N[i]:
         things = tuple(replace(thing, size=None) for thing in things)
     background = caption.background if styles.background_N[i] else None
-    return Caption(things, caption.relation, background).text(bool(styles.article_N[i]))
+    text = Caption(things, caption.relation, background).text(bool(styles.article_N[i]))
+    return FILLERS[styles.filler_N[i]] + text
 
 
 def alter(scenes: Scenes, styles: Styles, gen: np.random.Generator) -> tuple[Scenes, IntArray]:

@@ -31,7 +31,7 @@ class ScorerTraining:
     half: int
     seed: int
     width: int = 96
-    steps: int = 3_000
+    steps: int = 4_000
     batch: int = 32
     lr: float = 1e-3
     wrong_captions: int = 8
@@ -39,7 +39,7 @@ class ScorerTraining:
 
 
 TRAINED = ScorerTraining(name="trained", kind="query", half=0, seed=211)
-HELDOUT = ScorerTraining(name="heldout", kind="clip", half=1, seed=223)
+HELDOUT = ScorerTraining(name="heldout", kind="clip", half=1, seed=223, steps=2_500)
 
 
 @dataclass(frozen=True)

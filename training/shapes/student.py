@@ -18,7 +18,6 @@ from student.bundle import BundleError, ImageSize, Latents, hash_weights
 from student.families.flux import Flux
 from student.pipeline import open_pipeline
 from student.schedule import sigmas
-from training.config import ConfigError
 from training.drawing import Painter, Prompter
 from training.evaluate import Evaluation, Measure, ScoreFn, cached, fingerprint
 from training.progress import console
@@ -70,11 +69,8 @@ def prepare(config: RatsConfig) -> Setup:
     """Open the teacher and the scorers, and calibrate the scorers on the teacher.
 
     Raises:
-        ConfigError: the model or a scorer is not where the configuration says.
+        BundleError: the model's folder holds no diffusers pipeline.
     """
-    for name in ("model", "scorer", "heldout"):
-        if not Path(getattr(config, name)).is_dir():
-            raise ConfigError(f"{name} is {getattr(config, name)!r}: there is no such folder")
     if not (Path(config.model) / "model_index.json").is_file():
         raise BundleError(f"{config.model} is not a diffusers pipeline: it has no model_index.json")
     pipe = open_pipeline(Path(config.model))

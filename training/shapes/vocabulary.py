@@ -21,7 +21,8 @@ def words() -> list[str]:
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Lower-case words, articles and punctuation dropped, an end token, padding on the right."""
-    vocabulary = {token: i for i, token in enumerate([PAD, UNK, END, *words()])}
+    # CLIPTextModel pools at the highest id, not at the end token, when the end token's id is 2.
+    vocabulary = {token: i for i, token in enumerate([PAD, END, UNK, *words()])}
     core = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
     core.normalizer = normalizers.Sequence(
         [

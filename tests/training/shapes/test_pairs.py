@@ -1,0 +1,108 @@
+"""Preference pairs are wrong where they say so, and only there."""
+
+import numpy as np
+import pytest
+import torch
+
+from training.shapes import degrade, pairs, prompts, vocabulary, world
+from training.shapes.grammar import parse
+
+NUM = 2000
+
+
+def _setup(drop: float) -> tuple[world.Scenes, pairs.Styles, np.random.Generator]:
+    gen = world.rng(5, 6)
+    scenes = world.sample(NUM, 17)
+    return scenes, pairs.sample_styles(NUM, gen, drop), gen
+
+
+def _plain(text: str) -> str:
+    for filler in pairs.FILLERS[1:]:
+        text = text.removeprefix(filler)
+    return text
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_an_altered_caption_differs_in_the_one_part_that_was_named(drop: float) -> None:
+    scenes, styles, gen = _setup(drop)
+    altered, kind = pairs.alter(scenes, styles, gen)
+    for before, after, k in zip(pairs.captions(scenes, styles), pairs.captions(altered, styles), kind, strict=True):
+        a, b = parse(_plain(before)), parse(_plain(after))
+        parts = {
+            "size": [t.size for t in a.things] != [t.size for t in b.things],
+            "color": [t.color for t in a.things] != [t.color for t in b.things],
+            "shape": [t.shape for t in a.things] != [t.shape for t in b.things],
+            "relation": a.relation != b.relation,
+            "background": a.background != b.background,
+            "count": len(a.things) != len(b.things),
+        }
+        name = pairs.KINDS[k]
+        assert parts[name], (before, after)
+        if name != "count":
+            assert [n for n, differs in parts.items() if differs] == [name], (before, after)
+
+
+def test_every_kind_of_alteration_occurs() -> None:
+    scenes, styles, gen = _setup(0.2)
+    _, kind = pairs.alter(scenes, styles, gen)
+    assert np.bincount(kind, minlength=len(pairs.KINDS)).min() > NUM / 30
+
+
+def test_two_like_objects_never_swap_their_relation_for_its_mirror() -> None:
+    """ "A left of A" is as true as "A right of A"."""
+    scenes, styles, gen = _setup(0.0)
+    for name in ("size_NK", "color_NK", "shape_NK"):
+        getattr(scenes, name)[:, 1] = getattr(scenes, name)[:, 0]
+    scenes.count_N[:] = 2
+    altered, kind = pairs.alter(scenes, styles, gen)
+    at = kind == pairs.KINDS.index("relation")
+    assert at.sum() > 50
+    assert ((altered.relation_N // 2) != (scenes.relation_N // 2))[at].all()
+
+
+def test_degraded_pictures_differ_from_the_clean_ones_and_stay_pictures() -> None:
+    scenes = world.sample(300, 3)
+    images, kind = degrade.draw(scenes, 9)
+    clean = world.render_NCHW(scenes)
+    change = (images - clean).abs().flatten(1).mean(1).numpy()
+    for k, name in enumerate(degrade.KINDS):
+        assert np.median(change[kind == k]) > 2e-3, name
+    assert images.min() >= 0 and images.max() <= 1
+    again, _ = degrade.draw(scenes, 9)
+    assert torch.equal(images, again)
+
+
+def test_blur_keeps_a_flat_picture_and_the_mean() -> None:
+    flat = torch.full((2, 3, 64, 64), 0.3)
+    torch.testing.assert_close(degrade.blur(flat, torch.tensor([0.5, 3.0])), flat)
+    point = torch.zeros(1, 3, 64, 64)
+    point[..., 32, 32] = 1.0
+    assert degrade.blur(point, torch.tensor([2.0])).sum().item() == pytest.approx(3.0, rel=1e-5)
+
+
+def test_measuring_prompts_are_disjoint_and_never_trained_on() -> None:
+    parts = prompts.measuring_prompts()
+    assert [len(part) for part in parts] == [prompts.CALIBRATION, prompts.VALIDATION, prompts.TEST]
+    everything = {text for part in parts for text in part}
+    assert len(everything) == sum(len(part) for part in parts)
+    trained = {text for step in range(200) for text in prompts.training_scenes(64, 1, step).captions()}
+    assert not trained & everything
+
+
+def test_training_prompts_are_a_function_of_their_key() -> None:
+    assert prompts.training_prompts(32, 1, 2) == prompts.training_prompts(32, 1, 2)
+    assert prompts.training_prompts(32, 1, 2) != prompts.training_prompts(32, 1, 3)
+
+
+def test_the_tokenizer_knows_the_grammar_and_survives_anything_else() -> None:
+    tokenizer = vocabulary.tokenizer()
+    unknown = tokenizer.unk_token_id
+    texts = world.sample(200, 4).captions()
+    ids = vocabulary.encode(tokenizer, texts)
+    assert all(unknown not in row and tokenizer.eos_token_id in row for row in ids)
+    assert tokenizer.eos_token_id != 2  # where CLIPTextModel would pool at the highest id
+    same = vocabulary.encode(tokenizer, ["a red heart above a blue star", "Red HEART, above an blue star!"])
+    assert same[0] == same[1]
+    strange = vocabulary.encode(tokenizer, ["ein Drache ✨", "", "x " * 99])
+    assert unknown in strange[0] and strange[1][0] == tokenizer.eos_token_id
+    assert all(len(row) == vocabulary.MAX_TOKENS for row in strange)

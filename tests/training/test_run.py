@@ -1,0 +1,145 @@
+"""A whole RATS run on a tiny starter world: bundle, card, resume, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from student.bundle import read_student, verify_files
+from student.runtimes.load import load
+from tests.training.shapes import small
+from training.progress import read_log
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models")
+    small.write_models(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setattr("training.shapes.student.CACHE", tmp_path_factory.getbasetemp() / "cache")
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    import typer
+
+    from training.run import main
+
+    app = typer.Typer()
+    app.command()(main)
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def student(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "s"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.shapes.student.CACHE", tmp_path_factory.getbasetemp() / "cache")
+        code, text = run("--out", str(out), *small.settings(models))
+    assert code == 0, text
+    return out
+
+
+def test_the_run_leaves_a_bundle_that_serves(student: Path) -> None:
+    manifest = read_student(student)
+    verify_files(student, manifest)
+    runtime = load(student, "torch", threads=1)
+    images = runtime.draw(["a red heart", "a blue star"], [1, 2], 4)
+    assert images.shape == (2, 3, 64, 64) and 0 <= images.min() <= images.max() <= 1
+
+
+def test_the_card_tells_that_the_run_was_short_and_shows_the_pictures(student: Path) -> None:
+    card = (student / "README.md").read_text()
+    assert "A short run: 4 steps, evaluated on 64 prompts only" in card
+    assert "| teacher | 8 |" in card and "| student | 4 |" in card
+    for name in ("grid.png", "curves.png"):
+        assert name in card and (student / name).stat().st_size > 5_000
+
+
+def test_every_step_is_logged(student: Path) -> None:
+    rows = read_log(student / "run" / "log.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    wanted = {"reward_student", "reward_teacher", "gap", "gate_mean", "gate_std", "share_ahead", "shaping", "grad_norm"}
+    assert all(wanted <= row.keys() for row in rows)
+    assert [row["step"] for row in rows if "heldout_validation" in row] == [1, 3]
+
+
+def test_the_manifest_holds_the_evidence(student: Path) -> None:
+    evaluation = read_student(student).evaluation
+    assert [(row["model"], row["nfe"], row["prompts"]) for row in evaluation] == [
+        ("teacher", 8, 64),
+        ("teacher", 4, 64),
+        ("student", 4, 64),
+    ]
+    assert {"trained", "heldout", "judge_right", "judge_right_but_shape", "diversity"} <= evaluation[0].keys()
+
+
+def test_a_finished_run_is_not_done_again(student: Path, models: Path) -> None:
+    before = (student / "student.json").stat().st_mtime_ns
+    code, text = run("--out", str(student), *small.settings(models))
+    assert code == 0 and "already holds the finished student" in text.replace("\n", " ")
+    assert (student / "student.json").stat().st_mtime_ns == before
+
+
+def test_another_configuration_is_refused(student: Path, models: Path) -> None:
+    code, text = run("--out", str(student), *small.settings(models, steps=9))
+    assert code == 2 and "another configuration" in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--preset", "nope"], "known are shapes"),
+        (["--set", "stpes=5"], "did you mean 'steps'"),
+        (["--set", "model=/nowhere/at/all"], "there is no such folder"),
+    ],
+)
+def test_a_typo_is_one_sentence_and_leaves_nothing(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    code, text = run("--out", str(tmp_path / "new"), *arguments)
+    assert code == 2
+    assert sentence in text.replace("\n", " ")
+    assert len(text.strip().splitlines()) <= 2 and "Traceback" not in text
+    assert not (tmp_path / "new").exists()
+
+
+def test_dry_run_prints_the_whole_configuration(tmp_path: Path) -> None:
+    code, text = run("--out", str(tmp_path / "new"), "--set", "alpha=2.5", "--dry-run")
+    assert code == 0 and json.loads(text)["alpha"] == 2.5
+    assert not (tmp_path / "new").exists()
+
+
+def test_kill_9_and_the_same_command_give_the_same_student(models: Path, tmp_path: Path) -> None:
+    """A real process, really killed after its first checkpoint; weights and log as if it had not been."""
+    arguments = small.settings(models, steps=6)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    command = [sys.executable, "-m", "training.run", "--threads", "1", *arguments, "--out"]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    subprocess.run([*command, str(whole)], env=environment, check=True, capture_output=True)
+    process = subprocess.Popen([*command, str(cut)], env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (cut / "run" / "checkpoint.pt").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (cut / "student.json").exists(), "the run had ended before it was killed"
+    subprocess.run([*command, str(cut)], env=environment, check=True, capture_output=True)
+    a, b = (load_file(p / "transformer" / "diffusion_pytorch_model.safetensors") for p in (whole, cut))
+    assert all(torch.equal(value, b[name]) for name, value in a.items())
+    drop = {"elapsed_s"}
+    rows = [
+        [{k: v for k, v in row.items() if k not in drop} for row in read_log(p / "run" / "log.jsonl")]
+        for p in (whole, cut)
+    ]
+    assert rows[0] == rows[1]
