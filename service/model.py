@@ -9,7 +9,6 @@ from tokenizers import Tokenizer
 from service.errors import StartupError
 from service.settings import Settings
 from student.bundle import BundleError, Student, read_student
-from student.runtimes.fake import FakeRuntime, fake_student
 from student.runtimes.runtime import Runtime
 
 
@@ -20,6 +19,8 @@ def open_student(settings: Settings) -> Student:
         StartupError: there is no student at ``settings.model``, or its manifest is wrong.
     """
     if settings.runtime == "fake":
+        from student.runtimes.fake import fake_student  # brings numpy, which no other student needs here
+
         return fake_student()
     try:
         return read_student(settings.model)
@@ -33,9 +34,7 @@ def open_runtime(settings: Settings) -> Runtime:
     Raises:
         StartupError: it cannot be loaded, with the reason.
     """
-    if settings.runtime == "fake":
-        return FakeRuntime()
-    from student.runtimes.load import load  # brings a network library with it
+    from student.runtimes.load import load  # may bring a network library with it
 
     try:
         return load(settings.model, settings.runtime, settings.thread_count)
@@ -47,10 +46,16 @@ def token_counter(settings: Settings) -> Callable[[str], int]:
     """A function that counts a prompt's tokens as the encoder that reads all of it would see them.
 
     That is the second one; the first reads a fixed length of its own and cuts the rest off.
+
+    Raises:
+        StartupError: the student has no such tokenizer.
     """
     if settings.runtime == "fake":
         return lambda prompt: len(prompt.split())
-    tokenizer = Tokenizer.from_file(str(settings.model / "tokenizer_2" / "tokenizer.json"))
+    path = settings.model / "tokenizer_2" / "tokenizer.json"
+    if not path.is_file():
+        raise StartupError(f"{path} is missing; FEWSTEP_MODEL says which student is served.")
+    tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return lambda prompt: len(tokenizer.encode(prompt).ids)

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 # PNG is lossless at any level; level 6 and above cost several times as much for a few per cent.
 OPTIONS: dict[str, dict[str, int | bool]] = {
     "png": {"compress_level": 4},

@@ -20,8 +20,8 @@ from redis.retry import Retry
 
 from service.errors import StartupError
 from service.processes import spawn, stop
+from service.queue.connection import OLDEST
 
-OLDEST = (7, 0)
 PROGRAMS = ("redis-server", "valkey-server")
 SOCKET_PATH_LIMIT_BYTES = 100  # the kernel's own limit is 107 (Linux) or 103 (macOS)
 START_TIMEOUT_S = 20.0

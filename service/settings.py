@@ -37,7 +37,11 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Address that the HTTP process listens on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Its port; 0 takes a free one.")
-    redis_url: str | None = Field(default=None, description="Redis >= 7.0 or Valkey >= 7.2; unset: an embedded server.")
+    redis_url: str | None = Field(
+        default=None,
+        pattern="^(redis|rediss|unix)://",
+        description="Redis >= 7.0 or Valkey >= 7.2; unset: an embedded server.",
+    )
     data_dir: AbsolutePath = Field(
         default_factory=default_data_dir, description="Embedded server, results and run.json live here."
     )
@@ -81,7 +85,8 @@ def read_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + str(first["loc"][0]).upper() if first["loc"] else PREFIX
-        raise StartupError(f"{name} is {first['input']!r}: {first['msg']}.") from error
+        shown = "wrong" if name == "FEWSTEP_REDIS_URL" else repr(first["input"])  # it may hold a password
+        raise StartupError(f"{name} is {shown}: {first['msg']}.") from None
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:

@@ -8,11 +8,33 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from service.errors import StartupError
+
+OLDEST = (7, 0)
 RETRIES = 8
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.5
 CONNECT_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 5.0
+
+
+def check_server(url: str) -> None:
+    """Return if the server answers and is new enough for the scripts.
+
+    Raises:
+        StartupError: it does not, or is not.
+    """
+    client = connect(url)
+    try:
+        version = str(client.info("server")["redis_version"])
+    except redis.RedisError as error:
+        raise StartupError(f"The server that FEWSTEP_REDIS_URL names does not answer ({error}).") from error
+    finally:
+        client.close()
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        raise StartupError(
+            f"The server that FEWSTEP_REDIS_URL names is version {version}; 7.0 is the oldest that serves."
+        )
 
 
 def connect(url: str, *, block_s: float = 0.0, retries: int = RETRIES) -> redis.Redis:

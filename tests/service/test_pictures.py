@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.pictures import MEDIA_TYPES, encode
+from service.pictures import encode
+from service.schema import MEDIA_TYPES
 from student.runtimes.fake import fake_image
 from tests.service.support import expected_pixels, pixels
 

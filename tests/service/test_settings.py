@@ -69,3 +69,10 @@ def test_paths_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_a_url_is_needed_where_no_server_is_started() -> None:
     with pytest.raises(StartupError, match="FEWSTEP_REDIS_URL"):
         _ = read_settings().required_redis_url
+
+
+def test_a_wrong_url_is_not_printed_for_it_may_hold_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWSTEP_REDIS_URL", "http://user:canary@host")
+    with pytest.raises(StartupError, match="^FEWSTEP_REDIS_URL is wrong: ") as caught:
+        read_settings()
+    assert "canary" not in str(caught.value)

@@ -1,0 +1,51 @@
+"""The HTTP application."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from service.handlers import add_handlers
+from service.metrics import Metrics
+from service.middleware import BodyLimit, RequestContext
+from service.model import open_student, token_counter
+from service.routes import images, pages, probes
+from service.services import open_services
+from service.settings import Settings
+
+MAX_BODY_BYTES = 65536
+DESCRIPTION = "Pictures from a few-step student, each with its reward."
+
+
+def build_app(settings: Settings) -> FastAPI:
+    """The application with all its routes; it connects when it is started.
+
+    Raises:
+        StartupError: there is no student to serve.
+    """
+    student, count_tokens = open_student(settings), token_counter(settings)
+    metrics = Metrics(student.id, student.version, {"python": platform.python_version()})
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_services(settings, metrics, student, count_tokens) as services:
+            app.state.services = services
+            yield
+
+    app = FastAPI(
+        title="fewstep",
+        description=DESCRIPTION,
+        version=student.version,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(RequestContext, metrics=metrics)
+    add_handlers(app)
+    for router in (images.router, probes.router, pages.router):
+        app.include_router(router)
+    return app

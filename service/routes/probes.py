@@ -1,0 +1,56 @@
+"""What a supervisor, a load balancer and Prometheus ask."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from redis.exceptions import RedisError
+
+from service.errors import Unavailable
+from service.schema import error_responses
+from service.services import Services
+
+LOOK_S = 0.5
+
+router = APIRouter(tags=["operation"])
+
+
+@router.api_route("/healthz", methods=["GET", "HEAD"], operation_id="healthz")
+async def healthz() -> dict[str, str]:
+    """The process answers. It never asks the queue: an outage there is no reason to restart this process."""
+    return {"status": "ok"}
+
+
+@router.api_route("/readyz", methods=["GET", "HEAD"], operation_id="readyz", responses=error_responses(503))
+async def readyz(request: Request) -> dict[str, str | int]:
+    """The queue answers and a worker is alive."""
+    services: Services = request.app.state.services
+    if services.stopping.is_set():
+        raise Unavailable("The service is stopping.")
+    try:
+        workers = await asyncio.wait_for(services.producer.workers(), LOOK_S)
+    except (RedisError, TimeoutError):
+        raise Unavailable("The queue is out of reach.") from None
+    if not workers:
+        raise Unavailable("No worker is alive.")
+    student = services.student
+    return {
+        "status": "ready",
+        "model": student.id,
+        "model_version": student.version,
+        "runtime": workers[0].runtime,
+        "workers": len(workers),
+    }
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format; without the queue's figures while it is out of reach."""
+    services: Services = request.app.state.services
+    try:
+        services.metrics.queue(await asyncio.wait_for(services.producer.depth(), LOOK_S))
+    except (RedisError, TimeoutError):
+        pass
+    return Response(services.metrics.text(), media_type=CONTENT_TYPE_LATEST)

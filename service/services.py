@@ -1,0 +1,106 @@
+"""What the routes work with: built once for each API process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from redis.exceptions import RedisError
+
+from service.metrics import Metrics
+from service.queue.connection import connect_async
+from service.queue.producer import Producer
+from service.queue.replies import BLOCK_S, Replies
+from service.results import ResultStore
+from service.settings import Settings
+from student.bundle import Student
+
+REAP_EVERY_S = 1.0
+SWEEP_EVERY_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Services:
+    """``stopping`` is set when the process has been told to end."""
+
+    settings: Settings
+    student: Student
+    count_tokens: Callable[[str], int]
+    producer: Producer
+    replies: Replies
+    results: ResultStore
+    metrics: Metrics
+    stopping: asyncio.Event
+
+
+@asynccontextmanager
+async def background(services: Services) -> AsyncIterator[None]:
+    """Run what an API process does beside answering, for as long as the context lasts."""
+
+    async def reap() -> None:
+        await services.producer.reap()
+
+    async def sweep() -> None:
+        await asyncio.to_thread(services.results.sweep, services.settings.result_ttl_s)
+
+    tasks = [
+        asyncio.create_task(services.replies.read_forever()),
+        asyncio.create_task(_every(REAP_EVERY_S, reap)),
+        asyncio.create_task(_every(SWEEP_EVERY_S, sweep)),
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def open_services(
+    settings: Settings, metrics: Metrics, student: Student, count_tokens: Callable[[str], int]
+) -> AsyncIterator[Services]:
+    """Connect (lazily: the server may come later) and start the background tasks."""
+    api = uuid.uuid4().hex
+    client = connect_async(settings.required_redis_url)
+    reader = connect_async(settings.required_redis_url, block_s=BLOCK_S)
+    producer = Producer(
+        client,
+        student.id,
+        api,
+        timeout_s=settings.request_timeout_s,
+        ttl_s=settings.result_ttl_s,
+        max_pending=settings.max_pending,
+        max_attempts=settings.max_attempts,
+    )
+    services = Services(
+        settings=settings,
+        student=student,
+        count_tokens=count_tokens,
+        producer=producer,
+        replies=Replies(reader, producer, student.id, api, metrics.record),
+        results=ResultStore(settings.results_dir),
+        metrics=metrics,
+        stopping=asyncio.Event(),
+    )
+    try:
+        async with background(services):
+            yield services
+    finally:
+        await client.aclose()
+        await reader.aclose()
+
+
+async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await action()
+        except (RedisError, OSError) as error:
+            log.warning("a periodic task failed: %s", error)
+        await asyncio.sleep(seconds)
