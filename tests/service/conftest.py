@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.redis_server import EmbeddedServer
-from tests.service.support import Queue
+from tests.service.support import Api, Queue, Service, running_service
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +42,27 @@ def make_queue(redis_url: str, runner: asyncio.Runner) -> Iterator[Callable[...,
 @pytest.fixture
 def queue(make_queue: Callable[..., Queue]) -> Queue:
     return make_queue()
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A whole service, for tests that leave it as they found it."""
+    with running_service(tmp_path_factory.mktemp("live") / "data") as service:
+        yield service
+
+
+@pytest.fixture
+def make_api(tmp_path: Path) -> Iterator[Callable[..., Api]]:
+    """HTTP processes without a worker, on a server of their own."""
+    server = EmbeddedServer(tmp_path / "redis")
+    server.start()
+    apis: list[Api] = []
+
+    def make(**settings: str) -> Api:
+        apis.append(Api(server.url, tmp_path / "data", **settings))
+        return apis[-1]
+
+    yield make
+    for api in apis:
+        api.close()
+    server.stop()

@@ -24,6 +24,7 @@ import numpy as np
 import redis
 from PIL import Image
 
+from service.listener import listen
 from service.queue.connection import connect, connect_async
 from service.queue.consumer import Consumer
 from service.queue.job import Job, lane
@@ -194,6 +195,40 @@ def running_service(data_dir: Path, **settings: str) -> Iterator[Service]:
             service.process.kill()
             service.process.wait()
     assert not [pid for pid in pids if alive(pid)]
+
+
+class Api:
+    """``python -m service.run api`` alone, on a server of the test's choice: nobody draws."""
+
+    def __init__(self, redis_url: str, folder: Path, **settings: str) -> None:
+        with listen("127.0.0.1", 0) as listener:
+            self.address: tuple[str, int] = listener.getsockname()
+            values = {"RUNTIME": "fake", "REDIS_URL": redis_url, "DATA_DIR": str(folder), **settings}
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "service.run", "api", "--listener", str(listener.fileno())],
+                cwd=REPOSITORY,
+                env=clean_environment(values),
+                pass_fds=[listener.fileno()],
+            )
+        self.url = "http://{}:{}".format(*self.address)
+        self.redis: redis.Redis = connect(redis_url)
+        self.prefix = prefix("fake")
+
+    def waiting(self) -> int:
+        return int(self.redis.zcard(f"{self.prefix}pending"))
+
+    def states(self) -> list[str]:
+        """The states of all jobs."""
+        return [str(self.redis.hget(key, "state")) for key in self.redis.scan_iter(f"{self.prefix}j:*")]
+
+    def close(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(PATIENCE_S)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self.redis.close()
 
 
 def post(url: str, **fields: Any) -> httpx.Response:

@@ -1,0 +1,92 @@
+"""The service's command line: ``python -m service.run`` starts everything; its parts can be started alone."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+import uuid
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from service.errors import StartupError
+from service.settings import Settings, read_settings
+
+REFUSED = 1
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Serve pictures of a few-step student.")
+
+
+@app.callback(invoke_without_command=True)
+def default(context: typer.Context) -> None:
+    """Without a command: serve."""
+    if context.invoked_subcommand is None:
+        serve()
+
+
+@app.command()
+def serve() -> None:
+    """Start a server for the queue (unless FEWSTEP_REDIS_URL names one), the workers and the HTTP process."""
+
+    def run(settings: Settings) -> None:
+        from service.supervisor import Supervisor
+
+        Supervisor(settings).run()
+
+    _with_settings(run)
+
+
+@app.command()
+def api(listener: Annotated[int | None, typer.Option(help="A listening socket that was inherited.")] = None) -> None:
+    """Start an HTTP process alone."""
+
+    def run(settings: Settings) -> None:
+        from service.listener import listen
+        from service.server import run_server
+
+        found = socket.socket(fileno=listener) if listener is not None else listen(settings.host, settings.port)
+        run_server(settings, found)
+
+    _with_settings(run)
+
+
+@app.command()
+def worker(name: Annotated[str | None, typer.Option(help="The worker's name; it must be unique.")] = None) -> None:
+    """Start a worker alone."""
+
+    def run(settings: Settings) -> None:
+        from service.worker import run_worker
+
+        run_worker(settings, name or uuid.uuid4().hex)
+
+    _with_settings(run)
+
+
+@app.command()
+def probe() -> None:
+    """End with code 0 if a worker of this host has given a sign of life lately, else 1: a container's healthcheck."""
+
+    def run(settings: Settings) -> None:
+        from service.probe import find_worker
+
+        find_worker(settings, socket.gethostname())
+
+    _with_settings(run)
+
+
+def _with_settings(run: Callable[[Settings], None]) -> None:
+    try:
+        settings = read_settings()
+        logging.basicConfig(
+            level=settings.log_level.upper(), format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
+        )
+        run(settings)
+    except StartupError as error:
+        print(f"fewstep: {error}", file=sys.stderr, flush=True)
+        sys.exit(REFUSED)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,186 @@
+"""An HTTP process without workers: what becomes of requests that wait, and of those that cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+
+from service.queue.connection import connect_async
+from service.queue.job import Job, Record
+from service.queue.replies import Replies
+from tests.service.support import Api, Queue, Service, eventually, post
+
+WAITING_FOR_EVER = {"REQUEST_TIMEOUT_S": "600"}
+RESULT = {"images": [], "runtime": "fake"}
+
+
+def open_request(api: Api) -> socket.socket:
+    """A request on a connection that the test can break."""
+    body = json.dumps({"prompt": "p"}).encode()
+    connection = socket.create_connection(api.address)
+    head = "POST /generate HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+    connection.sendall(head.format(len(body)).encode() + body)
+    return connection
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(make_api: Callable[..., Api]) -> None:
+    api = make_api(MAX_PENDING="2", **WAITING_FOR_EVER)
+    with open_request(api), open_request(api):
+        eventually(lambda: api.waiting() == 2)
+        response = post(api.url, prompt="p")
+        assert response.status_code == 503 and response.json()["error"]["code"] == "queue_full"
+        assert int(response.headers["Retry-After"]) >= 1
+        assert api.waiting() == 2
+
+
+def test_a_request_that_waits_too_long_gets_504_and_leaves_no_work_behind(make_api: Callable[..., Api]) -> None:
+    api = make_api(REQUEST_TIMEOUT_S="0.3")
+    response = post(api.url, prompt="p")
+    assert response.status_code == 504 and response.json()["error"]["code"] == "deadline_exceeded"
+    assert api.waiting() == 0 and api.states() == ["cancelled"]
+
+
+def test_a_client_that_goes_away_takes_its_job_with_it(make_api: Callable[..., Api]) -> None:
+    api = make_api(**WAITING_FOR_EVER)
+    gone, stays = open_request(api), open_request(api)
+    with stays:
+        eventually(lambda: api.waiting() == 2)
+        gone.close()
+        eventually(lambda: sorted(api.states()) == ["cancelled", "queued"])
+        assert api.waiting() == 1
+        metrics = httpx.get(f"{api.url}/metrics", trust_env=False).text
+        assert 'fewstep_requests_total{code="499",method="POST",route="/generate"} 1.0' in metrics
+
+
+def test_without_a_worker_it_lives_and_is_not_ready(make_api: Callable[..., Api]) -> None:
+    api = make_api()
+    assert httpx.get(f"{api.url}/healthz", trust_env=False).status_code == 200
+    ready = httpx.get(f"{api.url}/readyz", trust_env=False)
+    assert ready.status_code == 503 and ready.json()["error"]["message"] == "No worker is alive."
+    assert "Retry-After" in ready.headers
+
+
+def test_without_a_server_it_lives_and_refuses(tmp_path: Path) -> None:
+    api = Api("unix:///nowhere/redis.sock", tmp_path / "data")
+    try:
+        assert httpx.get(f"{api.url}/healthz", trust_env=False).status_code == 200
+        assert httpx.get(f"{api.url}/readyz", trust_env=False).status_code == 503
+        response = post(api.url, prompt="p")
+        assert response.status_code == 503 and response.json()["error"]["code"] == "unavailable"
+        assert httpx.get(f"{api.url}/metrics", trust_env=False).status_code == 200
+    finally:
+        api.close()
+
+
+def test_whoever_waits_when_it_stops_is_told_so(make_api: Callable[..., Api]) -> None:
+    api = make_api(**WAITING_FOR_EVER)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(post, api.url, prompt="p")
+        eventually(lambda: api.waiting() == 1)
+        api.process.send_signal(signal.SIGTERM)
+        response = waiting.result()
+    assert response.status_code == 503 and response.json()["error"]["message"] == "The service is stopping."
+    api.process.wait(10)
+    assert api.states() == ["cancelled"]
+
+
+def test_a_server_that_comes_back_without_its_data_is_given_the_waiting_jobs_again(
+    make_api: Callable[..., Api],
+) -> None:
+    api = make_api(**WAITING_FOR_EVER)
+    with open_request(api):
+        eventually(lambda: api.waiting() == 1)
+        [before] = api.redis.keys(f"{api.prefix}j:*")
+        api.redis.flushall()
+        eventually(lambda: api.waiting() == 1, "the job is back")
+        assert api.redis.keys(f"{api.prefix}j:*") == [before], "under its own id"
+
+
+class Waiter:
+    """Somebody who waits for a job's result, beside a reader that may be out of order."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self.observed: list[str] = []
+        client = connect_async(queue.url, block_s=2)
+        self.replies = Replies(
+            client, queue.producer, queue.model, "api", lambda record: self.observed.append(record.id)
+        )
+        self.client = client
+
+    async def enqueue(self, job: Job) -> None:
+        await self.queue.producer.enqueue(job)
+
+    async def result(self, job: Job, *, reading: bool, then: Callable[[], None]) -> Record:
+        reader = asyncio.create_task(self.replies.read_forever()) if reading else None
+
+        async def enqueue_then() -> None:
+            await self.enqueue(job)
+            await asyncio.to_thread(then)
+
+        try:
+            return await asyncio.wait_for(self.replies.result(job, enqueue_then), 20)
+        finally:
+            if reader:
+                reader.cancel()
+                await asyncio.wait({reader})
+            await self.client.aclose()
+
+
+def draw(queue: Queue, job: Job) -> None:
+    worker = queue.consumer("w")
+    [claimed] = worker.claim(queue.lane, 8)
+    worker.finish(job.id, claimed.token, "done", RESULT)
+
+
+def test_an_answer_that_is_there_before_anybody_waits_is_found(queue: Queue) -> None:
+    job, waiter = queue.job(), Waiter(queue)
+    record = queue.runner.run(waiter.result(job, reading=True, then=lambda: draw(queue, job)))
+    assert (record.id, record.state, record.result) == (job.id, "done", RESULT)
+
+
+def test_an_answer_whose_notice_is_lost_is_found(queue: Queue) -> None:
+    job, waiter = queue.job(), Waiter(queue)
+    record = queue.runner.run(waiter.result(job, reading=False, then=lambda: draw(queue, job)))
+    assert record.state == "done" and waiter.observed == []
+
+
+def test_every_job_that_ends_is_observed_once_even_if_nobody_waits(queue: Queue) -> None:
+    ignored, job, waiter = queue.job(), queue.job(), Waiter(queue)
+
+    def draw_both() -> None:
+        for claimed in queue.consumer("w").claim(queue.lane, 8):
+            queue.consumer("w").finish(claimed.id, claimed.token, "done", RESULT)
+
+    queue.enqueue(ignored)
+    queue.runner.run(waiter.result(job, reading=True, then=draw_both))
+    assert sorted(waiter.observed) == sorted([ignored.id, job.id])
+
+
+def test_a_client_that_goes_away_while_its_picture_is_drawn_gets_none(live: Service) -> None:
+    """The mark reaches the worker; on a runtime without visible steps the job ends with its batch, cancelled."""
+    body = json.dumps({"prompt": "fake:sleep=1.5 gone", "seed": 1}).encode()
+    host, port = live.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    head = "POST /generate HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+    connection.sendall(head.format(len(body)).encode() + body)
+
+    def job() -> str:
+        for key in live.redis.scan_iter("fewstep:{fake}:j:*"):
+            if "gone" in str(live.redis.hget(key, "payload")) and live.redis.hget(key, "state") == "running":
+                return str(key)
+        return ""
+
+    key = eventually(job, "the job runs")
+    threading.Thread(target=connection.close).start()
+    eventually(lambda: live.redis.hget(key, "state") == "cancelled", "the job is cancelled")
+    id = key.rpartition(":")[2]
+    assert not list((live.data_dir / "results").glob(f"*/{id}/*/*"))
