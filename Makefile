@@ -1,0 +1,70 @@
+# install: everything, into VENV   serve: only what serving needs, into VENV_SERVE (no torch)   see CONTRIBUTING.md
+PYTHON ?= python3
+VENV ?= .venv
+VENV_SERVE ?= .venv-serve
+TORCH ?= torch==2.13.0
+# More arguments for the pip call that installs torch, for example the index of its CPU builds: --index-url ...
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+
+PIP = -m pip --disable-pip-version-check --quiet
+RUN = $(VENV)/bin/python -m
+
+.PHONY: help install serve lint check test lock docker-test clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make serve    draw pictures at http://127.0.0.1:8000 (FEWSTEP_PORT, FEWSTEP_HOST)"
+	@echo "make test     the whole test suite"
+	@echo "make install  everything, into $(VENV)"
+	@echo "make lint     ruff     make check  mypy"
+	@echo "make docker-test  build the images and bring docker-compose.yml up for real"
+
+install: $(VENV)/.installed
+
+serve: $(VENV_SERVE)/.installed
+	@$(VENV_SERVE)/bin/python -m service.run
+
+lint: $(VENV)/.installed
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check --quiet .
+
+check: $(VENV)/.installed
+	@$(RUN) mypy
+
+test: $(VENV)/.installed
+	@$(RUN) pytest $(PYTEST_ARGS)
+
+docker-test:
+	@$(PYTHON) -m deploy.docker_test
+
+# Needs uv. torch is left out: its CPU build has another hash in every index.
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+lock:
+	$(COMPILE) pyproject.toml -o requirements/serve.lock
+	$(COMPILE) pyproject.toml requirements/torch-needs.in --extra dev -c requirements/serve.lock \
+		--overrides requirements/without-torch.txt --no-emit-package torch -o requirements/dev.lock
+
+clean:
+	rm -rf $(VENV) $(VENV_SERVE) .pytest_cache .ruff_cache .mypy_cache
+
+$(VENV)/.installed: requirements/dev.lock
+	@$(call new_venv,$(VENV))
+	@echo "Installing what training, export and the tests need into $(VENV); the first time this takes minutes."
+	@$(VENV)/bin/python $(PIP) install --no-deps --require-hashes -r requirements/dev.lock
+	@$(VENV)/bin/python $(PIP) install $(TORCH_INDEX) "$(TORCH)"
+	@touch $@
+
+$(VENV_SERVE)/.installed: requirements/serve.lock
+	@$(call new_venv,$(VENV_SERVE))
+	@echo "Installing what serving needs into $(VENV_SERVE); the first time this takes a minute."
+	@$(VENV_SERVE)/bin/python $(PIP) install --no-deps --require-hashes -r requirements/serve.lock
+	@touch $@
+
+TOO_OLD = fewstep needs Python 3.11 or later, and $(PYTHON) is not: say for example make PYTHON=python3.11.
+NO_VENV = $(PYTHON) cannot make virtual environments: install the package python3-venv.
+define new_venv
+"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo '$(TOO_OLD)' >&2; exit 1; }; \
+"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo '$(NO_VENV)' >&2; exit 1; }; \
+test -x $(1)/bin/python || "$(PYTHON)" -m venv $(1)
+endef
