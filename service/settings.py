@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     )
     model: AbsolutePath = Field(default=REPOSITORY / "models" / "shapes", description="The served student.")
     runtime: RuntimeName = Field(default="auto", description="How the student is run; fake needs no student.")
-    threads: int = Field(default=0, ge=0, description="Threads of one worker's runtime; 0: as many as there are cores.")
+    threads: int = Field(default=0, ge=0, description="Threads of one worker; 0: its share of the cores.")
     workers: int = Field(default=1, ge=1, le=64, description="Worker processes that serve starts.")
     max_pending: int = Field(default=1000, ge=1, description="Jobs that may wait; beyond, requests are answered 503.")
     request_timeout_s: float = Field(default=60.0, gt=0, description="Longest wait for an answer; beyond, 504.")
@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     @property
     def thread_count(self) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.threads or cores
+        return self.threads or max(1, cores // self.workers)
 
     @property
     def required_redis_url(self) -> str:

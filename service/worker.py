@@ -86,8 +86,11 @@ class Worker:
             job = Job.from_payload(claimed.payload)
         except PayloadError as error:
             return Failure("generation_failed", f"The worker cannot take this job: {error}.")
-        if job.steps not in self._runtime.student.steps:
+        student = self._runtime.student
+        if job.steps not in student.steps:
             return Failure("generation_failed", f"The worker's student was not trained for {job.steps} steps.")
+        if (job.height, job.width) != (student.image.height, student.image.width):
+            return Failure("generation_failed", f"The worker's student does not draw {job.width}x{job.height} pixels.")
         return job
 
     def _settle(self, claimed: Claimed, job: Job, outcome: Drawing | Failure, calls: Sequence[Call]) -> None:

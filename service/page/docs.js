@@ -89,8 +89,7 @@ function operation(api, path, method, described) {
 async function show() {
   const api = await (await fetch("openapi.json")).json();
   const sections = Object.entries(api.paths).flatMap(([path, methods]) =>
-    Object.entries(methods).filter(([method]) => method !== "head")
-      .map(([method, described]) => operation(api, path, method, described)));
+    Object.entries(methods).map(([method, described]) => operation(api, path, method, described)));
   const error = api.components.schemas.ErrorResponse;
   document.getElementById("docs").replaceChildren(
     element("h1", "", `${api.info.title} API`), element("p", "", api.info.description), ...sections,

@@ -17,13 +17,15 @@ LOOK_S = 0.5
 router = APIRouter(tags=["operation"])
 
 
-@router.api_route("/healthz", methods=["GET", "HEAD"], operation_id="healthz")
+@router.head("/healthz", include_in_schema=False)
+@router.get("/healthz")
 async def healthz() -> dict[str, str]:
     """The process answers. It never asks the queue: an outage there is no reason to restart this process."""
     return {"status": "ok"}
 
 
-@router.api_route("/readyz", methods=["GET", "HEAD"], operation_id="readyz", responses=error_responses(503))
+@router.head("/readyz", include_in_schema=False)
+@router.get("/readyz", responses=error_responses(503))
 async def readyz(request: Request) -> dict[str, str | int]:
     """The queue answers and a worker is alive."""
     services: Services = request.app.state.services

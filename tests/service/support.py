@@ -211,6 +211,7 @@ class Api:
                 pass_fds=[listener.fileno()],
             )
         self.url = "http://{}:{}".format(*self.address)
+        self.redis_url = redis_url
         self.redis: redis.Redis = connect(redis_url)
         self.prefix = prefix("fake")
 
@@ -229,6 +230,13 @@ class Api:
             self.process.kill()
             self.process.wait()
             self.redis.close()
+
+
+def start_worker(redis_url: str, folder: Path, **settings: str) -> subprocess.Popen[bytes]:
+    """``python -m service.run worker`` alone."""
+    values = {"RUNTIME": "fake", "REDIS_URL": redis_url, "DATA_DIR": str(folder), **settings}
+    command = [sys.executable, "-m", "service.run", "worker"]
+    return subprocess.Popen(command, cwd=REPOSITORY, env=clean_environment(values))
 
 
 def post(url: str, **fields: Any) -> httpx.Response:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 from tests.service.support import (
     REPOSITORY,
+    Api,
     Service,
     alive,
     check_answer,
@@ -23,6 +25,7 @@ from tests.service.support import (
     eventually,
     post,
     running_service,
+    start_worker,
 )
 
 STOP_LIMIT_S = 20  # 5 are promised; on a machine that is busy with other things the clock proves nothing
@@ -221,15 +224,15 @@ def test_another_server_is_used_when_one_is_named(redis_url: str, tmp_path: Path
 
 
 def test_a_worker_tells_a_container_whether_it_is_well(redis_url: str, tmp_path: Path) -> None:
-    settings = {"RUNTIME": "fake", "REDIS_URL": f"{redis_url}?db=2", "DATA_DIR": str(tmp_path)}
-    environment = clean_environment(settings)
+    url = f"{redis_url}?db=2"
+    environment = clean_environment({"RUNTIME": "fake", "REDIS_URL": url, "DATA_DIR": str(tmp_path)})
 
     def probe() -> int:
         command = [sys.executable, "-m", "service.run", "probe"]
         return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True).returncode
 
     assert probe() == 1
-    worker = subprocess.Popen([sys.executable, "-m", "service.run", "worker"], cwd=REPOSITORY, env=environment)
+    worker = start_worker(url, tmp_path)
     try:
         eventually(lambda: probe() == 0, "the worker is well")
         os.kill(worker.pid, signal.SIGTERM)
@@ -237,3 +240,45 @@ def test_a_worker_tells_a_container_whether_it_is_well(redis_url: str, tmp_path:
         assert probe() == 1
     finally:
         worker.kill()
+
+
+def test_two_workers_share_the_work(tmp_path: Path) -> None:
+    """Each of the two is held up by one request, so both must have been at work at the same time."""
+    with running_service(tmp_path / "data", WORKERS="2") as service, ThreadPoolExecutor() as pool:
+        eventually(lambda: httpx.get(f"{service.url}/readyz", trust_env=False).json()["workers"] == 2)
+        first = pool.submit(post, service.url, prompt="fake:sleep=3 first", seed=0)
+        eventually(lambda: service.redis.zcard("fewstep:{fake}:l") == 1, "one worker is busy")
+        second = pool.submit(post, service.url, prompt="fake:sleep=3 second", seed=0)
+        eventually(lambda: service.redis.zcard("fewstep:{fake}:l") == 2, "both workers are busy")
+        assert first.result().status_code == second.result().status_code == 200
+
+
+@pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
+def test_without_a_supervisor_the_lease_of_a_silent_worker_runs_out(
+    fate: signal.Signals, make_api: Callable[..., Api], tmp_path: Path
+) -> None:
+    """As in containers: a killed worker, or one that is frozen and wakes up when its job has been done by another."""
+    api = make_api(LEASE_S="1")
+    workers = [start_worker(api.redis_url, tmp_path / "data", LEASE_S="1")]
+    try:
+        with ThreadPoolExecutor() as pool:
+            prompt = "fake:sleep=0.5 p"
+            asked = pool.submit(post, api.url, prompt=prompt, seed=3)
+            eventually(lambda: api.redis.zcard(f"{api.prefix}l") == 1, "the worker is busy")
+            workers[0].send_signal(fate)
+            workers.append(start_worker(api.redis_url, tmp_path / "data", LEASE_S="1"))
+            check_answer(asked.result().json(), prompt, [3])
+        [key] = api.redis.keys(f"{api.prefix}j:*")
+        result, attempts = api.redis.hmget(key, "result", "attempts")
+        assert attempts == "2"
+        if fate is signal.SIGSTOP:
+            workers[0].send_signal(signal.SIGCONT)
+            eventually(lambda: api.redis.hget(f"{api.prefix}n", "fenced") == "1", "the zombie is turned away")
+            folder = tmp_path / "data" / "results"
+            eventually(lambda: len(list(folder.glob("*/*/*/*.png"))) == 1, "the zombie has taken its picture away")
+        assert api.redis.hget(key, "result") == result
+        check_answer(post(api.url, prompt="next", seed=1).json(), "next", [1])
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()

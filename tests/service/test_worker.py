@@ -140,10 +140,11 @@ def test_a_payload_that_cannot_be_read_fails_and_its_mate_does_not(bench: Bench,
     bench.check(good, "good", (1,))
 
 
-def test_a_step_count_that_the_student_does_not_know_is_refused(bench: Bench) -> None:
-    id = bench.queue.add(steps=3)
+@pytest.mark.parametrize(("change", "words"), [({"steps": 3}, "3 steps"), ({"height": 32}, "64x32 pixels")])
+def test_a_job_that_the_student_cannot_draw_is_refused(bench: Bench, change: dict[str, int], words: str) -> None:
+    id = bench.queue.add(**change)
     bench.worker.step()
-    assert bench.queue.state(id) == "failed" and "3 steps" in bench.queue.result(id)["error"]["message"]
+    assert bench.queue.state(id) == "failed" and words in bench.queue.result(id)["error"]["message"]
     assert bench.runtime.calls == []
 
 
