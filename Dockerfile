@@ -1,0 +1,55 @@
+# Targets: api (the HTTP process), worker-cpu (draws through ONNX Runtime), queue (a Valkey out of a Python package, for
+# where no image of one can be had). BASE is any Debian with Python >= 3.11 and its venv module. BUILD_BASE, by default
+# the same, may know more (certificates, settings of pip): of it only /opt/venv goes into an image.
+ARG BASE=python:3.11-slim-bookworm
+ARG BUILD_BASE
+
+FROM ${BUILD_BASE:-$BASE} AS dependencies
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_TRUSTED_HOST
+COPY requirements/serve.lock /tmp/serve.lock
+RUN python3 -m venv /tmp/installer \
+    && python3 -m venv --without-pip /opt/venv \
+    && /tmp/installer/bin/pip --python /opt/venv/bin/python3 --disable-pip-version-check --quiet \
+        install --no-cache-dir --no-deps --require-hashes -r /tmp/serve.lock
+
+FROM ${BASE} AS runtime
+LABEL org.opencontainers.image.title="fewstep" \
+    org.opencontainers.image.description="Serves pictures of a few-step student" \
+    org.opencontainers.image.licenses="Apache-2.0"
+RUN useradd --uid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin fewstep \
+    && install -d -o fewstep -g fewstep -m 0755 /data
+COPY --from=dependencies /opt/venv /opt/venv
+COPY LICENSE /app/
+COPY student /app/student
+COPY service /app/service
+COPY models /app/models
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    FEWSTEP_DATA_DIR=/data
+WORKDIR /app
+USER fewstep
+
+FROM runtime AS queue
+USER root
+RUN ln -s "$(python -c 'from service.redis_server import find_program; print(find_program())')" \
+    /usr/local/bin/valkey-server
+USER fewstep
+WORKDIR /data
+EXPOSE 6379
+HEALTHCHECK --interval=5s --timeout=3s CMD ["python", "-c", "import redis; redis.Redis().ping()"]
+# Inside a container's network the port is open to the network's members, as it is in the images of Valkey and Redis.
+ENTRYPOINT ["valkey-server", "--dir", "/data", "--protected-mode", "no"]
+
+FROM runtime AS worker-cpu
+HEALTHCHECK --interval=10s --timeout=10s --start-period=60s CMD ["python", "-m", "service.run", "probe"]
+CMD ["python", "-m", "service.run", "worker"]
+
+FROM runtime AS api
+ENV FEWSTEP_HOST=0.0.0.0
+EXPOSE 8000
+HEALTHCHECK --interval=5s --timeout=3s --start-period=20s CMD ["python", "-c", \
+    "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
+CMD ["python", "-m", "service.run", "api"]

