@@ -157,6 +157,7 @@ def test_a_job_that_kills_every_worker_is_given_up_and_its_mates_are_not(make_qu
     executions = 0
     while batch := queue.consumer(f"w{executions}").claim(queue.lane, 8):
         executions += 1
+        assert executions < 10
         if poison in [claimed.id for claimed in batch]:
             queue.let_leases_end()  # the worker is dead
         else:
@@ -283,6 +284,30 @@ def test_every_key_is_in_one_slot_and_ends_by_itself(queue: Queue) -> None:
     keys = list(queue.client.scan_iter(f"{queue.prefix}*", count=1000))
     assert len(keys) > 8 and queue.prefix.count("{") == 1
     assert [key for key in keys if queue.client.pttl(key) <= 0] == []
+
+
+@pytest.mark.parametrize("how", ["reaped", "released"])
+def test_a_job_that_comes_back_wakes_a_worker(queue: Queue, how: str) -> None:
+    id = queue.add()
+    worker = queue.consumer("w")
+    [claimed] = worker.claim(queue.lane, 8)
+    worker.claim(queue.lane, 8)
+    assert queue.client.llen(f"{queue.prefix}w:{queue.lane}") == 0
+    if how == "reaped":
+        queue.let_leases_end()
+        queue.reap()
+    else:
+        worker.release([(id, claimed.token)])
+    assert queue.client.llen(f"{queue.prefix}w:{queue.lane}") == 1
+
+
+def test_a_record_outlives_its_deadline_and_is_kept_for_the_result_ttl(make_queue: Callable[..., Queue]) -> None:
+    queue = make_queue(timeout_s=600.0, ttl_s=50.0)
+    id = queue.add()
+    assert 640_000 < queue.client.pttl(f"{queue.prefix}j:{id}") <= 650_000
+    [claimed] = queue.consumer("w").claim(queue.lane, 8)
+    queue.consumer("w").finish(id, claimed.token, "done", RESULT)
+    assert 40_000 < queue.client.pttl(f"{queue.prefix}j:{id}") <= 50_000
 
 
 def test_the_figures_of_the_queue(queue: Queue) -> None:
