@@ -1,0 +1,84 @@
+"""What is declared is what is imported, and the lock files hold all of it, with hashes and without a host's name."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.test_imports import ROOMS, imports
+
+ROOT = Path(__file__).resolve().parents[1]
+DISTRIBUTION = {"PIL": "pillow", "websocket": "websocket-client"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+LOCKS = {"serve": None, "dev": "dev"}
+
+
+def distribution(name: str) -> str:
+    return DISTRIBUTION.get(name, name).lower().replace("_", "-")
+
+
+def declared(extra: str | None) -> set[str]:
+    """What an extra asks for, with what it includes; the base dependencies are part of each."""
+    lines = list(PROJECT["dependencies"])
+    while extra:
+        more = PROJECT["optional-dependencies"][extra]
+        lines += [line for line in more if not line.startswith("fewstep[")]
+        extra = next((line[len("fewstep[") : -1] for line in more if line.startswith("fewstep[")), None)
+    return {distribution(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in lines}
+
+
+def third_party(room: str) -> set[str]:
+    """The distributions that a room's modules name in an import."""
+    found = {name.split(".")[0] for path in (ROOT / room).rglob("*.py") for name in imports(path)}
+    own = {*ROOMS, "tests", "deploy", "benchmarks"}
+    return {distribution(name) for name in found - own - set(sys.stdlib_module_names)}
+
+
+@pytest.mark.parametrize(
+    ("room", "extra", "beyond"),
+    [
+        ("service", None, set()),
+        # its torch runtime is there for whoever has torch
+        ("student", None, {"torch", "diffusers", "transformers"}),
+        ("rewards", "train", set()),
+        ("training", "train", set()),
+        ("export", "export", set()),
+        ("deploy", None, set()),
+        ("tests", "dev", set()),
+    ],
+)
+def test_every_import_is_declared(room: str, extra: str | None, beyond: set[str]) -> None:
+    assert third_party(room) - declared(extra) == beyond
+
+
+def test_serving_asks_for_nothing_that_it_does_not_import() -> None:
+    assert declared(None) == third_party("service") | (third_party("student") - {"torch", "diffusers", "transformers"})
+
+
+@pytest.mark.parametrize(("lock", "extra"), LOCKS.items())
+def test_a_lock_file_holds_what_is_declared_with_hashes(lock: str, extra: str | None) -> None:
+    text = (ROOT / "requirements" / f"{lock}.lock").read_text("utf-8")
+    pins = re.split(r"^(?=\w)", text, flags=re.MULTILINE)[1:]
+    names = {distribution(pin.split("==")[0]) for pin in pins}
+    assert all(re.match(r"[\w.-]+==\S+", pin) and "--hash=sha256:" in pin for pin in pins)
+    assert declared(extra) - names == (declared(extra) & {"torch"})
+    assert not re.search(r"https?://|file:|index-url|find-links|^torch==|^nvidia", text, flags=re.MULTILINE)
+
+
+def test_both_lock_files_agree() -> None:
+    def versions(lock: str) -> set[str]:
+        return set(re.findall(r"^[\w.-]+==[^\\]+", (ROOT / "requirements" / f"{lock}.lock").read_text("utf-8"), re.M))
+
+    assert versions("serve") <= versions("dev")
+
+
+def test_the_image_holds_the_rooms_that_serving_imports() -> None:
+    room_of = {name.split(".")[0] for path in (ROOT / "service").rglob("*.py") for name in imports(path)}
+    needed = (room_of | {"service"}) & set(ROOMS)
+    copied = set(re.findall(r"^COPY (\w+) /app/\1$", (ROOT / "Dockerfile").read_text("utf-8"), re.M)) - {"models"}
+    sent = set(re.findall(r"^!(\w+)$", (ROOT / ".dockerignore").read_text("utf-8"), re.M)) - {"LICENSE"}
+    assert copied == sent == needed
