@@ -39,17 +39,20 @@ RUN ln -s "$(python -c 'from service.redis_server import find_program; print(fin
 USER fewstep
 WORKDIR /data
 EXPOSE 6379
-HEALTHCHECK --interval=5s --timeout=3s CMD ["python", "-c", "import redis; redis.Redis().ping()"]
+# Healthchecks run for as long as the container does: these start an interpreter and nothing more.
+HEALTHCHECK --interval=5s --timeout=5s CMD ["python", "-I", "-S", "-c", "import socket; \
+    s = socket.create_connection(('127.0.0.1', 6379), 2); s.sendall(b'PING\\r\\n'); assert s.recv(5) == b'+PONG'"]
 # Inside a container's network the port is open to the network's members, as it is in the images of Valkey and Redis.
 ENTRYPOINT ["valkey-server", "--dir", "/data", "--protected-mode", "no"]
 
 FROM runtime AS worker-cpu
-HEALTHCHECK --interval=10s --timeout=10s --start-period=60s CMD ["python", "-m", "service.run", "probe"]
+HEALTHCHECK --interval=20s --timeout=15s --start-period=60s CMD ["python", "-m", "service.run", "probe"]
 CMD ["python", "-m", "service.run", "worker"]
 
 FROM runtime AS api
 ENV FEWSTEP_HOST=0.0.0.0
 EXPOSE 8000
-HEALTHCHECK --interval=5s --timeout=3s --start-period=20s CMD ["python", "-c", \
-    "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-I", "-S", "-c", "import http.client; \
+    c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=3); c.request('GET', '/healthz'); \
+    assert c.getresponse().status == 200"]
 CMD ["python", "-m", "service.run", "api"]

@@ -88,6 +88,15 @@ def _daemon(folder: Path, data_root: Path) -> Iterator[Path]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        _unmount_below(folder)
+
+
+def _unmount_below(folder: Path) -> None:
+    """dockerd leaves its network's namespace mounted."""
+    for line in Path("/proc/self/mounts").read_text("utf-8").splitlines():
+        target = line.split()[1]
+        if Path(target).is_relative_to(folder):
+            subprocess.run(["umount", "--lazy", target], check=False)
 
 
 def _answers(candidate: Engine) -> bool:
