@@ -12,7 +12,7 @@ import pytest
 from tests.test_imports import ROOMS, imports
 
 ROOT = Path(__file__).resolve().parents[1]
-DISTRIBUTION = {"PIL": "pillow", "websocket": "websocket-client"}
+DISTRIBUTION = {"PIL": "pillow"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 LOCKS = {"serve": None, "dev": "dev"}
 
