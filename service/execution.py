@@ -98,7 +98,7 @@ def _outcome(drawn: Sequence[_Drawn], job: int) -> Drawing | Failure:
     images = tuple(call.images_BCHW[row] for call, row in mine)
     if not all(np.isfinite(image).all() for image in images):
         return Failure("generation_failed", "The picture came out broken (its values are not finite).")
-    rewards = tuple({name: float(score[row]) for name, score in call.scores.items()} for call, row in mine)
+    rewards = tuple(_rewards(call, row) for call, row in mine)
     calls = [call for call in drawn if any(slot.job == job for slot in call.slots)]
     return Drawing(
         images,
@@ -107,3 +107,9 @@ def _outcome(drawn: Sequence[_Drawn], job: int) -> Drawing | Failure:
         inference_s=sum(call.inference_s for call in calls),
         score_s=sum(call.score_s for call in calls),
     )
+
+
+def _rewards(call: _Drawn, row: int) -> dict[str, float]:
+    """The scores of one image; a scorer that fails on it is left out, for the picture is good all the same."""
+    rewards = {name: float(score[row]) for name, score in call.scores.items()}
+    return {name: reward for name, reward in rewards.items() if np.isfinite(reward)}

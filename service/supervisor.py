@@ -32,8 +32,8 @@ READY_TIMEOUT_S = 120.0
 LOOK_EVERY_S = 0.1
 ASK_TIMEOUT_S = 2.0
 API_GRACE_S, WORKER_GRACE_S = 2.2, 1.6
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-STEADY_AFTER_S = 10.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
+STEADY_AFTER_S = 5.0
 
 log = logging.getLogger("fewstep")
 
@@ -156,6 +156,7 @@ class Supervisor:
                 "the %s process %d ended with code %s; it is started again", child.role, child.process.pid, code
             )
             child.process = None
+            self._write_run_file()
             child.pause_s = FIRST_PAUSE_S if now - child.started > STEADY_AFTER_S else child.pause_s
             child.due, child.pause_s = now + child.pause_s, min(2 * child.pause_s, LONGEST_PAUSE_S)
             if child.role == "worker":

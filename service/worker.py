@@ -147,14 +147,13 @@ class Worker:
 
 
 def run_worker(settings: Settings, name: str) -> None:
-    """Load, warm up and work until SIGTERM or SIGINT.
+    """Load the student and work until SIGTERM or SIGINT.
 
     Raises:
         StartupError: the student cannot be served, or no server is known.
     """
     stopping = threading.Event()
     runtime = open_runtime(settings)
-    _warm_up(runtime)
     heartbeat = Heartbeat(_consumer(settings, runtime, name), _info(runtime), settings.lease_s / 3)
     leaver = _consumer(settings, runtime, name)
     _stop_on_signal(stopping, heartbeat, leaver)
@@ -171,13 +170,6 @@ def _consumer(settings: Settings, runtime: Runtime, name: str) -> Consumer:
 
 def _info(runtime: Runtime) -> dict[str, Any]:
     return {"runtime": runtime.name, "host": socket.gethostname(), "max_batch": runtime.max_batch}
-
-
-def _warm_up(runtime: Runtime) -> None:
-    """The first call of a network is slow: it is not a client's."""
-    for count in (1, runtime.max_batch):
-        prompts = ["warm-up"] * count
-        runtime.score(runtime.draw(prompts, range(count), max(runtime.student.steps)), prompts)
 
 
 def _stop_on_signal(stopping: threading.Event, heartbeat: Heartbeat, leaver: Consumer) -> None:

@@ -11,7 +11,7 @@ from redis.retry import Retry
 from service.errors import StartupError
 
 OLDEST = (7, 0)
-RETRIES = 8
+RETRIES = 12  # about 4 s in all: a server that is started again is back before
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.5
 CONNECT_TIMEOUT_S = 2.0

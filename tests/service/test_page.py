@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ PROMPT = "a red heart above a blue star"
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     program = chromium()
     if program is None:
+        assert not os.environ.get("CI"), "no chromium on PATH, and this is a continuous integration"
         pytest.skip("no chromium on PATH")
     with open_browser(program, tmp_path_factory.mktemp("profile")) as page:
         yield page

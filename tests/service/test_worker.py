@@ -123,6 +123,14 @@ def test_a_job_that_fails_fails_alone(bench: Bench, trouble: str) -> None:
     assert trouble not in bench.queue.result(bad)["error"]["message"]
 
 
+def test_a_score_that_is_no_number_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    nan = np.array([np.nan], np.float32)
+    monkeypatch.setattr(bench.runtime, "score", lambda *_: {"trained": nan, "heldout": np.ones(1, np.float32)})
+    id = bench.queue.add(prompt="p", seeds=(1,))
+    bench.worker.step()
+    assert bench.check(id, "p", (1,))["images"][0]["reward"] == {"heldout": 1.0}
+
+
 def test_a_failed_call_does_not_stop_the_worker(bench: Bench) -> None:
     bench.queue.add(prompt="fake:raise")
     bench.worker.step()
