@@ -15,6 +15,15 @@ def one_cycle(step: int, num_steps: int, peak: float, warmup: float = 0.03) -> f
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (part - warmup) / (1 - warmup))))
 
 
+def trapezoid(step: int, num_steps: int, peak: float, warmup: int = 100, decay: float = 0.2) -> float:
+    """Warm up, stay at ``peak``, then fall linearly to 0 over the last ``decay`` share of the run.
+
+    Until the fall begins nothing depends on ``num_steps``, so a run can be made longer while it runs.
+    """
+    left = (num_steps - step) / (decay * num_steps)
+    return peak * min(1.0, (step + 1) / warmup, left)
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group the learning rate ``lr``."""
     for group in optimizer.param_groups:

@@ -17,5 +17,5 @@ class ShapesPretraining:
     trained: ScorerTraining = TRAINED
     heldout: ScorerTraining = HELDOUT
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    guidance: float = 1.0
+    guidance: float = 2.5
     evaluate_prompts: int = 512

@@ -12,10 +12,9 @@ from diffusers import AutoencoderTiny
 
 from rewards import shapes as rewards
 from student.pipeline import save_pipeline
-from training.shapes import autoencoder, scorer, teacher
+from training.evaluate import mean_error
+from training.shapes import autoencoder, scorer, teacher, teacher_card
 from training.shapes.preset import ShapesPretraining
-
-TEACHER_STEPS = 50
 
 
 def run(config: ShapesPretraining, run_dir: Path, models: Path, stages: Sequence[str]) -> dict[str, float]:
@@ -33,6 +32,12 @@ def run(config: ShapesPretraining, run_dir: Path, models: Path, stages: Sequence
         parts = teacher.train(config.teacher, run_dir)
         vae = AutoencoderTiny.from_pretrained(run_dir / "autoencoder")
         write_teacher(parts, vae, models / "shapes-teacher")
+        if (models / "shapes-scorers" / "heldout").is_dir():
+            rows = teacher_card.measure(
+                models / "shapes-teacher", models / "shapes-scorers", config.guidance, config.evaluate_prompts, 64
+            )
+            teacher_card.write(models / "shapes-teacher", rows, config.guidance)
+            figures |= {f"teacher {row.nfe} steps right": mean_error(row.judge["right"])[0] for row in rows[:4]}
         figures["teacher parameters"] = float(teacher.num_parameters(parts.transformer))
     return figures
 

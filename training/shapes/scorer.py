@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rewards import shapes as rewards
 from training import checkpoint
-from training.optim import one_cycle, set_lr
+from training.optim import set_lr, trapezoid
 from training.progress import StepLog, steps
 from training.shapes import degrade, pairs, vocabulary, world
 
@@ -31,7 +31,7 @@ class ScorerTraining:
     half: int
     seed: int
     width: int = 96
-    steps: int = 4_000
+    steps: int = 5_200
     batch: int = 32
     lr: float = 1e-3
     wrong_captions: int = 8
@@ -39,7 +39,7 @@ class ScorerTraining:
 
 
 TRAINED = ScorerTraining(name="trained", kind="query", half=0, seed=211)
-HELDOUT = ScorerTraining(name="heldout", kind="clip", half=1, seed=223, steps=2_500)
+HELDOUT = ScorerTraining(name="heldout", kind="clip", half=1, seed=223, steps=3_000)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def train(config: ScorerTraining, run_dir: Path) -> rewards.Scorer:
     for step in steps(f"scorer {config.name}", first, config.steps):
         batch = draw_pairs(config.batch, config.wrong_captions, config.half, tokenizer, config.seed, step)
         value = loss(model, batch)
-        set_lr(optimizer, one_cycle(step, config.steps, config.lr))
+        set_lr(optimizer, trapezoid(step, config.steps, config.lr, decay=0.3))
         optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
