@@ -18,13 +18,19 @@ CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 def make_base_images(docker: Engine, cache: Path | None) -> tuple[str, str]:
     """(base, build base); the second one also knows which certificates this host trusts, and never ships.
 
-    The packages' file system is kept in ``cache``, if one is named, and used again.
+    With a ``cache``, the packages' file system is kept there, and images that are there already are used again.
 
     Raises:
         NoEngine: debootstrap is not installed.
     """
     if not shutil.which("debootstrap"):
         raise NoEngine("debootstrap is not installed")
+    if (
+        cache
+        and docker.run("docker", "images", "--quiet", BASE)
+        and docker.run("docker", "images", "--quiet", BUILD_BASE)
+    ):
+        return BASE, BUILD_BASE
     with tempfile.TemporaryDirectory(prefix="fewstep-base-") as folder:
         archive = (cache or Path(folder)) / f"{SUITE}.tar"
         if not archive.exists():
