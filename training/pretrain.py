@@ -30,10 +30,10 @@ def main(
     dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,
 ) -> None:
     """Train the autoencoder, the two scorers and the teacher of the starter world."""
+    quiet()
     from training.shapes.preset import ShapesPretraining
     from training.shapes.pretraining import run
 
-    quiet()
     try:
         if preset not in PRESETS:
             raise ConfigError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")
