@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +34,7 @@ PROMPT = "a red heart above a blue star"
 IMAGES = {"fewstep-api": 300, "fewstep-worker-cpu": 400}  # megabytes that each may add to its base
 PNG = b"\x89PNG\r\n\x1a\n"
 HEALTHY_TIMEOUT_S = 300.0
-REQUESTS, THREADS, KILL_AFTER = 60, 8, 12
+CLIENTS, ANSWERS = 8, 20  # clients that ask without a pause; answers to wait for before and after the kill
 REQUEST_TIMEOUT_S = 90.0
 DEBOOTSTRAP = "debootstrap"
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -137,23 +139,40 @@ def check_containers(docker: Engine, stack: Stack) -> None:
 
 
 def check_kill(docker: Engine, stack: Stack) -> None:
-    """A worker that dies under load: every request is answered, and each with the pictures it would have had."""
-    expected = [picture["data"][0]["sha256"] for picture in (draw(seed) for seed in range(3))]
-    with ThreadPoolExecutor(THREADS) as pool:
-        asked: list[Future[dict[str, Any]]] = [pool.submit(draw, seed) for seed in range(REQUESTS)]
-        while sum(request.done() for request in asked) < KILL_AFTER:
-            time.sleep(0.01)
-        worker = stack.container("worker")
-        docker.run("docker", "kill", "--signal", "KILL", worker)
-        answered = sum(request.done() for request in asked)
-        expect(answered < REQUESTS, "everything was answered before the kill: nothing was tested")
-        docker.run("docker", "start", worker)
-        started = time.monotonic()
-        for seed, request in enumerate(asked):
-            check_picture(request.result(), seed)
-    later = time.monotonic() - started
-    print(f"worker killed after {answered} of {REQUESTS} answers; the last came {later:.1f} s later")
-    expect([asked[seed].result()["data"][0]["sha256"] for seed in range(3)] == expected, "other bytes for one seed")
+    """A worker that dies under load: every request is answered, and with the picture it would have had."""
+    expected = {seed: check_picture(draw(seed), seed) for seed in range(3)}
+    worker = stack.container("worker")
+    stopping, seeds, drawn = threading.Event(), itertools.count(), dict[int, str]()
+
+    def client() -> None:
+        while not stopping.is_set():
+            seed = next(seeds)
+            drawn[seed] = check_picture(draw(seed), seed)
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(client) for _ in range(CLIENTS)]
+        try:
+            before = wait_for_answers(drawn, clients, ANSWERS)
+            docker.run("docker", "kill", "--signal", "KILL", worker)
+            killed = time.monotonic()
+            docker.run("docker", "start", worker)
+            wait_for_answers(drawn, clients, len(drawn) + CLIENTS + ANSWERS)
+        finally:
+            stopping.set()
+        for done in clients:
+            done.result()
+    expect({seed: drawn[seed] for seed in expected} == expected, "other bytes for the same seed")
+    asked = next(seeds)
+    expect(len(drawn) == asked, f"{asked - len(drawn)} of {asked} requests were not answered")
+    took = time.monotonic() - killed
+    print(f"worker killed after {before} answers: all {asked} requests answered, the last {took:.1f} s after the kill")
+
+
+def wait_for_answers(drawn: Mapping[int, str], clients: list[Future[None]], count: int) -> int:
+    """Returns how many there are, once there are so many or a client has failed."""
+    while len(drawn) < count and not any(client.done() for client in clients):
+        time.sleep(0.01)
+    return len(drawn)
 
 
 def is_ready() -> bool:
@@ -172,12 +191,15 @@ def draw(seed: int) -> dict[str, Any]:
         return dict(json.load(answer))
 
 
-def check_picture(answer: dict[str, Any], seed: int) -> None:
+def check_picture(answer: dict[str, Any], seed: int) -> str:
+    """The sha256 of the one picture of an answer, which is checked."""
     (picture,) = answer["data"]
     data = base64.b64decode(picture["b64_json"])
     expect(data.startswith(PNG), "the picture is no PNG")
-    expect(hashlib.sha256(data).hexdigest() == picture["sha256"], "the picture is not the one that was announced")
+    digest = hashlib.sha256(data).hexdigest()
+    expect(digest == picture["sha256"], "the picture is not the one that was announced")
     expect(picture["seed"] == seed, f"asked for seed {seed}, got {picture['seed']}")
+    return digest
 
 
 @contextmanager
