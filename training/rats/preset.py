@@ -65,8 +65,8 @@ def shapes() -> RatsConfig:
     return RatsConfig(
         teacher_nfe=8,
         guidance=2.5,
-        guided_steps=160,
-        steps=240,
+        guided_steps=140,
+        steps=200,
         lr=2e-4,
         validate_every=40,
     )

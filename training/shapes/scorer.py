@@ -39,7 +39,7 @@ class ScorerTraining:
 
 
 TRAINED = ScorerTraining(name="trained", kind="query", half=0, seed=211)
-HELDOUT = ScorerTraining(name="heldout", kind="clip", half=1, seed=223, steps=3_000)
+HELDOUT = ScorerTraining(name="heldout", kind="clip", half=1, seed=223, steps=2_600)
 
 
 @dataclass(frozen=True)
