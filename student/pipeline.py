@@ -45,6 +45,9 @@ def save_pipeline(pipe: Any, bundle: Path) -> None:
     for name, module in modules.items():
         _halve(module, name)
     pipe.save_pretrained(bundle)
+    readable = (bundle / "model_index.json").stat().st_mode
+    for weights in bundle.rglob("*.safetensors"):
+        weights.chmod(readable)  # they come out readable by their owner alone, who need not be the one that serves
     for name, module in modules.items():
         torch.nn.Module.float(module)
         path = bundle / name / "config.json"

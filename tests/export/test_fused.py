@@ -49,6 +49,11 @@ def test_it_says_whose_it_is(model: onnx.ModelProto, compiled: Path, steps: int)
     }
 
 
+def test_no_constant_is_there_twice(model: onnx.ModelProto) -> None:
+    held = [(i.data_type, tuple(i.dims), onnx.numpy_helper.to_array(i).tobytes()) for i in model.graph.initializer]
+    assert len(held) == len(set(held)) > 50
+
+
 def test_all_steps_share_one_set_of_weights(compiled: Path, model: onnx.ModelProto) -> None:
     """What the graph holds is what the components hold, in half: no step has a copy."""
     held = sum(int(np.prod(i.dims)) for i in model.graph.initializer)

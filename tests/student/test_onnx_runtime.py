@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from rewards import shapes
 from student.bundle import BundleError, read_student, to_json
-from student.pipeline import open_pipeline, reproduce
+from student.pipeline import reproduce
 from student.runtimes import onnx
 from student.runtimes.load import load
 from student.runtimes.onnx import OnnxRuntime
@@ -36,8 +37,9 @@ def copy(compiled: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("steps", [2, 4])
 def test_diffusers_draws_the_same_pictures(compiled: Path, runtime: OnnxRuntime, steps: int) -> None:
-    """What a served picture promises: within 2/255 of diffusers, seed for seed (and here far closer)."""
-    theirs = reproduce(open_pipeline(compiled), runtime.student, tiny.PROMPTS, SEEDS, steps)
+    """What a served picture promises: within 2/255 of diffusers, opened as anyone would, seed for seed."""
+    pipe = DiffusionPipeline.from_pretrained(compiled)
+    theirs = reproduce(pipe, runtime.student, tiny.PROMPTS, SEEDS, steps)
     images = runtime.draw(tiny.PROMPTS, SEEDS, steps)
     assert images.shape == (7, 3, 64, 64) and images.dtype == np.float32 and images.std() > 0.1
     np.testing.assert_allclose(images, theirs, atol=1e-4)

@@ -70,6 +70,7 @@ def test_half_weights_on_disk_open_in_float32_whoever_opens_them(tmp_path: Path)
         assert {value.dtype for value in weights.values()} == {torch.float32}
         assert all(torch.equal(weights[key], saved[key]) for key in saved)
     assert json.loads((tmp_path / "text_encoder" / "config.json").read_text())["dtype"] == "float32"
+    assert len({p.stat().st_mode for p in tmp_path.rglob("*") if p.is_file()}) == 1
     size = sum(p.stat().st_size for p in tmp_path.rglob("*.safetensors"))
     numel = sum(v.numel() for n in opened.components.values() if isinstance(n, torch.nn.Module) for v in n.parameters())
     assert size < 2.2 * numel
