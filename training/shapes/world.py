@@ -161,7 +161,8 @@ def _fits(scenes: Scenes, x: FloatArray, y: FloatArray, radius: FloatArray) -> N
     gap = np.where(scenes.relation_N < 2, gap_x, gap_y)
     single_ok = edge[:, 0] >= MARGIN_PX
     pair_ok = (edge.min(1) >= MARGIN_PX) & (gap >= GAP_PX)
-    return np.where(scenes.count_N == 1, single_ok, pair_ok)
+    fits: NDArray[np.bool_] = np.where(scenes.count_N == 1, single_ok, pair_ok)
+    return fits
 
 
 def _polygon(points: list[tuple[float, float]]) -> Callable[[Tensor, Tensor], Tensor]:

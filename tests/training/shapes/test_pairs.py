@@ -106,3 +106,13 @@ def test_the_tokenizer_knows_the_grammar_and_survives_anything_else() -> None:
     strange = vocabulary.encode(tokenizer, ["ein Drache ✨", "", "x " * 99])
     assert unknown in strange[0] and strange[1][0] == tokenizer.eos_token_id
     assert all(len(row) == vocabulary.MAX_TOKENS for row in strange)
+
+
+def test_the_first_objects_words_have_tokens_of_their_own() -> None:
+    tokenizer = vocabulary.tokenizer()
+    one, other, single = (
+        set(vocabulary.encode(tokenizer, [text])[0])
+        for text in ("red heart left of blue star", "blue star left of red heart", "red heart")
+    )
+    assert one != other and len(one & other) == 4  # left, of, the end and the padding
+    assert len(one & single) == 2  # the end and the padding
