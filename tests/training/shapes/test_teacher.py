@@ -7,8 +7,8 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 
 from student.sampler import unpack
-from training.shapes import autoencoder, teacher, vocabulary, world
 from tests.training.shapes import small
+from training.shapes import autoencoder, teacher, vocabulary, world
 
 CONFIG = teacher.TeacherConfig(width=32, single_blocks=1, batch=6, cached_batches=2)
 
