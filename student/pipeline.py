@@ -48,12 +48,14 @@ def save_pipeline(pipe: Any, bundle: Path) -> None:
     readable = (bundle / "model_index.json").stat().st_mode
     for weights in bundle.rglob("*.safetensors"):
         weights.chmod(readable)  # they come out readable by their owner alone, who need not be the one that serves
-    for name, module in modules.items():
+    for module in modules.values():
         torch.nn.Module.float(module)
-        path = bundle / name / "config.json"
+    for path in [bundle / "model_index.json", *(bundle / name / "config.json" for name in modules)]:
         config = json.loads(path.read_text("utf-8"))
+        config.pop("_name_or_path", None)  # where it was opened from is a path of the machine that saved it
         if "dtype" in config:
-            path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", "utf-8")
+            config["dtype"] = "float32"
+        path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def reproduce(

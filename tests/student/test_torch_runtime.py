@@ -82,3 +82,7 @@ def test_a_weight_beyond_half_is_named(tmp_path: Path) -> None:
         pipe.vae.decoder.layers[0].bias[0] = 1e5
     with pytest.raises(ValueError, match=r"vae\.decoder\.layers\.0\.bias holds values that are not finite in float16"):
         save_pipeline(pipe, tmp_path)
+
+
+def test_a_saved_pipeline_does_not_say_where_it_came_from(bundle: Path) -> None:
+    assert not [path for path in bundle.rglob("*.json") if "_name_or_path" in path.read_text("utf-8")]
