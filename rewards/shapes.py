@@ -46,7 +46,7 @@ def text_tower(config: ScorerConfig) -> CLIPTextModel:
             eos_token_id=config.eos_token_id,
             pad_token_id=config.pad_token_id,
             bos_token_id=config.eos_token_id,
-            attn_implementation="eager",
+            attn_implementation="eager",  # type: ignore[call-arg]
         )
     )
 
@@ -173,7 +173,9 @@ class ClipScorer(nn.Module):
 
     def compare(self, image_BD: Tensor, text_BPD: Tensor) -> Tensor:
         """Scores (B, P) of P prompts for each image."""
-        return self.log_scale.exp() * torch.einsum("bd,bpd->bp", image_BD, text_BPD) / image_BD.shape[-1] ** 0.5
+        product = torch.einsum("bd,bpd->bp", image_BD, text_BPD)
+        score: Tensor = self.log_scale.exp() * product / image_BD.shape[-1] ** 0.5
+        return score
 
     def forward(self, images_BCHW: Tensor, ids_BL: Tensor) -> Tensor:
         """Score of each image for its own prompt: (B, 3, 64, 64) in [0, 1] and (B, L) -> (B,)."""
