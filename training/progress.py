@@ -33,17 +33,14 @@ class StepLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_log(path) if row["step"] < first_step]
         path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._file = path.open("a", buffering=1)
+        self._path = path
         self._start = time.monotonic()
 
     def write(self, step: int, **values: float) -> None:
         """Log one step; ``elapsed_s`` counts from the start of this process's part of the run."""
         row = {"step": step, **values, "elapsed_s": round(time.monotonic() - self._start, 2)}
-        self._file.write(json.dumps(row) + "\n")
-
-    def close(self) -> None:
-        """Flush and close the file."""
-        self._file.close()
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

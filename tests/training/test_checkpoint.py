@@ -35,12 +35,10 @@ def test_a_resumed_log_drops_what_will_be_done_again(tmp_path: Path) -> None:
     log = StepLog(tmp_path / "log.jsonl", 0)
     for step in range(5):
         log.write(step, loss=float(step))
-    log.close()
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')
     log = StepLog(tmp_path / "log.jsonl", 3)
     log.write(3, loss=30.0)
-    log.close()
     assert [(row["step"], row["loss"]) for row in read_log(tmp_path / "log.jsonl")] == [(0, 0), (1, 1), (2, 2), (3, 30)]
 
 

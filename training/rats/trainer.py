@@ -83,7 +83,6 @@ class Trainer:
                 values["heldout_validation"] = self._validate(step + 1)
                 self._save(step + 1)
             log.write(step, **values)
-        log.close()
         self.student.transformer.load_state_dict(self._best)
 
     def _step(self, step: int) -> dict[str, float]:

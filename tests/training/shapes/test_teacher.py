@@ -25,7 +25,8 @@ def test_latents_are_those_that_the_pipeline_decodes() -> None:
     packed = teacher.encode(vae, images)
     with torch.no_grad():
         raw = vae.encode(images * 2 - 1).latents
-    torch.testing.assert_close(unpack(packed, 8, 8) / 2.0 + 0.25, raw, atol=1e-5, rtol=1e-4)
+    error = unpack(packed, 8, 8) / 2.0 + 0.25 - raw  # the training side encodes in bf16
+    assert error.abs().max() < 0.05 * raw.std()
 
 
 def test_batches_are_a_function_of_the_step_and_are_kept() -> None:
@@ -66,6 +67,7 @@ def test_the_saved_teacher_is_a_flux_pipeline_that_draws(tmp_path: Path) -> None
     assert images.shape == (2, 64, 64, 3)
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # fp32 norms under bf16, as wanted
 def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     config = teacher.TeacherConfig(width=32, single_blocks=1, batch=4, cached_batches=2, steps=8, save_every=3)
     for name in ("whole", "cut"):
