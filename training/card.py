@@ -28,7 +28,7 @@ def card(student: Student, config: RatsConfig, table: Sequence[Evaluation], cali
             "## Evidence\n",
             f"{num} held-out test prompts, prompt i with seed i; mean ± standard error. Scores are in standard "
             "deviations of the teacher above the teacher's mean on calibration prompts. The checkpoint was chosen by "
-            "the held-out scorer on validation prompts; the exact judge, a program, chose nothing. Diversity is the "
+            "the held-out scorer on validation prompts; the exact judge had no part in that. Diversity is the "
             f"Vendi score of 8 seeds ({len(table[0].diversity)} prompts) on autoencoder latents.\n",
             _table(table, calibration),
             "## Paired differences, student minus teacher at its full step count\n",

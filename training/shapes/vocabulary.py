@@ -1,8 +1,7 @@
 """The starter world's tokenizers: one word, one token; what the world does not know is ``<unk>``.
 
-A word of the first of two objects has a token of its own (``red`` before a relation is ``red:1``). Without that,
-neither the scorers nor the teacher had learnt which object is which in the time that two cores have: both told
-"left of" from "above", but "left of" from "right of" at chance, and gave both objects' sizes to either.
+A word of the first of two objects has a token of its own (``red`` before a relation is ``red:1``), so that which
+object is which need not be read from word order. Whether that is enough is open: see docs/experiments.md.
 """
 
 from __future__ import annotations
