@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from training.shapes.grammar import Caption
 from training.shapes.world import IntArray, Scenes
 
-KINDS = ("size", "color", "shape", "relation", "background", "count")
+KINDS = ("size", "color", "shape", "relation", "background", "count", "swap")
 # What people write around a caption; the words outside the grammar all become <unk>.
 FILLERS = ("", "a picture of ", "please draw ", "an image with ", "show me ")
 _CHOICES = {"size": 2, "color": 8, "shape": 8, "background": 4}
@@ -63,10 +63,12 @@ def alter(scenes: Scenes, styles: Styles, gen: np.random.Generator) -> tuple[Sce
     Only the fields change: draw new places with ``world.place`` before rendering.
     """
     num = len(scenes)
-    weight = np.ones((num, len(KINDS))) * np.array([1.0, 1.2, 2.0, 1.0, 1.0, 0.6])
+    weight = np.ones((num, len(KINDS))) * np.array([1.0, 1.2, 2.0, 1.0, 1.0, 0.6, 1.2])
+    differs_NF = _differing(scenes, styles)
     weight[:, 0] *= styles.size_N
     weight[:, 3] *= scenes.count_N == 2
     weight[:, 4] *= styles.background_N
+    weight[:, 6] *= differs_NF.any(1)
     cumulative = np.cumsum(weight / weight.sum(1, keepdims=True), 1)
     kind_N = np.minimum((gen.random((num, 1)) > cumulative).sum(1), len(KINDS) - 1)
     which_N = np.where(scenes.count_N == 2, gen.integers(0, 2, num), 0)
@@ -81,8 +83,29 @@ def alter(scenes: Scenes, styles: Styles, gen: np.random.Generator) -> tuple[Sce
     other_background = (scenes.background_N + gen.integers(1, 4, num)) % 4
     fields["background_N"] = np.where(kind_N == 4, other_background, scenes.background_N)
     _change_count(fields, (kind_N == 5) & (scenes.count_N == 2), which_N)
+    _swap(fields, np.where(kind_N == 6, _pick(differs_NF, gen), -1))
     fields["count_N"] = np.where(kind_N == 5, 3 - scenes.count_N, scenes.count_N)
     return Scenes(**fields), kind_N
+
+
+def _differing(scenes: Scenes, styles: Styles) -> NDArray[np.bool_]:
+    """Which of size, colour and shape the caption names and the two objects don't share: (N, 3)."""
+    columns = (scenes.size_NK, scenes.color_NK, scenes.shape_NK)
+    differs_NF = np.stack([column[:, 0] != column[:, 1] for column in columns], 1) & (scenes.count_N == 2)[:, None]
+    differs_NF[:, 0] &= styles.size_N
+    return differs_NF
+
+
+def _pick(allowed_NF: NDArray[np.bool_], gen: np.random.Generator) -> IntArray:
+    """The index of one allowed column in each row, all equally likely."""
+    return np.where(allowed_NF, gen.random(allowed_NF.shape), -1.0).argmax(1)
+
+
+def _swap(fields: dict[str, IntArray], part_N: IntArray) -> None:
+    """Exchange size (0), colour (1) or shape (2) between the two objects; -1 leaves a scene as it is."""
+    for index, name in enumerate(("size_NK", "color_NK", "shape_NK")):
+        at = part_N == index
+        fields[name][at] = fields[name][at][:, ::-1]
 
 
 def _other_relation(scenes: Scenes, styles: Styles, gen: np.random.Generator) -> IntArray:

@@ -31,7 +31,7 @@ class ScorerTraining:
     half: int
     seed: int
     width: int = 96
-    steps: int = 5_200
+    steps: int = 4_500
     batch: int = 32
     lr: float = 1e-3
     wrong_captions: int = 8
@@ -39,7 +39,7 @@ class ScorerTraining:
 
 
 TRAINED = ScorerTraining(name="trained", kind="query", half=0, seed=211)
-HELDOUT = ScorerTraining(name="heldout", kind="clip", half=1, seed=223, steps=2_600)
+HELDOUT = ScorerTraining(name="heldout", kind="clip", half=1, seed=223, steps=3_000)
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ def train(config: ScorerTraining, run_dir: Path) -> rewards.Scorer:
             width=config.width,
         )
     ).to(memory_format=torch.channels_last)
+    vocabulary.compose(model.text.get_input_embeddings().weight)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.98), weight_decay=0.02)
     saved = checkpoint.load(run_dir / f"scorer-{config.name}.pt")
     first = 0

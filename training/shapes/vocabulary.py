@@ -1,32 +1,37 @@
 """The starter world's tokenizers: one word, one token; what the world does not know is ``<unk>``.
 
-A word of the first of two objects has a token of its own (``red`` before a relation is ``red:1``), so that which
-object is which need not be read from word order. Whether that is enough is open: see docs/experiments.md.
+The words of an object name its place: in "red heart above blue star" they become ``top_red top_heart bottom_blue
+bottom_star``. So nothing has to be read from word order, which small text encoders learn last (docs/experiments.md).
 """
 
 from __future__ import annotations
 
+import torch
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from training.shapes.grammar import BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES
 
-MAX_TOKENS = 16  # the longest caption has 11 words that count, and an end token
+MAX_TOKENS = 12  # a caption has at most 7 words that count, an end token, and room for words that are unknown
 PAD, UNK, END = "<pad>", "<unk>", "</s>"
 OBJECT_WORDS = (*SIZES, *COLORS, *SHAPES)
-_BEFORE_RELATION = r"(?=.*\b(left|right|above|below)\b)"
+SIDES = ("left", "right", "top", "bottom")
+PLACES = {"left of": ("left", "right"), "right of": ("right", "left"), "above": ("top", "bottom")}
+PLACES["below"] = ("bottom", "top")
+_OBJECT_WORD = rf"\b(?=(?:{'|'.join(OBJECT_WORDS)})\b)"
+_WITHOUT_MEANING = rf"\b(a|an|the|on|background|{'|'.join(RELATIONS)})\b"
 
 
 def words() -> list[str]:
-    """Every word that the captions use, in a fixed order; articles carry no meaning and are dropped."""
-    relation_words = [word for relation in RELATIONS for word in relation.split()]
-    ordered = [*SIZES, *COLORS, *SHAPES, *relation_words, *BACKGROUNDS, "on", "background"]
-    return [*dict.fromkeys(ordered), *(f"{word}:1" for word in OBJECT_WORDS)]
+    """Every word that the tokenizer knows, in a fixed order."""
+    placed = [f"{place}_{word}" for place in SIDES for word in OBJECT_WORDS]
+    return [*OBJECT_WORDS, *placed, *BACKGROUNDS]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Lower-case words, articles and punctuation dropped, an end token, padding on the right."""
+    """Lower case, places marked, words without meaning dropped, an end token, padding on the right."""
     # CLIPTextModel pools at the highest id, not at the end token, when the end token's id is 2.
     vocabulary = {token: i for i, token in enumerate([PAD, END, UNK, *words()])}
     core = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
@@ -34,8 +39,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
         [
             normalizers.Lowercase(),
             normalizers.Replace(Regex(r"[^\w\s]+"), " "),
-            normalizers.Replace(Regex(r"\b(a|an|the)\b"), " "),
-            *(normalizers.Replace(Regex(rf"\b{word}\b{_BEFORE_RELATION}"), f"{word}:1") for word in OBJECT_WORDS),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            *_place_marks(),
+            normalizers.Replace(Regex(_WITHOUT_MEANING), " "),
+            # One unknown token for a run of unknown words, so that a long preamble crowds nothing out.
+            normalizers.Replace(Regex(rf"(?:\b(?!(?:{'|'.join(words())})\b)\w+\b\s*)+"), f" {UNK} "),
         ]
     )
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -48,6 +56,26 @@ def tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=MAX_TOKENS,
         padding_side="right",
     )
+
+
+@torch.no_grad()
+def compose(embedding_VD: Tensor) -> None:
+    """Let fresh embeddings begin with what is known: ``left_red`` is (the place's vector + the word's) / sqrt(2)."""
+    first = 3 + len(OBJECT_WORDS)  # after the three special tokens and the plain words
+    plain_WD = embedding_VD[3:first].clone()
+    for i, _ in enumerate(SIDES):
+        rows = slice(first + i * len(OBJECT_WORDS), first + (i + 1) * len(OBJECT_WORDS))
+        place_D = embedding_VD[rows][0].clone()
+        embedding_VD[rows] = (plain_WD + place_D) / 2**0.5
+
+
+def _place_marks() -> list[normalizers.Replace]:
+    """Before a relation an object word gets the first place, after it the second."""
+    marks = []
+    for relation, (first, second) in PLACES.items():
+        marks.append(normalizers.Replace(Regex(rf"{_OBJECT_WORD}(?=.*\b{relation}\b)"), f"{first}_"))
+        marks.append(normalizers.Replace(Regex(rf"(?<=\b{relation}\b.*){_OBJECT_WORD}"), f"{second}_"))
+    return marks
 
 
 def encode(text_tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> list[list[int]]:
