@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student.families.flux import Condition, Flux
+from student.families.family import Condition
+from student.families.flux import Flux
 from student.noise import noise
 from student.sampler import denoise
 from training.rats.trajectory import Trajectory, rollout
@@ -34,7 +35,7 @@ class Prompter:
     def encode(self, model: Flux, prompts: Sequence[str]) -> Condition:
         """The model's condition for the prompts, without gradient."""
         with torch.no_grad():
-            return model.encode(*self.ids(prompts))
+            return model.encode_ids(*self.ids(prompts))
 
     @staticmethod
     def _ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
