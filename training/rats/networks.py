@@ -84,7 +84,7 @@ class Networks:
 
     def state(self) -> dict[str, Any]:
         """Student and teacher, for a checkpoint."""
-        return {"student": self.student_state(), "average": self._average.state_dict()}
+        return {"student": self.student_state(), "average": copy.deepcopy(self._average.state_dict())}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to what ``state`` gave."""
