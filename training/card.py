@@ -65,7 +65,10 @@ def _table(table: Sequence[Evaluation], calibration: Mapping[str, Any]) -> str:
 
 def _differences(table: Sequence[Evaluation], calibration: Mapping[str, Any]) -> str:
     students, teacher = [row for row in table if row.label == "student"], _columns(table[0], calibration)
-    lines = ["| figure | " + " | ".join(f"{row.nfe} steps" for row in students) + " |", "|---" * (1 + len(students)) + "|"]
+    lines = [
+        "| figure | " + " | ".join(f"{row.nfe} steps" for row in students) + " |",
+        "|---" * (1 + len(students)) + "|",
+    ]
     columns = [_columns(row, calibration) for row in students]
     for k, name in enumerate(COLUMNS):
         cells = ["{:+.3f} ± {:.3f}".format(*paired(column[k], teacher[k])) for column in columns]

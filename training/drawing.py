@@ -19,9 +19,7 @@ from training.rats.trajectory import Trajectory, rollout
 Velocity = Callable[[Tensor, float], Tensor]
 
 
-def velocity_of(
-    model: Family, condition: Condition, empty: Condition | None = None, guidance: float = 1.0
-) -> Velocity:
+def velocity_of(model: Family, condition: Condition, empty: Condition | None = None, guidance: float = 1.0) -> Velocity:
     """The velocity field for one batch of prompts.
 
     With guidance w other than 1: v_empty + w (v_prompt - v_empty), as FluxPipeline's ``true_cfg_scale``.

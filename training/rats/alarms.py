@@ -30,7 +30,7 @@ def alarms(log: Sequence[Row], reward_p999: float) -> list[str]:
     if last["velocity_norm"] > VELOCITY_DRIFT * first["velocity_norm"]:
         found.append(f"velocities are {last['velocity_norm'] / first['velocity_norm']:.2f} times the start's length")
     if last["saturation"] > first["saturation"] + SATURATION_RISE:
-        found.append(f"{last['saturation']:.0%} of all values are black or full, {first['saturation']:.0%} at the start")
+        found.append(f"{last['saturation']:.0%} of all values are 0 or 1, {first['saturation']:.0%} were at the start")
     return [sentence for sentence in found if sentence]
 
 

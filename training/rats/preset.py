@@ -11,9 +11,20 @@ from pathlib import Path
 from training.config import ConfigError
 from training.rats.gradients import MODES
 
-GATES = ("reward", "constant", "one")
-HORIZONS = ("student", "end")
-PRECISIONS = ("bf16", "fp32")
+WORDS = {
+    "gate": ("reward", "constant", "one"),
+    "horizons": ("student", "end"),
+    "gradient": MODES,
+    "precision": ("bf16", "fp32"),
+}
+COUNTS = ("teacher_nfe", "reference_nfe", "steps", "batch", "accumulate", "warmup", "validate_every", "last_k")
+Check = Callable[[float], bool]
+RANGES: tuple[tuple[tuple[str, ...], Check, str], ...] = (
+    (COUNTS, lambda value: value >= 1, "1 or more"),
+    (("lr", "tau", "clip_norm", "velocity_hinge", "lora_alpha"), lambda value: value > 0, "more than 0"),
+    (("reward_weight", "alpha", "lora_rank", "patience", "guided_steps"), lambda value: value >= 0, "0 or more"),
+    (("ema", "lr_decay"), lambda value: 0 <= value <= 1, "0 to 1"),
+)
 
 
 @dataclass(frozen=True)
@@ -71,24 +82,15 @@ class RatsConfig:
 
     def check(self) -> None:
         """Raise ConfigError for a value that no run can use, before anything is loaded."""
-        for name in ("teacher_nfe", "reference_nfe", "steps", "batch", "accumulate", "validate_every", "last_k"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: accepted is 1 or more")
+        for names, holds, accepted in RANGES:
+            for name in names:
+                if not holds(getattr(self, name)):
+                    raise ConfigError(f"{name} is {getattr(self, name)}: accepted is {accepted}")
+        for name, known in WORDS.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}: accepted are {', '.join(known)}")
         if not self.nfe or min(self.nfe) < 1 or len(set(self.nfe)) < len(self.nfe):
             raise ConfigError(f"nfe is {list(self.nfe)}: accepted is a list of different step counts of 1 or more")
-        for name in ("lr", "tau", "clip_norm", "velocity_hinge", "lora_alpha"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: accepted is more than 0")
-        for name in ("reward_weight", "alpha", "lora_rank", "patience"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: accepted is 0 or more")
-        for name in ("ema", "lr_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: accepted is 0 to 1")
-        known = {"gate": GATES, "horizons": HORIZONS, "gradient": MODES, "precision": PRECISIONS}
-        for name, accepted in known.items():
-            if getattr(self, name) not in accepted:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}: accepted are {', '.join(accepted)}")
         if self.gradient == "last_k" and self.last_k > min(self.nfe):
             raise ConfigError(f"last_k is {self.last_k}: accepted is 1 to {min(self.nfe)}, the fewest steps of nfe")
         if self.reward_weight == 0 and self.alpha == 0:

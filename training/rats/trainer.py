@@ -111,7 +111,7 @@ class Trainer:
         return {**means, "nfe": float(nfe), "grad_norm": norm}
 
     def _update(self, step: int) -> float:
-        """Clip, step and let the teacher follow; returns the gradient's norm, and changes nothing if that is not finite."""
+        """Clip, step and let the teacher follow; the gradient's norm, and no change at all where that is not finite."""
         config, networks = self._config, self.networks
         self._processes.mean_gradients(networks.learns, config.accumulate)
         norm = float(torch.nn.utils.clip_grad_norm_(networks.learns, config.clip_norm))
