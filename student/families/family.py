@@ -6,10 +6,11 @@ A picture's latents are BCHW, a video's BCFHW; they are never packed outside a f
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,7 @@ class Family(nn.Module, ABC):
 
     name: ClassVar[str]
     encoders: ClassVar[tuple[str, ...]]
+    in_float32: ClassVar[tuple[str, ...]] = ()  # parts that the published pipeline is never run narrower with
     transformer: Any
     vae: Any
 
@@ -90,6 +92,12 @@ class Family(nn.Module, ABC):
         """Let go of the text encoders; ``encode`` is an error from here on."""
         for name in self.encoders:
             setattr(self, name, None)
+
+    def with_transformer(self, transformer: Any) -> Self:
+        """The same encoders and decoder (shared, not copied) around another transformer: a teacher of the student."""
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "transformer": transformer}
+        return twin
 
     @abstractmethod
     def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
@@ -133,11 +141,12 @@ def token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
     return ids_BL
 
 
-def check_size(height_px: int, width_px: int, multiple: int) -> None:
-    """Raises ValueError for a side that is not a positive multiple."""
+def check_size(height_px: int, width_px: int, multiple: int, most: int | None = None) -> None:
+    """Raises ValueError for a side that is not a positive multiple, or longer than ``most``."""
     for side, value in (("height", height_px), ("width", width_px)):
-        if value < 1 or value % multiple:
-            raise ValueError(f"{side} is {value}: accepted are multiples of {multiple}")
+        if value < multiple or value % multiple or (most is not None and value > most):
+            limit = "" if most is None else f" up to {most}"
+            raise ValueError(f"{side} is {value}: accepted are multiples of {multiple}{limit}")
 
 
 def check_still(frames: int) -> None:
