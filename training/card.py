@@ -21,7 +21,7 @@ def card(student: Student, config: RatsConfig, table: Sequence[Evaluation], cali
     return "\n".join(
         [
             _front_matter(student),
-            f"# {student.id}: a {config.nfe}-step student trained with RATS\n",
+            f"# {student.id}: a {' or '.join(map(str, config.nfe))}-step student trained with RATS\n",
             f"{note}Student of `{student.teacher}`, trained by fewstep with reward-aware trajectory shaping "
             "(RATS, arXiv 2604.14910). It draws without guidance.\n",
             "![teacher and student on the same prompts and seeds](grid.png)\n",
@@ -64,10 +64,12 @@ def _table(table: Sequence[Evaluation], calibration: Mapping[str, Any]) -> str:
 
 
 def _differences(table: Sequence[Evaluation], calibration: Mapping[str, Any]) -> str:
-    student, teacher = _columns(table[-1], calibration), _columns(table[0], calibration)
-    lines = ["| figure | student - teacher |", "|---|---|"]
-    for name, a, b in zip(COLUMNS, student, teacher, strict=True):
-        lines.append("| {} | {:+.3f} ± {:.3f} |".format(name, *paired(a, b)))
+    students, teacher = [row for row in table if row.label == "student"], _columns(table[0], calibration)
+    lines = ["| figure | " + " | ".join(f"{row.nfe} steps" for row in students) + " |", "|---" * (1 + len(students)) + "|"]
+    columns = [_columns(row, calibration) for row in students]
+    for k, name in enumerate(COLUMNS):
+        cells = ["{:+.3f} ± {:.3f}".format(*paired(column[k], teacher[k])) for column in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

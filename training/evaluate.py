@@ -51,22 +51,25 @@ class Measure:
     features: Callable[[Tensor], Tensor]
 
     def evaluate(
-        self, label: str, painter: Painter, prompts: Sequence[str], diversity_prompts: int, shape: tuple[int, int, int]
+        self, label: str, painter: Painter, prompts: Sequence[str], diversity_prompts: int, shape: tuple[int, ...]
     ) -> Evaluation:
         """Draw prompt i with seed i, score and judge it; then 8 seeds each of the first prompts for diversity."""
         images = painter.draw(prompts, list(range(len(prompts))), shape)
         varied = [prompt for prompt in prompts[:diversity_prompts] for _ in range(DIVERSITY_SEEDS)]
         others = painter.draw(varied, [100_000 + i for i in range(len(varied))], shape)
-        features_ND = self.features(others).flatten(1).double().numpy()
-        groups = np.split(features_ND, len(features_ND) // DIVERSITY_SEEDS)
         return Evaluation(
             label,
             len(painter.sigmas),
             painter.guidance,
             {name: score(images, prompts).double().tolist() for name, score in self.scorers.items()},
             self.judge(images, prompts),
-            [vendi(group) for group in groups],
+            self.diversity(others),
         )
+
+    def diversity(self, images_BCHW: Tensor) -> list[float]:
+        """The Vendi score of each DIVERSITY_SEEDS images in a row."""
+        features_ND = self.features(images_BCHW).flatten(1).double().numpy()
+        return [vendi(group) for group in np.split(features_ND, len(features_ND) // DIVERSITY_SEEDS)]
 
 
 def vendi(features_ND: FloatArray) -> float:

@@ -14,7 +14,7 @@ import typer
 from training.config import ConfigError, to_json, with_settings
 from training.progress import console, quiet
 from training.rats.preset import preset as find_preset
-from training.rundir import FINISHED, RunDirError, claim
+from training.rundir import FINISHED, RunDirError, RunDiverged, claim
 
 
 def main(
@@ -41,10 +41,10 @@ def main(
             return
         if threads:
             torch.set_num_threads(threads)
-        from training.shapes.student import run
+        from training.rats.experiment import run
 
         run(config, out)
-    except (ConfigError, RunDirError, BundleError) as error:
+    except (ConfigError, RunDirError, RunDiverged, BundleError) as error:
         console.print(f"[red]{error}[/red]", highlight=False)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:

@@ -13,6 +13,10 @@ class RunDirError(ValueError):
     """The directory holds something else; the message is one sentence."""
 
 
+class RunDiverged(RuntimeError):
+    """The loss was not finite many steps in a row; the message is one sentence."""
+
+
 def claim(path: Path, config_json: str, owner: Path | None = None) -> None:
     """Make ``path`` the directory of the run with this configuration, or accept it as that.
 

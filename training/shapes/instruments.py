@@ -17,7 +17,6 @@ from rewards import shapes as rewards
 from student.bundle import BundleError, ImageSize, Latents, hash_weights
 from student.families.flux import Flux
 from student.pipeline import open_pipeline
-from training.drawing import Prompter
 from training.evaluate import Measure, ScoreFn
 from training.shapes import vocabulary
 from training.shapes.judging import judge_prompts
@@ -32,7 +31,6 @@ class Opened:
 
     pipe: Any
     model: Flux
-    prompter: Prompter
     latents: Latents
     image: ImageSize
 
@@ -48,8 +46,7 @@ def open_model(path: Path) -> Opened:
     pipe = open_pipeline(path)
     vae, side = pipe.vae.config, SIDE_PX // pipe.vae_scale_factor
     latents = Latents(side, side, pipe.transformer.config.in_channels // 4, 2, vae.scaling_factor, vae.shift_factor)
-    prompter = Prompter(pipe.tokenizer, pipe.tokenizer_2, vocabulary.MAX_TOKENS)
-    return Opened(pipe, Flux(pipe), prompter, latents, ImageSize(SIDE_PX, SIDE_PX))
+    return Opened(pipe, Flux(pipe, max_tokens=vocabulary.MAX_TOKENS), latents, ImageSize(SIDE_PX, SIDE_PX))
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def instruments(opened: Opened, scorers: Mapping[str, Path]) -> Instruments:
 
 def _score_fn(scorer: rewards.Scorer, opened: Opened) -> ScoreFn:
     def score(images_BCHW: Tensor, texts: Sequence[str]) -> Tensor:
-        ids_BL, _ = opened.prompter.ids(texts)
+        ids_BL, _ = opened.model.tokenise(texts)
         result: Tensor = scorer(images_BCHW, ids_BL)
         return result
 

@@ -70,7 +70,8 @@ def write(out: Path, outcome: Outcome) -> Student:
 
 def manifest(outcome: Outcome) -> Student:
     """What student.json says."""
-    config, student_row = outcome.config, outcome.table[-1]
+    config = outcome.config
+    student_row = next(row for row in outcome.table if (row.label, row.nfe) == ("student", config.nfe[0]))
     scorers = {
         name: Scorer(f"scorers/{name}.onnx", kept.mean, kept.std, name, kept.source_sha256)  # type: ignore[arg-type]
         for name, kept in outcome.calibration.items()
@@ -80,8 +81,8 @@ def manifest(outcome: Outcome) -> Student:
         id=config.student_id,
         version=config.version,
         family="flux",
-        steps=(config.nfe,),
-        sigmas={config.nfe: sigmas(config.nfe)},
+        steps=config.nfe,
+        sigmas={row.nfe: sigmas(row.nfe) for row in outcome.table if row.label == "student"},
         latents=outcome.latents,
         image=outcome.image,
         max_tokens=vocabulary.MAX_TOKENS,

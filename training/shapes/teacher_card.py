@@ -26,7 +26,7 @@ def measure(path: Path, scorers: Path, guidance: float, num: int, varied: int) -
         wanted.append((STEP_COUNTS[0], 1.0))
     rows = []
     for nfe, strength in wanted:
-        painter = Painter(opened.model, opened.prompter, sigmas(nfe), strength)
+        painter = Painter(opened.model, sigmas(nfe), strength)
         key = fingerprint(painter, texts, f"teacher{varied}{tools.key()}")
         make = partial(tools.measure.evaluate, "teacher", painter, texts, varied, shape)
         rows.append(cached(CACHE, key, make))
