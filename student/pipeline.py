@@ -88,26 +88,50 @@ def save_pipeline(pipe: Any, bundle: Path, dtype: torch.dtype = torch.float16) -
 
 def shift_no_more(pipe: Any) -> None:
     """Give a student its scheduler: Euler steps at the very sigmas that are passed, since those are shifted already."""
-    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)  # type: ignore[no-untyped-call]
+    pipe.scheduler = _euler()
 
 
 def reproduce(
     pipe: Any, student: Student, prompts: Sequence[str], seeds: Sequence[int], steps: int
 ) -> NDArray[np.float32]:
-    """images_BCHW in [0, 1], drawn by the diffusers pipeline's own loop from the seeds' noise."""
+    """images_BCHW (videos BFCHW) in [0, 1], drawn by the diffusers pipeline's own loop from the seeds' noise."""
     latents = torch.from_numpy(noise(seeds, student.latents.shape))
-    images_BHWC = pipe(
-        list(prompts),
-        num_inference_steps=steps,
-        sigmas=list(student.sigmas[steps]),
-        latents=pack(latents).to(pipe.device, pipe.transformer.dtype),
-        height=student.image.height,
-        width=student.image.width,
-        max_sequence_length=student.max_tokens,
-        output_type="np",
+    sigmas = student.sigmas[steps]
+    call = {
+        "num_inference_steps": steps,
+        "latents": pack(latents) if student.latents.packing == 2 else latents,
+        "height": student.image.height,
+        "width": student.image.width,
+        "max_sequence_length": student.max_tokens,
+        "output_type": "np",
         **student.baked,
-    ).images
-    return np.ascontiguousarray(images_BHWC.transpose(0, 3, 1, 2))
+    }
+    if student.image.frames is None:
+        pictures_BHWC = pipe(list(prompts), sigmas=list(sigmas), **call).images
+        return np.ascontiguousarray(pictures_BHWC.transpose(0, 3, 1, 2))
+    with steps_at(pipe, sigmas):
+        videos_BFHWC = pipe(list(prompts), num_frames=student.image.frames, **call).frames
+    return np.ascontiguousarray(videos_BFHWC.transpose(0, 1, 4, 2, 3))
+
+
+@contextlib.contextmanager
+def steps_at(pipe: Any, sigmas: Sequence[float]) -> Iterator[None]:
+    """Have the pipeline's own loop step at exactly these sigmas.
+
+    For WanPipeline, which has no argument for them and would shift its own ones twice (diffusers #13243).
+    """
+    before, scheduler = pipe.scheduler, _euler()
+    set_timesteps = scheduler.set_timesteps
+    scheduler.set_timesteps = lambda *_, device=None, **__: set_timesteps(sigmas=list(sigmas), device=device)
+    pipe.scheduler = scheduler
+    try:
+        yield
+    finally:
+        pipe.scheduler = before
+
+
+def _euler() -> Any:
+    return FlowMatchEulerDiscreteScheduler(shift=1.0)  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

@@ -6,16 +6,16 @@ A picture's latents are BCHW, a video's BCFHW; they are never packed outside a f
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from student import schedule
+from student.bundle import Latents
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +56,7 @@ class Family(nn.Module, ABC):
 
     name: ClassVar[str]
     encoders: ClassVar[tuple[str, ...]]
+    packing: ClassVar[int] = 1  # side of the patch of cells that the pipeline's own latents hold as one token
     in_float32: ClassVar[tuple[str, ...]] = ()  # parts that the published pipeline is never run narrower with
     transformer: Any
     vae: Any
@@ -93,12 +94,6 @@ class Family(nn.Module, ABC):
         for name in self.encoders:
             setattr(self, name, None)
 
-    def with_transformer(self, transformer: Any) -> Self:
-        """The same encoders and decoder (shared, not copied) around another transformer: a teacher of the student."""
-        twin = copy.copy(self)
-        twin._modules = {**self._modules, "transformer": transformer}
-        return twin
-
     @abstractmethod
     def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
         """Shape of one image's noise, (C, H, W), or of one video's, (C, F, H, W).
@@ -106,6 +101,13 @@ class Family(nn.Module, ABC):
         Raises:
             ValueError: a size that the family cannot draw; the message names the accepted multiple.
         """
+
+    def geometry(self, height_px: int, width_px: int, frames: int = 1) -> Latents:
+        """What a student's manifest says of latents of this size; ValueError as for ``latent_shape``."""
+        channels, *latent_frames, height, width = self.latent_shape(height_px, width_px, frames)
+        config = self.vae.config
+        scale, shift = (config.get(name, default) for name, default in (("scaling_factor", 1.0), ("shift_factor", 0.0)))
+        return Latents(height, width, channels, self.packing, scale, shift, *latent_frames)
 
     def velocity(self, x: Tensor, sigma: float | Tensor, condition: Condition) -> Tensor:
         """``noise - data`` as predicted at ``sigma`` (one value for all, or a tensor of B), in the type of ``x``."""

@@ -15,7 +15,7 @@ from student.families.family import Family
 from student.families.find import family_of
 from student.families.flux import Flux
 from student.noise import noise
-from student.pipeline import shift_no_more
+from student.pipeline import shift_no_more, steps_at
 from student.sampler import denoise, pack, unpack
 from student.schedule import sigmas
 from tests.student.families import tiny
@@ -99,7 +99,7 @@ def test_wan(nfe: int, guidance: float) -> None:
         "guidance_scale": guidance,
         "latents": start,
     }
-    with tiny.steps_at(pipe, family.sigmas(nfe, start.shape[1:])):
+    with steps_at(pipe, family.sigmas(nfe, start.shape[1:])):
         close(end, pipe(output_type="latent", **call).frames)
         close(video, pipe(output_type="pt", **call).frames)
     assert video.shape == (3, frames, 3, HEIGHT_PX, WIDTH_PX)

@@ -5,8 +5,6 @@ What dampens time, text and pixels in fresh random weights is raised, so that a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -144,23 +142,6 @@ def wan(seed: int = 0) -> WanPipeline:
         ),
     )
     return _ready(pipe)
-
-
-@contextmanager
-def steps_at(pipe: Any, sigmas: tuple[float, ...]) -> Iterator[None]:
-    """Have the pipeline's own loop step at exactly these sigmas with the real Euler scheduler.
-
-    For WanPipeline, which has no argument for them; without it the static shift would be applied twice (#13243).
-    """
-    before = pipe.scheduler
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
-    set_timesteps: Callable[..., None] = scheduler.set_timesteps
-    scheduler.set_timesteps = lambda *_, device=None, **__: set_timesteps(sigmas=list(sigmas), device=device)
-    pipe.scheduler = scheduler
-    try:
-        yield
-    finally:
-        pipe.scheduler = before
 
 
 def _clip_config(tokenizer: CLIPTokenizer, width: int, projection: int) -> CLIPTextConfig:
