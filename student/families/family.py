@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from student import schedule
+from student.bundle import Latents
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,8 @@ class Family(nn.Module, ABC):
 
     name: ClassVar[str]
     encoders: ClassVar[tuple[str, ...]]
+    packing: ClassVar[int] = 1  # side of the patch of cells that the pipeline's own latents hold as one token
+    in_float32: ClassVar[tuple[str, ...]] = ()  # parts that the published pipeline is never run narrower with
     transformer: Any
     vae: Any
 
@@ -99,6 +102,13 @@ class Family(nn.Module, ABC):
             ValueError: a size that the family cannot draw; the message names the accepted multiple.
         """
 
+    def geometry(self, height_px: int, width_px: int, frames: int = 1) -> Latents:
+        """What a student's manifest says of latents of this size; ValueError as for ``latent_shape``."""
+        channels, *latent_frames, height, width = self.latent_shape(height_px, width_px, frames)
+        config = self.vae.config
+        scale, shift = (config.get(name, default) for name, default in (("scaling_factor", 1.0), ("shift_factor", 0.0)))
+        return Latents(height, width, channels, self.packing, scale, shift, *latent_frames)
+
     def velocity(self, x: Tensor, sigma: float | Tensor, condition: Condition) -> Tensor:
         """``noise - data`` as predicted at ``sigma`` (one value for all, or a tensor of B), in the type of ``x``."""
         dtype = self.transformer.dtype
@@ -133,11 +143,12 @@ def token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
     return ids_BL
 
 
-def check_size(height_px: int, width_px: int, multiple: int) -> None:
-    """Raises ValueError for a side that is not a positive multiple."""
+def check_size(height_px: int, width_px: int, multiple: int, most: int | None = None) -> None:
+    """Raises ValueError for a side that is not a positive multiple, or longer than ``most``."""
     for side, value in (("height", height_px), ("width", width_px)):
-        if value < 1 or value % multiple:
-            raise ValueError(f"{side} is {value}: accepted are multiples of {multiple}")
+        if value < multiple or value % multiple or (most is not None and value > most):
+            limit = "" if most is None else f" up to {most}"
+            raise ValueError(f"{side} is {value}: accepted are multiples of {multiple}{limit}")
 
 
 def check_still(frames: int) -> None:
