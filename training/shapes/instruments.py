@@ -5,7 +5,7 @@ Legend: B images, C channels, H/W latent cells or pixels, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rewards import shapes as rewards
+from rewards.tokenized import Tokenized
 from student.bundle import BundleError, ImageSize, Latents, hash_weights
 from student.families.flux import Flux
 from student.pipeline import open_pipeline
@@ -63,18 +64,13 @@ class Instruments:
 
 def instruments(opened: Opened, scorers: Mapping[str, Path]) -> Instruments:
     """Frozen scorers from their folders, the exact judge, and autoencoder latents for diversity."""
-    functions = {name: _score_fn(rewards.load(path).requires_grad_(False), opened) for name, path in scorers.items()}
+    functions = {name: _score_fn(rewards.load(path), opened) for name, path in scorers.items()}
     sources = {name: hash_weights(path) for name, path in scorers.items()}
     return Instruments(Measure(functions, judge_prompts, _latent_features(opened.model)), sources)
 
 
 def _score_fn(scorer: rewards.Scorer, opened: Opened) -> ScoreFn:
-    def score(images_BCHW: Tensor, texts: Sequence[str]) -> Tensor:
-        ids_BL, _ = opened.model.tokenise(texts)
-        result: Tensor = scorer(images_BCHW, ids_BL)
-        return result
-
-    return score
+    return Tokenized(scorer, lambda texts: opened.model.tokenise(texts)[0]).score
 
 
 def _latent_features(model: Flux) -> Callable[[Tensor], Tensor]:
