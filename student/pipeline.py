@@ -52,6 +52,8 @@ def read_index(source: str | Path, local_files_only: bool = True) -> dict[str, A
         BundleError: there is none.
     """
     name = DiffusionPipeline.config_name
+    if Path(source).is_absolute() and not Path(source).is_dir():
+        raise BundleError(f"{source} is not a folder: accepted are the folder or the hub id of a diffusers pipeline")
     if Path(source).is_dir() and not (Path(source) / name).is_file():
         raise BundleError(f"{source} is not a diffusers pipeline: it has no {name}")
     try:

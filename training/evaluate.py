@@ -47,7 +47,7 @@ class Measure:
     """The instruments: scorers by name, the judge, and what turns images into diversity features."""
 
     scorers: Mapping[str, ScoreFn]
-    judge: JudgeFn
+    judge: JudgeFn | None
     features: Callable[[Tensor], Tensor]
 
     def evaluate(
@@ -62,7 +62,7 @@ class Measure:
             len(painter.sigmas),
             painter.guidance,
             {name: score(images, prompts).double().tolist() for name, score in self.scorers.items()},
-            self.judge(images, prompts),
+            self.judge(images, prompts) if self.judge else {},
             self.diversity(others),
         )
 

@@ -13,7 +13,8 @@ import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
-from student.families.family import Condition, Family, check_size
+from student.bundle import BundleError
+from student.families.family import Condition, Family, SizeError, check_size
 
 MAX_TOKENS = 512  # what WanPipeline takes where nothing is said
 SIDE_MULTIPLE_PX = 16  # WanPipeline refuses other sides, whatever its autoencoder and patches are
@@ -23,7 +24,7 @@ class Wan(Family):
     """A WanPipeline with one transformer. Euler steps for teacher and student, whatever scheduler was published.
 
     Raises:
-        ValueError: a Wan 2.2 pipeline (two transformers, or a time for each token).
+        BundleError: a Wan 2.2 pipeline (two transformers, or a time for each token).
     """
 
     name = "wan"
@@ -33,7 +34,7 @@ class Wan(Family):
 
     def __init__(self, pipe: Any, max_tokens: int | None = None) -> None:
         if pipe.transformer is None or pipe.transformer_2 is not None or pipe.config.expand_timesteps:
-            raise ValueError("this is a Wan 2.2 pipeline: accepted is Wan 2.1, one transformer and one time per video")
+            raise BundleError("this is a Wan 2.2 pipeline: accepted is Wan 2.1, one transformer and one time per video")
         super().__init__(pipe, max_tokens or MAX_TOKENS)
         self.tokenizer = pipe.tokenizer
         self._channels = pipe.transformer.config.in_channels
@@ -63,7 +64,7 @@ class Wan(Family):
         """(C, F, H, W); the first frame has a latent of its own, each later one holds several."""
         check_size(height_px, width_px, math.lcm(SIDE_MULTIPLE_PX, *(self._cell_px * side for side in self._patch[1:])))
         if frames < 1 or (frames - 1) % self._cell_frames:
-            raise ValueError(f"frames is {frames}: accepted are multiples of {self._cell_frames}, plus 1")
+            raise SizeError(f"frames is {frames}: accepted are multiples of {self._cell_frames}, plus 1")
         latent_frames = (frames - 1) // self._cell_frames + 1
         return (self._channels, latent_frames, height_px // self._cell_px, width_px // self._cell_px)
 

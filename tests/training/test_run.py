@@ -104,7 +104,7 @@ def test_another_configuration_is_refused(student: Path, models: Path) -> None:
     [
         (["--preset", "nope"], "known are shapes"),
         (["--set", "stpes=5"], "did you mean 'steps'"),
-        (["--set", "model=/nowhere/at/all"], "there is no such folder"),
+        (["--set", "model=/nowhere/at/all"], "is not a folder"),
     ],
 )
 def test_a_typo_is_one_sentence_and_leaves_nothing(arguments: list[str], sentence: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +70,15 @@ class Networks:
         """Let the teacher be the student of this moment."""
         self._average = self._fresh_average()
         self._average.copy_to(self._slow)
+
+    def merge(self, adapter: Path) -> None:
+        """At the end: write a LoRA student's adapter to ``adapter`` (peft's format) and merge it into its base."""
+        if self.lora is None:
+            return
+        self._switch("student")
+        self._student.save_lora_adapter(adapter, adapter_name="student")
+        self._student.fuse_lora(adapter_names=["student"])
+        self._student.unload_lora()
 
     def student_state(self) -> dict[str, Tensor]:
         """What the student has learnt, by parameter name."""

@@ -6,7 +6,6 @@ import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from training.config import ConfigError
 from training.rats.gradients import MODES
@@ -16,13 +15,19 @@ WORDS = {
     "horizons": ("student", "end"),
     "gradient": MODES,
     "precision": ("bf16", "fp32"),
+    "weights": ("bf16", "fp32"),
 }
 COUNTS = ("teacher_nfe", "reference_nfe", "steps", "batch", "accumulate", "warmup", "validate_every", "last_k")
+COUNTS += ("height_px", "width_px", "frames", "draw_batch", "diversity_prompts")
 Check = Callable[[float], bool]
 RANGES: tuple[tuple[tuple[str, ...], Check, str], ...] = (
     (COUNTS, lambda value: value >= 1, "1 or more"),
     (("lr", "tau", "clip_norm", "velocity_hinge", "lora_alpha"), lambda value: value > 0, "more than 0"),
-    (("reward_weight", "alpha", "lora_rank", "patience", "guided_steps"), lambda value: value >= 0, "0 or more"),
+    (
+        ("reward_weight", "alpha", "lora_rank", "patience", "guided_steps", "max_tokens"),
+        lambda value: value >= 0,
+        "0 or more",
+    ),
     (("ema", "lr_decay"), lambda value: 0 <= value <= 1, "0 to 1"),
 )
 
@@ -37,9 +42,16 @@ class RatsConfig:
     """
 
     # What is trained, and on what.
-    model: str = "models/shapes-teacher"
-    scorer: str = "models/shapes-scorers/trained"
-    heldout: str = "models/shapes-scorers/heldout"
+    model: str = "models/shapes-teacher"  # a folder or a hub id of a diffusers pipeline
+    reward: str = "models/shapes-scorers/trained"  # NAME, or NAME:WEIGHT,NAME:WEIGHT (rewards/registry.py)
+    heldout: str = "models/shapes-scorers/heldout"  # never trained on: chooses the checkpoint
+    prompts: str = "shapes"  # or a file: text with one a line, or .jsonl with a "prompt" key
+    measuring_prompts: str = ""  # a second file; without it some of ``prompts`` are held out
+    height_px: int = 64
+    width_px: int = 64
+    frames: int = 1
+    max_tokens: int = 12  # of the T5 encoder; 0 takes the pipeline's own
+    weights: str = "fp32"
     student_id: str = "shapes"
     version: str = "1"
     # Student and teacher.
@@ -78,6 +90,7 @@ class RatsConfig:
     validate_every: int = 25
     patience: int = 0  # stop after so many validations without a better held-out score; 0 never
     diversity_prompts: int = 64
+    draw_batch: int = 64
     seed: int = 401
 
     def check(self) -> None:
@@ -95,12 +108,6 @@ class RatsConfig:
             raise ConfigError(f"last_k is {self.last_k}: accepted is 1 to {min(self.nfe)}, the fewest steps of nfe")
         if self.reward_weight == 0 and self.alpha == 0:
             raise ConfigError("reward_weight and alpha are both 0: there is nothing to train on")
-
-    def check_paths(self) -> None:
-        """Raise ConfigError where a model or a scorer is not where the configuration says."""
-        for name in ("model", "scorer", "heldout"):
-            if not Path(getattr(self, name)).is_dir():
-                raise ConfigError(f"{name} is {getattr(self, name)!r}: there is no such folder")
 
 
 def shapes() -> RatsConfig:

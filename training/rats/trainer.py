@@ -61,6 +61,11 @@ class Trainer:
         self._best: dict[str, Tensor] = {}
         self._best_score, self._best_at, self._bad_steps = -math.inf, 0, 0
 
+    @property
+    def is_first(self) -> bool:
+        """True in the one process that writes files."""
+        return self._processes.is_first
+
     def painters(self) -> list[Painter]:
         """The student as it is now, at each of its step counts."""
         return [Painter(self.networks.model, self._grids[nfe]) for nfe in self._config.nfe]
