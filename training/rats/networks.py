@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 ROLES = ("student", "teacher", "start")
@@ -72,11 +73,16 @@ class Networks:
         self._average.copy_to(self._slow)
 
     def merge(self, adapter: Path) -> None:
-        """At the end: write a LoRA student's adapter to ``adapter`` (peft's format) and merge it into its base."""
+        """At the end: write a LoRA student's adapter to ``adapter`` (as peft opens it) and merge it into its base."""
         if self.lora is None:
             return
         self._switch("student")
-        self._student.save_lora_adapter(adapter, adapter_name="student")
+        state = get_peft_model_state_dict(self._student, adapter_name="student")
+        self._student.peft_config["student"].save_pretrained(adapter)
+        save_file(
+            {f"base_model.model.{name}": value.contiguous() for name, value in state.items()},
+            adapter / "adapter_model.safetensors",
+        )
         self._student.fuse_lora(adapter_names=["student"])
         self._student.unload_lora()
 
