@@ -58,10 +58,10 @@ class Painter:
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], shape: tuple[int, ...], batch: int = 64) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] from the seeds' noise, in fp32, ``batch`` at a time."""
+        """Images (B, 3, H, W) in [0, 1] from the seeds' noise, ``batch`` at a time, in main memory."""
         parts = []
         for at in range(0, len(prompts), batch):
-            x_BCHW = torch.from_numpy(noise(seeds[at : at + batch], shape))
+            x_BCHW = torch.from_numpy(noise(seeds[at : at + batch], shape)).to(self.model.device)
             end = denoise(self.field(prompts[at : at + batch]), x_BCHW, self.sigmas)
-            parts.append(self.model.decode(end))
+            parts.append(self.model.decode(end).cpu())
         return torch.cat(parts)

@@ -60,7 +60,9 @@ class Instrument:
     source: str
 
 
-def open_instruments(trained: str, heldout: str, model: Family, learns_from_it: bool) -> list[Instrument]:
+def open_instruments(
+    trained: str, heldout: str, model: Family, learns_from_it: bool, device: str = "cpu"
+) -> list[Instrument]:
     """The rewards that a run trains on, and those that it only measures with.
 
     A role with one reward calls it by the role; the parts of a weighted sum are ``trained-1``, ``trained-2``, ...
@@ -75,7 +77,7 @@ def open_instruments(trained: str, heldout: str, model: Family, learns_from_it: 
     found = []
     for role, weights in wanted.items():
         for i, (asked, weight) in enumerate(weights.items(), 1):
-            reward = find(asked, tokenizer=lambda prompts: model.tokenise(prompts)[0])
+            reward = find(asked, tokenizer=lambda prompts: model.tokenise(prompts)[0], device=device)
             if role == TRAINED and learns_from_it:
                 require_gradient(asked, reward)
             name = role if len(weights) == 1 else f"{role}-{i}"
@@ -145,7 +147,7 @@ def latent_features(model: Family) -> Callable[[Tensor], Tensor]:
 
 
 def _encode(model: Family, x_BCHW: Tensor) -> Tensor:
-    x = x_BCHW.to(model.vae.dtype)
+    x = x_BCHW.to(model.device, model.vae.dtype)
     out = model.vae.encode(x[:, :, None] if model.name == "wan" else x)
     latents: Tensor = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
-    return latents.float()
+    return latents.float().cpu()

@@ -74,6 +74,12 @@ class Family(nn.Module, ABC):
         self.scheduler_config = dict(pipe.scheduler.config)
         schedule.shift_of(self.scheduler_config, tokens=1)  # a schedule that cannot be followed is refused at once
 
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer lies."""
+        found: torch.device = next(self.transformer.parameters()).device
+        return found
+
     @abstractmethod
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
         """What ``encode_ids`` reads, int64 (B, L) each, as the diffusers pipeline makes it of the prompts."""
@@ -90,8 +96,7 @@ class Family(nn.Module, ABC):
             RuntimeError: the encoders were dropped, and a prompt was not remembered.
         """
         if self._remembered and all(prompt in self._remembered for prompt in prompts):
-            device = next(self.transformer.parameters()).device
-            return Condition.stack([self._remembered[prompt] for prompt in prompts]).to(device)
+            return Condition.stack([self._remembered[prompt] for prompt in prompts]).to(self.device)
         present = [encoder for name in self.encoders if (encoder := getattr(self, name)) is not None]
         if not present:
             raise RuntimeError("the text encoders were dropped: prompts must be encoded before")

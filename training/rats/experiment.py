@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from student.bundle import ImageSize, Latents
@@ -69,7 +70,7 @@ class Setup:
 def run(setup: Setup, out: Path) -> None:
     """Train (or go on), evaluate, write the bundle, and mark the run as finished."""
     config = setup.config
-    trainer = Trainer(config, setup.model, _world(setup, out / "run"), out / "run")
+    trainer = Trainer(config, setup.model, world(setup, out / "run"), out / "run")
     trainer.run()
     table, pictures = evidence(setup, trainer)
     if trainer.is_first:
@@ -92,8 +93,9 @@ def prepare(config: RatsConfig) -> Setup:
     prompts = _prompts(config)
     options = {"max_tokens": config.max_tokens} if config.max_tokens else {}
     model = open_family(config.model, DTYPES[config.weights], **options)
+    model.to(device := _device(config))
     latents = model.geometry(config.height_px, config.width_px, config.frames)
-    rewards = open_instruments(config.reward, config.heldout, model, config.reward_weight > 0)
+    rewards = open_instruments(config.reward, config.heldout, model, config.reward_weight > 0, device)
     measure = measure_with(rewards, model, prompts.judge)
     if prompts.known is not None:
         model.remember(["", *prompts.known])
@@ -104,6 +106,13 @@ def prepare(config: RatsConfig) -> Setup:
     scale = Scale(rewards, {one.name: Calibration.of(one.asked, base.scores[one.name]) for one in rewards})
     highest = float(np.percentile(scale.standardised(base, TRAINED), 99.9))
     return Setup(config, model, latents, prompts, measure, scale, highest)
+
+
+def _device(config: RatsConfig) -> str:
+    """This process's GPU where there is one; a named device is taken as it is."""
+    if config.device != "auto":
+        return config.device
+    return str(PartialState().device) if torch.cuda.is_available() else "cpu"
 
 
 def _prompts(config: RatsConfig) -> Prompts:
@@ -117,7 +126,7 @@ def _prompts(config: RatsConfig) -> Prompts:
     return from_files(Path(config.prompts), measuring, config.seed).first(short)
 
 
-def _world(setup: Setup, run_dir: Path) -> World:
+def world(setup: Setup, run_dir: Path) -> World:
     reward = partial(setup.scale.score, TRAINED)
     validate = partial(_validate, setup, run_dir)
     return World(setup.prompts.train, reward, validate, setup.latents.shape, setup.reward_p999)
@@ -132,8 +141,9 @@ def _validate(setup: Setup, run_dir: Path, painters: Sequence[Painter], step: in
         images, row = _look(setup, painter)
         rows.append(row)
         shown[f"{len(painter.sigmas)} steps, after {step}"] = images[:WATCHED_PICTURES]
-    (run_dir / "grids").mkdir(parents=True, exist_ok=True)
-    figures.grid(shown, run_dir / "grids" / f"{step:06d}.png")
+    if PartialState().is_main_process:
+        (run_dir / "grids").mkdir(parents=True, exist_ok=True)
+        figures.grid(shown, run_dir / "grids" / f"{step:06d}.png")
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
@@ -145,7 +155,7 @@ def _look(setup: Setup, painter: Painter) -> tuple[Tensor, dict[str, float]]:
     varied = [text for text in watched for _ in range(DIVERSITY_SEEDS)]
     others = painter.draw(varied, [2 * VALIDATION_SEED + i for i in range(len(varied))], shape, batch)
     noise = torch.randn(len(watched), *shape, generator=torch.Generator().manual_seed(VALIDATION_SEED))
-    velocities = painter.trajectory(noise, watched).v
+    velocities = painter.trajectory(noise.to(painter.model.device), watched).v
     return images, {
         "reward_validation": float(setup.scale.score(TRAINED, images, texts).mean()),
         "heldout_validation": float(setup.scale.score(HELDOUT, images, texts).mean()),
@@ -166,12 +176,12 @@ def evidence(setup: Setup, trainer: Trainer) -> tuple[list[Evaluation], dict[str
     for label, nfe in wanted:
         with trainer.networks.role("start" if label == "teacher" else "student") as model:
             painter = setup.painter(model, label, nfe)
-            table.append(_evaluate(setup, painter, label))
+            table.append(measured(setup, painter, label))
             pictures[f"{label}, {nfe} steps"] = painter.draw(shown, list(range(len(shown))), setup.latents.shape)
     return table, pictures
 
 
-def _evaluate(setup: Setup, painter: Painter, label: str) -> Evaluation:
+def measured(setup: Setup, painter: Painter, label: str) -> Evaluation:
     """One row of the evidence; kept by weights, prompts and rewards, so that a teacher is measured once."""
     test, config = setup.prompts.test, setup.config
     varied = 8 if config.steps < SHORT_RUN_STEPS else config.diversity_prompts

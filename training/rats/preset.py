@@ -85,6 +85,7 @@ class RatsConfig:
     lora_rank: int = 0  # 0 trains all weights
     lora_alpha: float = 64.0
     precision: str = "bf16"
+    device: str = "auto"  # the GPU where there is one
     checkpointing: bool = False
     # Looking at it.
     validate_every: int = 25

@@ -104,7 +104,8 @@ class Trainer:
         rows = []
         for at in self._processes.share(range(0, total, config.batch)):
             part = slice(at, at + config.batch)
-            loss, backward, values = self._objective.losses(step, nfe, prompts[part], noise_BCHW[part])
+            start_BCHW = noise_BCHW[part].to(self.networks.model.device)
+            loss, backward, values = self._objective.losses(step, nfe, prompts[part], start_BCHW)
             rows.append(values)
             if torch.isfinite(loss):
                 backward()
