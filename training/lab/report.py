@@ -56,9 +56,9 @@ def write(results: Sequence[Result], folder: Path, missing: int) -> None:
         _summary(table, missing),
         "Figures are means over the 512 test prompts of the starter world and over training seeds, ± one standard "
         "error of prompts and seeds together; differences are paired prompt by prompt. Scores are in the teacher's "
-        'standard deviations above its mean. "Right" is the exact judge: everything the prompt says holds. Distance is the mean '
-        "squared difference to the 50-step teacher's picture from the same noise. Rows of one seed carry no error of "
-        "the training seed and are marked (1).\n",
+        'standard deviations above its mean. "Right" is the exact judge: everything the prompt says holds. Distance is '
+        "the mean squared difference to the 50-step teacher's picture from the same noise. Rows of one seed carry no "
+        "error of the training seed and are marked (1).\n",
         "![quality against the number of steps](quality.png)\n",
         *_methods(table),
         *_one_seed(table),

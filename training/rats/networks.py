@@ -62,6 +62,15 @@ class Networks:
             finally:
                 self._switch("student")
 
+    @contextmanager
+    def lent(self, transformer: nn.Module) -> Iterator[Any]:
+        """The family around a transformer that has none of the roles (a critic)."""
+        student, self.model.transformer = self.model.transformer, transformer
+        try:
+            yield self.model
+        finally:
+            self.model.transformer = student
+
     def follow(self) -> None:
         """Move the teacher a little towards the student."""
         self._average.step(self.learns)

@@ -11,6 +11,7 @@ from training.config import ConfigError
 from training.rats.gradients import MODES
 
 WORDS = {
+    "method": ("rats", "consistency", "matching"),
     "gate": ("reward", "constant", "one"),
     "horizons": ("student", "end"),
     "gradient": MODES,
@@ -62,6 +63,7 @@ class RatsConfig:
     guided_steps: int = 0
     ema: float = 0.999  # 1 keeps the teacher as it was at the start
     # The objective.
+    method: str = "rats"  # or a peer that uses no reward: "consistency", "matching"
     reward_weight: float = 1.0
     reward_hinge: float = math.inf  # rewards above it count no more
     alpha: float = 1.0
@@ -208,6 +210,16 @@ def wan_1_3b() -> RatsConfig:
     )
 
 
+def consistency() -> RatsConfig:
+    """Phased consistency distillation of the guided teacher (training/rats/consistency.py)."""
+    return replace(shapes(), method="consistency", guided_steps=shapes().steps, ema=0.95, reward_weight=0.0)
+
+
+def matching() -> RatsConfig:
+    """DMD2-style distribution matching to the guided teacher (training/rats/matching.py)."""
+    return replace(shapes(), method="matching", lr=5e-5, reward_weight=0.0)
+
+
 PRESETS: dict[str, Callable[[], RatsConfig]] = {
     "shapes": shapes,
     "shapes-distillation": distillation,
@@ -216,6 +228,8 @@ PRESETS: dict[str, Callable[[], RatsConfig]] = {
     "shapes-constant-gate": constant_gate,
     "shapes-no-horizon": no_horizon,
     "shapes-frozen-teacher": frozen_teacher,
+    "shapes-consistency": consistency,
+    "shapes-matching": matching,
     "flux-dev": flux_dev,
     "sd35-medium": sd35_medium,
     "wan-1.3b": wan_1_3b,

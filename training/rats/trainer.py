@@ -21,12 +21,15 @@ from training.optim import set_lr
 from training.processes import Processes
 from training.progress import StepLog, console, read_log, steps
 from training.rats.alarms import alarms
+from training.rats.consistency import Consistency
+from training.rats.matching import Matching
 from training.rats.networks import Lora, Networks
 from training.rats.objective import Objective, RewardFn
 from training.rats.preset import RatsConfig
 from training.rundir import RunDiverged
 
 BAD_STEPS = 10
+OBJECTIVES: dict[str, type[Objective]] = {"rats": Objective, "consistency": Consistency, "matching": Matching}
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Trainer:
         self.networks = Networks(model, config.ema, lora)
         if config.checkpointing:
             model.transformer.enable_gradient_checkpointing()
-        self._objective = Objective(config, self.networks, world.reward, self._grids)
+        self._objective = OBJECTIVES[config.method](config, self.networks, world.reward, self._grids)
         self._optimizer = torch.optim.AdamW(self.networks.learns, config.lr, betas=(0.9, 0.99), weight_decay=0.0)
         self._processes = Processes()
         self._best: dict[str, Tensor] = {}
@@ -126,10 +129,9 @@ class Trainer:
         left = (config.steps - step) / (config.lr_decay * config.steps) if config.lr_decay else 1.0
         set_lr(self._optimizer, config.lr * min(1.0, (step + 1) / config.warmup, left))
         self._optimizer.step()
+        networks.follow()
         if step + 1 == config.guided_steps:
-            networks.restart_teacher()
-        elif step >= config.guided_steps:
-            networks.follow()
+            networks.restart_teacher()  # the guided phase is over: from here on it follows this student
         return norm
 
     def _finite(self, norm: float) -> bool:
@@ -161,7 +163,7 @@ class Trainer:
                 "step": step,
                 "networks": self.networks.state(),
                 "optimizer": self._optimizer.state_dict(),
-                "spread": self._objective.spread,
+                "objective": self._objective.state(),
                 "best": self._best,
                 "best_score": self._best_score,
                 "best_at": self._best_at,
@@ -175,6 +177,6 @@ class Trainer:
             return 0
         self.networks.load_state(saved["networks"])
         self._optimizer.load_state_dict(saved["optimizer"])
-        self._objective.spread = saved["spread"]
+        self._objective.load_state(saved["objective"])
         self._best, self._best_score, self._best_at = saved["best"], saved["best_score"], saved["best_at"]
         return int(saved["step"])
