@@ -114,14 +114,16 @@ class RatsConfig:
 
 
 def shapes() -> RatsConfig:
-    """The starter world: about 3 s a step on one core. The teacher's guidance is baked into the student."""
+    """The starter world: 2 to 3 s a step on one core. The teacher's guidance is baked into the student."""
     return RatsConfig(
         teacher_nfe=8,
         guidance=2.5,
-        guided_steps=140,
-        steps=200,
+        guided_steps=300,
+        steps=400,
         lr=2e-4,
-        validate_every=40,
+        lr_decay=0.4,
+        alpha=4.0,
+        validate_every=50,
     )
 
 
