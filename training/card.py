@@ -14,8 +14,10 @@ from training.rats.preset import RatsConfig
 JUDGED = {"right": "fully right", "right_but_shape": "right but shape", "color": "colour", "shape": "shape"}
 
 
-def card(student: Student, config: RatsConfig, table: Sequence[Evaluation], scale: Scale) -> str:
-    """The card's Markdown, in the hub's form."""
+def card(
+    student: Student, config: RatsConfig, table: Sequence[Evaluation], scale: Scale, alarms: Sequence[str] = ()
+) -> str:
+    """The card's Markdown, in the hub's form; ``alarms`` are the signs of reward hacking that the run gave."""
     num = len(scale.standardised(table[0], TRAINED))
     note = f"**A short run: {config.steps} steps, evaluated on {num} prompts only.**\n\n" if num < 512 else ""
     return "\n".join(
@@ -37,6 +39,7 @@ def card(student: Student, config: RatsConfig, table: Sequence[Evaluation], scal
             _usage(student),
             "## Training\n",
             "![curves](curves.png)\n",
+            "Signs of reward hacking: " + ("; ".join(alarms) if alarms else "none") + ".\n",
             f"```json\n{json.dumps(asdict(config), indent=2)}\n```\n",
         ]
     )

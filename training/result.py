@@ -47,7 +47,8 @@ def write(out: Path, outcome: Outcome) -> Student:
     student = write_student(out, manifest(outcome))
     figures.grid(outcome.pictures, out / "grid.png")
     figures.curves(read_log(out / "run" / "log.jsonl"), out / "curves.png")
-    (out / "README.md").write_text(card(student, outcome.config, outcome.table, outcome.scale))
+    alarms = (out / "run" / "alarms.txt").read_text().splitlines()
+    (out / "README.md").write_text(card(student, outcome.config, outcome.table, outcome.scale, alarms))
     return student
 
 

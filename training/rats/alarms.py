@@ -34,6 +34,12 @@ def alarms(log: Sequence[Row], reward_p999: float) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
+def all_alarms(log: Sequence[Row], reward_p999: float) -> list[tuple[int, str]]:
+    """The alarms of every validation in ``log``, each with the number of steps done by then."""
+    looks = [i for i, row in enumerate(log) if "heldout_validation" in row]
+    return [(int(log[i]["step"]) + 1, alarm) for i in looks for alarm in alarms(log[: i + 1], reward_p999)]
+
+
 def _parting(rows: Sequence[Row]) -> str:
     """The held-out score falls while the trained one rises, over ``WINDOW`` validations."""
     if len(rows) < WINDOW:

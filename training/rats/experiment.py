@@ -15,7 +15,7 @@ from torch import Tensor
 from student.bundle import ImageSize, Latents
 from student.families.family import Family
 from student.families.find import open_family
-from training import figures
+from training import environment, figures
 from training.drawing import Painter
 from training.evaluate import DIVERSITY_SEEDS, Evaluation, Measure, cached, fingerprint
 from training.instruments import (
@@ -70,6 +70,7 @@ class Setup:
 def run(setup: Setup, out: Path) -> None:
     """Train (or go on), evaluate, write the bundle, and mark the run as finished."""
     config = setup.config
+    environment.write(out / "run" / "environment.json")
     trainer = Trainer(config, setup.model, world(setup, out / "run"), out / "run")
     trainer.run()
     table, pictures = evidence(setup, trainer)

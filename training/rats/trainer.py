@@ -20,7 +20,7 @@ from training.drawing import Painter
 from training.optim import set_lr
 from training.processes import Processes
 from training.progress import StepLog, console, read_log, steps
-from training.rats.alarms import alarms
+from training.rats.alarms import all_alarms
 from training.rats.consistency import Consistency
 from training.rats.matching import Matching
 from training.rats.networks import Lora, Networks
@@ -154,8 +154,12 @@ class Trainer:
             return
         log.write(step, **values)
         if "heldout_validation" in values:
-            for alarm in alarms(read_log(self._dir / "log.jsonl"), self._world.reward_p999):
-                console.print(f"[yellow]step {step + 1}: {alarm}[/yellow]", highlight=False)
+            rows = read_log(self._dir / "log.jsonl")
+            found = all_alarms(rows, self._world.reward_p999)
+            for at, alarm in found:
+                if at == step + 1:
+                    console.print(f"[yellow]step {at}: {alarm}[/yellow]", highlight=False)
+            (self._dir / "alarms.txt").write_text("".join(f"step {at}: {alarm}\n" for at, alarm in found))
 
     def _save(self, step: int) -> None:
         if self._processes.is_first:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from training.rats.alarms import alarms
+from training.rats.alarms import alarms, all_alarms
 
 QUIET = {
     "heldout_validation": 1.0,
@@ -42,3 +42,8 @@ def test_each_sign_has_its_sentence(last: dict[str, float], sentence: str) -> No
 
 def test_both_scores_falling_is_no_sign_of_hacking() -> None:
     assert alarms(rows(heldout_validation=0.5, reward_validation=0.5), 3.0) == []
+
+
+def test_every_validation_keeps_its_own_alarms() -> None:
+    log = [*rows(diversity_validation=2.4), {"step": 5, **QUIET}]
+    assert [(at, text[:14]) for at, text in all_alarms(log, 3.0)] == [(4, "diversity fell")]
