@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from export.graph import Signature, export_graph
 from student.bundle import Student
-from student.families.flux import Flux
+from student.families.family import Family
+from student.families.find import family_of_student
 from student.sampler import denoise
 from student.tokens import PromptTokens
 
@@ -23,7 +24,7 @@ OUTPUT = "images"
 class Fused(nn.Module):
     """K Euler steps unrolled over one set of weights."""
 
-    def __init__(self, model: Flux, sigmas: tuple[float, ...]) -> None:
+    def __init__(self, model: Family, sigmas: tuple[float, ...]) -> None:
         super().__init__()
         self.model = model
         self.sigmas = sigmas
@@ -38,7 +39,7 @@ class Fused(nn.Module):
 def export_fused(pipe: Any, student: Student, tokens: PromptTokens, steps: int) -> bytes:
     """The ONNX file of ``steps`` steps; ``pipe`` is the student's pipeline in float32."""
     pipe.text_encoder_2.set_attn_implementation("eager")  # T5's sdpa has not always decomposed
-    module = Fused(Flux(pipe, student.baked.get("guidance_scale")), student.sigmas[steps])
+    module = Fused(family_of_student(pipe, student), student.sigmas[steps])
     ids_clip_BL, ids_t5_BL = (torch.from_numpy(ids) for ids in tokens.encode(["a", "b c"]))
     noise = torch.zeros(2, *student.latents.shape)
     inputs = dict(zip(INPUTS, (ids_clip_BL, ids_t5_BL, noise), strict=True))
@@ -48,4 +49,4 @@ def export_fused(pipe: Any, student: Student, tokens: PromptTokens, steps: int) 
         "steps": str(steps),
         "sigmas": " ".join(map(repr, student.sigmas[steps])),
     }
-    return export_graph(module, Signature(f"{student.id}-{steps}-steps", inputs, OUTPUT), metadata)
+    return export_graph(module, Signature(f"{student.id}-{steps}-steps", inputs, (OUTPUT,)), metadata)

@@ -23,19 +23,20 @@ OPSET = 20  # 23 has native attention, which ONNX Runtime's CPU kernel and tenso
 MAX_BATCH = 63  # diffusers' upsampling branches at a batch of 64
 HALVE_FROM = 1024  # numbers; smaller tensors are not worth a Cast
 NO_LIMIT = 2**62
+Shapes = dict[str, tuple[int | str, ...]]
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Names of a graph's inputs (with an example of each, batch 2) and of its single output."""
+    """Names of a graph's inputs (with an example of each, batch 2) and of its outputs."""
 
     name: str
     inputs: Mapping[str, Tensor]
-    output: str
+    outputs: tuple[str, ...]
 
 
 def export_graph(module: nn.Module, signature: Signature, metadata: Mapping[str, str]) -> bytes:
-    """The module as a checked ONNX file; the first dimension of every input and of the output is ``batch``.
+    """The module as a checked ONNX file; the first dimension of every input and output is ``batch``.
 
     The exporter's own optimiser is left out: it drops ``x + eps`` for eps <= 1e-8.
     """
@@ -45,7 +46,7 @@ def export_graph(module: nn.Module, signature: Signature, metadata: Mapping[str,
             module.eval(),
             tuple(signature.inputs.values()),
             input_names=list(signature.inputs),
-            output_names=[signature.output],
+            output_names=list(signature.outputs),
             dynamic_shapes=tuple(batch for _ in signature.inputs),
             opset_version=OPSET,
             dynamo=True,
@@ -59,6 +60,19 @@ def export_graph(module: nn.Module, signature: Signature, metadata: Mapping[str,
     data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
     return data
+
+
+def shapes_of(data: bytes) -> tuple[Shapes, Shapes]:
+    """The shapes of a graph's inputs and outputs, by name."""
+    graph = onnx.load_from_string(data).graph
+    inputs, outputs = (
+        {
+            value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            for value in values
+        }
+        for values in (graph.input, graph.output)
+    )
+    return inputs, outputs
 
 
 def _tidy(model: ir.Model) -> ir.Model:

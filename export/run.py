@@ -11,6 +11,7 @@ import typer
 
 from student.bundle import BundleError, read_student, verify_files
 
+FORMS = ("fused", "staged")
 MODELS = Path(__file__).resolve().parents[1] / "models"
 
 
@@ -20,6 +21,9 @@ def run(
     scorers: Annotated[
         Path | None, typer.Option(help="Folder that holds the scorers; else STUDENT-scorers, then those in models/.")
     ] = None,
+    form: Annotated[
+        str, typer.Option(help="fused (all steps in one graph), or staged (the loop over the steps stays outside).")
+    ] = "fused",
     threads: Annotated[int, typer.Option(min=1, help="Threads that the proof may use.")] = 1,
     force: Annotated[bool, typer.Option(help="Compile again what is already there.")] = False,
 ) -> None:
@@ -29,13 +33,15 @@ def run(
     try:
         if to not in TARGETS:
             raise ExportError(f"cannot compile to {to!r}: accepted is {', '.join(TARGETS)}")
-        TARGETS[to](student, scorers, threads, force)
+        if form not in FORMS:
+            raise ExportError(f"form is {form!r}: accepted is {', '.join(FORMS)}")
+        TARGETS[to](student, scorers, form, threads, force)
     except (BundleError, ExportError, OSError) as error:
         typer.echo(f"export: {error}", err=True)
         raise typer.Exit(1) from None
 
 
-def _to_onnx(bundle: Path, scorers: Path | None, threads: int, force: bool) -> None:
+def _to_onnx(bundle: Path, scorers: Path | None, form: str, threads: int, force: bool) -> None:
     student = read_student(bundle)
     verify_files(bundle, student)
     from export import to_onnx
@@ -48,10 +54,10 @@ def _to_onnx(bundle: Path, scorers: Path | None, threads: int, force: bool) -> N
             worst = export_scorer(bundle, student, name, find_scorer(student, name, folders))
             _say(bundle / student.scorers[name].file, start, worst)
     start = time.monotonic()
-    if not force and to_onnx.is_compiled(bundle, student):
-        typer.echo(f"{to_onnx.folder(bundle)} is up to date")
+    if not force and to_onnx.is_compiled(bundle, student, form):
+        typer.echo(f"{to_onnx.folder(bundle, form)} is up to date")
         return
-    for file, worst in to_onnx.export_student(bundle, student, threads).items():
+    for file, worst in to_onnx.export_student(bundle, student, threads, form).items():
         _say(file, start, worst)
 
 
@@ -60,7 +66,7 @@ def _say(file: Path, start: float, worst: float) -> None:
     typer.echo(f"{file}: {size_mb:.1f} MB in {took_s:.0f} s, {worst:.1e} from torch at most")
 
 
-TARGETS: dict[str, Callable[[Path, Path | None, int, bool], None]] = {"onnx": _to_onnx}
+TARGETS: dict[str, Callable[[Path, Path | None, str, int, bool], None]] = {"onnx": _to_onnx}
 
 if __name__ == "__main__":
     typer.run(run)

@@ -57,7 +57,7 @@ def export_scorer(bundle: Path, student: Student, name: str, source: Path) -> fl
     size = (student.image.height, student.image.width)
     inputs = {"images": torch.zeros(2, 3, *size), "token_ids": torch.from_numpy(ids_BL[:2])}
     metadata = {"scorer": name, "source_sha256": scorer.source_sha256}
-    data = export_graph(module, Signature(f"scorer-{name}", inputs, "score"), metadata)
+    data = export_graph(module, Signature(f"scorer-{name}", inputs, ("score",)), metadata)
     path = bundle / scorer.file
     path.parent.mkdir(exist_ok=True)
     unproven = path.with_name(f".{path.name}.part")

@@ -15,6 +15,7 @@ from student.pipeline import reproduce
 from student.runtimes.manifest import Parity
 from student.runtimes.onnx import FusedGraphs
 from student.runtimes.session import Session
+from student.runtimes.stages import StagedGraphs
 
 FP32_TOLERANCE = 1e-3  # on images in [0, 1] and on standardised scores
 BATCHES = (1, 7)
@@ -29,7 +30,7 @@ PROMPTS = (
 )
 
 
-def image_parity(graphs: FusedGraphs, pipe: Any, student: Student, steps: int) -> Parity:
+def image_parity(graphs: FusedGraphs | StagedGraphs, pipe: Any, student: Student, steps: int) -> Parity:
     """Compare the compiled graphs with diffusers' own loop, from the same seeds.
 
     Raises:
@@ -40,7 +41,7 @@ def image_parity(graphs: FusedGraphs, pipe: Any, student: Student, steps: int) -
         prompts, seeds = PROMPTS[-batch:], range(batch)
         theirs = reproduce(pipe, student, prompts, seeds, steps)
         worst[batch] = difference(graphs.draw(prompts, seeds, steps), theirs)
-    return _within_tolerance(worst, f"the images of the {steps}-step graph")
+    return _within_tolerance(worst, f"the images of {steps} steps")
 
 
 def score_parity(session: Session, module: nn.Module, std: float, size: tuple[int, int], ids_BL: Any) -> Parity:

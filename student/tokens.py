@@ -1,6 +1,6 @@
-"""From prompts to token ids, without transformers: what diffusers' FluxPipeline would feed its two text encoders.
+"""From prompts to token ids, without transformers: what the diffusers pipeline would feed its text encoders.
 
-Legend: B prompts, L tokens: the first tokenizer's ``model_max_length``, and ``max_tokens`` for the second.
+Legend: B prompts, L tokens: the first tokenizer's ``model_max_length`` for CLIP, ``max_tokens`` for T5.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,27 +16,43 @@ from tokenizers import Tokenizer
 
 IdArray = NDArray[np.int64]
 
+# Of each family: the input that an encoder's ids are called by in a compiled graph, and the folder of its tokenizer.
+TOKENIZERS = {
+    "flux": {"clip_ids": "tokenizer", "t5_ids": "tokenizer_2"},
+    "sd3": {"clip_ids": "tokenizer", "clip_2_ids": "tokenizer_2", "t5_ids": "tokenizer_3"},
+}
+
 
 class PromptTokens:
-    """The bundle's two tokenizers: ``tokenizer/`` (CLIP and the scorers), ``tokenizer_2/`` (T5)."""
+    """A bundle's tokenizers, the first of which the scorers read too; ``names`` are those of ``encode``'s arrays.
 
-    def __init__(self, bundle: Path, max_tokens: int) -> None:
-        self._clip = _tokenizer(bundle / "tokenizer", None)
-        self._t5 = _tokenizer(bundle / "tokenizer_2", max_tokens)
+    SD3 without T5 has no tokenizer for it.
+    """
 
-    def encode(self, prompts: Sequence[str]) -> tuple[IdArray, IdArray]:
-        """Ids for the CLIP and for the T5 encoder, int64 (B, L) each; an unknown word is the unknown token."""
-        return self.encode_clip(prompts), _ids(self._t5, prompts)
+    def __init__(self, bundle: Path, max_tokens: int, family: str = "flux") -> None:
+        folders = {name: bundle / folder for name, folder in TOKENIZERS[family].items() if (bundle / folder).is_dir()}
+        clip_tokens = int(_config(bundle / "tokenizer")["model_max_length"])
+        lengths = {name: max_tokens if name == "t5_ids" else clip_tokens for name in folders}
+        self._tokenizers = {name: _tokenizer(folder, lengths[name]) for name, folder in folders.items()}
+        self.names = tuple(folders)
+
+    def encode(self, prompts: Sequence[str]) -> tuple[IdArray, ...]:
+        """Ids for each encoder, int64 (B, L) each; an unknown word is the unknown token."""
+        return tuple(_ids(tokenizer, prompts) for tokenizer in self._tokenizers.values())
 
     def encode_clip(self, prompts: Sequence[str]) -> IdArray:
         """Ids of the first tokenizer alone, int64 (B, L): what the scorers read."""
-        return _ids(self._clip, prompts)
+        return _ids(self._tokenizers["clip_ids"], prompts)
 
 
-def _tokenizer(folder: Path, length: int | None) -> Tokenizer:
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    return config
+
+
+def _tokenizer(folder: Path, length: int) -> Tokenizer:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-    length = length or int(config["model_max_length"])
+    config = _config(folder)
     pad = config["pad_token"]
     pad = pad["content"] if isinstance(pad, dict) else pad
     tokenizer.enable_truncation(length)

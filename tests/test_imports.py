@@ -33,6 +33,7 @@ WITHOUT_TORCH = (
     "student/runtimes/runtime.py",
     "student/runtimes/scoring.py",
     "student/runtimes/session.py",
+    "student/runtimes/stages.py",
 )
 
 

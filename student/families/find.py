@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from student.bundle import BundleError
+from student.bundle import BundleError, Student
 from student.families.family import Family
 from student.families.flux import Flux
 from student.families.sd3 import SD3
@@ -48,6 +48,23 @@ def family_of(pipe: Any, **options: Any) -> Family:
         BundleError: its class is not supported.
     """
     return _family_of_class(type(pipe).__name__, "this")(pipe, **options)
+
+
+def family_of_student(pipe: Any, student: Student) -> Family:
+    """The family of a student's own pipeline, with what its manifest bakes in.
+
+    Raises:
+        BundleError: the student asks for something that its family cannot do in one call per step.
+    """
+    options: dict[str, Any] = {"max_tokens": student.max_tokens}
+    guidance = student.baked.get("guidance_scale")
+    if student.family == Flux.name:
+        options["guidance"] = guidance
+    elif guidance not in (None, 1.0):
+        raise BundleError(
+            f"baked.guidance_scale is {guidance}: a student of {student.family} draws without guidance (1)"
+        )
+    return family_of(pipe, **options)
 
 
 def _family_of_class(name: str, source: str | Path) -> type[Family]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from student.bundle import BundleError, Student, read_student, verify_files
 from student.runtimes.runtime import Runtime
+from student.tokens import TOKENIZERS
 
 AUTO = ("onnx", "torch")
 log = logging.getLogger(__name__)
@@ -55,8 +56,8 @@ def _onnx(bundle: Path, student: Student, threads: int) -> Runtime:
 
 def _torch(bundle: Path, student: Student, threads: int) -> Runtime:
     _require("torch", "diffusers", "transformers")
-    if student.family != "flux":
-        raise BundleError(f"family is {student.family!r}: the torch runtime serves flux")
+    if student.family not in TOKENIZERS:
+        raise BundleError(f"family is {student.family!r}: the torch runtime serves {', '.join(TOKENIZERS)}")
     verify_files(bundle, student)
     from student.runtimes.torch import TorchRuntime
 

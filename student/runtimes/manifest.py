@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ RUNTIMES = "runtimes"
 
 @dataclass(frozen=True)
 class Graph:
-    """One compiled file: the sigmas built into it, and its shapes by name (``batch`` is free)."""
+    """One compiled file: the sigmas built into it (none in a stage), and its shapes by name (``batch`` is free)."""
 
     file: str
     sha256: str
@@ -36,7 +36,10 @@ class Parity:
 
 @dataclass(frozen=True)
 class RuntimeManifest:
-    """``graphs`` and ``parity`` by step count; ``source_sha256`` is the fingerprint of the student compiled."""
+    """``graphs`` and ``parity`` by step count; ``source_sha256`` is the fingerprint of the student compiled.
+
+    A staged runtime has no graph for each step count but ``stages`` by name; its sigmas are the student's.
+    """
 
     name: str
     form: str
@@ -47,6 +50,7 @@ class RuntimeManifest:
     parity: Mapping[int, Parity]
     opset: int
     versions: Mapping[str, str]
+    stages: Mapping[str, Graph] = field(default_factory=dict)
     format: int = FORMAT
 
 
@@ -69,8 +73,9 @@ def read_manifest(folder: Path) -> RuntimeManifest:
         if data.get("format") != FORMAT:
             raise ValueError(f"format is {data.get('format')}, this version reads format {FORMAT}")
         graphs = {int(steps): _graph(row) for steps, row in data.pop("graphs").items()}
+        stages = {name: _graph(row) for name, row in data.pop("stages", {}).items()}
         parity = {int(steps): _parity(row) for steps, row in data.pop("parity").items()}
-        return RuntimeManifest(graphs=graphs, parity=parity, **data)
+        return RuntimeManifest(graphs=graphs, stages=stages, parity=parity, **data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BundleError(f"{path} cannot be used: {error}; make the runtime again with export.run") from error
 
@@ -83,18 +88,23 @@ def check_runtime(folder: Path, student: Student, manifest: RuntimeManifest) -> 
     """
     again = f"make it again with export.run --student {folder.parent.parent}"
     for steps in student.steps:
-        if steps not in manifest.graphs:
-            raise BundleError(f"{folder} has no graph for {steps} steps: {again}")
-        if manifest.graphs[steps].sigmas != student.sigmas[steps]:
-            raise BundleError(f"{folder} has other sigmas for {steps} steps than the student: {again}")
+        if manifest.form == "fused":
+            _check_fused(folder, student, steps, manifest, again)
         _check_parity(folder, steps, manifest.parity.get(steps))
     if manifest.source_sha256 != student.fingerprint():
         raise BundleError(f"{folder} was made from another student (source_sha256 differs): {again}")
-    for graph in manifest.graphs.values():
+    for graph in (*manifest.graphs.values(), *manifest.stages.values()):
         if not (folder / graph.file).is_file():
             raise BundleError(f"{folder / graph.file} is missing: {again}")
         if sha256(folder / graph.file) != graph.sha256:
             raise BundleError(f"{folder / graph.file} has changed since it was made (sha256 differs): {again}")
+
+
+def _check_fused(folder: Path, student: Student, steps: int, manifest: RuntimeManifest, again: str) -> None:
+    if steps not in manifest.graphs:
+        raise BundleError(f"{folder} has no graph for {steps} steps: {again}")
+    if manifest.graphs[steps].sigmas != student.sigmas[steps]:
+        raise BundleError(f"{folder} has other sigmas for {steps} steps than the student: {again}")
 
 
 def _check_parity(folder: Path, steps: int, parity: Parity | None) -> None:

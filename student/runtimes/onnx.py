@@ -1,4 +1,4 @@
-"""A fused student in ONNX Runtime on the CPU: one call from token ids and noise to images, and no torch.
+"""A student in ONNX Runtime on the CPU, fused (one call from token ids and noise to images) or staged; no torch.
 
 Legend: B images.
 """
@@ -12,13 +12,14 @@ import numpy as np
 
 from student.bundle import Student, verify_files
 from student.noise import noise
-from student.runtimes.manifest import RUNTIMES, check_runtime, read_manifest
+from student.runtimes.manifest import RUNTIMES, RuntimeManifest, check_runtime, read_manifest
 from student.runtimes.runtime import FloatArray, check_call
 from student.runtimes.scoring import Scorers
 from student.runtimes.session import open_session
+from student.runtimes.stages import StagedGraphs
 from student.tokens import PromptTokens
 
-FUSED_FP32 = "onnx-fused-fp32"
+FUSED_FP32, STAGED_FP32 = FORMS = ("onnx-fused-fp32", "onnx-staged-fp32")
 OUTPUT = "images"
 
 
@@ -32,10 +33,24 @@ class FusedGraphs:
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
         """images_BCHW of one call of the graph."""
-        ids_clip_BL, ids_t5_BL = self.tokens.encode(prompts)
-        feed = {"clip_ids": ids_clip_BL, "t5_ids": ids_t5_BL, "noise": noise(seeds, self._shape)}
+        ids = zip(self.tokens.names, self.tokens.encode(prompts), strict=True)
+        feed = {**dict(ids), "noise": noise(seeds, self._shape)}
         images_BCHW: FloatArray = self._sessions[steps].run([OUTPUT], feed)[0]
         return images_BCHW
+
+
+def compiled_form(bundle: Path) -> str:
+    """The ONNX runtime of a bundle: the fused one where both are there or none."""
+    return next((name for name in FORMS if (bundle / RUNTIMES / name).is_dir()), FUSED_FP32)
+
+
+def _open(bundle: Path, student: Student, manifest: RuntimeManifest, threads: int) -> FusedGraphs | StagedGraphs:
+    folder = bundle / RUNTIMES / manifest.name
+    if manifest.form == "staged":
+        stages = {name: folder / graph.file for name, graph in manifest.stages.items()}
+        return StagedGraphs(bundle, student, stages, threads)
+    files = {steps: folder / graph.file for steps, graph in manifest.graphs.items()}
+    return FusedGraphs(bundle, student, files, threads)
 
 
 class OnnxRuntime:
@@ -47,15 +62,15 @@ class OnnxRuntime:
 
     max_batch = 8
 
-    def __init__(self, bundle: Path, student: Student, threads: int, name: str = FUSED_FP32) -> None:
+    def __init__(self, bundle: Path, student: Student, threads: int, name: str | None = None) -> None:
+        name = name or compiled_form(bundle)
         folder = bundle / RUNTIMES / name
         manifest = read_manifest(folder)
         check_runtime(folder, student, manifest)
-        verify_files(bundle, student, inside=("tokenizer", "tokenizer_2"))
+        verify_files(bundle, student, inside=("tokenizer", "tokenizer_2", "tokenizer_3"))
         self.name = name
         self.student = student
-        files = {steps: folder / graph.file for steps, graph in manifest.graphs.items()}
-        self._graphs = FusedGraphs(bundle, student, files, threads)
+        self._graphs = _open(bundle, student, manifest, threads)
         self._scorers = Scorers(bundle, student, self._graphs.tokens, threads)
         self.batches_are_independent = self._warm_up()
 

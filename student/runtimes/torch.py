@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from student.bundle import Student
-from student.families.flux import Flux
+from student.families.find import family_of_student
 from student.noise import noise
 from student.pipeline import open_pipeline
 from student.runtimes.runtime import FloatArray, check_call
@@ -29,8 +29,8 @@ class TorchRuntime:
     def __init__(self, bundle: Path, student: Student, threads: int) -> None:
         torch.set_num_threads(threads)
         self.student = student
-        self._tokens = PromptTokens(bundle, student.max_tokens)
-        self._model = Flux(open_pipeline(bundle), student.baked.get("guidance_scale"))
+        self._tokens = PromptTokens(bundle, student.max_tokens, student.family)
+        self._model = family_of_student(open_pipeline(bundle), student)
         self._scorers = Scorers(bundle, student, self._tokens, threads)
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
@@ -38,7 +38,7 @@ class TorchRuntime:
         check_call(self.student, prompts, seeds, steps, self.max_batch)
         x_BCHW = torch.from_numpy(noise(seeds, self.student.latents.shape))
         ids = [torch.from_numpy(ids_BL) for ids_BL in self._tokens.encode(prompts)]
-        rows = [self._draw(ids[0][b : b + 1], ids[1][b : b + 1], x_BCHW[b : b + 1], steps) for b in range(len(prompts))]
+        rows = [self._draw([part[b : b + 1] for part in ids], x_BCHW[b : b + 1], steps) for b in range(len(prompts))]
         images_BCHW: FloatArray = torch.cat(rows).numpy()
         return images_BCHW
 
@@ -47,7 +47,7 @@ class TorchRuntime:
         return self._scorers.score(images_BCHW, prompts)
 
     @torch.inference_mode()
-    def _draw(self, ids_clip: torch.Tensor, ids_t5: torch.Tensor, x: torch.Tensor, steps: int) -> torch.Tensor:
-        condition = self._model.encode_ids(ids_clip, ids_t5)
+    def _draw(self, ids: list[torch.Tensor], x: torch.Tensor, steps: int) -> torch.Tensor:
+        condition = self._model.encode_ids(*ids)
         x = denoise(lambda x, sigma: self._model.velocity(x, sigma, condition), x, self.student.sigmas[steps])
         return self._model.decode(x)

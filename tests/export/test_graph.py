@@ -45,7 +45,7 @@ def run(data: bytes, x: np.ndarray) -> np.ndarray:
 
 
 def export(module: nn.Module, width: int = 64) -> bytes:
-    return export_graph(module, Signature("test", {"x": torch.zeros(2, width)}, "y"), {"student": "tiny 1"})
+    return export_graph(module, Signature("test", {"x": torch.zeros(2, width)}, ("y",)), {"student": "tiny 1"})
 
 
 def test_a_tiny_eps_survives() -> None:

@@ -70,7 +70,7 @@ def test_another_family_is_refused(compiled: Path, tmp_path: Path, capsys: pytes
     data = json.loads((copy / "student.json").read_text())
     shutil.rmtree(copy / "runtimes")
     (copy / "student.json").write_text(json.dumps(data | {"family": "sd3"}))
-    assert "cannot export the family 'sd3': accepted is flux" in complaint(capsys, copy)
+    assert "cannot export the family 'sd3' in fused form: accepted is flux" in complaint(capsys, copy)
 
 
 def test_from_a_shell_without_a_traceback(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_runtime_that_fails_its_proof_is_not_written(
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     mixed_up = (folder / "4-steps.onnx").read_bytes()
     monkeypatch.setattr(to_onnx, "export_fused", lambda pipe, student, tokens, steps: mixed_up)
-    with pytest.raises(ExportError, match="the images of the 2-step graph differ from torch"):
+    with pytest.raises(ExportError, match="the images of 2 steps differ from torch"):
         to_onnx.export_student(copy, read_student(copy), threads=1)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

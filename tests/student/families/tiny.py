@@ -5,6 +5,7 @@ What dampens time, text and pixels in fresh random weights is raised, so that a 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,11 @@ from transformers import (
     UMT5Config,
     UMT5EncoderModel,
 )
+
+from student.bundle import ImageSize, Student, write_student
+from student.families.find import family_of
+from student.families.flux import Flux
+from student.pipeline import save_pipeline, shift_no_more
 
 PROMPTS = ("a red heart above a blue star", "", "Ring &amp; circle,   left of it. " * 12)
 CLIP_TOKENS, MAX_TOKENS = 20, 24  # not the same, so that a mix-up of the tokenizers shows
@@ -142,6 +148,28 @@ def wan(seed: int = 0) -> WanPipeline:
         ),
     )
     return _ready(pipe)
+
+
+def build(path: Path, pipe: Any, steps: tuple[int, ...] = (3, 2), height_px: int = 64, width_px: int = 32) -> Student:
+    """Save the pipeline as a student of pictures that was trained for these step counts."""
+    family = family_of(pipe, max_tokens=MAX_TOKENS)
+    latents = family.geometry(height_px, width_px)
+    student = Student(
+        id=f"tiny-{family.name}",
+        version="1",
+        family=family.name,
+        steps=steps,
+        sigmas={nfe: family.sigmas(nfe, latents.shape) for nfe in steps},
+        latents=latents,
+        image=ImageSize(height_px, width_px),
+        max_tokens=MAX_TOKENS,
+        baked={"guidance_scale": family.guidance or 1.0 if isinstance(family, Flux) else 1.0},
+        teacher="tiny",
+        scorers={},
+    )
+    shift_no_more(pipe)
+    save_pipeline(pipe, path)
+    return write_student(path, student)
 
 
 def _clip_config(tokenizer: CLIPTokenizer, width: int, projection: int) -> CLIPTextConfig:
