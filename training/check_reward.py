@@ -140,9 +140,8 @@ def main(
 ) -> None:
     """Test that a reward can be trained on: gradient finite and not zero, one step along it raises the score."""
     quiet()
-    logging.getLogger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # where there is no network it says so six times before it gives up
+    # Without a network the hub's client says so six times before it gives up.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         reward = find(name, tokenizer=tokenizer, files=files, device=device)
         images_BCHW, prompts = pictures(num, size)
