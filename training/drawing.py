@@ -19,9 +19,7 @@ from training.rats.trajectory import Trajectory, rollout
 Velocity = Callable[[Tensor, float], Tensor]
 
 
-def velocity_of(
-    model: Family, condition: Condition, empty: Condition | None = None, guidance: float = 1.0
-) -> Velocity:
+def velocity_of(model: Family, condition: Condition, empty: Condition | None = None, guidance: float = 1.0) -> Velocity:
     """The velocity field for one batch of prompts.
 
     With guidance w other than 1: v_empty + w (v_prompt - v_empty), as FluxPipeline's ``true_cfg_scale``.
@@ -60,10 +58,10 @@ class Painter:
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], shape: tuple[int, ...], batch: int = 64) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] from the seeds' noise, in fp32, ``batch`` at a time."""
+        """Images (B, 3, H, W) in [0, 1] from the seeds' noise, ``batch`` at a time, in main memory."""
         parts = []
         for at in range(0, len(prompts), batch):
-            x_BCHW = torch.from_numpy(noise(seeds[at : at + batch], shape))
+            x_BCHW = torch.from_numpy(noise(seeds[at : at + batch], shape)).to(self.model.device)
             end = denoise(self.field(prompts[at : at + batch]), x_BCHW, self.sigmas)
-            parts.append(self.model.decode(end))
+            parts.append(self.model.decode(end).cpu())
         return torch.cat(parts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Measure:
     """The instruments: scorers by name, the judge, and what turns images into diversity features."""
 
     scorers: Mapping[str, ScoreFn]
-    judge: JudgeFn
+    judge: JudgeFn | None
     features: Callable[[Tensor], Tensor]
 
     def evaluate(
@@ -62,7 +63,7 @@ class Measure:
             len(painter.sigmas),
             painter.guidance,
             {name: score(images, prompts).double().tolist() for name, score in self.scorers.items()},
-            self.judge(images, prompts),
+            self.judge(images, prompts) if self.judge else {},
             self.diversity(others),
         )
 
@@ -107,7 +108,7 @@ def cached(folder: Path, key: str, make: Callable[[], Evaluation]) -> Evaluation
         return Evaluation(**json.loads(path.read_text()))
     result = make()
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")  # several processes may write the same figures
     part.write_text(json.dumps(asdict(result)))
     part.replace(path)
     return result

@@ -15,6 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from student import schedule
+from student.bundle import Latents
+
+
+class SizeError(ValueError):
+    """A size that a family cannot draw; the message is one sentence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +60,8 @@ class Family(nn.Module, ABC):
 
     name: ClassVar[str]
     encoders: ClassVar[tuple[str, ...]]
+    packing: ClassVar[int] = 1  # side of the patch of cells that the pipeline's own latents hold as one token
+    in_float32: ClassVar[tuple[str, ...]] = ()  # parts that the published pipeline is never run narrower with
     transformer: Any
     vae: Any
 
@@ -63,8 +70,15 @@ class Family(nn.Module, ABC):
         for name in (*self.encoders, "transformer", "vae"):
             setattr(self, name, getattr(pipe, name))
         self.max_tokens = max_tokens
+        self._remembered: dict[str, Condition] = {}
         self.scheduler_config = dict(pipe.scheduler.config)
         schedule.shift_of(self.scheduler_config, tokens=1)  # a schedule that cannot be followed is refused at once
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer lies."""
+        found: torch.device = next(self.transformer.parameters()).device
+        return found
 
     @abstractmethod
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
@@ -79,15 +93,25 @@ class Family(nn.Module, ABC):
         """Prompts -> condition, without gradient.
 
         Raises:
-            RuntimeError: the encoders were dropped.
+            RuntimeError: the encoders were dropped, and a prompt was not remembered.
         """
+        if self._remembered and all(prompt in self._remembered for prompt in prompts):
+            return Condition.stack([self._remembered[prompt] for prompt in prompts]).to(self.device)
         present = [encoder for name in self.encoders if (encoder := getattr(self, name)) is not None]
         if not present:
             raise RuntimeError("the text encoders were dropped: prompts must be encoded before")
         return self.encode_ids(*(ids_BL.to(present[0].device) for ids_BL in self.tokenise(prompts)))
 
+    def remember(self, prompts: Sequence[str], batch: int = 16) -> None:
+        """Encode prompts once, keep their conditions in main memory, and let go of the encoders."""
+        for at in range(0, len(prompts), batch):
+            part = prompts[at : at + batch]
+            found = self.encode(part).to("cpu")
+            self._remembered |= {prompt: found.take(i) for i, prompt in enumerate(part)}
+        self.drop_encoders()
+
     def drop_encoders(self) -> None:
-        """Let go of the text encoders; ``encode`` is an error from here on."""
+        """Let go of the text encoders; ``encode`` knows what it remembers from here on, and nothing else."""
         for name in self.encoders:
             setattr(self, name, None)
 
@@ -96,8 +120,15 @@ class Family(nn.Module, ABC):
         """Shape of one image's noise, (C, H, W), or of one video's, (C, F, H, W).
 
         Raises:
-            ValueError: a size that the family cannot draw; the message names the accepted multiple.
+            SizeError: a size that the family cannot draw; the message names the accepted multiple.
         """
+
+    def geometry(self, height_px: int, width_px: int, frames: int = 1) -> Latents:
+        """What a student's manifest says of latents of this size; SizeError as for ``latent_shape``."""
+        channels, *latent_frames, height, width = self.latent_shape(height_px, width_px, frames)
+        config = self.vae.config
+        scale, shift = (config.get(name, default) for name, default in (("scaling_factor", 1.0), ("shift_factor", 0.0)))
+        return Latents(height, width, channels, self.packing, scale, shift, *latent_frames)
 
     def velocity(self, x: Tensor, sigma: float | Tensor, condition: Condition) -> Tensor:
         """``noise - data`` as predicted at ``sigma`` (one value for all, or a tensor of B), in the type of ``x``."""
@@ -133,17 +164,18 @@ def token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
     return ids_BL
 
 
-def check_size(height_px: int, width_px: int, multiple: int) -> None:
-    """Raises ValueError for a side that is not a positive multiple."""
+def check_size(height_px: int, width_px: int, multiple: int, most: int | None = None) -> None:
+    """Raises SizeError for a side that is not a positive multiple, or longer than ``most``."""
     for side, value in (("height", height_px), ("width", width_px)):
-        if value < 1 or value % multiple:
-            raise ValueError(f"{side} is {value}: accepted are multiples of {multiple}")
+        if value < multiple or value % multiple or (most is not None and value > most):
+            limit = "" if most is None else f" up to {most}"
+            raise SizeError(f"{side} is {value}: accepted are multiples of {multiple}{limit}")
 
 
 def check_still(frames: int) -> None:
-    """Raises ValueError for more than one frame."""
+    """Raises SizeError for more than one frame."""
     if frames != 1:
-        raise ValueError(f"frames is {frames}: this family draws single pictures, accepted is 1")
+        raise SizeError(f"frames is {frames}: this family draws single pictures, accepted is 1")
 
 
 def scaled_decode(vae: Any, x_BCHW: Tensor) -> Tensor:

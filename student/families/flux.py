@@ -22,6 +22,7 @@ class Flux(Family):
 
     name = "flux"
     encoders = ("text_encoder", "text_encoder_2")
+    packing = 2
     text_encoder: Any
     text_encoder_2: Any
 

@@ -30,8 +30,14 @@ def alarms(log: Sequence[Row], reward_p999: float) -> list[str]:
     if last["velocity_norm"] > VELOCITY_DRIFT * first["velocity_norm"]:
         found.append(f"velocities are {last['velocity_norm'] / first['velocity_norm']:.2f} times the start's length")
     if last["saturation"] > first["saturation"] + SATURATION_RISE:
-        found.append(f"{last['saturation']:.0%} of all values are black or full, {first['saturation']:.0%} at the start")
+        found.append(f"{last['saturation']:.0%} of all values are 0 or 1, {first['saturation']:.0%} were at the start")
     return [sentence for sentence in found if sentence]
+
+
+def all_alarms(log: Sequence[Row], reward_p999: float) -> list[tuple[int, str]]:
+    """The alarms of every validation in ``log``, each with the number of steps done by then."""
+    looks = [i for i, row in enumerate(log) if "heldout_validation" in row]
+    return [(int(log[i]["step"]) + 1, alarm) for i in looks for alarm in alarms(log[: i + 1], reward_p999)]
 
 
 def _parting(rows: Sequence[Row]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,142 +9,184 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
-from training import figures
+from student.bundle import ImageSize, Latents
+from student.families.family import Family
+from student.families.find import open_family
+from training import environment, figures
 from training.drawing import Painter
-from training.evaluate import DIVERSITY_SEEDS, Evaluation, cached, fingerprint
+from training.evaluate import DIVERSITY_SEEDS, Evaluation, Measure, cached, fingerprint
+from training.instruments import (
+    CACHE,
+    HELDOUT,
+    TRAINED,
+    Calibration,
+    Scale,
+    measure_with,
+    open_instruments,
+)
 from training.progress import console
+from training.prompts import Prompts, from_files
 from training.rats.preset import RatsConfig
 from training.rats.trainer import Trainer, World
+from training.result import Outcome, write
 from training.rundir import FINISHED
-from training.shapes import prompts
-from training.shapes.instruments import CACHE, Instruments, Opened, instruments, open_model
-from training.shapes.result import Calibration, Outcome, write
 
 SHORT_RUN_STEPS, SHORT_RUN_PROMPTS = 50, 64
 VALIDATION_SEED, WATCHED_PROMPTS, WATCHED_PICTURES = 1_000_000, 16, 8
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything of a run that does not change while it trains; ``opened.model`` becomes the student."""
+    """Everything of a run that does not change while it trains; ``model`` becomes the student."""
 
     config: RatsConfig
-    opened: Opened
-    instruments: Instruments
-    calibration: dict[str, Calibration]
+    model: Family
+    latents: Latents
+    prompts: Prompts
+    measure: Measure
+    scale: Scale
     reward_p999: float
-    teacher: Painter
 
     @property
-    def num_prompts(self) -> int | None:
-        """How many validation and test prompts are used; None is all. A short run is not worth them all."""
-        return SHORT_RUN_PROMPTS if self.config.steps < SHORT_RUN_STEPS else None
+    def image(self) -> ImageSize:
+        """The size of what is drawn."""
+        config = self.config
+        return ImageSize(config.height_px, config.width_px, config.frames if self.latents.frames else None)
 
-    def painter(self, teacher: bool, nfe: int) -> Painter:
+    def painter(self, model: Family, label: str, nfe: int) -> Painter:
         """The teacher (guided as configured) or the student at ``nfe`` steps."""
-        model = self.teacher.model if teacher else self.opened.model
-        grid = model.sigmas(nfe, self.opened.latents.shape)
-        return Painter(model, grid, self.config.guidance if teacher else 1.0)
+        guidance = self.config.guidance if label == "teacher" else 1.0
+        return Painter(model, model.sigmas(nfe, self.latents.shape), guidance)
 
-    def wanted(self) -> list[tuple[str, int]]:
-        """The rows of the evidence: the teacher at its reference and the student's step counts, then the student."""
-        teachers = dict.fromkeys((self.config.reference_nfe, *self.config.nfe))
-        return [*(("teacher", nfe) for nfe in teachers), *(("student", nfe) for nfe in self.config.nfe)]
+    def key(self) -> str:
+        """What figures depend on beside the model: the rewards."""
+        return "".join(one.source for one in self.scale.instruments)
 
 
-def run(config: RatsConfig, out: Path) -> None:
+def run(setup: Setup, out: Path) -> None:
     """Train (or go on), evaluate, write the bundle, and mark the run as finished."""
-    setup = prepare(config)
-    trainer = Trainer(config, setup.opened.model, _world(setup, out / "run"), out / "run")
+    config = setup.config
+    environment.write(out / "run" / "environment.json")
+    trainer = Trainer(config, setup.model, world(setup, out / "run"), out / "run")
     trainer.run()
-    opened, table = setup.opened, evaluate(setup)
-    write(out, Outcome(config, opened.pipe, opened.latents, opened.image, setup.calibration, table, pictures(setup)))
-    (out / "run" / FINISHED).write_text("")
-    (out / "run" / "checkpoint.pt").unlink(missing_ok=True)
-    console.print(f"the student is in {out}; its card is {out / 'README.md'}")
+    table, pictures = evidence(setup, trainer)
+    if trainer.is_first:
+        trainer.networks.merge(out / "adapter")
+        write(out, Outcome(config, setup.model, setup.latents, setup.image, setup.scale, table, pictures))
+        (out / "run" / FINISHED).write_text("")
+        (out / "run" / "checkpoint.pt").unlink(missing_ok=True)
+        console.print(f"the student is in {out}; its card is {out / 'README.md'}")
 
 
 def prepare(config: RatsConfig) -> Setup:
-    """Open the teacher and the scorers, and calibrate the scorers on the teacher.
+    """Open the teacher and the rewards, and calibrate the rewards on the teacher.
 
     Raises:
-        BundleError: the model's folder holds no diffusers pipeline.
+        BundleError: the model is no diffusers pipeline of a supported class.
+        RewardError: a reward that does not exist or cannot be used so.
+        ConfigError: prompts that cannot be used.
+        SizeError: a picture size that the model cannot draw.
     """
-    opened = open_model(Path(config.model))
-    tools = instruments(opened, {"trained": Path(config.scorer), "heldout": Path(config.heldout)})
-    shape = opened.latents.shape
-    model = copy.deepcopy(opened.model)
-    teacher = Painter(model, model.sigmas(config.reference_nfe, shape), config.guidance)
-    texts = prompts.measuring_prompts()[0]
-    key = fingerprint(teacher, texts, "calibration" + tools.key())
-    base = cached(CACHE, key, lambda: tools.measure.evaluate("calibration", teacher, texts, 2, shape))
-    calibration = {name: Calibration.of(base.scores[name], sha256) for name, sha256 in tools.sources.items()}
-    highest = float(np.percentile(calibration["trained"].standardise(base.scores["trained"]), 99.9))
-    return Setup(config, opened, tools, calibration, highest, teacher)
+    prompts = _prompts(config)
+    options = {"max_tokens": config.max_tokens} if config.max_tokens else {}
+    model = open_family(config.model, DTYPES[config.weights], **options)
+    model.to(device := _device(config))
+    latents = model.geometry(config.height_px, config.width_px, config.frames)
+    rewards = open_instruments(config.reward, config.heldout, model, config.reward_weight > 0, device)
+    measure = measure_with(rewards, model, prompts.judge)
+    if prompts.known is not None:
+        model.remember(["", *prompts.known])
+    teacher = Painter(model, model.sigmas(config.reference_nfe, latents.shape), config.guidance)
+    texts = prompts.calibration
+    key = fingerprint(teacher, texts, "calibration" + "".join(one.source for one in rewards))
+    base = cached(CACHE, key, lambda: measure.evaluate("calibration", teacher, texts, 2, latents.shape))
+    scale = Scale(rewards, {one.name: Calibration.of(one.asked, base.scores[one.name]) for one in rewards})
+    highest = float(np.percentile(scale.standardised(base, TRAINED), 99.9))
+    return Setup(config, model, latents, prompts, measure, scale, highest)
 
 
-def _world(setup: Setup, run_dir: Path) -> World:
-    config, trained = setup.config, setup.calibration["trained"]
-    scorer = setup.instruments.measure.scorers["trained"]
+def _device(config: RatsConfig) -> str:
+    """This process's GPU where there is one; a named device is taken as it is."""
+    if config.device != "auto":
+        return config.device
+    return str(PartialState().device) if torch.cuda.is_available() else "cpu"
 
-    def reward(images_BCHW: Tensor, texts: Sequence[str]) -> Tensor:
-        return (scorer(images_BCHW, texts).float() - trained.mean) / trained.std
 
-    def train_prompts(step: int, num: int) -> list[str]:
-        return prompts.training_prompts(num, config.seed, step)
+def _prompts(config: RatsConfig) -> Prompts:
+    """The starter world's, or those of a file; a run under SHORT_RUN_STEPS is not worth all of them."""
+    short = SHORT_RUN_PROMPTS if config.steps < SHORT_RUN_STEPS else None
+    if config.prompts == "shapes":
+        from training.shapes.prompts import source
 
+        return source(config.seed).first(short)
+    measuring = Path(config.measuring_prompts) if config.measuring_prompts else None
+    return from_files(Path(config.prompts), measuring, config.seed).first(short)
+
+
+def world(setup: Setup, run_dir: Path) -> World:
+    reward = partial(setup.scale.score, TRAINED)
     validate = partial(_validate, setup, run_dir)
-    return World(train_prompts, reward, validate, setup.opened.latents.shape, setup.reward_p999)
+    return World(setup.prompts.train, reward, validate, setup.latents.shape, setup.reward_p999)
 
 
 @torch.no_grad()
 def _validate(setup: Setup, run_dir: Path, painters: Sequence[Painter], step: int) -> dict[str, float]:
     """The student on the validation prompts, the mean over its step counts; leaves a grid of pictures behind."""
-    texts, shape = prompts.measuring_prompts()[1][: setup.num_prompts], setup.opened.latents.shape
-    measure = setup.instruments.measure
-    varied = [text for text in texts[:WATCHED_PROMPTS] for _ in range(DIVERSITY_SEEDS)]
     rows: list[dict[str, float]] = []
     shown: dict[str, Tensor] = {}
     for painter in painters:
-        images = painter.draw(texts, [VALIDATION_SEED + i for i in range(len(texts))], shape)
-        others = painter.draw(varied, [2 * VALIDATION_SEED + i for i in range(len(varied))], shape)
-        row = {"diversity_validation": float(np.mean(measure.diversity(others)))}
-        for name, column in (("trained", "reward_validation"), ("heldout", "heldout_validation")):
-            raw = float(measure.scorers[name](images, texts).mean())
-            row[column] = setup.calibration[name].standardise([raw])[0]
-        row["saturation"] = float(((images < 0.01) | (images > 0.99)).float().mean())
-        noise = torch.randn(len(texts[:WATCHED_PROMPTS]), *shape, generator=torch.Generator().manual_seed(step))
-        path = painter.trajectory(noise, texts[:WATCHED_PROMPTS])
-        row["velocity_norm"] = float(torch.stack([v.square().mean().sqrt() for v in path.v]).mean())
+        images, row = _look(setup, painter)
         rows.append(row)
         shown[f"{len(painter.sigmas)} steps, after {step}"] = images[:WATCHED_PICTURES]
-    (run_dir / "grids").mkdir(parents=True, exist_ok=True)
-    figures.grid(shown, run_dir / "grids" / f"{step:06d}.png")
+    if PartialState().is_main_process:
+        (run_dir / "grids").mkdir(parents=True, exist_ok=True)
+        figures.grid(shown, run_dir / "grids" / f"{step:06d}.png")
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def evaluate(setup: Setup) -> list[Evaluation]:
-    """The evidence on the test prompts."""
-    return [evaluate_one(setup, label, nfe) for label, nfe in setup.wanted()]
-
-
-def evaluate_one(setup: Setup, label: str, nfe: int) -> Evaluation:
-    """One row of the evidence; kept by weights, prompts and instruments, so that a teacher is measured once."""
-    test = prompts.measuring_prompts()[2][: setup.num_prompts]
-    varied = 8 if setup.num_prompts else setup.config.diversity_prompts
-    painter, shape = setup.painter(label == "teacher", nfe), setup.opened.latents.shape
-    console.print(f"evaluating the {label} at {nfe} steps on {len(test)} prompts")
-    key = fingerprint(painter, test, f"{label}{varied}{setup.instruments.key()}")
-    make = partial(setup.instruments.measure.evaluate, label, painter, test, varied, shape)
-    return cached(CACHE, key, make)
-
-
-def pictures(setup: Setup) -> dict[str, Tensor]:
-    """The same eight prompts and seeds drawn by teacher (reference and few steps) and student, for the card."""
-    test, shape = prompts.measuring_prompts()[2][:WATCHED_PICTURES], setup.opened.latents.shape
-    return {
-        f"{label}, {nfe} steps": setup.painter(label == "teacher", nfe).draw(test, list(range(len(test))), shape)
-        for label, nfe in setup.wanted()
+def _look(setup: Setup, painter: Painter) -> tuple[Tensor, dict[str, float]]:
+    """Pictures of the validation prompts, and what is logged of them."""
+    texts, shape, batch = setup.prompts.validation, setup.latents.shape, setup.config.draw_batch
+    images = painter.draw(texts, [VALIDATION_SEED + i for i in range(len(texts))], shape, batch)
+    watched = texts[:WATCHED_PROMPTS]
+    varied = [text for text in watched for _ in range(DIVERSITY_SEEDS)]
+    others = painter.draw(varied, [2 * VALIDATION_SEED + i for i in range(len(varied))], shape, batch)
+    noise = torch.randn(len(watched), *shape, generator=torch.Generator().manual_seed(VALIDATION_SEED))
+    velocities = painter.trajectory(noise.to(painter.model.device), watched).v
+    return images, {
+        "reward_validation": float(setup.scale.score(TRAINED, images, texts).mean()),
+        "heldout_validation": float(setup.scale.score(HELDOUT, images, texts).mean()),
+        "diversity_validation": float(np.mean(setup.measure.diversity(others))),
+        "saturation": float(((images < 0.01) | (images > 0.99)).float().mean()),
+        "velocity_norm": float(torch.stack([v.square().mean().sqrt() for v in velocities]).mean()),
     }
+
+
+def evidence(setup: Setup, trainer: Trainer) -> tuple[list[Evaluation], dict[str, Tensor]]:
+    """The test prompts' figures of the teacher at its reference and at the student's step counts, and of the student;
+    and the same eight prompts and seeds drawn by each, for the card.
+    """
+    teachers = dict.fromkeys((setup.config.reference_nfe, *setup.config.nfe))
+    wanted = [("teacher", nfe) for nfe in teachers] + [("student", nfe) for nfe in setup.config.nfe]
+    shown = setup.prompts.test[:WATCHED_PICTURES]
+    table, pictures = [], {}
+    for label, nfe in wanted:
+        with trainer.networks.role("start" if label == "teacher" else "student") as model:
+            painter = setup.painter(model, label, nfe)
+            table.append(measured(setup, painter, label))
+            pictures[f"{label}, {nfe} steps"] = painter.draw(shown, list(range(len(shown))), setup.latents.shape)
+    return table, pictures
+
+
+def measured(setup: Setup, painter: Painter, label: str) -> Evaluation:
+    """One row of the evidence; kept by weights, prompts and rewards, so that a teacher is measured once."""
+    test, config = setup.prompts.test, setup.config
+    varied = 8 if config.steps < SHORT_RUN_STEPS else config.diversity_prompts
+    console.print(f"evaluating the {label} at {len(painter.sigmas)} steps on {len(test)} prompts")
+    key = fingerprint(painter, test, f"{label}{varied}{setup.key()}")
+    make = partial(setup.measure.evaluate, label, painter, test, varied, setup.latents.shape)
+    return cached(CACHE, key, make)

@@ -11,11 +11,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 ROLES = ("student", "teacher", "start")
@@ -60,6 +62,15 @@ class Networks:
             finally:
                 self._switch("student")
 
+    @contextmanager
+    def lent(self, transformer: nn.Module) -> Iterator[Any]:
+        """The family around a transformer that has none of the roles (a critic)."""
+        student, self.model.transformer = self.model.transformer, transformer
+        try:
+            yield self.model
+        finally:
+            self.model.transformer = student
+
     def follow(self) -> None:
         """Move the teacher a little towards the student."""
         self._average.step(self.learns)
@@ -69,6 +80,20 @@ class Networks:
         """Let the teacher be the student of this moment."""
         self._average = self._fresh_average()
         self._average.copy_to(self._slow)
+
+    def merge(self, adapter: Path) -> None:
+        """At the end: write a LoRA student's adapter to ``adapter`` (as peft opens it) and merge it into its base."""
+        if self.lora is None:
+            return
+        self._switch("student")
+        state = get_peft_model_state_dict(self._student, adapter_name="student")
+        self._student.peft_config["student"].save_pretrained(adapter)
+        save_file(
+            {f"base_model.model.{name}": value.contiguous() for name, value in state.items()},
+            adapter / "adapter_model.safetensors",
+        )
+        self._student.fuse_lora(adapter_names=["student"])
+        self._student.unload_lora()
 
     def student_state(self) -> dict[str, Tensor]:
         """What the student has learnt, by parameter name."""

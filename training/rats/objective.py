@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,14 @@ class Objective:
             loss, backward = differentiate(config.gradient, config.last_k, velocity, noise_BCHW, grid, loss_of)
         return loss, self._precisely(backward), {**seen, "loss": loss.item()}
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep."""
+        return {"spread": self.spread}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go back to what ``state`` gave."""
+        self.spread = state["spread"]
+
     def after(self, values: Mapping[str, float], first: bool) -> None:
         """Take a step's mean figures into the running spread of the gap."""
         if "gap_std" in values:
@@ -62,12 +71,16 @@ class Objective:
 
     def _teach(self, step: int, prompts: Sequence[str], noise_BCHW: Tensor) -> tuple[Trajectory, Tensor]:
         """The teacher's trajectory from the same noise, and its reward."""
+        path = self._path(step, prompts, noise_BCHW)
+        with torch.no_grad():
+            return path, self._reward(path.x[-1], prompts)
+
+    def _path(self, step: int, prompts: Sequence[str], noise_BCHW: Tensor) -> Trajectory:
         config = self._config
         guided = step < config.guided_steps
         with self._networks.role("start" if guided else "teacher") as model:
             grid = self._grids[config.teacher_nfe]
-            path = Painter(model, grid, config.guidance if guided else 1.0).trajectory(noise_BCHW, prompts)
-            return path, self._reward(path.x[-1], prompts)
+            return Painter(model, grid, config.guidance if guided else 1.0).trajectory(noise_BCHW, prompts)
 
     def _pull(
         self, student: Trajectory, teacher: Trajectory, reward_T: Tensor, reward_S: Tensor, seen: dict[str, float]

@@ -20,13 +20,16 @@ from training.drawing import Painter
 from training.optim import set_lr
 from training.processes import Processes
 from training.progress import StepLog, console, read_log, steps
-from training.rats.alarms import alarms
+from training.rats.alarms import all_alarms
+from training.rats.consistency import Consistency
+from training.rats.matching import Matching
 from training.rats.networks import Lora, Networks
 from training.rats.objective import Objective, RewardFn
 from training.rats.preset import RatsConfig
 from training.rundir import RunDiverged
 
 BAD_STEPS = 10
+OBJECTIVES: dict[str, type[Objective]] = {"rats": Objective, "consistency": Consistency, "matching": Matching}
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,16 @@ class Trainer:
         self.networks = Networks(model, config.ema, lora)
         if config.checkpointing:
             model.transformer.enable_gradient_checkpointing()
-        self._objective = Objective(config, self.networks, world.reward, self._grids)
+        self._objective = OBJECTIVES[config.method](config, self.networks, world.reward, self._grids)
         self._optimizer = torch.optim.AdamW(self.networks.learns, config.lr, betas=(0.9, 0.99), weight_decay=0.0)
         self._processes = Processes()
         self._best: dict[str, Tensor] = {}
         self._best_score, self._best_at, self._bad_steps = -math.inf, 0, 0
+
+    @property
+    def is_first(self) -> bool:
+        """True in the one process that writes files."""
+        return self._processes.is_first
 
     def painters(self) -> list[Painter]:
         """The student as it is now, at each of its step counts."""
@@ -99,7 +107,8 @@ class Trainer:
         rows = []
         for at in self._processes.share(range(0, total, config.batch)):
             part = slice(at, at + config.batch)
-            loss, backward, values = self._objective.losses(step, nfe, prompts[part], noise_BCHW[part])
+            start_BCHW = noise_BCHW[part].to(self.networks.model.device)
+            loss, backward, values = self._objective.losses(step, nfe, prompts[part], start_BCHW)
             rows.append(values)
             if torch.isfinite(loss):
                 backward()
@@ -111,7 +120,7 @@ class Trainer:
         return {**means, "nfe": float(nfe), "grad_norm": norm}
 
     def _update(self, step: int) -> float:
-        """Clip, step and let the teacher follow; returns the gradient's norm, and changes nothing if that is not finite."""
+        """Clip, step and let the teacher follow; the gradient's norm, and no change at all where that is not finite."""
         config, networks = self._config, self.networks
         self._processes.mean_gradients(networks.learns, config.accumulate)
         norm = float(torch.nn.utils.clip_grad_norm_(networks.learns, config.clip_norm))
@@ -120,10 +129,9 @@ class Trainer:
         left = (config.steps - step) / (config.lr_decay * config.steps) if config.lr_decay else 1.0
         set_lr(self._optimizer, config.lr * min(1.0, (step + 1) / config.warmup, left))
         self._optimizer.step()
+        networks.follow()
         if step + 1 == config.guided_steps:
-            networks.restart_teacher()
-        elif step >= config.guided_steps:
-            networks.follow()
+            networks.restart_teacher()  # the guided phase is over: from here on it follows this student
         return norm
 
     def _finite(self, norm: float) -> bool:
@@ -146,8 +154,12 @@ class Trainer:
             return
         log.write(step, **values)
         if "heldout_validation" in values:
-            for alarm in alarms(read_log(self._dir / "log.jsonl"), self._world.reward_p999):
-                console.print(f"[yellow]step {step + 1}: {alarm}[/yellow]", highlight=False)
+            rows = read_log(self._dir / "log.jsonl")
+            found = all_alarms(rows, self._world.reward_p999)
+            for at, alarm in found:
+                if at == step + 1:
+                    console.print(f"[yellow]step {at}: {alarm}[/yellow]", highlight=False)
+            (self._dir / "alarms.txt").write_text("".join(f"step {at}: {alarm}\n" for at, alarm in found))
 
     def _save(self, step: int) -> None:
         if self._processes.is_first:
@@ -155,7 +167,7 @@ class Trainer:
                 "step": step,
                 "networks": self.networks.state(),
                 "optimizer": self._optimizer.state_dict(),
-                "spread": self._objective.spread,
+                "objective": self._objective.state(),
                 "best": self._best,
                 "best_score": self._best_score,
                 "best_at": self._best_at,
@@ -169,6 +181,6 @@ class Trainer:
             return 0
         self.networks.load_state(saved["networks"])
         self._optimizer.load_state_dict(saved["optimizer"])
-        self._objective.spread = saved["spread"]
+        self._objective.load_state(saved["objective"])
         self._best, self._best_score, self._best_at = saved["best"], saved["best_score"], saved["best_at"]
         return int(saved["step"])

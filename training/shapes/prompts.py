@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from training.prompts import Prompts
 from training.shapes import pairs, world
+from training.shapes.judging import judge_prompts
 
 HELD_OUT_SHARE = 16  # one content in so many is never shown to teacher or student
 CALIBRATION, VALIDATION, TEST = 128, 256, 512
@@ -39,9 +41,34 @@ def training_prompts(num: int, *key: int) -> list[str]:
 
 
 def measuring_prompts() -> tuple[list[str], list[str], list[str]]:
-    """Calibration, validation and test prompts: full captions, held out, all different."""
-    num = CALIBRATION + VALIDATION + TEST
-    drawn = world.sample(40 * num, 20261122)
+    """Calibration, validation and test prompts: full captions, held out, as often single objects as in the world.
+
+    No prompt is in two of them. Only 32 single objects are held out, so those come up more than once, with other seeds;
+    without repeats single objects would hardly be measured, and they are the harder ones.
+    """
+    drawn = world.sample(60 * (CALIBRATION + VALIDATION + TEST), 20261122)
     kept = drawn.take(np.flatnonzero(held_out(drawn)))
-    unique = list(dict.fromkeys(kept.captions()))[:num]
-    return unique[:CALIBRATION], unique[CALIBRATION : CALIBRATION + VALIDATION], unique[CALIBRATION + VALIDATION :]
+    part_N = content_hash(kept) // np.uint64(HELD_OUT_SHARE) % np.uint64(7)  # 1, 2 and 4 sevenths of all contents
+    sets: list[list[str]] = []
+    for first, last, num in ((0, 0, CALIBRATION), (1, 2, VALIDATION), (3, 6, TEST)):
+        chosen = kept.take(np.flatnonzero((part_N >= first) & (part_N <= last)))
+        sets.append(_every_third_single(chosen, num))
+    return sets[0], sets[1], sets[2]
+
+
+def _every_third_single(scenes: world.Scenes, num: int) -> list[str]:
+    """Single objects in the world's share, repeated or not; every pair once."""
+    texts = scenes.captions()
+    singles = iter([text for text, count in zip(texts, scenes.count_N, strict=True) if count == 1])
+    two = iter(dict.fromkeys(text for text, count in zip(texts, scenes.count_N, strict=True) if count == 2))
+    return [next(singles if i % 3 == 0 else two) for i in range(num)]
+
+
+def source(seed: int) -> Prompts:
+    """The starter world's prompts for a run: as many as it wants, and the fixed measuring sets with their judge."""
+    calibration, validation, test = measuring_prompts()
+
+    def train(step: int, num: int) -> list[str]:
+        return training_prompts(num, seed, step)
+
+    return Prompts(train, calibration, validation, test, judge=judge_prompts)

@@ -89,10 +89,18 @@ def test_blur_keeps_a_flat_picture_and_the_mean() -> None:
 def test_measuring_prompts_are_disjoint_and_never_trained_on() -> None:
     parts = prompts.measuring_prompts()
     assert [len(part) for part in parts] == [prompts.CALIBRATION, prompts.VALIDATION, prompts.TEST]
-    everything = {text for part in parts for text in part}
-    assert len(everything) == sum(len(part) for part in parts)
+    sets = [set(part) for part in parts]
+    assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
     trained = {text for step in range(200) for text in prompts.training_scenes(64, 1, step).captions()}
-    assert not trained & everything
+    assert not trained & set.union(*sets)
+
+
+def test_measuring_prompts_have_as_many_single_objects_as_the_world() -> None:
+    for part in prompts.measuring_prompts():
+        singles = [text for text in part if parse(text).relation is None]
+        assert len(singles) == -(-len(part) // 3)
+        pairs_of_it = [text for text in part if parse(text).relation is not None]
+        assert len(set(pairs_of_it)) == len(pairs_of_it) and len(set(singles)) >= 3
 
 
 def test_training_prompts_are_a_function_of_their_key() -> None:

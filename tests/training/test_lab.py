@@ -1,0 +1,97 @@
+"""The laboratory: its statistics against closed forms, and two cells run for real on tiny models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training.shapes import small
+from training.lab import cells, report, run, statistics
+from training.rats.preset import RatsConfig
+
+
+def test_the_plan_compares_what_it_says() -> None:
+    plan = cells.cells()
+    assert len({cell.key for cell in plan}) == len(plan)
+    main = [cell for cell in plan if cell.part == "main"]
+    assert len(main) == len(cells.METHODS) * len(cells.NFES) * len(cells.SEEDS)
+    for cell in plan:
+        cell.config.check()
+        assert cell.config.nfe == (cell.nfe,) and cell.expected_s > 0
+    rats, other = (next(c for c in plan if c.method == m and c.nfe == 4) for m in ("RATS", "constant gate"))
+    assert replace(other.config, gate="reward") == rats.config
+
+
+def test_the_error_of_one_seed_is_that_of_the_prompts() -> None:
+    values = [1.0, 2.0, 3.0, 6.0]
+    found = statistics.estimate([values])
+    assert found.mean == 3.0 and found.seeds == 1
+    assert found.error == pytest.approx(np.std(values, ddof=1) / math.sqrt(4))
+
+
+def test_seeds_that_differ_add_to_the_error() -> None:
+    """No prompt differs from another; the seeds' means are 0 and 1."""
+    found = statistics.estimate([[0.0] * 9, [1.0] * 9])
+    assert found.mean == 0.5 and found.error == pytest.approx(math.sqrt(0.5 / 2))
+
+
+def test_pairing_takes_out_what_prompts_share() -> None:
+    gen = np.random.default_rng(1)
+    prompts = gen.normal(0, 10, 400)
+    noise = gen.normal(0, 0.1, 400)
+    found = statistics.difference([list(prompts + 0.05 + noise)], [list(prompts)])
+    assert found.error < 0.01 and found.mean == pytest.approx(0.05, abs=0.02) and found.holds
+
+
+def test_a_reference_of_one_run_is_paired_with_every_seed() -> None:
+    found = statistics.difference([[1.0, 2.0], [3.0, 4.0]], [[1.0, 1.0]])
+    assert found.mean == pytest.approx(1.5) and found.seeds == 2
+
+
+def test_two_cells_are_run_kept_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small.write_models(tmp_path / "models")
+    monkeypatch.setattr("training.rats.experiment.CACHE", tmp_path / "cache")
+
+    def base() -> RatsConfig:
+        models = tmp_path / "models"
+        scorers = {"reward": str(models / "shapes-scorers/trained"), "heldout": str(models / "shapes-scorers/heldout")}
+        return replace(
+            cells.base(),
+            model=str(models / "shapes-teacher"),
+            reference_nfe=6,
+            steps=2,
+            batch=4,
+            precision="fp32",
+            **scorers,
+        )
+
+    monkeypatch.setattr(run, "base", base)
+    monkeypatch.setattr(report, "base", base)
+    monkeypatch.setattr("training.lab.plots.base", base)
+    chosen = [
+        replace(cell, config=replace(base(), nfe=(4,), validate_every=2, guided_steps=1, gate=cell.config.gate))
+        for cell in cells.cells()[:3]
+        if cell.method in ("RATS", "constant gate")
+    ]
+    run.run_all(chosen, tmp_path / "lab")
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "lab").glob("*/result.json")}
+    assert {path.parent.name for path in stamps} == {
+        *(c.key for c in chosen),
+        *(f"teacher-nfe{n}" for n in (2, 4, 6, 8)),
+    }
+    run.run_all(chosen, tmp_path / "lab")
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}, "a finished run was done again"
+    found = run.results(tmp_path / "lab")
+    assert all(len(row.heldout) == 64 and row.distance[0] >= 0 for row in found)
+    assert next(row for row in found if row.key == "teacher-nfe6").distance == pytest.approx([0] * 64, abs=1e-5)
+    report.write(found, tmp_path / "docs", missing=3)
+    text = (tmp_path / "docs" / "README.md").read_text()
+    assert (
+        "3 of the planned runs are missing" in text and "the gate beats a constant gate at 4 steps".capitalize() in text
+    )
+    assert (tmp_path / "docs" / "quality.png").stat().st_size > 5_000
+    assert len((tmp_path / "docs" / "cells.csv").read_text().splitlines()) == 1 + len(found)
