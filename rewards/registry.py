@@ -52,7 +52,10 @@ def find(
     """
     reward = _make(name, tokenizer, files)
     if isinstance(reward, nn.Module):
-        reward.eval().requires_grad_(False).to(device, dtype)
+        try:
+            reward.eval().requires_grad_(False).to(device, dtype)
+        except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without that device
+            raise RewardError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
     return reward
 
 

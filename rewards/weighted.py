@@ -56,6 +56,9 @@ class Weighted:
     def __post_init__(self) -> None:
         if not self.terms:
             raise RewardError("a weighted sum of no rewards: accepted is one or more")
+        names = [term.name for term in self.terms]
+        if len(set(names)) < len(names):
+            raise RewardError(f"a weighted sum of {', '.join(names)}: accepted is each name once")
 
     @property
     def differentiable(self) -> bool:

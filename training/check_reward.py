@@ -8,6 +8,7 @@ Shape suffixes: B batch, C channels, H/W pixels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,8 @@ def main(
 ) -> None:
     """Test that a reward can be trained on: gradient finite and not zero, one step along it raises the score."""
     quiet()
+    # Without a network the hub's client says so six times before it gives up.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         reward = find(name, tokenizer=tokenizer, files=files, device=device)
         images_BCHW, prompts = pictures(num, size)

@@ -36,6 +36,10 @@ def test_hps_is_open_clips_forward(files: Path) -> None:
     score = hps(files, published.clip_config()).score(images(), published.PROMPTS)
     assert (score - expected).abs().max() < 1e-5
     assert (expected[0] - expected[1]).abs() > 1e-2
+    torch.save({"state_dict": reference.half().state_dict()}, files / "HPSv2" / f"{NAME}.pt")
+    halved = hps(files, published.clip_config())
+    assert halved.dtype == torch.float32
+    assert (halved.score(images(), published.PROMPTS) - expected).abs().max() < 1e-2
 
 
 def test_the_pickle_is_read_once_and_kept_as_safetensors(files: Path) -> None:
@@ -104,6 +108,10 @@ def test_every_name_of_the_full_size_model_is_mapped() -> None:
 
     with torch.device("meta"):
         expected = {name: value.shape for name, value in CLIPModel(vit_h_14()).state_dict().items()}
+    text, vision = vit_h_14().text_config, vit_h_14().vision_config
+    # What no shape tells: open_clip's head widths of 64 and 80, and its exact GELU.
+    assert (text.hidden_size // text.num_attention_heads, vision.hidden_size // vision.num_attention_heads) == (64, 80)
+    assert (text.hidden_act, vision.hidden_act, text.eos_token_id) == ("gelu", "gelu", 49407)
     published_shapes = _vit_h_14_shapes()
     with torch.device("meta"):
         state = {name: torch.empty(shape) for name, shape in published_shapes.items()}

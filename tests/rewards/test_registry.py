@@ -153,6 +153,8 @@ def test_shipped_rewards_are_found_by_name(tmp_path: Path) -> None:
     reward = find("pickscore", files=tmp_path, dtype=torch.bfloat16)
     assert isinstance(reward, nn.Module) and next(reward.parameters()).dtype == torch.bfloat16
     assert reward.score(torch.rand(2, 3, 64, 64), published.PROMPTS).dtype == torch.float32
+    with pytest.raises(RewardError, match="device 'gpu' cannot be used: "):
+        find("pickscore", files=tmp_path, device="gpu")
 
 
 def test_the_readmes_own_reward_is_the_tested_one() -> None:

@@ -75,6 +75,9 @@ def test_a_calibration_without_spread_and_a_sum_of_nothing_are_refused() -> None
         Calibration(0.0, 0.0)
     with pytest.raises(RewardError, match="one or more"):
         Weighted(())
+    term = Term("red", Channel(0), 1.0, Calibration(0.5, 0.1))
+    with pytest.raises(RewardError, match="red, red: accepted is each name once"):
+        Weighted((term, term))
 
 
 def test_jpeg_bytes_grow_with_detail() -> None:
@@ -87,6 +90,8 @@ def test_a_black_box_measures_and_gates_but_is_refused_for_the_reward_term() -> 
     jpeg = BlackBox(jpeg_bytes)
     pixels = images().requires_grad_()
     assert not jpeg.score(pixels, prompts()).requires_grad
+    weight = torch.ones(5, requires_grad=True)
+    assert not BlackBox(lambda images, prompts: weight * images.mean((1, 2, 3))).score(pixels, prompts()).requires_grad
     scale = calibrate("jpeg", jpeg, images(), prompts())
     mixed = Weighted((Term("red", Channel(0), 1.0, Calibration(0.5, 0.1)), Term("jpeg", jpeg, 0.5, scale)))
     assert not mixed.differentiable
