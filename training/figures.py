@@ -58,5 +58,5 @@ def curves(log: Sequence[Mapping[str, float]], path: Path) -> None:
 
 def _save(figure: plt.Figure, path: Path) -> None:
     # Without metadata, so that the same run writes the same bytes.
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=110, metadata={"Software": None}, bbox_inches="tight")
     plt.close(figure)

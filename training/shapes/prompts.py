@@ -28,10 +28,19 @@ def held_out(scenes: world.Scenes) -> NDArray[np.bool_]:
     return content_hash(scenes) % np.uint64(HELD_OUT_SHARE) == 0
 
 
-def training_scenes(num: int, *key: int) -> world.Scenes:
-    """``num`` scenes that are not held out, a function of ``key``."""
-    drawn = world.sample(2 * num, *key)
-    return drawn.take(np.flatnonzero(~held_out(drawn))[:num])
+def training_scenes(num: int, *key: int, singles: float | None = None) -> world.Scenes:
+    """``num`` scenes that are not held out, a function of ``key``; ``singles`` is the share of single objects.
+
+    None takes the world's own share, one third.
+    """
+    drawn = world.sample((2 if singles is None else 4) * num, *key)
+    free = ~held_out(drawn)
+    if singles is None:
+        return drawn.take(np.flatnonzero(free)[:num])
+    ones = round(singles * num)
+    single = np.flatnonzero(free & (drawn.count_N == 1))[:ones]
+    pair = np.flatnonzero(free & (drawn.count_N == 2))[: num - len(single)]
+    return drawn.take(np.sort(np.concatenate([single, pair])))
 
 
 def training_prompts(num: int, *key: int) -> list[str]:

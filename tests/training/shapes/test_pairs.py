@@ -103,6 +103,13 @@ def test_measuring_prompts_have_as_many_single_objects_as_the_world() -> None:
         assert len(set(pairs_of_it)) == len(pairs_of_it) and len(set(singles)) >= 3
 
 
+def test_training_scenes_have_the_share_of_single_objects_that_is_asked_for() -> None:
+    for singles, low, high in ((0.5, 0.5, 0.5), (0.0, 0, 0), (None, 0.2, 0.45)):
+        drawn = prompts.training_scenes(200, 3, 1, singles=singles)
+        assert len(drawn) == 200 and low <= (drawn.count_N == 1).mean() <= high
+        assert not prompts.held_out(drawn).any()
+
+
 def test_training_prompts_are_a_function_of_their_key() -> None:
     assert prompts.training_prompts(32, 1, 2) == prompts.training_prompts(32, 1, 2)
     assert prompts.training_prompts(32, 1, 2) != prompts.training_prompts(32, 1, 3)
