@@ -5,6 +5,8 @@ Legend: B images, F frames, C channels, H/W pixels.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +73,7 @@ def open_instruments(
         RewardError: no such reward; one in both roles; or one to learn from that gives no gradient.
     """
     wanted = {TRAINED: parse(trained), HELDOUT: parse(heldout)}
-    both = wanted[TRAINED].keys() & wanted[HELDOUT].keys()
+    both = {_plain(name) for name in wanted[TRAINED]} & {_plain(name) for name in wanted[HELDOUT]}
     if both:
         raise RewardError(f"reward {min(both)!r} is trained on and held out: a held-out reward is never trained on")
     found = []
@@ -85,10 +87,21 @@ def open_instruments(
     return found
 
 
-def _source(asked: str) -> str:
-    """What the reward's figures depend on: the weights of a scorer's folder, else its name."""
+def _plain(asked: str) -> str:
+    """A scorer's folder has several names; any other reward has one."""
     folder = Path(asked.removeprefix("shapes:"))
-    return hash_weights(folder) if folder.is_dir() else asked
+    return str(folder.resolve()) if folder.is_dir() else asked
+
+
+def _source(asked: str) -> str:
+    """What the reward's figures depend on: a scorer's weights, the code of a user's own class, else its name."""
+    folder = Path(asked.removeprefix("shapes:"))
+    if folder.is_dir():
+        return hash_weights(folder)
+    module = importlib.util.find_spec(asked.partition(":")[0]) if ":" in asked else None
+    if module is None or module.origin is None:
+        return asked
+    return asked + hashlib.sha256(Path(module.origin).read_bytes()).hexdigest()
 
 
 def _over_frames(reward: Reward) -> ScoreFn:
