@@ -4,6 +4,7 @@ ServiceError
 ├── InvalidRequest      the request itself is wrong; ``param`` names the field
 ├── NotFound
 ├── MethodNotAllowed
+├── Conflict            not now: the job is in another state
 ├── TooLarge
 ├── QueueFull           try again later
 ├── Unavailable         the queue or every worker is out of reach, or the service is stopping
@@ -19,7 +20,9 @@ from typing import Any
 STATUS = {
     "invalid_json": 400,
     "not_found": 404,
+    "model_not_found": 404,
     "method_not_allowed": 405,
+    "conflict": 409,
     "too_large": 413,
     "invalid_request": 422,
     "internal_error": 500,
@@ -42,7 +45,7 @@ class ServiceError(Exception):
 
     code = "internal_error"
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, *, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
@@ -67,6 +70,10 @@ class NotFound(ServiceError):
 
 class MethodNotAllowed(ServiceError):
     code = "method_not_allowed"
+
+
+class Conflict(ServiceError):
+    code = "conflict"
 
 
 class TooLarge(ServiceError):

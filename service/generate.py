@@ -1,26 +1,22 @@
-"""A request for images, from its validation to its answer: validate → job → enqueue and wait → answer."""
+"""A request for images, from its validation to its answer: check → job → enqueue and wait → answer."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
-import secrets
 import time
-import uuid
-from typing import Any
 
 from redis.exceptions import RedisError
 from starlette.responses import Response
 from starlette.types import Receive
 
-from service.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, QueueFull, ServiceError, Unavailable
+from service.admission import check, new_job
+from service.errors import DeadlineExceeded, GenerationFailed, QueueFull, Unavailable
 from service.middleware import CLIENT_GONE
+from service.presentation import generated, image_file
 from service.queue.job import Job, Record, State
-from service.results import ResultMissing
-from service.schema import MEDIA_TYPES, SEED_LIMIT, GeneratedImage, GenerateRequest, GenerateResponse, Timings
+from service.schema import GenerateRequest
 from service.services import Services
-from student.bundle import Student
 
 DRAIN_S = 1.0
 
@@ -32,53 +28,26 @@ class ClientGone(Exception):
 
 
 async def generate(
-    services: Services, body: GenerateRequest, receive: Receive, request_id: str, started: float
-) -> Response:
-    """Answer a request; ``started`` is its arrival on the performance counter.
+    services: Services, body: GenerateRequest, receive: Receive, *, key: str, base_url: str, request_id: str,
+    started: float,
+) -> Response:  # fmt: skip
+    """Answer a request; ``started`` is its arrival on the performance counter, ``key`` who asks.
 
     Raises:
         ServiceError: every reason not to answer with images.
     """
-    validate(services, body)
-    job = new_job(services.student, body, request_id)
+    check(services.student, body, services.count_tokens, services.settings.max_pixels)
+    job = new_job(services.student, body, key, request_id)
     with services.metrics.inflight.track_inprogress():
         try:
             record = await finished(services, job, receive)
         except ClientGone:
             return Response(status_code=CLIENT_GONE)
     _raise_unless_done(record)
-    images = [await _read(services, image["file"]) for image in record.result["images"]]
-    if body.response_format == "file":
-        return _file(services.student, body, job, record, images[0])
-    return _json(job, record, images, time.perf_counter() - started)
-
-
-def validate(services: Services, body: GenerateRequest) -> None:
-    """What the types of the fields cannot say."""
-    if body.response_format == "file" and body.num_images_per_prompt > 1:
-        raise InvalidRequest(
-            "response_format file answers one image: num_images_per_prompt must be 1.", param="num_images_per_prompt"
-        )
-    limit, count = services.student.max_tokens, services.count_tokens(body.prompt)
-    if count > limit:
-        raise InvalidRequest(f"prompt has {count} tokens; the student reads {limit} at most.", param="prompt")
-
-
-def new_job(student: Student, body: GenerateRequest, request_id: str) -> Job:
-    """The job of a request, with every seed drawn."""
-    first = secrets.randbelow(SEED_LIMIT) if body.seed is None else body.seed
-    return Job(
-        id=uuid.uuid4().hex,
-        model=student.id,
-        version=student.version,
-        height=student.image.height,
-        width=student.image.width,
-        steps=max(student.steps),
-        prompt=body.prompt,
-        seeds=tuple((first + k) % SEED_LIMIT for k in range(body.num_images_per_prompt)),
-        output_format=body.output_format,
-        request_id=request_id,
-    )
+    if job.response_format == "file":
+        return await image_file(services, record, 0)
+    answer = await generated(services, record, base_url, time.perf_counter() - started)
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 async def finished(services: Services, job: Job, receive: Receive) -> Record:
@@ -141,49 +110,3 @@ def _raise_unless_done(record: Record) -> None:
         raise DeadlineExceeded("The deadline passed before a worker was free.")
     error = record.result.get("error", {"code": "generation_failed", "message": "The job was cancelled."})
     raise GenerationFailed(error["message"], code=error["code"])
-
-
-async def _read(services: Services, reference: str) -> bytes:
-    try:
-        return await asyncio.to_thread(services.results.get, reference)
-    except ResultMissing:
-        raise ServiceError("The picture was drawn, but its file is gone.", code="result_missing") from None
-
-
-def _json(job: Job, record: Record, images: list[bytes], total_s: float) -> Response:
-    told = record.result
-    answer = GenerateResponse(
-        id=job.id,
-        created=int(time.time()),
-        model=job.model,
-        model_version=job.version,
-        runtime=told["runtime"],
-        batch_size=told["batch_size"],
-        data=[_image(image, data) for image, data in zip(told["images"], images, strict=True)],
-        timings=Timings(**told["timings"], total_s=total_s),
-    )
-    return Response(answer.model_dump_json(), media_type="application/json")
-
-
-def _image(image: dict[str, Any], data: bytes) -> GeneratedImage:
-    told = {name: value for name, value in image.items() if name != "file"}
-    return GeneratedImage(b64_json=base64.b64encode(data).decode("ascii"), **told)
-
-
-def _file(student: Student, body: GenerateRequest, job: Job, record: Record, data: bytes) -> Response:
-    image = record.result["images"][0]
-    headers = {
-        "X-Seed": str(image["seed"]),
-        "X-Model-Version": job.version,
-        "Content-Disposition": f'inline; filename="{job.id}.{body.output_format}"',
-    }
-    if (score := main_score(student, image["reward"])) is not None:
-        headers["X-Reward-Score"] = f"{score:.6f}"
-    return Response(data, media_type=MEDIA_TYPES[body.output_format], headers=headers)
-
-
-def main_score(student: Student, reward: dict[str, float]) -> float | None:
-    """The score of the scorer that the student was trained on, or of any other, or None without one."""
-    trained = [name for name, scorer in student.scorers.items() if scorer.role == "trained" and name in reward]
-    names = trained or sorted(reward)
-    return reward[names[0]] if names else None

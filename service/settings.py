@@ -52,6 +52,13 @@ class Settings(BaseSettings):
     max_pending: int = Field(default=1000, ge=1, description="Jobs that may wait; beyond, requests are answered 503.")
     request_timeout_s: float = Field(default=60.0, gt=0, description="Longest wait for an answer; beyond, 504.")
     result_ttl_s: float = Field(default=3600.0, gt=0, description="How long images and job records are kept.")
+    max_pixels: int = Field(default=2**24, ge=1, description="Pixels that one request may ask for; beyond, 413.")
+    provenance: bool = Field(default=True, description="Whether image files say in XMP that a model drew them.")
+    public_url: str | None = Field(
+        default=None,
+        pattern="^https?://[^/?#]+(/[^?#]*[^/?#])?$",
+        description="Address of the service as its clients know it, for the urls in answers; unset: as they call it.",
+    )
     lease_s: float = Field(default=10.0, ge=0.2, description="A worker that is silent so long is taken for dead.")
     max_attempts: int = Field(default=5, ge=1, description="A job that was lost with so many workers is given up.")
     log_level: LogLevel = Field(default="info", description="Least severe line that is logged.")

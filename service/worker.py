@@ -20,6 +20,7 @@ from service.execution import Call, Drawing, Failure, execute
 from service.heartbeat import Heartbeat
 from service.model import open_runtime
 from service.pictures import encode
+from service.provenance import Provenance
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
 from service.queue.job import Claimed, Job, PayloadError, State, lane
@@ -39,13 +40,15 @@ class Worker:
     """One runtime, fed from the queue until ``stopping`` is set; an accepted batch is ended first."""
 
     def __init__(
-        self, runtime: Runtime, consumer: Consumer, heartbeat: Heartbeat, store: ResultStore, stopping: threading.Event
-    ) -> None:
+        self, runtime: Runtime, consumer: Consumer, heartbeat: Heartbeat, store: ResultStore, stopping: threading.Event,
+        *, provenance: bool = True,
+    ) -> None:  # fmt: skip
         self._runtime = runtime
         self._consumer = consumer
         self._heartbeat = heartbeat
         self._store = store
         self._stopping = stopping
+        self._made_by = Provenance(runtime.student.id, runtime.student.version) if provenance else None
         self._lane = lane(runtime.student.id, runtime.student.version)
 
     def run(self) -> None:
@@ -120,7 +123,7 @@ class Worker:
     def _keep(self, claimed: Claimed, job: Job, index: int, drawing: Drawing) -> dict[str, Any]:
         """Encode and store one picture; returns what the client is told about it."""
         image_CHW = drawing.images[index]
-        data = encode(image_CHW, job.output_format)
+        data = encode(image_CHW, job.output_format, job.quality, self._made_by)
         return {
             "file": self._store.put(job.id, claimed.token, index, job.output_format, data),
             "seed": job.seeds[index],
@@ -159,7 +162,9 @@ def run_worker(settings: Settings, name: str) -> None:
     _stop_on_signal(stopping, heartbeat, leaver)
     with heartbeat:
         store = ResultStore(settings.results_dir)
-        Worker(runtime, _consumer(settings, runtime, name), heartbeat, store, stopping).run()
+        Worker(
+            runtime, _consumer(settings, runtime, name), heartbeat, store, stopping, provenance=settings.provenance
+        ).run()
     leaver.release([])
 
 

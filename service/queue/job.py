@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class State(StrEnum):
@@ -36,9 +36,13 @@ def lane(model: str, version: str) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One request: ``len(seeds)`` images of one prompt."""
+    """One request: ``len(seeds)`` images of one prompt.
+
+    ``key`` names who asked: whoever may read or cancel the job. ``quality`` is that of JPEG and WebP (None: usual).
+    """
 
     id: str
+    key: str
     model: str
     version: str
     height: int
@@ -47,6 +51,10 @@ class Job:
     prompt: str
     seeds: tuple[int, ...]
     output_format: str
+    quality: int | None
+    response_format: str
+    user: str | None
+    metadata: Mapping[str, str]
     request_id: str
 
     @property
@@ -90,12 +98,29 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Record:
-    """A job as the queue knows it; ``result`` is what the worker left, empty before."""
+    """A job as the queue knows it; ``result`` is what the worker left, empty before. Times are Unix times in seconds.
+
+    ``key`` is who may see it. ``payload`` is what was asked for.
+    """
 
     id: str
     state: State
     result: Mapping[str, Any]
+    key: str = ""
+    payload: str = ""
+    created_s: float = 0.0
+    claimed_s: float | None = None
+    finished_s: float | None = None
 
     @property
     def terminal(self) -> bool:
         return self.state in TERMINAL
+
+    @property
+    def job(self) -> Job:
+        """What was asked for.
+
+        Raises:
+            PayloadError: by another version of the service.
+        """
+        return Job.from_payload(self.payload)

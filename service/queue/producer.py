@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ import redis.asyncio
 
 from service.queue.job import Job, Record, State
 from service.queue.scripts import prefix, source
+
+FIELDS = ["state", "result", "key", "payload", "created_us", "claimed_us", "finished_us"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Producer:
         """Put a job into the queue; a second call with the same id changes nothing."""
         limits = (self._timeout_ms, self._ttl_ms, self._max_pending)
         answer, _ = await self._run(
-            "enqueue", job.id, job.lane, job.shape, len(job.seeds), job.to_payload(), self._api, *limits
+            "enqueue", job.id, job.lane, job.shape, len(job.seeds), job.to_payload(), self._api, *limits, job.key
         )
         return answer  # type: ignore[no-any-return]
 
@@ -67,9 +70,9 @@ class Producer:
         """The jobs among ``ids`` that exist."""
         pipeline = self._client.pipeline(transaction=False)
         for id in ids:
-            pipeline.hmget(f"{self._prefix}j:{id}", ["state", "result"])
+            pipeline.hmget(f"{self._prefix}j:{id}", FIELDS)
         rows = zip(ids, await pipeline.execute(), strict=True)
-        return {id: _record(id, state, result) for id, (state, result) in rows if state}
+        return {id: _record(id, dict(zip(FIELDS, row, strict=True))) for id, row in rows if row[0]}
 
     async def workers(self) -> list[Worker]:
         """The workers that have given a sign of life lately."""
@@ -104,5 +107,19 @@ class Producer:
         return await self._scripts[name](keys=[self._prefix], args=list(args))
 
 
-def _record(id: str, state: str, result: str | None) -> Record:
-    return Record(id, State(state), json.loads(result) if result else {})
+def _record(id: str, row: Mapping[str, str | None]) -> Record:
+    result, payload, key = row["result"], row["payload"], row["key"]
+    return Record(
+        id,
+        State(str(row["state"])),
+        json.loads(result) if result else {},
+        key or "",
+        payload or "",
+        created_s=_seconds(row["created_us"]) or 0.0,
+        claimed_s=_seconds(row["claimed_us"]),
+        finished_s=_seconds(row["finished_us"]),
+    )
+
+
+def _seconds(micros: str | None) -> float | None:
+    return int(micros) / 1e6 if micros else None

@@ -21,10 +21,12 @@ import numpy as np
 from student.bundle import ImageSize, Latents, Scorer, Student
 from student.noise import SEED_LIMIT
 from student.runtimes.runtime import FloatArray
+from student.schedule import sigmas
 
 SIDE_PX = 64
 CELLS = 8
 MAX_BATCH = 8
+STEPS = (1, 2, 4)
 SLEEP = re.compile(r"fake:sleep=([0-9.]+)")
 
 
@@ -34,8 +36,8 @@ def fake_student() -> Student:
         id="fake",
         version="1",
         family="fake",
-        steps=(4,),
-        sigmas={4: (1.0, 0.75, 0.5, 0.25)},
+        steps=STEPS,
+        sigmas={steps: sigmas(steps) for steps in STEPS},
         latents=Latents(height=8, width=8, channels=16, packing=2, scaling_factor=1.0, shift_factor=0.0),
         image=ImageSize(SIDE_PX, SIDE_PX),
         max_tokens=24,

@@ -64,8 +64,9 @@ def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
 def a_job(**changes: Any) -> Job:
     """A job of the fake student."""
     job = Job(
-        id=uuid.uuid4().hex, model="fake", version="1", height=64, width=64, steps=4, prompt="a red heart",
-        seeds=(7,), output_format="png", request_id="r",
+        id=uuid.uuid4().hex, key="anonymous", model="fake", version="1", height=64, width=64, steps=4,
+        prompt="a red heart", seeds=(7,), output_format="png", quality=None, response_format="b64_json", user=None,
+        metadata={}, request_id="r",
     )  # fmt: skip
     return replace(job, **changes)
 

@@ -180,7 +180,7 @@ def test_pages_may_load_nothing_from_elsewhere_either(live: Service, path: str) 
 def test_the_description_names_every_status_that_can_come(live: Service) -> None:
     api = httpx.get(f"{live.url}/openapi.json", trust_env=False).json()
     operation = api["paths"]["/generate"]["post"]
-    assert set(operation["responses"]) == {"200", "400", "413", "422", "500", "503", "504"}
+    assert set(operation["responses"]) == {"200", "400", "404", "413", "422", "500", "503", "504"}
     assert set(operation["responses"]["200"]["content"]) == {
         "application/json",
         "image/png",

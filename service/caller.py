@@ -1,0 +1,19 @@
+"""Who asks, and under which address the service was called."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from service.settings import Settings
+
+ANONYMOUS = "anonymous"
+
+
+def key_of(request: Request) -> str:
+    """The id of the key that a request came with; whoever authenticates requests sets ``request.state.key``."""
+    return str(getattr(request.state, "key", ANONYMOUS))
+
+
+def base_url_of(request: Request, settings: Settings) -> str:
+    """What the addresses in answers begin with, with a slash at the end."""
+    return f"{settings.public_url}/" if settings.public_url else str(request.base_url)
