@@ -44,6 +44,8 @@ def new_job(student: Student, body: GenerateRequest, key: str, request_id: str) 
         output_format=body.output_format,
         quality=body.output_compression,
         response_format=body.response_format,
+        previews=body.partial_images,
+        priority=body.priority,
         user=body.user,
         metadata=dict(body.metadata or {}),
         request_id=request_id,
@@ -84,6 +86,8 @@ def _check_fields_together(body: GenerateRequest) -> None:
     if body.response_format == "file" and body.count > 1:
         field = _count_field(body)
         raise InvalidRequest(f"response_format file answers one image: {field} must be 1.", field)
+    if body.response_format == "file" and body.stream:
+        raise InvalidRequest("response_format file is one image, and stream is events: choose one.", "response_format")
     if body.output_format == "png" and body.output_compression is not None:
         raise InvalidRequest("output_compression is for jpeg and webp: png is lossless.", "output_compression")
 

@@ -40,6 +40,7 @@ def build_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         version=student.version,
         lifespan=lifespan,
+        redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
     )

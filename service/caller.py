@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from starlette.requests import Request
+from starlette.types import Receive
 
 from service.settings import Settings
 
@@ -17,3 +18,9 @@ def key_of(request: Request) -> str:
 def base_url_of(request: Request, settings: Settings) -> str:
     """What the addresses in answers begin with, with a slash at the end."""
     return f"{settings.public_url}/" if settings.public_url else str(request.base_url)
+
+
+async def client_gone(receive: Receive) -> None:
+    """Returns when the client has closed the connection. (The body has been read before.)"""
+    while (await receive())["type"] != "http.disconnect":
+        pass

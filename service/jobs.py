@@ -16,7 +16,8 @@ ID = re.compile("[0-9a-f]{32}")
 
 
 async def find(services: Services, id: str, key: str) -> Record:
-    """A job of this caller. A job of somebody else is as unknown as one that never was.
+    """A job of this caller. A job of somebody else is as unknown as one that never was, or as one that another version
+    of the service wrote in a way of its own.
 
     Raises:
         NotFound, Unavailable
@@ -27,7 +28,7 @@ async def find(services: Services, id: str, key: str) -> Record:
         record = (await services.producer.records([id])).get(id)
     except RedisError as error:
         raise Unavailable("The queue is out of reach.") from error
-    if record is None or record.key != key:
+    if record is None or record.key != key or not record.readable:
         raise _unknown()
     return record
 
@@ -53,3 +54,17 @@ async def image_of(services: Services, record: Record, index: int) -> Response:
 
 def _unknown() -> NotFound:
     return NotFound("There is no such job, or it is kept no longer.")
+
+
+async def cancelled(services: Services, record: Record) -> Record:
+    """The job after it was cancelled: one that waited has ended, one that runs will at its next step boundary, and one
+    that had ended before is as it was.
+
+    Raises:
+        NotFound, Unavailable
+    """
+    try:
+        await services.producer.cancel(record.id)
+    except RedisError as error:
+        raise Unavailable("The queue is out of reach.") from error
+    return await find(services, record.id, record.key)

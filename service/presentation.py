@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import time
 from typing import Any
 
+from redis.exceptions import RedisError
 from starlette.responses import Response
 
-from service.answers import GeneratedImage, GenerateResponse, Timings
-from service.errors import ServiceError
-from service.queue.job import Record
+from service.answers import ErrorDetail, GeneratedImage, GenerateResponse, JobStatus, QueuePlace, Timings
+from service.errors import Cancelled, DeadlineExceeded, GenerationFailed, ServiceError, Unavailable, error_detail
+from service.queue.job import Record, State
 from service.results import ResultMissing
 from service.schema import MEDIA_TYPES
 from service.services import Services
 from student.bundle import Student
 
 
-async def generated(services: Services, record: Record, base_url: str, total_s: float) -> GenerateResponse:
+async def generated(services: Services, record: Record, base_url: str) -> GenerateResponse:
     """The answer for a job that is done: images in base64, or their addresses below ``base_url``.
 
     Raises:
@@ -28,14 +28,76 @@ async def generated(services: Services, record: Record, base_url: str, total_s: 
     inline = job.response_format != "url"
     return GenerateResponse(
         id=record.id,
-        created=int(time.time()),
+        created=int(record.created_s),
         model=job.model,
         model_version=job.version,
         runtime=told["runtime"],
         batch_size=told["batch_size"],
         data=[await _image(services, record, k, base_url, inline) for k in range(len(told["images"]))],
-        timings=Timings(**told["timings"], total_s=total_s),
+        timings=timings(record),
     )
+
+
+async def job_status(services: Services, record: Record, base_url: str) -> JobStatus:
+    """What is known of a job at any time; of a waiting one its place, too.
+
+    Raises:
+        ServiceError: the queue is out of reach.
+    """
+    job, told, done = record.job, record.result, record.state is State.DONE
+    error = failure(record) if record.terminal else None
+    return JobStatus(
+        id=record.id,
+        status=record.state.value,
+        created=int(record.created_s),
+        model=job.model,
+        model_version=job.version,
+        prompt=job.prompt,
+        seeds=list(job.seeds),
+        user=job.user,
+        metadata=dict(job.metadata),
+        priority=job.priority,
+        cancelling=record.giving_up,
+        queue=await place_of(services, record),
+        data=[_linked(record, k, base_url) for k in range(len(job.seeds))] if done else [],
+        runtime=told.get("runtime") if done else None,
+        batch_size=told.get("batch_size") if done else None,
+        timings=timings(record) if done else None,
+        error=ErrorDetail(**error_detail(error)) if error else None,
+    )
+
+
+async def place_of(services: Services, record: Record) -> QueuePlace | None:
+    """Where a waiting job stands; None for one that does not wait (any more).
+
+    Raises:
+        ServiceError: the queue is out of reach.
+    """
+    if record.state is not State.QUEUED:
+        return None
+    try:
+        place = await services.producer.place(record.id)
+    except RedisError as error:
+        raise Unavailable("The queue is out of reach.") from error
+    return QueuePlace(position=place.position, predicted_wait_s=place.wait_s) if place else None
+
+
+def timings(record: Record) -> Timings:
+    """Where the time of a job that is done went."""
+    total_s = (record.finished_s or record.created_s) - record.created_s
+    return Timings(**record.result["timings"], total_s=total_s)
+
+
+def failure(record: Record) -> ServiceError | None:
+    """What a job that has ended ended with instead of pictures, or None if it is done."""
+    if record.state is State.DONE:
+        return None
+    if record.state is State.EXPIRED:
+        return DeadlineExceeded("The deadline passed before the picture was done.")
+    if record.state is State.CANCELLED:
+        return Cancelled("The job was cancelled.")
+    error = record.result.get("error", {"code": "generation_failed", "message": "The picture could not be drawn."})
+    return GenerationFailed(error["message"], code=error["code"])
 
 
 async def image_file(services: Services, record: Record, index: int) -> Response:
@@ -88,8 +150,15 @@ def main_score(student: Student, reward: dict[str, float]) -> float | None:
 
 
 async def _image(services: Services, record: Record, index: int, base_url: str, inline: bool) -> GeneratedImage:
+    if not inline:
+        return _linked(record, index, base_url)
     image = record.result["images"][index]
-    told: dict[str, Any] = {name: value for name, value in image.items() if name != "file"}
-    if inline:
-        return GeneratedImage(b64_json=await in_base64(services, image["file"]), **told)
-    return GeneratedImage(url=image_url(base_url, record.id, index), **told)
+    return GeneratedImage(b64_json=await in_base64(services, image["file"]), **_told(image))
+
+
+def _linked(record: Record, index: int, base_url: str) -> GeneratedImage:
+    return GeneratedImage(url=image_url(base_url, record.id, index), **_told(record.result["images"][index]))
+
+
+def _told(image: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in image.items() if name != "file"}

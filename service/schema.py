@@ -102,6 +102,33 @@ class GenerateRequest(Strict):
         description="b64_json: JSON with the images in base64. url: JSON with their addresses, which work for as long "
         "as the service keeps results. file: the bytes of the one image.",
     )
+    priority: int = Field(
+        0,
+        ge=-MAX_PRIORITY,
+        le=MAX_PRIORITY,
+        description="Higher goes ahead, by a bounded amount of work: nothing waits for ever. Inside a priority, keys "
+        "take turns.",
+    )
+    timeout_s: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        description="Deadline in seconds. A request that would have to wait longer is refused at once with 504, and "
+        "what has not begun by then never will. Unset: what the service is set to.",
+        examples=[30],
+    )
+    stream: bool = Field(
+        False,
+        description="Answer with server-sent events: queued, started, image_generation.partial_image, "
+        "image_generation.completed for each image, done (or error).",
+    )
+    partial_images: int = Field(
+        0,
+        ge=0,
+        le=MAX_PREVIEWS,
+        description="How many looks at each unfinished image the events have, at most; only where the runtime shows "
+        "its steps, with stream or Prefer: respond-async.",
+    )
     user: str | None = Field(None, max_length=128, description="Your own name for who asks; told back with the job.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(
         None, max_length=MAX_METADATA, description="Your own notes; told back with the job.", examples=[{"page": "12"}]

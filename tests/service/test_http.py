@@ -30,7 +30,8 @@ def check_error(response: httpx.Response, status: int, code: str, param: str | N
     body = response.json()
     assert set(body) == {"error", "request_id"} and set(body["error"]) == {"message", "type", "param", "code"}
     assert (body["error"]["code"], body["error"]["param"]) == (code, param)
-    assert body["error"]["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    kind = {429: "rate_limit_error"}.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    assert body["error"]["type"] == kind
     assert body["request_id"] == response.headers["X-Request-ID"]
     message = str(body["error"]["message"])
     assert message.endswith(".") and "\n" not in message and "Traceback" not in message
@@ -305,7 +306,9 @@ def test_half_a_character_is_refused_and_not_fallen_over(live: Service, body: by
         ("GET", "/nothing", 404, "not_found"),
         ("GET", "/page/nothing.js", 404, "not_found"),
         ("GET", "/page/..%2fapp.py", 404, "not_found"),
+        ("GET", "/generate/", 404, "not_found"),
         ("GET", "/generate", 405, "method_not_allowed"),
+        ("DELETE", f"/jobs/{'0' * 32}", 405, "method_not_allowed"),
         ("DELETE", "/healthz", 405, "method_not_allowed"),
     ],
 )
