@@ -30,7 +30,7 @@ class Fused(nn.Module):
 
     def forward(self, ids_clip_BL: Tensor, ids_t5_BL: Tensor, noise_BCHW: Tensor) -> Tensor:
         """images_BCHW in [0, 1]."""
-        condition = self.model.encode(ids_clip_BL, ids_t5_BL)
+        condition = self.model.encode_ids(ids_clip_BL, ids_t5_BL)
         x_BCHW = denoise(lambda x, sigma: self.model.velocity(x, sigma, condition), noise_BCHW, self.sigmas)
         return self.model.decode(x_BCHW)
 

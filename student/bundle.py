@@ -32,7 +32,8 @@ class BundleError(ValueError):
 class Latents:
     """Geometry of the latents in cells; ``packing`` is the side of the patch that becomes one token (1: none).
 
-    The decoder reads ``latents / scaling_factor + shift_factor``.
+    The decoder reads ``latents / scaling_factor + shift_factor``. Only a video's have ``frames``; what its decoder does
+    to each channel first is the autoencoder's own affair (Wan).
     """
 
     height: int
@@ -41,19 +42,22 @@ class Latents:
     packing: int
     scaling_factor: float
     shift_factor: float
+    frames: int | None = None
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W): the shape of one image's noise."""
-        return (self.channels, self.height, self.width)
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W): the shape of one image's noise; (C, F, H, W): of one video's."""
+        frames = () if self.frames is None else (self.frames,)
+        return (self.channels, *frames, self.height, self.width)
 
 
 @dataclass(frozen=True)
 class ImageSize:
-    """Size of a picture in pixels."""
+    """Size of a picture in pixels; only a video has ``frames``."""
 
     height: int
     width: int
+    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,10 @@ def _check_steps(steps: tuple[int, ...], sigmas: Mapping[int, tuple[float, ...]]
 
 def _check_geometry(latents: Latents, image: ImageSize, max_tokens: int) -> None:
     sizes = (latents.height, latents.width, latents.channels, latents.packing, image.height, image.width, max_tokens)
-    if any(not isinstance(size, int) or size < 1 for size in sizes):
+    frames = [part.frames for part in (latents, image) if part.frames is not None]
+    if len(frames) == 1:
+        raise BundleError(f"latents.frames is {latents.frames} and image.frames {image.frames}: a video has both")
+    if any(not isinstance(size, int) or size < 1 for size in (*sizes, *frames)):
         raise BundleError(f"latents, image and max_tokens are {sizes}: accepted are whole numbers from 1")
     if latents.height % latents.packing or latents.width % latents.packing:
         raise BundleError(f"latents are {latents.height}x{latents.width}: packing {latents.packing} must divide both")
@@ -237,6 +244,9 @@ def sha256(path: Path) -> str:
 def to_json(student: Student) -> dict[str, Any]:
     """The manifest as plain JSON values; step counts become the string keys of ``sigmas``."""
     data = asdict(student)
+    for part in (data["latents"], data["image"]):
+        if part["frames"] is None:
+            del part["frames"]  # the fingerprint of a picture's student is older than videos
     data["sigmas"] = {str(count): list(student.sigmas[count]) for count in sorted(student.sigmas)}
     return {"format": data.pop("format"), **data, "steps": list(student.steps), "evaluation": list(student.evaluation)}
 
@@ -265,7 +275,8 @@ _CONVERT: dict[str, Any] = {
 
 def _build(cls: type[T], data: dict[str, Any], where: str) -> T:
     names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    for name in sorted(names - data.keys()):
+    needed = {f.name for f in fields(cls) if f.default is not None}  # type: ignore[arg-type]
+    for name in sorted(needed - data.keys()):
         raise BundleError(f"{where} lacks the field {name!r}")
     for name in sorted(data.keys() - names):
         raise BundleError(f"{where} has the unknown field {name!r}")

@@ -1,6 +1,6 @@
 """The noise that a picture starts from: a function of its own seed and of nothing else.
 
-Legend: B images, C latent channels, H x W latent cells.
+Legend: B images, C latent channels, F latent frames, H x W latent cells.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 SEED_LIMIT = 2**32
 
 
-def noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Standard normal noise of each seed, float32 (B, C, H, W).
+def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Standard normal noise of each seed, float32 (B, *shape): (C, H, W) of a picture, (C, F, H, W) of a video.
 
     Philox is counter-based and keyed by the seed, so row b depends on ``seeds[b]`` alone: not on batch mates,
     their order, the device or the runtime.
@@ -22,9 +22,9 @@ def noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> NDArray[np.float
     Raises:
         ValueError: a seed outside 0 <= seed < 2^32.
     """
-    x_BCHW = np.empty((len(seeds), *shape), dtype=np.float32)
-    for row, seed in zip(x_BCHW, seeds, strict=True):
+    x = np.empty((len(seeds), *shape), dtype=np.float32)
+    for row, seed in zip(x, seeds, strict=True):
         if not 0 <= seed < SEED_LIMIT:
             raise ValueError(f"seed is {seed}: accepted is 0 <= seed < 2^32")
         np.random.Generator(np.random.Philox(key=int(seed))).standard_normal(dtype=np.float32, out=row)
-    return x_BCHW
+    return x

@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_log
 from numpy.typing import NDArray
 from transformers.utils import logging as transformers_log
 
-from student.bundle import Student
+from student.bundle import BundleError, Student
 from student.noise import noise
 from student.sampler import pack
 
 
-def open_pipeline(bundle: Path) -> Any:
-    """The bundle's pipeline in float32, ready to infer, without a progress bar."""
+def open_pipeline(
+    bundle: str | Path,
+    dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32,
+    local_files_only: bool = True,
+    **parts: Any,
+) -> Any:
+    """A folder's (or hub id's) pipeline, ready to infer, without a progress bar; only safetensors are read.
+
+    ``dtype`` may name components, and ``default`` for the others. ``parts`` are components that are not read but given:
+    a trained transformer to be saved, or None for an encoder that is not wanted. What was saved as None opens as None
+    (diffusers itself must be told so again: ``from_pretrained(bundle, text_encoder_3=None, tokenizer_3=None)``).
+    """
+    index = read_index(bundle, local_files_only)
+    absent = {name: None for name, value in index.items() if value == [None, None]}
     with _quiet():
         pipe = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            bundle, dtype=torch.float32, local_files_only=True
+            bundle, dtype=dtype, local_files_only=local_files_only, use_safetensors=True, **{**absent, **parts}
         )
     pipe.set_progress_bar_config(disable=True)
     for module in (part for part in pipe.components.values() if isinstance(part, torch.nn.Module)):
@@ -32,24 +45,41 @@ def open_pipeline(bundle: Path) -> Any:
     return pipe
 
 
-def save_pipeline(pipe: Any, bundle: Path) -> None:
-    """Write the pipeline with its weights rounded to float16 (in ``pipe`` too), to be opened in float32.
+def read_index(source: str | Path, local_files_only: bool = True) -> dict[str, Any]:
+    """What a folder's or hub id's model_index.json says; no weights are read.
+
+    Raises:
+        BundleError: there is none.
+    """
+    name = DiffusionPipeline.config_name
+    if Path(source).is_absolute() and not Path(source).is_dir():
+        raise BundleError(f"{source} is not a folder: accepted are the folder or the hub id of a diffusers pipeline")
+    if Path(source).is_dir() and not (Path(source) / name).is_file():
+        raise BundleError(f"{source} is not a diffusers pipeline: it has no {name}")
+    try:
+        with _quiet():
+            index: dict[str, Any] = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise BundleError(f"{source} cannot be opened as a folder or as a hub id: {reason}") from error
+    return index
+
+
+def save_pipeline(pipe: Any, bundle: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write the pipeline with its weights rounded to ``dtype`` (in ``pipe`` too), to be opened in float32.
 
     transformers would open text encoders in the type that it saved them in while diffusers opens the rest in float32,
     and the two do not meet; so their config says float32, whatever the file holds.
 
     Raises:
-        ValueError: a weight that is not finite in float16.
+        ValueError: a weight that is not finite in ``dtype``.
     """
     modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    for name, module in modules.items():
-        _halve(module, name)
-    pipe.save_pretrained(bundle)
+    with _rounded(modules, dtype), _quiet():
+        pipe.save_pretrained(bundle)
     readable = (bundle / "model_index.json").stat().st_mode
     for weights in bundle.rglob("*.safetensors"):
         weights.chmod(readable)  # they come out readable by their owner alone, who need not be the one that serves
-    for module in modules.values():
-        torch.nn.Module.float(module)
     for path in [bundle / "model_index.json", *(bundle / name / "config.json" for name in modules)]:
         config = json.loads(path.read_text("utf-8"))
         config.pop("_name_or_path", None)  # where it was opened from is a path of the machine that saved it
@@ -58,30 +88,71 @@ def save_pipeline(pipe: Any, bundle: Path) -> None:
         path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
+def shift_no_more(pipe: Any) -> None:
+    """Give a student its scheduler: Euler steps at the very sigmas that are passed, since those are shifted already."""
+    pipe.scheduler = _euler()
+
+
 def reproduce(
     pipe: Any, student: Student, prompts: Sequence[str], seeds: Sequence[int], steps: int
 ) -> NDArray[np.float32]:
-    """images_BCHW in [0, 1], drawn by the diffusers pipeline's own loop from the seeds' noise."""
+    """images_BCHW (videos BFCHW) in [0, 1], drawn by the diffusers pipeline's own loop from the seeds' noise."""
     latents = torch.from_numpy(noise(seeds, student.latents.shape))
-    images_BHWC = pipe(
-        list(prompts),
-        num_inference_steps=steps,
-        sigmas=list(student.sigmas[steps]),
-        latents=pack(latents).to(pipe.device, pipe.transformer.dtype),
-        height=student.image.height,
-        width=student.image.width,
-        max_sequence_length=student.max_tokens,
-        output_type="np",
+    sigmas = student.sigmas[steps]
+    call = {
+        "num_inference_steps": steps,
+        "latents": pack(latents) if student.latents.packing == 2 else latents,
+        "height": student.image.height,
+        "width": student.image.width,
+        "max_sequence_length": student.max_tokens,
+        "output_type": "np",
         **student.baked,
-    ).images
-    return np.ascontiguousarray(images_BHWC.transpose(0, 3, 1, 2))
+    }
+    if student.image.frames is None:
+        pictures_BHWC = pipe(list(prompts), sigmas=list(sigmas), **call).images
+        return np.ascontiguousarray(pictures_BHWC.transpose(0, 3, 1, 2))
+    with steps_at(pipe, sigmas):
+        videos_BFHWC = pipe(list(prompts), num_frames=student.image.frames, **call).frames
+    return np.ascontiguousarray(videos_BFHWC.transpose(0, 1, 4, 2, 3))
 
 
-def _halve(module: torch.nn.Module, name: str) -> None:
-    for key, value in module.state_dict().items():
-        if value.is_floating_point() and not value.half().isfinite().all():
-            raise ValueError(f"{name}.{key} holds values that are not finite in float16")
-    torch.nn.Module.half(module)
+@contextlib.contextmanager
+def steps_at(pipe: Any, sigmas: Sequence[float]) -> Iterator[None]:
+    """Have the pipeline's own loop step at exactly these sigmas.
+
+    For WanPipeline, which has no argument for them and would shift its own ones twice (diffusers #13243).
+    """
+    before, scheduler = pipe.scheduler, _euler()
+    set_timesteps = scheduler.set_timesteps
+    scheduler.set_timesteps = lambda *_, device=None, **__: set_timesteps(sigmas=list(sigmas), device=device)
+    pipe.scheduler = scheduler
+    try:
+        yield
+    finally:
+        pipe.scheduler = before
+
+
+def _euler() -> Any:
+    return FlowMatchEulerDiscreteScheduler(shift=1.0)  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _rounded(modules: Mapping[str, torch.nn.Module], dtype: torch.dtype) -> Iterator[None]:
+    """What is saved of the modules (not buffers that are made anew) in ``dtype``, then in its own type again."""
+    types: dict[torch.Tensor, torch.dtype] = {}
+    for name, module in modules.items():
+        for key, value in module.state_dict(keep_vars=True).items():
+            if value.is_floating_point() and value not in types:
+                if not value.to(dtype).isfinite().all():
+                    raise ValueError(f"{name}.{key} holds values that are not finite in {str(dtype).split('.')[1]}")
+                types[value] = value.dtype
+    try:
+        for value in types:
+            value.data = value.data.to(dtype)
+        yield
+    finally:
+        for value, original in types.items():
+            value.data = value.data.to(original)
 
 
 @contextlib.contextmanager
@@ -94,7 +165,9 @@ def _quiet() -> Iterator[None]:
     diffusers_log.disable_progress_bar()
     transformers_log.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")  # diffusers still passes it
+            yield
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.set_verbosity(level)

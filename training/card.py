@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from student.bundle import Student
 from training.evaluate import Evaluation, mean_error, paired
+from training.instruments import HELDOUT, TRAINED, Scale
 from training.rats.preset import RatsConfig
 
-COLUMNS = ("scorer (trained on)", "held-out scorer", "fully right", "right but shape", "colour", "shape", "diversity")
+JUDGED = {"right": "fully right", "right_but_shape": "right but shape", "color": "colour", "shape": "shape"}
 
 
-def card(student: Student, config: RatsConfig, table: Sequence[Evaluation], calibration: Mapping[str, Any]) -> str:
+def card(student: Student, config: RatsConfig, table: Sequence[Evaluation], scale: Scale) -> str:
     """The card's Markdown, in the hub's form."""
-    num = len(table[0].judge["right"])
+    num = len(scale.standardised(table[0], TRAINED))
     note = f"**A short run: {config.steps} steps, evaluated on {num} prompts only.**\n\n" if num < 512 else ""
     return "\n".join(
         [
             _front_matter(student),
-            f"# {student.id}: a {config.nfe}-step student trained with RATS\n",
+            f"# {student.id}: a {' or '.join(map(str, config.nfe))}-step student trained with RATS\n",
             f"{note}Student of `{student.teacher}`, trained by fewstep with reward-aware trajectory shaping "
             "(RATS, arXiv 2604.14910). It draws without guidance.\n",
             "![teacher and student on the same prompts and seeds](grid.png)\n",
@@ -30,9 +30,9 @@ def card(student: Student, config: RatsConfig, table: Sequence[Evaluation], cali
             "deviations of the teacher above the teacher's mean on calibration prompts. The checkpoint was chosen by "
             "the held-out scorer on validation prompts; the exact judge had no part in that. Diversity is the "
             f"Vendi score of 8 seeds ({len(table[0].diversity)} prompts) on autoencoder latents.\n",
-            _table(table, calibration),
+            _table(table, scale),
             "## Paired differences, student minus teacher at its full step count\n",
-            _differences(table, calibration),
+            _differences(table, scale),
             "## Use\n",
             _usage(student),
             "## Training\n",
@@ -49,25 +49,33 @@ def _front_matter(student: Student) -> str:
     )
 
 
-def _columns(row: Evaluation, calibration: Mapping[str, Any]) -> list[Sequence[float]]:
-    scores = [calibration[name].standardise(row.scores[name]) for name in ("trained", "heldout")]
-    judged = [row.judge[name] for name in ("right", "right_but_shape", "color", "shape")]
-    return [*scores, *judged, row.diversity]
+def _columns(row: Evaluation, scale: Scale) -> dict[str, Sequence[float]]:
+    """Every figure of one row by its heading, prompt by prompt."""
+    scores = {
+        "scorer (trained on)": scale.standardised(row, TRAINED),
+        "held-out scorer": scale.standardised(row, HELDOUT),
+    }
+    judged = {heading: row.judge[name] for name, heading in JUDGED.items() if name in row.judge}
+    return {**scores, **judged, "diversity": row.diversity}
 
 
-def _table(table: Sequence[Evaluation], calibration: Mapping[str, Any]) -> str:
-    lines = ["| model | NFE | guidance | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
+def _table(table: Sequence[Evaluation], scale: Scale) -> str:
+    headings = list(_columns(table[0], scale))
+    lines = ["| model | NFE | guidance | " + " | ".join(headings) + " |", "|---" * (3 + len(headings)) + "|"]
     for row in table:
-        cells = ["{:.3f} ± {:.3f}".format(*mean_error(values)) for values in _columns(row, calibration)]
+        cells = ["{:.3f} ± {:.3f}".format(*mean_error(values)) for values in _columns(row, scale).values()]
         lines.append(f"| {row.label} | {row.nfe} | {row.guidance:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _differences(table: Sequence[Evaluation], calibration: Mapping[str, Any]) -> str:
-    student, teacher = _columns(table[-1], calibration), _columns(table[0], calibration)
-    lines = ["| figure | student - teacher |", "|---|---|"]
-    for name, a, b in zip(COLUMNS, student, teacher, strict=True):
-        lines.append("| {} | {:+.3f} ± {:.3f} |".format(name, *paired(a, b)))
+def _differences(table: Sequence[Evaluation], scale: Scale) -> str:
+    students, teacher = [row for row in table if row.label == "student"], _columns(table[0], scale)
+    headings = " | ".join(f"{row.nfe} steps" for row in students)
+    lines = [f"| figure | {headings} |", "|---" * (1 + len(students)) + "|"]
+    columns = [_columns(row, scale) for row in students]
+    for name, values in teacher.items():
+        cells = ["{:+.3f} ± {:.3f}".format(*paired(column[name], values)) for column in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -54,12 +54,14 @@ def _read(text: str, old: Any, key: str) -> Any:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = text
+    if isinstance(old, tuple) and not isinstance(value, list):
+        value = [value]
     if isinstance(old, bool) is isinstance(value, bool):
         if isinstance(old, float) and isinstance(value, int | float):
             return float(value)
-        if isinstance(value, type(old)):
+        if isinstance(value, type(old)) and not isinstance(old, tuple):
             return value
-        if isinstance(old, tuple) and isinstance(value, list):
+        if isinstance(old, tuple) and all(type(part) is type(old[0]) for part in value):
             return tuple(value)
     raise ConfigError(f"setting {key!r} is {text!r}: accepted is a {type(old).__name__} such as {old!r}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,26 +48,29 @@ class Measure:
     """The instruments: scorers by name, the judge, and what turns images into diversity features."""
 
     scorers: Mapping[str, ScoreFn]
-    judge: JudgeFn
+    judge: JudgeFn | None
     features: Callable[[Tensor], Tensor]
 
     def evaluate(
-        self, label: str, painter: Painter, prompts: Sequence[str], diversity_prompts: int, shape: tuple[int, int, int]
+        self, label: str, painter: Painter, prompts: Sequence[str], diversity_prompts: int, shape: tuple[int, ...]
     ) -> Evaluation:
         """Draw prompt i with seed i, score and judge it; then 8 seeds each of the first prompts for diversity."""
         images = painter.draw(prompts, list(range(len(prompts))), shape)
         varied = [prompt for prompt in prompts[:diversity_prompts] for _ in range(DIVERSITY_SEEDS)]
         others = painter.draw(varied, [100_000 + i for i in range(len(varied))], shape)
-        features_ND = self.features(others).flatten(1).double().numpy()
-        groups = np.split(features_ND, len(features_ND) // DIVERSITY_SEEDS)
         return Evaluation(
             label,
             len(painter.sigmas),
             painter.guidance,
             {name: score(images, prompts).double().tolist() for name, score in self.scorers.items()},
-            self.judge(images, prompts),
-            [vendi(group) for group in groups],
+            self.judge(images, prompts) if self.judge else {},
+            self.diversity(others),
         )
+
+    def diversity(self, images_BCHW: Tensor) -> list[float]:
+        """The Vendi score of each DIVERSITY_SEEDS images in a row."""
+        features_ND = self.features(images_BCHW).flatten(1).double().numpy()
+        return [vendi(group) for group in np.split(features_ND, len(features_ND) // DIVERSITY_SEEDS)]
 
 
 def vendi(features_ND: FloatArray) -> float:
@@ -104,7 +108,7 @@ def cached(folder: Path, key: str, make: Callable[[], Evaluation]) -> Evaluation
         return Evaluation(**json.loads(path.read_text()))
     result = make()
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")  # several processes may write the same figures
     part.write_text(json.dumps(asdict(result)))
     part.replace(path)
     return result

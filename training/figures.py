@@ -21,10 +21,14 @@ GROUPS = (
 
 
 def grid(rows: Mapping[str, Tensor], path: Path) -> None:
-    """One row of pictures for each label; column k holds the same prompt and seed in every row."""
+    """One row of pictures for each label; column k holds the same prompt and seed in every row.
+
+    Of a video its middle frame is shown.
+    """
     columns = max(len(images) for images in rows.values())
     figure, axes = plt.subplots(len(rows), columns, figsize=(1.3 * columns, 1.5 * len(rows)), squeeze=False)
-    for line, (label, images) in zip(axes, rows.items(), strict=True):
+    for line, (label, drawn) in zip(axes, rows.items(), strict=True):
+        images = drawn[:, drawn.shape[1] // 2] if drawn.ndim == 5 else drawn
         line[0].set_title(label, loc="left", fontsize=9)
         for axis in line:
             axis.axis("off")

@@ -14,7 +14,7 @@ import typer
 from training.config import ConfigError, to_json, with_settings
 from training.progress import console, quiet
 from training.rats.preset import preset as find_preset
-from training.rundir import FINISHED, RunDirError, claim
+from training.rundir import FINISHED, RunDirError, RunDiverged, claim, refuse_others
 
 
 def main(
@@ -25,7 +25,9 @@ def main(
     dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,
 ) -> None:
     """Train a few-step student with RATS, evaluate it and write its bundle."""
+    from rewards.interface import RewardError
     from student.bundle import BundleError
+    from student.families.family import SizeError
 
     quiet()
     try:
@@ -34,17 +36,18 @@ def main(
         if dry_run:
             print(to_json(config))
             return
-        config.check_paths()
-        claim(out / "run", to_json(config), out)
+        refuse_others(out / "run", to_json(config), out)
         if (out / "run" / FINISHED).exists():
             console.print(f"{out} already holds the finished student of this run")
             return
         if threads:
             torch.set_num_threads(threads)
-        from training.shapes.student import run
+        from training.rats.experiment import prepare, run
 
-        run(config, out)
-    except (ConfigError, RunDirError, BundleError) as error:
+        setup = prepare(config)  # before anything is written: a typo leaves nothing behind
+        claim(out / "run", to_json(config), out)
+        run(setup, out)
+    except (ConfigError, RunDirError, RunDiverged, BundleError, RewardError, SizeError) as error:
         console.print(f"[red]{error}[/red]", highlight=False)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:

@@ -13,6 +13,10 @@ class RunDirError(ValueError):
     """The directory holds something else; the message is one sentence."""
 
 
+class RunDiverged(RuntimeError):
+    """The loss was not finite many steps in a row; the message is one sentence."""
+
+
 def claim(path: Path, config_json: str, owner: Path | None = None) -> None:
     """Make ``path`` the directory of the run with this configuration, or accept it as that.
 
@@ -21,6 +25,13 @@ def claim(path: Path, config_json: str, owner: Path | None = None) -> None:
     Raises:
         RunDirError: it holds files of something else, or of a run with another configuration.
     """
+    refuse_others(path, config_json, owner)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / CONFIG).write_text(config_json + "\n")
+
+
+def refuse_others(path: Path, config_json: str, owner: Path | None = None) -> None:
+    """What ``claim`` refuses, without writing anything."""
     kept = path / CONFIG
     if kept.is_file():
         before = json.loads(kept.read_text())
@@ -32,8 +43,6 @@ def claim(path: Path, config_json: str, owner: Path | None = None) -> None:
     place = owner or path
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise RunDirError(f"{place} already holds something that is not an unfinished run: choose another --out")
-    path.mkdir(parents=True, exist_ok=True)
-    kept.write_text(config_json + "\n")
 
 
 def _differing(before: dict[str, object], now: dict[str, object]) -> set[str]:

@@ -1,70 +1,77 @@
-"""FLUX.1: the four things that a sampler asks of a pipeline, made of the pipeline's own components.
+"""FLUX.1 (dev, schnell, and the starter world's teacher and students).
 
-Legend: B images, C latent channels, H x W latent cells, L tokens, E token features, P pooled features.
+Legend: B images, C latent channels, H x W latent cells, N = (H/2)(W/2) packed tokens, D their channels, L text tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from student.families.family import Condition, Family, check_size, check_still, scaled_decode, token_ids
 from student.sampler import pack, unpack
 
-
-@dataclass(frozen=True)
-class Condition:
-    """What the text encoders make of B prompts: every token (T5), and one pooled vector (CLIP)."""
-
-    tokens_BLE: Tensor
-    pooled_BP: Tensor
+MAX_TOKENS, GUIDANCE = 512, 3.5  # what FluxPipeline takes where nothing is said
 
 
-class Flux(nn.Module):
-    """Encoders, transformer and decoder of a FluxPipeline; latents go in and out unpacked.
+class Flux(Family):
+    """A FluxPipeline; ``guidance`` is fed to a guidance-distilled transformer (FLUX.1-dev), the others have none."""
 
-    ``guidance`` is the value fed to a guidance-distilled transformer (FLUX.1-dev), else None.
-    """
+    name = "flux"
+    encoders = ("text_encoder", "text_encoder_2")
+    packing = 2
+    text_encoder: Any
+    text_encoder_2: Any
 
-    def __init__(self, pipe: Any, guidance: float | None = None) -> None:
-        super().__init__()
-        self.text_encoder = pipe.text_encoder
-        self.text_encoder_2 = pipe.text_encoder_2
-        self.transformer = pipe.transformer
-        self.vae = pipe.vae
-        self.guidance = guidance if pipe.transformer.config.guidance_embeds else None
+    def __init__(self, pipe: Any, guidance: float | None = None, max_tokens: int | None = None) -> None:
+        super().__init__(pipe, max_tokens or MAX_TOKENS)
+        self.tokenizer, self.tokenizer_2 = pipe.tokenizer, pipe.tokenizer_2
+        distilled = pipe.transformer.config.guidance_embeds
+        self.guidance = (GUIDANCE if guidance is None else guidance) if distilled else None
+        self._channels = pipe.transformer.config.in_channels // 4
+        self._cell_px = pipe.vae_scale_factor
 
-    def encode(self, ids_clip_BL: Tensor, ids_t5_BL: Tensor) -> Condition:
-        """Token ids (int64) of the two tokenizers -> condition."""
+    def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """Ids for CLIP and for T5."""
+        clip_BL = token_ids(self.tokenizer, prompts, self.tokenizer.model_max_length)
+        return clip_BL, token_ids(self.tokenizer_2, prompts, self.max_tokens)
+
+    def encode_ids(self, *ids_BL: Tensor) -> Condition:
+        """Ids for CLIP (pooled) and for T5 (tokens)."""
+        ids_clip_BL, ids_t5_BL = ids_BL
         pooled_BP = self.text_encoder(ids_clip_BL).pooler_output
         return Condition(self.text_encoder_2(ids_t5_BL)[0], pooled_BP)
 
-    def velocity(self, x_BCHW: Tensor, sigma: float | Tensor, condition: Condition) -> Tensor:
-        """``noise - data`` as predicted at ``sigma``: one value for all images, or a tensor of B."""
-        batch, _, height, width = x_BCHW.shape
+    def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
+        """(C, H, W); sides are multiples of two cells."""
+        check_still(frames)
+        check_size(height_px, width_px, 2 * self._cell_px)
+        return (self._channels, height_px // self._cell_px, width_px // self._cell_px)
+
+    def _predict(self, x: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
+        _, _, height, width = x.shape
         tokens = condition.tokens_BLE
-        sigma_B = torch.as_tensor(sigma, dtype=x_BCHW.dtype, device=x_BCHW.device).expand(batch)
-        guidance_B = None if self.guidance is None else torch.full_like(sigma_B, self.guidance)
         v_BND: Tensor = self.transformer(
-            hidden_states=pack(x_BCHW),
+            hidden_states=pack(x),
             timestep=sigma_B,
-            guidance=guidance_B,
+            guidance=None if self.guidance is None else torch.full_like(sigma_B, self.guidance),
             pooled_projections=condition.pooled_BP,
             encoder_hidden_states=tokens,
-            txt_ids=torch.zeros(tokens.shape[1], 3, device=x_BCHW.device, dtype=x_BCHW.dtype),
-            img_ids=_places(height // 2, width // 2, x_BCHW),
+            txt_ids=torch.zeros(tokens.shape[1], 3, device=x.device, dtype=x.dtype),
+            img_ids=_places(height // 2, width // 2, x),
             return_dict=False,
         )[0]
         return unpack(v_BND, height, width)
 
-    def decode(self, x_BCHW: Tensor) -> Tensor:
+    def decode(self, x: Tensor) -> Tensor:
         """Latents -> images_BCHW in [0, 1]."""
-        config = self.vae.config
-        raw_BCHW = x_BCHW / config.scaling_factor + config.shift_factor
-        images_BCHW: Tensor = self.vae.decode(raw_BCHW, return_dict=False)[0]
-        return (images_BCHW * 0.5 + 0.5).clamp(0, 1)
+        return scaled_decode(self.vae, x)
+
+    def _num_tokens(self, shape: Sequence[int]) -> int:
+        return (shape[-2] // 2) * (shape[-1] // 2)
 
 
 def _places(rows: int, columns: int, like: Tensor) -> Tensor:

@@ -48,6 +48,6 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def _draw(self, ids_clip: torch.Tensor, ids_t5: torch.Tensor, x: torch.Tensor, steps: int) -> torch.Tensor:
-        condition = self._model.encode(ids_clip, ids_t5)
+        condition = self._model.encode_ids(ids_clip, ids_t5)
         x = denoise(lambda x, sigma: self._model.velocity(x, sigma, condition), x, self.student.sigmas[steps])
         return self._model.decode(x)

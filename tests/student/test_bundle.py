@@ -157,3 +157,17 @@ def test_a_student_in_memory_is_checked_too() -> None:
     with pytest.raises(BundleError, match="accepted is more than 0"):
         replace(tiny.student(SCORERS), scorers={"trained": replace(SCORERS["trained"], std=-1.0)})
     assert isinstance(tiny.student({}), Student)
+
+
+def test_a_picture_has_no_frames_and_a_video_has_both(bundle: Path) -> None:
+    """The manifests, and with them the fingerprints, of students of pictures are older than videos."""
+    student = read_student(bundle)
+    assert "frames" not in json.dumps(to_json(student))
+    video = replace(student, latents=replace(student.latents, frames=3), image=replace(student.image, frames=9))
+    assert video.latents.shape == (16, 3, 8, 8)
+    assert from_json(json.loads(json.dumps(to_json(video)))) == video
+    assert video.fingerprint() != student.fingerprint()
+    with pytest.raises(BundleError, match="latents.frames is 3 and image.frames None: a video has both"):
+        replace(student, latents=replace(student.latents, frames=3))
+    with pytest.raises(BundleError, match="accepted are whole numbers from 1"):
+        replace(student, latents=replace(student.latents, frames=0), image=replace(student.image, frames=1))

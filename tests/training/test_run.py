@@ -28,7 +28,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setattr("training.shapes.student.CACHE", tmp_path_factory.getbasetemp() / "cache")
+    monkeypatch.setattr("training.rats.experiment.CACHE", tmp_path_factory.getbasetemp() / "cache")
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -46,7 +46,7 @@ def run(*arguments: str) -> tuple[int, str]:
 def student(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "s"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.shapes.student.CACHE", tmp_path_factory.getbasetemp() / "cache")
+        patch.setattr("training.rats.experiment.CACHE", tmp_path_factory.getbasetemp() / "cache")
         code, text = run("--out", str(out), *small.settings(models))
     assert code == 0, text
     return out
@@ -70,6 +70,7 @@ def test_the_card_tells_that_the_run_was_short_and_shows_the_pictures(student: P
 
 def test_every_step_is_logged(student: Path) -> None:
     rows = read_log(student / "run" / "log.jsonl")
+    assert rows[0]["step"] == -1 and "heldout_validation" in rows.pop(0)  # the start, before any step
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     wanted = {"reward_student", "reward_teacher", "gap", "gate_mean", "gate_std", "share_ahead", "shaping", "grad_norm"}
     assert all(wanted <= row.keys() for row in rows)
@@ -103,14 +104,14 @@ def test_another_configuration_is_refused(student: Path, models: Path) -> None:
     [
         (["--preset", "nope"], "known are shapes"),
         (["--set", "stpes=5"], "did you mean 'steps'"),
-        (["--set", "model=/nowhere/at/all"], "there is no such folder"),
+        (["--set", "model=/nowhere/at/all"], "is not a folder"),
     ],
 )
 def test_a_typo_is_one_sentence_and_leaves_nothing(arguments: list[str], sentence: str, tmp_path: Path) -> None:
     code, text = run("--out", str(tmp_path / "new"), *arguments)
     assert code == 2
     assert sentence in text.replace("\n", " ")
-    assert len(text.strip().splitlines()) <= 2 and "Traceback" not in text
+    assert len(text.strip().splitlines()) <= 3  # one sentence, wrapped and "Traceback" not in text
     assert not (tmp_path / "new").exists()
 
 

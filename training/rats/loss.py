@@ -7,6 +7,7 @@ weights of L2 and cosine, and the horizons. Shape suffixes: B batch, D everythin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -44,6 +45,20 @@ def _distance(student_BD: Tensor, teacher_BD: Tensor, l2_weight: float, cosine_w
     return l2_weight * l2_B + cosine_weight * (1 - cosine_B)
 
 
-def objective(reward_student_B: Tensor, gate_B: Tensor, shaping_B: Tensor, alpha: float) -> Tensor:
-    """mean_b( -R_S + alpha * g * L_shape )."""
-    return (-reward_student_B + alpha * gate_B * shaping_B).mean()
+def reward_loss(reward_student_B: Tensor, hinge: float = math.inf) -> Tensor:
+    """-R_S for each sample; a reward above ``hinge`` counts as ``hinge`` and gives no gradient."""
+    return -reward_student_B.clamp(max=hinge)
+
+
+def velocity_excess(student: Trajectory, teacher: Trajectory, ratio: float) -> Tensor:
+    """By how much the student's velocities are longer than ``ratio`` times the teacher's at the same sigma: (B,).
+
+    Mean over the student's steps of relu(|v_S| / |v_T| - ratio): over-sharp, over-saturated pictures show there first.
+    """
+    if math.isinf(ratio):
+        return torch.zeros(len(student.x[0]), device=student.x[0].device)
+    terms = []
+    for sigma, v_BD in zip(student.sigmas, student.v, strict=True):
+        allowed_B = teacher.velocity(sigma).detach().flatten(1).norm(dim=1)
+        terms.append(torch.relu(v_BD.flatten(1).norm(dim=1) / allowed_B - ratio))
+    return torch.stack(terms).mean(0)

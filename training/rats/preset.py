@@ -3,76 +3,239 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from training.config import ConfigError
+from training.rats.gradients import MODES
+
+WORDS = {
+    "method": ("rats", "consistency", "matching"),
+    "gate": ("reward", "constant", "one"),
+    "horizons": ("student", "end"),
+    "gradient": MODES,
+    "precision": ("bf16", "fp32"),
+    "weights": ("bf16", "fp32"),
+}
+COUNTS = ("teacher_nfe", "reference_nfe", "steps", "batch", "accumulate", "warmup", "validate_every", "last_k")
+COUNTS += ("height_px", "width_px", "frames", "draw_batch", "diversity_prompts")
+Check = Callable[[float], bool]
+RANGES: tuple[tuple[tuple[str, ...], Check, str], ...] = (
+    (COUNTS, lambda value: value >= 1, "1 or more"),
+    (("lr", "tau", "clip_norm", "velocity_hinge", "lora_alpha"), lambda value: value > 0, "more than 0"),
+    (
+        ("reward_weight", "alpha", "lora_rank", "patience", "guided_steps", "max_tokens"),
+        lambda value: value >= 0,
+        "0 or more",
+    ),
+    (("ema", "lr_decay"), lambda value: 0 <= value <= 1, "0 to 1"),
+)
 
 
 @dataclass(frozen=True)
 class RatsConfig:
-    """One RATS run. What the paper (arXiv 2604.14910) does not publish is our own choice: alpha, tau,
-    l2_weight, cosine_weight, ema, lr, and the horizons (the student's own sigmas).
+    """One RATS run. What the paper (arXiv 2604.14910) does not publish is our own choice: alpha, tau, l2_weight,
+    cosine_weight, ema, lr, and the horizons (the student's own sigmas).
 
-    ``steps`` are optimizer steps. While ``step < guided_steps`` the teacher is the frozen start,
-    guided with ``guidance``; afterwards it is the EMA of the student, without guidance.
+    ``steps`` are optimizer steps, each of ``batch`` x ``accumulate`` samples a process. While ``step < guided_steps``
+    the teacher is the frozen start, guided with ``guidance``; afterwards it is the EMA of the student, unguided.
     """
 
-    model: str = "models/shapes-teacher"
-    scorer: str = "models/shapes-scorers/trained"
-    heldout: str = "models/shapes-scorers/heldout"
+    # What is trained, and on what.
+    model: str = "models/shapes-teacher"  # a folder or a hub id of a diffusers pipeline
+    reward: str = "models/shapes-scorers/trained"  # NAME, or NAME:WEIGHT,NAME:WEIGHT (rewards/registry.py)
+    heldout: str = "models/shapes-scorers/heldout"  # never trained on: chooses the checkpoint
+    prompts: str = "shapes"  # or a file: text with one a line, or .jsonl with a "prompt" key
+    measuring_prompts: str = ""  # a second file; without it some of ``prompts`` are held out
+    height_px: int = 64
+    width_px: int = 64
+    frames: int = 1
+    max_tokens: int = 12  # of the T5 encoder; 0 takes the pipeline's own
+    weights: str = "fp32"
     student_id: str = "shapes"
     version: str = "1"
-    nfe: int = 4
+    # Student and teacher.
+    nfe: tuple[int, ...] = (4,)  # one of them is drawn at each step
     teacher_nfe: int = 16
     reference_nfe: int = 50
     guidance: float = 1.0
     guided_steps: int = 0
-    steps: int = 300
-    batch: int = 32
-    lr: float = 1e-4
-    clip_norm: float = 1.0
+    ema: float = 0.999  # 1 keeps the teacher as it was at the start
+    # The objective.
+    method: str = "rats"  # or a peer that uses no reward: "consistency", "matching"
+    reward_weight: float = 1.0
+    reward_hinge: float = math.inf  # rewards above it count no more
     alpha: float = 1.0
+    gate: str = "reward"  # "constant": 0.5 everywhere; "one": 1 everywhere
     tau: float = 1.0
+    tau_in_spreads: bool = False  # tau times the running deviation of the gap
+    horizons: str = "student"  # "end": the last state alone
     l2_weight: float = 1.0
     cosine_weight: float = 0.5
-    ema: float = 0.999
+    velocity_hinge: float = math.inf  # allowed ratio of the student's velocity norm to the teacher's
+    gradient: str = "full"
+    last_k: int = 1
+    # The optimizer.
+    steps: int = 300
+    batch: int = 32
+    accumulate: int = 1
+    lr: float = 1e-4
+    warmup: int = 10
+    lr_decay: float = 0.0  # the share of the run over which the rate falls to 0
+    clip_norm: float = 1.0
+    lora_rank: int = 0  # 0 trains all weights
+    lora_alpha: float = 64.0
+    precision: str = "bf16"
+    device: str = "auto"  # the GPU where there is one
+    checkpointing: bool = False
+    # Looking at it.
     validate_every: int = 25
+    patience: int = 0  # stop after so many validations without a better held-out score; 0 never
     diversity_prompts: int = 64
+    draw_batch: int = 64
     seed: int = 401
 
     def check(self) -> None:
         """Raise ConfigError for a value that no run can use, before anything is loaded."""
-        for name in ("nfe", "teacher_nfe", "reference_nfe", "steps", "batch", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: accepted is 1 or more")
-        for name in ("lr", "tau", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: accepted is more than 0")
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"ema is {self.ema}: accepted is 0 <= ema < 1")
-
-    def check_paths(self) -> None:
-        """Raise ConfigError where a model or a scorer is not where the configuration says."""
-        for name in ("model", "scorer", "heldout"):
-            if not Path(getattr(self, name)).is_dir():
-                raise ConfigError(f"{name} is {getattr(self, name)!r}: there is no such folder")
+        for names, holds, accepted in RANGES:
+            for name in names:
+                if not holds(getattr(self, name)):
+                    raise ConfigError(f"{name} is {getattr(self, name)}: accepted is {accepted}")
+        for name, known in WORDS.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}: accepted are {', '.join(known)}")
+        if not self.nfe or min(self.nfe) < 1 or len(set(self.nfe)) < len(self.nfe):
+            raise ConfigError(f"nfe is {list(self.nfe)}: accepted is a list of different step counts of 1 or more")
+        if self.gradient == "last_k" and self.last_k > min(self.nfe):
+            raise ConfigError(f"last_k is {self.last_k}: accepted is 1 to {min(self.nfe)}, the fewest steps of nfe")
+        if self.reward_weight == 0 and self.alpha == 0:
+            raise ConfigError("reward_weight and alpha are both 0: there is nothing to train on")
 
 
 def shapes() -> RatsConfig:
-    """The starter world: about 3 s a step on one core. The teacher's guidance is baked into the student."""
+    """The starter world: 2 to 3 s a step on one core. The teacher's guidance is baked into the student."""
     return RatsConfig(
         teacher_nfe=8,
         guidance=2.5,
-        guided_steps=140,
-        steps=200,
+        guided_steps=300,
+        steps=400,
         lr=2e-4,
-        validate_every=40,
+        lr_decay=0.4,
+        alpha=4.0,
+        validate_every=50,
     )
 
 
-PRESETS: dict[str, Callable[[], RatsConfig]] = {"shapes": shapes}
+def distillation() -> RatsConfig:
+    """The teacher's trajectory alone: no reward, and a gate that is always open."""
+    return replace(shapes(), reward_weight=0.0, gate="one")
+
+
+def reward_only() -> RatsConfig:
+    """The reward alone, through all steps (ReFL and DRaFT's form for a few-step student)."""
+    return replace(shapes(), alpha=0.0)
+
+
+def draft_1() -> RatsConfig:
+    """DRaFT-1 (arXiv 2309.17400): the reward alone, through the last step alone."""
+    return replace(reward_only(), gradient="last_k", last_k=1)
+
+
+def constant_gate() -> RatsConfig:
+    """RATS without the gate: shaping counts the same whoever is ahead."""
+    return replace(shapes(), gate="constant")
+
+
+def no_horizon() -> RatsConfig:
+    """RATS that compares the last state alone."""
+    return replace(shapes(), horizons="end")
+
+
+def frozen_teacher() -> RatsConfig:
+    """RATS whose teacher never follows the student."""
+    return replace(shapes(), guided_steps=shapes().steps)
+
+
+def _paper(model: str, student_id: str, nfe: int, side_px: int) -> RatsConfig:
+    """What the paper says of its runs: NFE against 50, bf16, 400 steps; the rest is our choice.
+
+    PickScore's image tower is HPS v2.1's, so neither judges the other: ImageReward is held out.
+    """
+    return RatsConfig(
+        model=model,
+        student_id=student_id,
+        reward="hpsv2.1",
+        heldout="imagereward",
+        prompts="prompts.txt",
+        height_px=side_px,
+        width_px=side_px,
+        max_tokens=0,
+        weights="bf16",
+        nfe=(nfe,),
+        teacher_nfe=50,
+        steps=400,
+        batch=1,
+        accumulate=8,
+        lr=1e-5,
+        lora_rank=32,
+        gradient="detached",
+        checkpointing=True,
+        tau=1.0,
+        tau_in_spreads=True,
+        draw_batch=4,
+        validate_every=50,
+    )
+
+
+def flux_dev() -> RatsConfig:
+    """FLUX.1-dev, 3 NFE at 512 px. The paper's step takes 7.57 s and 68 GB on one GPU; ours has 8 samples, so about
+    8 times that (400 steps: 7 h on an 80 GB GPU, at least 2 h at the card's ceiling of 1.6 s a sample).
+    """
+    return replace(_paper("black-forest-labs/FLUX.1-dev", "flux-dev", 3, 512), max_tokens=512)
+
+
+def sd35_medium() -> RatsConfig:
+    """SD 3.5 medium, 5 NFE at 512 px: a fifth of FLUX's size, twice the passes for guidance; about 3 h on an 80 GB GPU.
+
+    Its teacher needs guidance: guided and frozen for the first half, then the EMA of the student.
+    """
+    base = _paper("stabilityai/stable-diffusion-3.5-medium", "sd35-medium", 5, 512)
+    return replace(base, guidance=4.5, guided_steps=200, max_tokens=256)
+
+
+def wan_1_3b() -> RatsConfig:
+    """Wan 2.1 1.3B, text to video, 8 NFE at 480p, 33 frames: about 12 h on an 80 GB GPU."""
+    base = _paper("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "wan-1.3b", 8, 480)
+    return replace(
+        base, width_px=832, frames=33, guidance=5.0, guided_steps=200, accumulate=4, draw_batch=1, diversity_prompts=8
+    )
+
+
+def consistency() -> RatsConfig:
+    """Phased consistency distillation of the guided teacher (training/rats/consistency.py)."""
+    return replace(shapes(), method="consistency", guided_steps=shapes().steps, ema=0.95, reward_weight=0.0)
+
+
+def matching() -> RatsConfig:
+    """DMD2-style distribution matching to the guided teacher (training/rats/matching.py)."""
+    return replace(shapes(), method="matching", lr=5e-5, reward_weight=0.0)
+
+
+PRESETS: dict[str, Callable[[], RatsConfig]] = {
+    "shapes": shapes,
+    "shapes-distillation": distillation,
+    "shapes-reward-only": reward_only,
+    "shapes-draft-1": draft_1,
+    "shapes-constant-gate": constant_gate,
+    "shapes-no-horizon": no_horizon,
+    "shapes-frozen-teacher": frozen_teacher,
+    "shapes-consistency": consistency,
+    "shapes-matching": matching,
+    "flux-dev": flux_dev,
+    "sd35-medium": sd35_medium,
+    "wan-1.3b": wan_1_3b,
+}
 
 
 def preset(name: str) -> RatsConfig:

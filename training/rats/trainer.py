@@ -1,173 +1,182 @@
 """One RATS run: the student learns, the teacher follows or stands still, every step is logged.
 
-Legend: B images, C channels, H/W latent cells or pixels.
+Everything random is a function of (seed, step), so that a run which was cut off goes on bit for bit.
+Legend: B images, C channels, H/W latent cells.
 """
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from student.families.flux import Flux
-from student.schedule import sigmas
+from student.families.family import Family
 from training import checkpoint
-from training.drawing import Painter, Prompter, velocity_of
+from training.drawing import Painter
 from training.optim import set_lr
-from training.progress import StepLog, steps
-from training.rats.loss import gate, objective, shaping
+from training.processes import Processes
+from training.progress import StepLog, console, read_log, steps
+from training.rats.alarms import alarms
+from training.rats.consistency import Consistency
+from training.rats.matching import Matching
+from training.rats.networks import Lora, Networks
+from training.rats.objective import Objective, RewardFn
 from training.rats.preset import RatsConfig
-from training.rats.trajectory import horizons, rollout
+from training.rundir import RunDiverged
 
-RewardFn = Callable[[Tensor, Sequence[str]], Tensor]
-PromptFn = Callable[[int], list[str]]
-
-
-class RunDiverged(RuntimeError):
-    """The loss was not finite ten steps in a row."""
+BAD_STEPS = 10
+OBJECTIVES: dict[str, type[Objective]] = {"rats": Objective, "consistency": Consistency, "matching": Matching}
 
 
 @dataclass(frozen=True)
 class World:
-    """What a run needs beside the networks: prompts, rewards (standardised), and a figure to choose by.
+    """What a run needs beside the networks.
 
-    ``choose(painter)`` is the mean held-out score on validation prompts; nothing else picks a checkpoint.
+    ``prompts(step, num)`` are one step's prompts; ``reward`` is standardised; ``validate(painters, step)`` returns the
+    figures of the validation prompts, of which ``heldout_validation`` alone picks the checkpoint; ``reward_p999`` is
+    the 99.9th percentile of the teacher's reward on the calibration prompts.
     """
 
-    prompter: Prompter
-    train_prompts: PromptFn
+    prompts: Callable[[int, int], list[str]]
     reward: RewardFn
-    choose: Callable[[Painter], float]
-    latent_shape: tuple[int, int, int]
+    validate: Callable[[Sequence[Painter], int], dict[str, float]]
+    latent_shape: tuple[int, ...]
+    reward_p999: float = math.inf
 
 
 class Trainer:
-    """Holds the student, its EMA teacher and the optimizer; ``run`` goes on from the last checkpoint."""
+    """Holds the networks and the optimizer; ``run`` goes on from the last checkpoint."""
 
-    def __init__(self, config: RatsConfig, model: Flux, world: World, run_dir: Path) -> None:
-        self._config = config
-        self._world = world
-        self._dir = run_dir
-        self.student = model
-        self._start = copy.deepcopy(model).requires_grad_(False)
-        self._teacher = copy.deepcopy(model).requires_grad_(False)
-        self._learns = list(model.transformer.requires_grad_(True).parameters())
-        # No warm-up of the decay: it would copy the student into the teacher early on.
-        self._average = EMAModel(self._learns, decay=config.ema)
-        self._optimizer = torch.optim.AdamW(self._learns, config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    def __init__(self, config: RatsConfig, model: Family, world: World, run_dir: Path) -> None:
+        self._config, self._world, self._dir = config, world, run_dir
+        self._grids = {nfe: model.sigmas(nfe, world.latent_shape) for nfe in (*config.nfe, config.teacher_nfe)}
+        lora = Lora(config.lora_rank, config.lora_alpha) if config.lora_rank else None
+        self.networks = Networks(model, config.ema, lora)
+        if config.checkpointing:
+            model.transformer.enable_gradient_checkpointing()
+        self._objective = OBJECTIVES[config.method](config, self.networks, world.reward, self._grids)
+        self._optimizer = torch.optim.AdamW(self.networks.learns, config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self._processes = Processes()
         self._best: dict[str, Tensor] = {}
-        self._best_score = float("-inf")
-        self._bad_steps = 0
-        self._sigmas = sigmas(config.nfe)
+        self._best_score, self._best_at, self._bad_steps = -math.inf, 0, 0
 
-    def painter(self) -> Painter:
-        """The student as it is now."""
-        return Painter(self.student, self._world.prompter, self._sigmas)
+    @property
+    def is_first(self) -> bool:
+        """True in the one process that writes files."""
+        return self._processes.is_first
+
+    def painters(self) -> list[Painter]:
+        """The student as it is now, at each of its step counts."""
+        return [Painter(self.networks.model, self._grids[nfe]) for nfe in self._config.nfe]
 
     def run(self) -> None:
-        """Train to the end; the student is left with the weights that scored best on validation."""
+        """Train to the end; the student is left with the weights that scored best on validation.
+
+        Raises:
+            RunDiverged: ten steps in a row without a finite loss; the last checkpoint is kept.
+        """
         config = self._config
         first = self._resume()
+        log = StepLog(self._dir / "log.jsonl", first) if self._processes.is_first else None
         if first == 0:
-            self._validate(0)
-        log = StepLog(self._dir / "log.jsonl", first)
+            self._note(log, -1, self._validate(0))
         for step in steps("rats", first, config.steps):
             values = self._step(step)
-            if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-                values["heldout_validation"] = self._validate(step + 1)
+            looks = (step + 1) % config.validate_every == 0 or step + 1 == config.steps
+            self._note(log, step, {**values, **(self._validate(step + 1) if looks else {})})
+            if looks:
                 self._save(step + 1)
-            log.write(step, **values)
-        self.student.transformer.load_state_dict(self._best)
+                if config.patience and step + 1 - self._best_at >= config.patience * config.validate_every:
+                    console.print(f"stopped at step {step + 1}: the held-out score was best at step {self._best_at}")
+                    break
+        self.networks.load_student(self._best)
 
     def _step(self, step: int) -> dict[str, float]:
-        prompts = self._world.train_prompts(step)
-        gen = torch.Generator().manual_seed(self._config.seed * 1_000_003 + step)
-        noise_BCHW = torch.randn(len(prompts), *self._world.latent_shape, generator=gen)
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            loss, values = self._losses(step, prompts, noise_BCHW)
-        if not self._finite(loss):
-            return {**values, "skipped": 1.0}
+        """One optimizer step over this process's micro-batches."""
+        config = self._config
+        total = config.batch * config.accumulate * self._processes.size
+        prompts = self._world.prompts(step, total)
+        gen = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        noise_BCHW = torch.randn(total, *self._world.latent_shape, generator=gen)
+        nfe = config.nfe[int(torch.randint(len(config.nfe), (), generator=gen))]
         self._optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._learns, self._config.clip_norm)
-        set_lr(self._optimizer, self._config.lr * min(1.0, (step + 1) / 10))
+        rows = []
+        for at in self._processes.share(range(0, total, config.batch)):
+            part = slice(at, at + config.batch)
+            start_BCHW = noise_BCHW[part].to(self.networks.model.device)
+            loss, backward, values = self._objective.losses(step, nfe, prompts[part], start_BCHW)
+            rows.append(values)
+            if torch.isfinite(loss):
+                backward()
+        means = self._processes.mean({name: sum(row[name] for row in rows) / len(rows) for name in rows[0]})
+        norm = self._update(step) if math.isfinite(means["loss"]) else math.nan
+        if not self._finite(norm):
+            return {**means, "skipped": 1.0}
+        self._objective.after(means, first=step == 0)
+        return {**means, "nfe": float(nfe), "grad_norm": norm}
+
+    def _update(self, step: int) -> float:
+        """Clip, step and let the teacher follow; the gradient's norm, and no change at all where that is not finite."""
+        config, networks = self._config, self.networks
+        self._processes.mean_gradients(networks.learns, config.accumulate)
+        norm = float(torch.nn.utils.clip_grad_norm_(networks.learns, config.clip_norm))
+        if not math.isfinite(norm):
+            return norm
+        left = (config.steps - step) / (config.lr_decay * config.steps) if config.lr_decay else 1.0
+        set_lr(self._optimizer, config.lr * min(1.0, (step + 1) / config.warmup, left))
         self._optimizer.step()
-        self._follow(step)
-        return {**values, "loss": loss.item(), "grad_norm": norm.item()}
+        networks.follow()
+        if step + 1 == config.guided_steps:
+            networks.restart_teacher()  # the guided phase is over: from here on it follows this student
+        return norm
 
-    def _losses(self, step: int, prompts: list[str], noise_BCHW: Tensor) -> tuple[Tensor, dict[str, float]]:
-        config, world = self._config, self._world
-        condition = world.prompter.encode(self.student, prompts)
-        teacher_painter = self._teacher_painter(step)
-        teacher = teacher_painter.trajectory(noise_BCHW, prompts)
-        student = rollout(velocity_of(self.student, condition), noise_BCHW, self._sigmas)
-        reward_S = world.reward(self.student.decode(student.x[-1]).float(), prompts).float()
-        with torch.no_grad():
-            reward_T = world.reward(self._teacher.decode(teacher.x[-1]).float(), prompts).float()
-        gate_B = gate(reward_T, reward_S, config.tau)
-        shaping_B = shaping(student, teacher, horizons(self._sigmas), config.l2_weight, config.cosine_weight)
-        values = {
-            "reward_student": reward_S.mean().item(),
-            "reward_teacher": reward_T.mean().item(),
-            "gap": (reward_S - reward_T).mean().item(),
-            "gate_mean": gate_B.mean().item(),
-            "gate_std": gate_B.std().item(),
-            "share_ahead": (reward_S > reward_T).float().mean().item(),
-            "shaping": shaping_B.mean().item(),
-        }
-        return objective(reward_S, gate_B, shaping_B, config.alpha), values
-
-    def _teacher_painter(self, step: int) -> Painter:
-        grid = sigmas(self._config.teacher_nfe)
-        if step < self._config.guided_steps:
-            return Painter(self._start, self._world.prompter, grid, self._config.guidance)
-        return Painter(self._teacher, self._world.prompter, grid)
-
-    def _follow(self, step: int) -> None:
-        """Move the EMA teacher; when the guided phase ends it starts from the student of that moment."""
-        if step + 1 == self._config.guided_steps:
-            self._average = EMAModel(self._learns, decay=self._config.ema)
-        elif step >= self._config.guided_steps:
-            self._average.step(self._learns)
-        self._average.copy_to(self._teacher.transformer.parameters())
-
-    def _finite(self, loss: Tensor) -> bool:
-        self._bad_steps = 0 if torch.isfinite(loss) else self._bad_steps + 1
-        if self._bad_steps == 10:
-            raise RunDiverged(f"the loss was not finite ten steps in a row; the last good checkpoint is in {self._dir}")
+    def _finite(self, norm: float) -> bool:
+        self._bad_steps = 0 if math.isfinite(norm) else self._bad_steps + 1
+        if self._bad_steps == BAD_STEPS:
+            raise RunDiverged(
+                f"the loss was not finite {BAD_STEPS} steps in a row; the last good checkpoint is in {self._dir}"
+            )
         return self._bad_steps == 0
 
-    def _validate(self, step: int) -> float:
-        score = self._world.choose(self.painter())
-        if score > self._best_score:
-            self._best_score = score
-            self._best = {name: value.clone() for name, value in self.student.transformer.state_dict().items()}
-        return score
+    def _validate(self, step: int) -> dict[str, float]:
+        values = self._world.validate(self.painters(), step)
+        if values["heldout_validation"] > self._best_score:
+            self._best_score, self._best_at = values["heldout_validation"], step
+            self._best = self.networks.student_state()
+        return values
+
+    def _note(self, log: StepLog | None, step: int, values: dict[str, float]) -> None:
+        if log is None:
+            return
+        log.write(step, **values)
+        if "heldout_validation" in values:
+            for alarm in alarms(read_log(self._dir / "log.jsonl"), self._world.reward_p999):
+                console.print(f"[yellow]step {step + 1}: {alarm}[/yellow]", highlight=False)
 
     def _save(self, step: int) -> None:
-        state = {
-            "step": step,
-            "student": self.student.transformer.state_dict(),
-            "average": self._average.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "best": self._best,
-            "best_score": self._best_score,
-        }
-        checkpoint.save(self._dir / "checkpoint.pt", state)
+        if self._processes.is_first:
+            state = {
+                "step": step,
+                "networks": self.networks.state(),
+                "optimizer": self._optimizer.state_dict(),
+                "objective": self._objective.state(),
+                "best": self._best,
+                "best_score": self._best_score,
+                "best_at": self._best_at,
+            }
+            checkpoint.save(self._dir / "checkpoint.pt", state)
+        self._processes.wait()
 
     def _resume(self) -> int:
         saved = checkpoint.load(self._dir / "checkpoint.pt")
         if saved is None:
             return 0
-        self.student.transformer.load_state_dict(saved["student"])
-        self._average.load_state_dict(saved["average"])
+        self.networks.load_state(saved["networks"])
         self._optimizer.load_state_dict(saved["optimizer"])
-        self._best, self._best_score = saved["best"], saved["best_score"]
-        self._average.copy_to(self._teacher.transformer.parameters())
+        self._objective.load_state(saved["objective"])
+        self._best, self._best_score, self._best_at = saved["best"], saved["best_score"], saved["best_at"]
         return int(saved["step"])

@@ -34,6 +34,13 @@ class Trajectory:
         i = self._leaving(sigma)
         return self.x[-1] if i is None else self.state(sigma) - sigma * self.v[i]
 
+    def velocity(self, sigma: float) -> Tensor:
+        """The velocity at sigma above 0: of the step that leaves it or passes through it."""
+        i = self._leaving(sigma)
+        if i is None:
+            raise ValueError("no velocity leaves sigma 0")
+        return self.v[i]
+
     def _leaving(self, sigma: float) -> int | None:
         """The step that leaves ``sigma`` or passes through it; None at sigma 0."""
         if not 0 <= sigma <= self.sigmas[0]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from training.prompts import Prompts
 from training.shapes import pairs, world
+from training.shapes.judging import judge_prompts
 
 HELD_OUT_SHARE = 16  # one content in so many is never shown to teacher or student
 CALIBRATION, VALIDATION, TEST = 128, 256, 512
@@ -45,3 +47,13 @@ def measuring_prompts() -> tuple[list[str], list[str], list[str]]:
     kept = drawn.take(np.flatnonzero(held_out(drawn)))
     unique = list(dict.fromkeys(kept.captions()))[:num]
     return unique[:CALIBRATION], unique[CALIBRATION : CALIBRATION + VALIDATION], unique[CALIBRATION + VALIDATION :]
+
+
+def source(seed: int) -> Prompts:
+    """The starter world's prompts for a run: as many as it wants, and the fixed measuring sets with their judge."""
+    calibration, validation, test = measuring_prompts()
+
+    def train(step: int, num: int) -> list[str]:
+        return training_prompts(num, seed, step)
+
+    return Prompts(train, calibration, validation, test, judge=judge_prompts)

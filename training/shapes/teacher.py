@@ -32,7 +32,7 @@ TEXT_WIDTH = 128
 class TeacherConfig:
     """Defaults: about 4.4 M transformer parameters, 16 image tokens, 16 text tokens."""
 
-    steps: int = 18_000
+    steps: int = 9_000
     batch: int = 64
     lr: float = 1e-3
     muon_lr: float = 0.0

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from student.schedule import sigmas
+from student.families.find import open_family
 from training.drawing import Painter
 from training.evaluate import Evaluation, cached, fingerprint, mean_error
+from training.instruments import CACHE, measure_with, open_instruments
 from training.shapes import prompts, vocabulary
-from training.shapes.instruments import CACHE, instruments, open_model
+from training.shapes.judging import judge_prompts
+from training.shapes.world import SIDE_PX
 
 STEP_COUNTS = (50, 16, 8, 4)
 JUDGED = ("right", "right_but_shape", "objects", "color", "shape", "size", "relation")
@@ -18,17 +20,18 @@ JUDGED = ("right", "right_but_shape", "objects", "color", "shape", "size", "rela
 
 def measure(path: Path, scorers: Path, guidance: float, num: int, varied: int) -> list[Evaluation]:
     """Figures of the teacher at each of STEP_COUNTS, and at 50 steps without guidance."""
-    opened = open_model(path)
-    tools = instruments(opened, {name: scorers / name for name in ("trained", "heldout")})
-    texts, shape = prompts.measuring_prompts()[2][:num], opened.latents.shape
+    model = open_family(path, local_files_only=True, max_tokens=vocabulary.MAX_TOKENS)
+    rewards = open_instruments(str(scorers / "trained"), str(scorers / "heldout"), model, learns_from_it=False)
+    tools, shape = measure_with(rewards, model, judge_prompts), model.latent_shape(SIDE_PX, SIDE_PX)
+    texts, sources = prompts.measuring_prompts()[2][:num], "".join(one.source for one in rewards)
     wanted = [(nfe, guidance) for nfe in STEP_COUNTS]
     if guidance != 1.0:
         wanted.append((STEP_COUNTS[0], 1.0))
     rows = []
     for nfe, strength in wanted:
-        painter = Painter(opened.model, opened.prompter, sigmas(nfe), strength)
-        key = fingerprint(painter, texts, f"teacher{varied}{tools.key()}")
-        make = partial(tools.measure.evaluate, "teacher", painter, texts, varied, shape)
+        painter = Painter(model, model.sigmas(nfe, shape), strength)
+        key = fingerprint(painter, texts, f"teacher{varied}{sources}")
+        make = partial(tools.evaluate, "teacher", painter, texts, varied, shape)
         rows.append(cached(CACHE, key, make))
     return rows
 

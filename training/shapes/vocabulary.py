@@ -20,6 +20,7 @@ OBJECT_WORDS = (*SIZES, *COLORS, *SHAPES)
 SIDES = ("left", "right", "top", "bottom")
 PLACES = {"left of": ("left", "right"), "right of": ("right", "left"), "above": ("top", "bottom")}
 PLACES["below"] = ("bottom", "top")
+_NEAR = ".{0,60}"  # unbounded, a prompt of 3,000 characters took 1.3 s
 _OBJECT_WORD = rf"\b(?=(?:{'|'.join(OBJECT_WORDS)})\b)"
 _WITHOUT_MEANING = rf"\b(a|an|the|on|background|{'|'.join(RELATIONS)})\b"
 
@@ -73,8 +74,8 @@ def _place_marks() -> list[normalizers.Replace]:
     """Before a relation an object word gets the first place, after it the second."""
     marks = []
     for relation, (first, second) in PLACES.items():
-        marks.append(normalizers.Replace(Regex(rf"{_OBJECT_WORD}(?=.*\b{relation}\b)"), f"{first}_"))
-        marks.append(normalizers.Replace(Regex(rf"(?<=\b{relation}\b.*){_OBJECT_WORD}"), f"{second}_"))
+        marks.append(normalizers.Replace(Regex(rf"{_OBJECT_WORD}(?={_NEAR}\b{relation}\b)"), f"{first}_"))
+        marks.append(normalizers.Replace(Regex(rf"(?<=\b{relation}\b{_NEAR}){_OBJECT_WORD}"), f"{second}_"))
     return marks
 
 

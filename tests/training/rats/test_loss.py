@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from student.schedule import sigmas
-from training.rats.loss import gate, objective, shaping
+from training.rats.loss import gate, reward_loss, shaping, velocity_excess
 from training.rats.trajectory import Trajectory, horizons, rollout
 
 
@@ -71,6 +71,19 @@ def test_shaping_sends_gradient_to_the_student_alone() -> None:
     assert other.grad is None
 
 
-def test_objective_is_the_mean_of_reward_and_gated_shaping() -> None:
-    value = objective(torch.tensor([1.0, 3.0]), torch.tensor([0.5, 0.0]), torch.tensor([2.0, 9.0]), alpha=4.0)
-    assert value.item() == pytest.approx(((-1 + 4 * 0.5 * 2) + -3) / 2)
+def test_a_reward_above_the_hinge_counts_as_the_hinge_and_gives_no_gradient() -> None:
+    reward = torch.tensor([1.0, 3.0], requires_grad=True)
+    loss = reward_loss(reward, hinge=2.0)
+    assert loss.tolist() == [-1.0, -2.0]
+    loss.sum().backward()
+    assert reward.grad is not None and reward.grad.tolist() == [-1.0, 0.0]
+    assert reward_loss(torch.tensor([1.0, 300.0])).tolist() == [-1.0, -300.0]
+
+
+def test_velocity_excess_counts_only_what_is_longer_than_allowed() -> None:
+    noise = torch.ones(2, 2, 1, 1)
+    teacher = rollout(lambda x, _: torch.ones_like(x), noise, sigmas(3))
+    lengths = torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1)
+    student = rollout(lambda x, _: lengths * torch.ones_like(x), noise, sigmas(2))
+    torch.testing.assert_close(velocity_excess(student, teacher, 1.5), torch.tensor([0.0, 1.5]))
+    assert velocity_excess(student, teacher, math.inf).tolist() == [0.0, 0.0]

@@ -26,7 +26,7 @@ def settings(models: Path, **others: object) -> list[str]:
     """``--set`` values of a run on those models that takes seconds."""
     chosen = {
         "model": models / "shapes-teacher",
-        "scorer": models / "shapes-scorers" / "trained",
+        "reward": models / "shapes-scorers" / "trained",
         "heldout": models / "shapes-scorers" / "heldout",
         "batch": 4,
         "teacher_nfe": 6,

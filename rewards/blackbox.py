@@ -1,0 +1,44 @@
+"""Rewards that give no gradient: any function of images and prompts, for evaluation and the gate.
+
+Shape suffixes: B batch, C channels, H/W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rewards.interface import check_batch
+
+Function = Callable[[Tensor, Sequence[str]], Tensor | Sequence[float]]
+
+
+class BlackBox:
+    """A function as a reward; its images carry no gradient, and neither do its scores."""
+
+    differentiable = False
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+
+    @torch.no_grad()
+    def score(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Whatever the function says, as fp32 on the images' device."""
+        check_batch(images_BCHW, prompts)
+        values = self.function(images_BCHW.detach(), prompts)
+        return torch.as_tensor(values, dtype=torch.float32, device=images_BCHW.device)
+
+
+def jpeg_bytes(images_BCHW: Tensor, prompts: Sequence[str]) -> list[float]:
+    """Size of each image as a JPEG of quality 95, in bytes: how much detail it has."""
+    bytes_BHWC = (images_BCHW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    sizes = []
+    for pixels_HWC in bytes_BHWC:
+        file = io.BytesIO()
+        Image.fromarray(pixels_HWC).save(file, "JPEG", quality=95)
+        sizes.append(float(file.tell()))
+    return sizes

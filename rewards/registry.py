@@ -1,0 +1,127 @@
+"""Rewards by name: the shipped ones, the starter world's scorers, and a user's own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rewards.aesthetic import aesthetic
+from rewards.blackbox import BlackBox
+from rewards.clip import clip_score, pickscore
+from rewards.files import FILES
+from rewards.hps import hps
+from rewards.imagereward import imagereward
+from rewards.interface import Reward, RewardError
+from rewards.tokenized import Tokenize, load
+
+SHIPPED: Mapping[str, Callable[[Path], Reward]] = {
+    "pickscore": pickscore,
+    "hpsv2.1": hps,
+    "imagereward": imagereward,
+    "clip": clip_score,
+    "aesthetic": aesthetic,
+}
+SCORER = "shapes:"
+_OWN = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")
+
+
+def find(
+    name: str,
+    *,
+    tokenizer: Tokenize | Path | None = None,
+    files: Path = FILES,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Reward:
+    """The reward called ``name``, its weights frozen, on ``device``.
+
+    A name is a shipped one (``SHIPPED``), ``shapes:FOLDER`` or just the folder of a scorer of the starter world, or
+    ``package.module:Class``; a function in place of the class is a black box. ``tokenizer`` is for the scorers
+    only. ``files`` is where downloaded checkpoints lie, and where those that are converted are kept.
+
+    Raises:
+        RewardError: no such reward, or one whose files are missing; one sentence says what to do.
+    """
+    reward = _make(name, tokenizer, files)
+    if isinstance(reward, nn.Module):
+        reward.eval().requires_grad_(False).to(device, dtype)
+    return reward
+
+
+def _make(name: str, tokenizer: Tokenize | Path | None, files: Path) -> Reward:
+    if name in SHIPPED:
+        return SHIPPED[name](files)
+    if name.startswith(SCORER) or (name and Path(name).is_dir()):
+        return load(Path(name.removeprefix(SCORER)), tokenizer)
+    own = _OWN.fullmatch(name)
+    if own:
+        return _own(name, own[1], own[2])
+    near = difflib.get_close_matches(name.lower(), SHIPPED, 2, 0.4)
+    hint = f"did you mean {' or '.join(map(repr, near))}? Known are" if near else "known are"
+    raise RewardError(f"unknown reward {name!r}: {hint} {', '.join(SHIPPED)}, {SCORER}FOLDER and package.module:Class")
+
+
+def _own(name: str, module_name: str, attribute: str) -> Reward:
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise RewardError(f"reward {name!r} cannot be imported: {error}") from error
+    if not hasattr(module, attribute):
+        near = difflib.get_close_matches(attribute, vars(module), 1, 0.5)
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        raise RewardError(f"reward {name!r}: {module_name} has no {attribute!r}{hint}")
+    target = getattr(module, attribute)
+    if inspect.isclass(target):
+        return _checked(name, _instance(name, target))
+    return BlackBox(target) if callable(target) and not hasattr(target, "score") else _checked(name, target)
+
+
+def _instance(name: str, kind: Callable[[], object]) -> object:
+    try:
+        inspect.signature(kind).bind()
+    except TypeError as error:
+        raise RewardError(f"reward {name!r} is made without arguments, and its class wants some: {error}") from error
+    return kind()
+
+
+def _checked(name: str, made: object) -> Reward:
+    if not callable(getattr(made, "score", None)):
+        raise RewardError(f"reward {name!r} has no method score(images_BCHW, prompts)")
+    if not isinstance(getattr(made, "differentiable", None), bool):
+        raise RewardError(f"reward {name!r} must say 'differentiable = True' or 'differentiable = False'")
+    reward: Reward = made  # type: ignore[assignment]
+    return reward
+
+
+def parse(text: str) -> dict[str, float]:
+    """``"pickscore:1.0,hpsv2.1:0.5"`` -> weights by name; without ``:weight`` it is 1, and it may be negative.
+
+    Raises:
+        RewardError: no name, a name twice, or a weight that is 0 or not finite.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, weight = _weighted(part.strip())
+        if not name or name in weights:
+            said = f"names {name!r} twice" if name else "has an empty name"
+            raise RewardError(f"rewards {text!r} {said}: accepted is NAME:WEIGHT,NAME:WEIGHT")
+        if not math.isfinite(weight) or weight == 0:
+            raise RewardError(f"reward {name!r} has weight {weight}: accepted is a finite number other than 0")
+        weights[name] = weight
+    return weights
+
+
+def _weighted(part: str) -> tuple[str, float]:
+    name, _, tail = part.rpartition(":")
+    try:
+        return name.strip(), float(tail)
+    except ValueError:
+        return part, 1.0

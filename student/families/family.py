@@ -1,0 +1,186 @@
+"""What training, evaluation, export and runtimes ask of a flow model, whichever diffusers pipeline it came from.
+
+Legend: B images, C latent channels, F latent frames, H x W latent cells, L tokens, E token features, P pooled features.
+A picture's latents are BCHW, a video's BCFHW; they are never packed outside a family.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from student import schedule
+from student.bundle import Latents
+
+
+class SizeError(ValueError):
+    """A size that a family cannot draw; the message is one sentence."""
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What the text encoders make of B prompts: every token, and one pooled vector where the family has one."""
+
+    tokens_BLE: Tensor
+    pooled_BP: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.tokens_BLE.shape[0]
+
+    def take(self, index: int | slice | Sequence[int]) -> Condition:
+        """The rows of some prompts; one index keeps its batch axis."""
+        if isinstance(index, int):
+            index = [index]
+        return Condition(self.tokens_BLE[index], None if self.pooled_BP is None else self.pooled_BP[index])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:
+        """The same numbers elsewhere, or in another type."""
+        pooled_BP = None if self.pooled_BP is None else self.pooled_BP.to(device=device, dtype=dtype)
+        return Condition(self.tokens_BLE.to(device=device, dtype=dtype), pooled_BP)
+
+    @staticmethod
+    def stack(conditions: Sequence[Condition]) -> Condition:
+        """One batch of several conditions of one family, in their order."""
+        pooled = [condition.pooled_BP for condition in conditions if condition.pooled_BP is not None]
+        tokens_BLE = torch.cat([condition.tokens_BLE for condition in conditions])
+        return Condition(tokens_BLE, torch.cat(pooled) if pooled else None)
+
+
+class Family(nn.Module, ABC):
+    """Encoders, transformer and decoder of one pipeline; packing, timestep scale and guidance embedding stay inside.
+
+    ``transformer`` is what learns. The pipeline is not kept, so that ``drop_encoders`` frees the encoders' memory as
+    soon as the caller lets go of the pipeline too; ``max_tokens`` is the length that T5's tokens are padded to.
+    """
+
+    name: ClassVar[str]
+    encoders: ClassVar[tuple[str, ...]]
+    packing: ClassVar[int] = 1  # side of the patch of cells that the pipeline's own latents hold as one token
+    in_float32: ClassVar[tuple[str, ...]] = ()  # parts that the published pipeline is never run narrower with
+    transformer: Any
+    vae: Any
+
+    def __init__(self, pipe: Any, max_tokens: int) -> None:
+        super().__init__()
+        for name in (*self.encoders, "transformer", "vae"):
+            setattr(self, name, getattr(pipe, name))
+        self.max_tokens = max_tokens
+        self._remembered: dict[str, Condition] = {}
+        self.scheduler_config = dict(pipe.scheduler.config)
+        schedule.shift_of(self.scheduler_config, tokens=1)  # a schedule that cannot be followed is refused at once
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer lies."""
+        found: torch.device = next(self.transformer.parameters()).device
+        return found
+
+    @abstractmethod
+    def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """What ``encode_ids`` reads, int64 (B, L) each, as the diffusers pipeline makes it of the prompts."""
+
+    @abstractmethod
+    def encode_ids(self, *ids_BL: Tensor) -> Condition:
+        """Token ids -> condition."""
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Prompts -> condition, without gradient.
+
+        Raises:
+            RuntimeError: the encoders were dropped, and a prompt was not remembered.
+        """
+        if self._remembered and all(prompt in self._remembered for prompt in prompts):
+            return Condition.stack([self._remembered[prompt] for prompt in prompts]).to(self.device)
+        present = [encoder for name in self.encoders if (encoder := getattr(self, name)) is not None]
+        if not present:
+            raise RuntimeError("the text encoders were dropped: prompts must be encoded before")
+        return self.encode_ids(*(ids_BL.to(present[0].device) for ids_BL in self.tokenise(prompts)))
+
+    def remember(self, prompts: Sequence[str], batch: int = 16) -> None:
+        """Encode prompts once, keep their conditions in main memory, and let go of the encoders."""
+        for at in range(0, len(prompts), batch):
+            part = prompts[at : at + batch]
+            found = self.encode(part).to("cpu")
+            self._remembered |= {prompt: found.take(i) for i, prompt in enumerate(part)}
+        self.drop_encoders()
+
+    def drop_encoders(self) -> None:
+        """Let go of the text encoders; ``encode`` knows what it remembers from here on, and nothing else."""
+        for name in self.encoders:
+            setattr(self, name, None)
+
+    @abstractmethod
+    def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
+        """Shape of one image's noise, (C, H, W), or of one video's, (C, F, H, W).
+
+        Raises:
+            SizeError: a size that the family cannot draw; the message names the accepted multiple.
+        """
+
+    def geometry(self, height_px: int, width_px: int, frames: int = 1) -> Latents:
+        """What a student's manifest says of latents of this size; SizeError as for ``latent_shape``."""
+        channels, *latent_frames, height, width = self.latent_shape(height_px, width_px, frames)
+        config = self.vae.config
+        scale, shift = (config.get(name, default) for name, default in (("scaling_factor", 1.0), ("shift_factor", 0.0)))
+        return Latents(height, width, channels, self.packing, scale, shift, *latent_frames)
+
+    def velocity(self, x: Tensor, sigma: float | Tensor, condition: Condition) -> Tensor:
+        """``noise - data`` as predicted at ``sigma`` (one value for all, or a tensor of B), in the type of ``x``."""
+        dtype = self.transformer.dtype
+        sigma_B = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
+        return self._predict(x.to(dtype), sigma_B, condition.to(dtype=dtype)).to(x.dtype)
+
+    @abstractmethod
+    def _predict(self, x: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
+        """The transformer's answer; ``x`` and ``condition`` in its type, ``sigma_B`` in float32."""
+
+    @abstractmethod
+    def decode(self, x: Tensor) -> Tensor:
+        """Latents -> images_BCHW in [0, 1], float32; videos (B, F, C, H, W)."""
+
+    def sigmas(self, nfe: int, shape: Sequence[int]) -> tuple[float, ...]:
+        """The sigmas at which a picture of this latent shape is looked at, from 1 downwards, without the final 0.
+
+        They are shifted once, as the pipeline's scheduler says, and are the ones really used: to draw the same with
+        diffusers they are passed to a scheduler that shifts no more (``student.pipeline.shift_no_more``).
+        """
+        return schedule.sigmas(nfe, schedule.shift_of(self.scheduler_config, self._num_tokens(shape)))
+
+    @abstractmethod
+    def _num_tokens(self, shape: Sequence[int]) -> int:
+        """How many tokens the transformer sees of latents of this shape."""
+
+
+def token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
+    """Ids padded or cut to ``length``, int64 (B, L)."""
+    batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    ids_BL: Tensor = batch.input_ids
+    return ids_BL
+
+
+def check_size(height_px: int, width_px: int, multiple: int, most: int | None = None) -> None:
+    """Raises SizeError for a side that is not a positive multiple, or longer than ``most``."""
+    for side, value in (("height", height_px), ("width", width_px)):
+        if value < multiple or value % multiple or (most is not None and value > most):
+            limit = "" if most is None else f" up to {most}"
+            raise SizeError(f"{side} is {value}: accepted are multiples of {multiple}{limit}")
+
+
+def check_still(frames: int) -> None:
+    """Raises SizeError for more than one frame."""
+    if frames != 1:
+        raise SizeError(f"frames is {frames}: this family draws single pictures, accepted is 1")
+
+
+def scaled_decode(vae: Any, x_BCHW: Tensor) -> Tensor:
+    """Decode latents of an image autoencoder (one scale, one shift): images_BCHW in [0, 1]."""
+    config = vae.config
+    raw_BCHW = (x_BCHW / config.scaling_factor + config.shift_factor).to(vae.dtype)
+    images_BCHW: Tensor = vae.decode(raw_BCHW, return_dict=False)[0].float()
+    return (images_BCHW * 0.5 + 0.5).clamp(0, 1)

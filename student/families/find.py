@@ -1,0 +1,56 @@
+"""From a diffusers pipeline, wherever it lies, to its family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from student.bundle import BundleError
+from student.families.family import Family
+from student.families.flux import Flux
+from student.families.sd3 import SD3
+from student.families.wan import Wan
+from student.pipeline import open_pipeline, read_index
+
+FAMILIES: Mapping[str, type[Family]] = {"FluxPipeline": Flux, "StableDiffusion3Pipeline": SD3, "WanPipeline": Wan}
+
+
+def open_family(
+    source: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    local_files_only: bool = False,
+    parts: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Family:
+    """Open a folder or hub id; its class is looked at before any weights are read.
+
+    ``parts`` replaces components (``{"text_encoder_3": None, "tokenizer_3": None}`` opens SD3 without T5);
+    ``options`` go to the family: ``max_tokens``, and ``guidance`` for FLUX.1-dev. A family may keep a part of the
+    pipeline in float32 whatever ``dtype`` says.
+
+    Raises:
+        BundleError: no pipeline there, or one of a class that is not supported.
+    """
+    family = _family_of_class(str(read_index(source, local_files_only).get("_class_name")), source)
+    types = {"default": dtype, **dict.fromkeys(family.in_float32, torch.float32)}
+    pipe = open_pipeline(source, types if family.in_float32 else dtype, local_files_only, **(parts or {}))
+    return family(pipe, **options)
+
+
+def family_of(pipe: Any, **options: Any) -> Family:
+    """The family of a pipeline that is open already; ``options`` as for ``open_family``.
+
+    Raises:
+        BundleError: its class is not supported.
+    """
+    return _family_of_class(type(pipe).__name__, "this")(pipe, **options)
+
+
+def _family_of_class(name: str, source: str | Path) -> type[Family]:
+    if name not in FAMILIES:
+        raise BundleError(f"{source} is a {name}: supported are {', '.join(FAMILIES)}")
+    return FAMILIES[name]

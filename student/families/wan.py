@@ -1,0 +1,88 @@
+"""Wan 2.1, text to video; one frame is a picture.
+
+Legend: B videos, C latent channels, F frames (latent or drawn), H x W latent cells or pixels, L tokens, E features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from torch import Tensor
+
+from student.bundle import BundleError
+from student.families.family import Condition, Family, SizeError, check_size
+
+MAX_TOKENS = 512  # what WanPipeline takes where nothing is said
+SIDE_MULTIPLE_PX = 16  # WanPipeline refuses other sides, whatever its autoencoder and patches are
+
+
+class Wan(Family):
+    """A WanPipeline with one transformer. Euler steps for teacher and student, whatever scheduler was published.
+
+    Raises:
+        BundleError: a Wan 2.2 pipeline (two transformers, or a time for each token).
+    """
+
+    name = "wan"
+    encoders = ("text_encoder",)
+    in_float32 = ("vae",)
+    text_encoder: Any
+
+    def __init__(self, pipe: Any, max_tokens: int | None = None) -> None:
+        if pipe.transformer is None or pipe.transformer_2 is not None or pipe.config.expand_timesteps:
+            raise BundleError("this is a Wan 2.2 pipeline: accepted is Wan 2.1, one transformer and one time per video")
+        super().__init__(pipe, max_tokens or MAX_TOKENS)
+        self.tokenizer = pipe.tokenizer
+        self._channels = pipe.transformer.config.in_channels
+        self._cell_px, self._cell_frames = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
+        self._patch = tuple(pipe.transformer.config.patch_size)
+
+    def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """Ids and mask (1: a token, 0: padding) for UMT5; entities and white space are cleaned as WanPipeline does."""
+        batch = self.tokenizer(
+            [prompt_clean(prompt) for prompt in prompts],  # type: ignore[no-untyped-call]
+            padding="max_length",
+            max_length=self.max_tokens,
+            truncation=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        return batch.input_ids, batch.attention_mask
+
+    def encode_ids(self, *ids_BL: Tensor) -> Condition:
+        """Ids and mask -> tokens; what follows a prompt's end is zero."""
+        ids, mask_BL = ids_BL
+        tokens_BLE = self.text_encoder(ids, mask_BL).last_hidden_state
+        after_BL = torch.arange(ids.shape[1], device=ids.device) >= mask_BL.sum(dim=1, keepdim=True)
+        return Condition(tokens_BLE.masked_fill(after_BL[..., None], 0))
+
+    def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
+        """(C, F, H, W); the first frame has a latent of its own, each later one holds several."""
+        check_size(height_px, width_px, math.lcm(SIDE_MULTIPLE_PX, *(self._cell_px * side for side in self._patch[1:])))
+        if frames < 1 or (frames - 1) % self._cell_frames:
+            raise SizeError(f"frames is {frames}: accepted are multiples of {self._cell_frames}, plus 1")
+        latent_frames = (frames - 1) // self._cell_frames + 1
+        return (self._channels, latent_frames, height_px // self._cell_px, width_px // self._cell_px)
+
+    def _predict(self, x: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
+        v_BCFHW: Tensor = self.transformer(
+            hidden_states=x,
+            timestep=sigma_B * 1000,
+            encoder_hidden_states=condition.tokens_BLE,
+            return_dict=False,
+        )[0]
+        return v_BCFHW
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Latents -> videos (B, F, C, H, W) in [0, 1]."""
+        config, x = self.vae.config, x.to(self.vae.dtype)
+        mean, std = (x.new_tensor(values).view(1, -1, 1, 1, 1) for values in (config.latents_mean, config.latents_std))
+        video_BCFHW: Tensor = self.vae.decode(x * std + mean, return_dict=False)[0].float()
+        return (video_BCFHW * 0.5 + 0.5).clamp(0, 1).transpose(1, 2)
+
+    def _num_tokens(self, shape: Sequence[int]) -> int:
+        return math.prod(size // patch for size, patch in zip(shape[-3:], self._patch, strict=True))

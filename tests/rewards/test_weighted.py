@@ -1,0 +1,123 @@
+"""Several rewards as one scalar, black boxes, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from rewards.blackbox import BlackBox, jpeg_bytes
+from rewards.interface import Reward, RewardError
+from rewards.weighted import Calibration, Term, Weighted, calibrate, require_gradient
+
+
+class Channel:
+    """Mean of one channel: its gradient is known."""
+
+    differentiable = True
+
+    def __init__(self, channel: int) -> None:
+        self.channel = channel
+
+    def score(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        return images_BCHW[:, self.channel].mean((1, 2))
+
+
+def images(num: int = 5) -> Tensor:
+    return torch.rand(num, 3, 4, 4, generator=torch.Generator().manual_seed(6))
+
+
+def prompts(num: int = 5) -> list[str]:
+    return [f"prompt {i}" for i in range(num)]
+
+
+def test_the_weighted_sum_is_of_standardised_scores() -> None:
+    both = Weighted(
+        (Term("red", Channel(0), 2.0, Calibration(0.5, 0.1)), Term("blue", Channel(2), -0.5, Calibration(0.2, 4.0)))
+    )
+    red, blue = images()[:, 0].mean((1, 2)), images()[:, 2].mean((1, 2))
+    expected = 2.0 * (red - 0.5) / 0.1 - 0.5 * (blue - 0.2) / 4.0
+    assert torch.allclose(both.score(images(), prompts()), expected)
+    parts = both.parts(images(), prompts())
+    assert torch.allclose(parts["red"], (red - 0.5) / 0.1) and torch.allclose(parts["blue"], (blue - 0.2) / 4.0)
+    pixels = images().requires_grad_()
+    (gradient,) = torch.autograd.grad(both.score(pixels, prompts()).sum(), pixels)
+    assert torch.allclose(gradient[:, 0], torch.tensor(2.0 / 0.1 / 16))
+    assert torch.allclose(gradient[:, 2], torch.tensor(-0.5 / 4.0 / 16))
+    assert not gradient[:, 1].any()
+
+
+def test_on_its_own_calibration_images_a_reward_has_mean_0_and_deviation_1() -> None:
+    scale = calibrate("red", Channel(0), images(11), prompts(11), batch=4)
+    values = Term("red", Channel(0), 1.0, scale).standardised(images(11), prompts(11))
+    assert float(values.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(values.std()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("reward", "num", "sentence"),
+    [
+        (BlackBox(lambda images, prompts: [1.0] * len(images)), 4, "the same score for every image of 4"),
+        (BlackBox(lambda images, prompts: [float("nan")] * len(images)), 4, "scores that are not finite"),
+        (BlackBox(lambda images, prompts: [float("inf")] * len(images)), 4, "scores that are not finite"),
+        (Channel(0), 1, "1 calibration prompts"),
+    ],
+)
+def test_what_cannot_be_standardised_is_refused(reward: Reward, num: int, sentence: str) -> None:
+    with pytest.raises(RewardError, match=sentence):
+        calibrate("x", reward, images(num), prompts(num))
+
+
+def test_a_calibration_without_spread_and_a_sum_of_nothing_are_refused() -> None:
+    with pytest.raises(RewardError, match="std above 0"):
+        Calibration(0.0, 0.0)
+    with pytest.raises(RewardError, match="one or more"):
+        Weighted(())
+
+
+def test_jpeg_bytes_grow_with_detail() -> None:
+    flat, noise = torch.full((1, 3, 32, 32), 0.5), torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    sizes = BlackBox(jpeg_bytes).score(torch.cat([flat, noise]), ["", ""])
+    assert sizes.dtype == torch.float32 and 300 < sizes[0] < 1000 and sizes[1] > 2 * sizes[0]
+
+
+def test_a_black_box_measures_and_gates_but_is_refused_for_the_reward_term() -> None:
+    jpeg = BlackBox(jpeg_bytes)
+    pixels = images().requires_grad_()
+    assert not jpeg.score(pixels, prompts()).requires_grad
+    scale = calibrate("jpeg", jpeg, images(), prompts())
+    mixed = Weighted((Term("red", Channel(0), 1.0, Calibration(0.5, 0.1)), Term("jpeg", jpeg, 0.5, scale)))
+    assert not mixed.differentiable
+    assert torch.isfinite(mixed.score(images(), prompts())).all()
+    require_gradient("red", Channel(0))
+    for name, reward in (("jpeg", jpeg), ("mixed", mixed)):
+        with pytest.raises(RewardError, match="reward 'jpeg' gives no gradient down to the pixels.*or for the gate"):
+            require_gradient(name, reward)
+
+
+class Wrong(Channel):
+    def score(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        return images_BCHW.mean()
+
+
+@pytest.mark.parametrize(
+    ("given", "texts", "sentence"),
+    [
+        (torch.zeros(3, 4, 4), ["a"], "accepted are floats"),
+        (torch.zeros(1, 1, 4, 4), ["a"], "accepted are floats"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ["a"], "accepted are floats"),
+        (torch.zeros(2, 3, 4, 4), ["a"], "1 prompts for 2 images"),
+        (torch.zeros(2, 3, 4, 4), "ab", "one text for 2 images"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused(given: Tensor, texts: Sequence[str], sentence: str) -> None:
+    reward = Weighted((Term("red", Channel(0), 1.0, Calibration(0.5, 0.1)),))
+    with pytest.raises(RewardError, match=sentence):
+        reward.score(given, texts)
+
+
+def test_a_reward_that_returns_another_shape_is_named() -> None:
+    with pytest.raises(RewardError, match=r"reward 'wrong' returned shape \(\)"):
+        Weighted((Term("wrong", Wrong(0), 1.0, Calibration(0.0, 1.0)),)).score(images(), prompts())

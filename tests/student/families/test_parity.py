@@ -1,0 +1,151 @@
+"""Our loop, with each family's velocity and sigmas, against the diffusers pipeline's own output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from torch import Tensor
+
+from student.families.family import Family
+from student.families.find import family_of
+from student.families.flux import Flux
+from student.noise import noise
+from student.pipeline import shift_no_more, steps_at
+from student.sampler import denoise, pack, unpack
+from student.schedule import sigmas
+from tests.student.families import tiny
+from training.drawing import velocity_of
+
+TOLERANCE = 1e-4
+STEPS = (3, 5, 8, 50)
+SEEDS = [7, 8, 9]
+HEIGHT_PX, WIDTH_PX = 64, 32  # not square, so that swapped sides show
+
+
+def ours(family: Family, nfe: int, guidance: float = 1.0, frames: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Start noise, latents at the end, and what is drawn of them."""
+    shape = family.latent_shape(HEIGHT_PX, WIDTH_PX, frames)
+    start = torch.from_numpy(noise(SEEDS, shape))
+    condition, empty = family.encode(tiny.PROMPTS), family.encode([""] * len(SEEDS))
+    field = velocity_of(family, condition, empty, guidance)  # type: ignore[arg-type]
+    with torch.no_grad():
+        end = denoise(field, start, family.sigmas(nfe, shape))
+        return start, end, family.decode(end)
+
+
+def theirs(pipe: Any, family: Family, nfe: int, start: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
+    """Latents and pictures of the image pipeline with the same sigmas and the same noise, both from its own loop."""
+    shift_no_more(pipe)
+    call = {
+        "prompt": list(tiny.PROMPTS),
+        "num_inference_steps": nfe,
+        "sigmas": list(family.sigmas(nfe, start.shape[1:])),
+        "height": HEIGHT_PX,
+        "width": WIDTH_PX,
+        "max_sequence_length": tiny.MAX_TOKENS,
+        **arguments,
+    }
+    latents = pipe(output_type="latent", **call).images
+    assert [float(s) for s in pipe.scheduler.sigmas[:-1]] == pytest.approx(family.sigmas(nfe, start.shape[1:]))
+    return latents, pipe(output_type="pt", **call).images
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    assert a.shape == b.shape
+    assert (a - b).abs().max() <= TOLERANCE
+    assert b.std() > 0.05  # nothing is compared with nothing
+
+
+@pytest.mark.parametrize("nfe, guidance", [(nfe, guidance) for nfe in STEPS for guidance in (None, 3.5)] + [(3, 1.5)])
+def test_flux(nfe: int, guidance: float | None) -> None:
+    pipe = tiny.flux(guidance_embeds=guidance is not None)
+    family = family_of(pipe, max_tokens=tiny.MAX_TOKENS, guidance=guidance)
+    start, end, images = ours(family, nfe)
+    arguments = {} if guidance is None else {"guidance_scale": guidance}
+    latents, pictures = theirs(pipe, family, nfe, start, latents=pack(start), **arguments)
+    close(end, unpack(latents, *start.shape[-2:]))
+    close(images, pictures)
+
+
+@pytest.mark.parametrize("nfe", STEPS)
+@pytest.mark.parametrize("guidance, with_t5", [(1.0, True), (4.5, True), (4.5, False)])
+def test_sd3(nfe: int, guidance: float, with_t5: bool) -> None:
+    pipe = tiny.sd3(with_t5=with_t5, dual=with_t5)
+    family = family_of(pipe, max_tokens=tiny.MAX_TOKENS)
+    start, end, images = ours(family, nfe, guidance)
+    latents, pictures = theirs(pipe, family, nfe, start, latents=start, guidance_scale=guidance)
+    close(end, latents)
+    close(images, pictures)
+
+
+@pytest.mark.parametrize("nfe", STEPS)
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_wan(nfe: int, guidance: float) -> None:
+    pipe, frames = tiny.wan(), 5
+    family = family_of(pipe, max_tokens=tiny.MAX_TOKENS)
+    start, end, video = ours(family, nfe, guidance, frames)
+    call = {
+        "prompt": list(tiny.PROMPTS),
+        "num_inference_steps": nfe,
+        "height": HEIGHT_PX,
+        "width": WIDTH_PX,
+        "num_frames": frames,
+        "max_sequence_length": tiny.MAX_TOKENS,
+        "guidance_scale": guidance,
+        "latents": start,
+    }
+    with steps_at(pipe, family.sigmas(nfe, start.shape[1:])):
+        close(end, pipe(output_type="latent", **call).frames)
+        close(video, pipe(output_type="pt", **call).frames)
+    assert video.shape == (3, frames, 3, HEIGHT_PX, WIDTH_PX)
+
+
+def test_true_guidance_of_flux() -> None:
+    """FluxPipeline's ``true_cfg_scale`` is the guidance of training."""
+    pipe = tiny.flux()
+    family = family_of(pipe, max_tokens=tiny.MAX_TOKENS)
+    start, end, images = ours(family, 4, guidance=2.5)
+    arguments = {"true_cfg_scale": 2.5, "negative_prompt": [""] * len(SEEDS)}
+    latents, pictures = theirs(pipe, family, 4, start, latents=pack(start), **arguments)
+    close(end, unpack(latents, *start.shape[-2:]))
+    close(images, pictures)
+
+
+def test_a_dev_pipeline_is_guided_by_default_as_diffusers_guides_it() -> None:
+    assert Flux(tiny.flux(guidance_embeds=True)).guidance == 3.5
+    assert Flux(tiny.flux(guidance_embeds=False), guidance=2.0).guidance is None
+
+
+@pytest.mark.parametrize("make, frames", [(tiny.flux, 1), (tiny.sd3, 1), (tiny.wan, 5)])
+def test_the_published_scheduler_shifts_even_steps_to_our_sigmas(make: Callable[[], Any], frames: int) -> None:
+    """Even sigmas through the pipeline's own scheduler (which shifts once then) are those of the family."""
+    pipe = make()
+    family = family_of(pipe)
+    shape = family.latent_shape(512, 512, frames) if make is not tiny.sd3 else family.latent_shape(64, 64)
+    scheduler = pipe.scheduler
+    if make is tiny.flux:
+        scheduler.set_timesteps(sigmas=list(sigmas(8)), mu=calculate_shift(32 * 32))
+        assert scheduler.sigmas[1] == pytest.approx(0.929, abs=1e-3)  # mu is 0.63 at 512 pixels
+    else:
+        scheduler.set_timesteps(sigmas=np.array(sigmas(8)), num_inference_steps=8)
+    assert family.sigmas(8, shape) == pytest.approx(
+        scheduler.sigmas[:-1].tolist(), abs=2e-6
+    )  # UniPC starts at 1 - 1e-6
+
+
+@pytest.mark.parametrize("make", [tiny.flux, tiny.sd3, tiny.wan])
+def test_a_sigma_for_each_picture_is_the_same_as_one_for_all(make: Callable[[], Any]) -> None:
+    family = family_of(make(), max_tokens=tiny.MAX_TOKENS)
+    x = torch.from_numpy(noise(SEEDS, family.latent_shape(HEIGHT_PX, WIDTH_PX)))
+    condition = family.encode(tiny.PROMPTS)
+    sigma_B = torch.tensor([1.0, 0.7, 0.2])
+    together = family.velocity(x, sigma_B, condition)
+    for b, sigma in enumerate(sigma_B.tolist()):
+        alone = family.velocity(x[b : b + 1], sigma, condition.take(b))
+        torch.testing.assert_close(together[b : b + 1], alone, atol=1e-5, rtol=0)
+    assert (family.velocity(x, 0.5, condition) - family.velocity(x, 0.6, condition)).abs().max() > 1e-3

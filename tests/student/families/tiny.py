@@ -1,0 +1,190 @@
+"""Tiny random pipelines of the real classes, one for each family; tokenizers of the real classes too.
+
+What dampens time, text and pixels in fresh random weights is raised, so that a mistake there shows in the picture.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+PROMPTS = ("a red heart above a blue star", "", "Ring &amp; circle,   left of it. " * 12)
+CLIP_TOKENS, MAX_TOKENS = 20, 24  # not the same, so that a mix-up of the tokenizers shows
+CHANNELS = 4
+FLUX_DYNAMIC = {"use_dynamic_shifting": True, "shift": 3.0, "base_shift": 0.5, "max_shift": 1.15}  # FLUX.1-dev's own
+
+
+def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    """Byte by byte: 256 letters, the same at a word's end, ``!`` among them (SD3 pads its second CLIP with it)."""
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], pad_token=pad, model_max_length=CLIP_TOKENS)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Letter by letter."""
+    letters = [(letter, -2.0) for letter in "▁abcdefghijklmnopqrstuvwxyz,.&;"]
+    return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters], extra_ids=0)
+
+
+def flux(guidance_embeds: bool = False, scheduler: Any = None, seed: int = 0) -> FluxPipeline:
+    """FLUX.1: dev with ``guidance_embeds``, else schnell."""
+    torch.manual_seed(seed)
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    pipe = FluxPipeline(
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(**FLUX_DYNAMIC),
+        vae=_autoencoder(),
+        text_encoder=CLIPTextModel(_clip_config(clip, 16, 0)),
+        tokenizer=clip,
+        text_encoder_2=T5EncoderModel(_t5_config(t5, T5Config)),
+        tokenizer_2=t5,
+        transformer=FluxTransformer2DModel(
+            in_channels=4 * CHANNELS,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=(4, 6, 6),
+        ),
+    )
+    return _ready(pipe)
+
+
+def sd3(with_t5: bool = True, dual: bool = True, seed: int = 0) -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3.5 (``dual``: query/key norms and a second attention, as in medium) or 3."""
+    torch.manual_seed(seed)
+    clip, clip_2, t5 = clip_tokenizer(), clip_tokenizer(pad="!"), t5_tokenizer()
+    pipe = StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_autoencoder(),
+        text_encoder=CLIPTextModelWithProjection(_clip_config(clip, 16, 8)),
+        tokenizer=clip,
+        text_encoder_2=CLIPTextModelWithProjection(_clip_config(clip_2, 8, 4)),
+        tokenizer_2=clip_2,
+        text_encoder_3=T5EncoderModel(_t5_config(t5, T5Config)) if with_t5 else None,
+        tokenizer_3=t5 if with_t5 else None,
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=32,
+            pooled_projection_dim=12,
+            pos_embed_max_size=8,
+            dual_attention_layers=(0,) if dual else (),
+            qk_norm="rms_norm" if dual else None,
+        ),
+    )
+    return _ready(pipe)
+
+
+def wan(seed: int = 0) -> WanPipeline:
+    """Wan 2.1 text to video, with the UniPC scheduler that it is published with."""
+    torch.manual_seed(seed)
+    t5 = t5_tokenizer()
+    pipe = WanPipeline(
+        tokenizer=t5,
+        text_encoder=UMT5EncoderModel(_t5_config(t5, UMT5Config)),
+        vae=AutoencoderKLWan(
+            base_dim=4,
+            z_dim=CHANNELS,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            latents_mean=[-0.7, 0.1, 0.9, -0.3],
+            latents_std=[2.8, 1.4, 2.3, 0.6],
+        ),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
+        ),
+        transformer=WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
+            text_dim=32,
+            freq_dim=32,
+            ffn_dim=32,
+            num_layers=1,
+            rope_max_seq_len=32,
+        ),
+    )
+    return _ready(pipe)
+
+
+def _clip_config(tokenizer: CLIPTokenizer, width: int, projection: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=CLIP_TOKENS,
+        projection_dim=projection or width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _t5_config(tokenizer: T5Tokenizer, kind: Any) -> Any:
+    return kind(vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
+
+
+def _autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(4, 4, 4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=CHANNELS,
+        norm_num_groups=2,
+        scaling_factor=0.36,
+        shift_factor=0.12,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def _ready(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False).eval()
+    with torch.no_grad():
+        for name, weight in pipe.transformer.named_parameters():
+            if weight.ndim == 2 and ("norm" in name or "proj_out" in name or "embed" in name):
+                weight.normal_(std=weight.shape[1] ** -0.5)
+    return pipe

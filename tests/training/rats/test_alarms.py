@@ -1,0 +1,44 @@
+"""Each alarm is raised by its own sign and by nothing else."""
+
+import math
+
+import pytest
+
+from training.rats.alarms import alarms
+
+QUIET = {
+    "heldout_validation": 1.0,
+    "reward_validation": 1.0,
+    "diversity_validation": 3.0,
+    "velocity_norm": 1.0,
+    "saturation": 0.1,
+}
+
+
+def rows(**last: float) -> list[dict[str, float]]:
+    """Three validations with a step between them, the last one changed."""
+    return [{"step": -1, **QUIET}, {"step": 0, "loss": 1.0}, {"step": 1, **QUIET}, {"step": 3, **QUIET, **last}]
+
+
+def test_a_quiet_run_and_a_run_that_has_just_begun_raise_nothing() -> None:
+    assert alarms(rows(), 3.0) == [] and alarms(rows()[:1], 3.0) == [] and alarms([], math.inf) == []
+    assert alarms(rows(heldout_validation=2.0, reward_validation=2.0), 3.0) == []
+
+
+@pytest.mark.parametrize(
+    ("last", "sentence"),
+    [
+        ({"heldout_validation": 0.5, "reward_validation": 1.5}, "the held-out score fell by 0.500"),
+        ({"diversity_validation": 2.4}, "diversity fell to 80%"),
+        ({"reward_validation": 3.5, "heldout_validation": 3.5}, "above the 99.9th percentile"),
+        ({"velocity_norm": 1.3}, "velocities are 1.30 times"),
+        ({"saturation": 0.25}, "25% of all values are 0 or 1"),
+    ],
+)
+def test_each_sign_has_its_sentence(last: dict[str, float], sentence: str) -> None:
+    found = alarms(rows(**last), 3.0)
+    assert len(found) == 1 and sentence in found[0]
+
+
+def test_both_scores_falling_is_no_sign_of_hacking() -> None:
+    assert alarms(rows(heldout_validation=0.5, reward_validation=0.5), 3.0) == []

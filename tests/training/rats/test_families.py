@@ -1,0 +1,172 @@
+"""A whole run of three steps for each family, on tiny random pipelines of the real classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from peft import PeftModel
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from student.bundle import read_student, verify_files
+from student.families.find import open_family
+from student.noise import noise
+from student.pipeline import open_pipeline, reproduce
+from student.sampler import denoise
+from tests.student.families import tiny
+from training.progress import read_log
+from training.rats.networks import LORA_TARGETS
+
+OWN = "tests.training.rats.own_reward"
+PIPELINES: dict[str, Callable[[], Any]] = {"flux": tiny.flux, "sd3": tiny.sd3, "wan": tiny.wan}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("training.rats.experiment.CACHE", tmp_path / "cache")
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    import typer
+
+    from training.run import main
+
+    app = typer.Typer()
+    app.command()(main)
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, " ".join(result.output.split())
+
+
+def settings(tmp_path: Path, family: str, **others: object) -> list[str]:
+    """A run of seconds on a tiny pipeline of ``family``, saved into ``tmp_path``."""
+    folder = tmp_path / family
+    if not folder.exists():
+        PIPELINES[family]().save_pretrained(folder)
+        (tmp_path / "prompts.txt").write_text("".join(f"a red heart number {i}\n" for i in range(16)))
+    chosen = {
+        "model": folder,
+        "reward": f"{OWN}:Redness",
+        "heldout": f"{OWN}:Brightness",
+        "prompts": tmp_path / "prompts.txt",
+        "student_id": f"tiny-{family}",
+        "height_px": 32,
+        "width_px": 32,
+        "frames": 5 if family == "wan" else 1,
+        "max_tokens": tiny.MAX_TOKENS,
+        "nfe": 3,
+        "teacher_nfe": 5,
+        "reference_nfe": 6,
+        "guidance": 2.0 if family == "sd3" else 1.0,
+        "guided_steps": 2 if family == "sd3" else 0,
+        "batch": 2,
+        "steps": 3,
+        "validate_every": 2,
+        "precision": "fp32",
+        "lr": 1e-3,
+        **others,
+    }
+    return [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_a_run_writes_a_bundle_that_diffusers_draws_like_us(family: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, text = run("--out", str(out), *settings(tmp_path, family))
+    assert code == 0, text
+    student = read_student(out)
+    verify_files(out, student)
+    assert (student.family, student.steps, student.id) == (family, (3,), f"tiny-{family}")
+    pipe = open_pipeline(out)
+    assert type(pipe) is type(PIPELINES[family]())
+    theirs = reproduce(pipe, student, ["a red heart number 3"], [5], 3)
+    model = open_family(out, max_tokens=tiny.MAX_TOKENS)
+    x = torch.from_numpy(noise([5], student.latents.shape))
+    condition = model.encode(["a red heart number 3"])
+    with torch.no_grad():
+        ours = model.decode(denoise(lambda x, s: model.velocity(x, s, condition), x, student.sigmas[3]))
+    np.testing.assert_allclose(theirs, ours.numpy(), atol=2e-3)
+    before, after = (load_file(next((p / "transformer").glob("*.safetensors"))) for p in (tmp_path / family, out))
+    assert any(not torch.allclose(value, after[name].float(), atol=2e-4) for name, value in before.items())
+    assert "| teacher | 6 |" in (out / "README.md").read_text() and (out / "run" / "grids" / "000002.png").exists()
+
+
+@pytest.mark.parametrize("gradient", ["full", "detached"])
+def test_lora_with_everything_that_saves_memory(gradient: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    more = {"lora_rank": 2, "lr": 0.01, "checkpointing": "true", "gradient": gradient, "accumulate": 2}
+    code, text = run("--out", str(out), *settings(tmp_path, "flux", **more))
+    assert code == 0, text
+    merged = DiffusionPipeline.from_pretrained(out).transformer
+    assert not [name for name, _ in merged.named_parameters() if "lora" in name]
+    base = DiffusionPipeline.from_pretrained(tmp_path / "flux").transformer
+    adapted = PeftModel.from_pretrained(base, out / "adapter").merge_and_unload()
+    for name, value in merged.state_dict().items():
+        torch.testing.assert_close(adapted.state_dict()[name], value, atol=2e-3, rtol=2e-3)
+    before = DiffusionPipeline.from_pretrained(tmp_path / "flux").transformer.state_dict()
+    moved = {name for name, value in merged.state_dict().items() if (value - before[name]).abs().max() > 2e-2}
+    assert len(moved) > 5 and all(re.fullmatch(LORA_TARGETS + r"\.weight", name) for name in moved)
+
+
+def test_one_student_for_several_step_counts(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, text = run(
+        "--out", str(out), *settings(tmp_path, "flux", nfe="[2,3,4]", steps=6, tau_in_spreads="true", weights="bf16")
+    )
+    assert code == 0, text
+    student = read_student(out)
+    assert student.steps == (2, 3, 4) and all(len(student.sigmas[nfe]) == nfe for nfe in (2, 3, 4))
+    assert len({row["nfe"] for row in read_log(out / "run" / "log.jsonl") if "nfe" in row}) > 1
+    assert [(row["model"], row["nfe"]) for row in student.evaluation][-3:] == [("student", n) for n in (2, 3, 4)]
+
+
+def test_rewards_are_weighted_and_logged_as_one(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    both = f"{OWN}:Redness:1.0,{OWN}:Brightness:-0.5"
+    code, text = run("--out", str(out), *settings(tmp_path, "flux", reward=both, heldout=f"{OWN}:Counted"))
+    assert code == 0, text
+    row = read_student(out).evaluation[0]
+    assert abs(row["trained"]["mean"]) < 3 and row["prompts"] >= 3
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"reward": f"{OWN}:Counted"}, "gives no gradient down to the pixels"),
+        ({"heldout": f"{OWN}:Redness"}, "is trained on and held out"),
+        ({"reward": f"{OWN}:Rednes"}, "did you mean 'Redness'"),
+        ({"height_px": 33}, "height is 33: accepted are multiples of"),
+        ({"prompts": "/nowhere.txt"}, "there is no such file"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_and_leaves_nothing(
+    change: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    code, text = run("--out", str(tmp_path / "out"), *settings(tmp_path, "flux", **change))
+    assert code == 2 and sentence in text, text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_black_box_may_only_measure(tmp_path: Path) -> None:
+    """Without a reward term the gate may use a reward that gives no gradient."""
+    more = {"reward": f"{OWN}:Counted", "reward_weight": 0}
+    code, text = run("--out", str(tmp_path / "out"), *settings(tmp_path, "flux", **more))
+    assert code == 0, text
+
+
+def test_rewards_that_are_no_numbers_end_the_run_and_change_nothing(tmp_path: Path) -> None:
+    more = {"reward": f"{OWN}:Broken", "steps": 30, "validate_every": 5}
+    code, text = run("--out", str(tmp_path / "out"), *settings(tmp_path, "flux", **more))
+    assert code == 2 and "the loss was not finite 10 steps in a row" in text
+    rows = read_log(tmp_path / "out" / "run" / "log.jsonl")
+    assert sum("skipped" in row for row in rows) == 9
+    looked = [row["reward_validation"] for row in rows if "reward_validation" in row]
+    assert len(looked) == 2 and looked[0] == looked[1]

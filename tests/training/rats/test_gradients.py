@@ -1,0 +1,107 @@
+"""The gradient modes against each other and against closed forms."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from student.schedule import sigmas
+from training.rats.gradients import differentiate
+from training.rats.trajectory import Trajectory, horizons
+
+NOISE = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+
+
+class Field(nn.Module):
+    """A small velocity network; ``looks`` says whether it sees the state."""
+
+    def __init__(self, looks: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.looks = looks
+        self.inner = nn.Sequential(nn.Linear(7, 16), nn.Tanh(), nn.Linear(16, 6)).double()
+
+    def forward(self, x_BD: Tensor, sigma: float) -> Tensor:
+        seen = x_BD if self.looks else torch.ones_like(x_BD)
+        time = torch.full((len(x_BD), 1), sigma, dtype=x_BD.dtype)
+        result: Tensor = self.inner(torch.cat([seen, time], 1))
+        return result
+
+
+def loss_of(path: Trajectory) -> Tensor:
+    """Something curved that looks at every horizon, as shaping does, and at the end, as a reward does."""
+    return torch.stack([path.data(s).sin().sum() for s in horizons(path.sigmas)]).sum() + path.x[-1].pow(3).mean()
+
+
+def gradient(mode: str, field: Field, nfe: int, last_k: int = 1) -> tuple[float, list[Tensor]]:
+    field.zero_grad()
+    loss, backward = differentiate(mode, last_k, field, NOISE, sigmas(nfe), loss_of)
+    backward()
+    return loss.item(), [p.grad.clone() for p in field.parameters() if p.grad is not None]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.allclose(x, y, rtol=1e-10, atol=1e-12) for x, y in zip(a, b, strict=True))
+
+
+def test_all_modes_see_the_same_loss() -> None:
+    field = Field()
+    losses = [gradient(mode, field, 4, 2)[0] for mode in ("full", "last_k", "detached")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-12) and losses[0] == pytest.approx(losses[2], abs=1e-12)
+
+
+def test_one_step_is_the_same_in_every_mode() -> None:
+    field = Field()
+    full = gradient("full", field, 1)[1]
+    assert same(full, gradient("detached", field, 1)[1]) and same(full, gradient("last_k", field, 1)[1])
+
+
+def test_detached_is_full_where_velocity_does_not_look_at_the_state() -> None:
+    field = Field(looks=False)
+    assert same(gradient("full", field, 4)[1], gradient("detached", field, 4)[1])
+
+
+def test_detached_differs_from_full_where_it_does() -> None:
+    field = Field()
+    assert not same(gradient("full", field, 4)[1], gradient("detached", field, 4)[1])
+
+
+def test_last_k_of_all_steps_is_full() -> None:
+    field = Field()
+    assert same(gradient("full", field, 4)[1], gradient("last_k", field, 4, 4)[1])
+    assert not same(gradient("full", field, 4)[1], gradient("last_k", field, 4, 3)[1])
+
+
+def test_last_k_is_the_full_gradient_of_a_rollout_that_starts_there() -> None:
+    field = Field()
+    grid = sigmas(4)
+    with torch.no_grad():
+        x = NOISE
+        for i in range(2):
+            x = x + (grid[i + 1] - grid[i]) * field(x, grid[i])
+    field.zero_grad()
+    total = torch.zeros((), dtype=torch.double)
+    for i, sigma in ((2, 0.5), (3, 0.25)):
+        v = field(x, sigma)
+        total = total + (x - sigma * v).sin().sum()
+        x = x + ((0.25 if i == 2 else 0.0) - sigma) * v
+    (total + x.sin().sum() + x.pow(3).mean()).backward()
+    expected = [p.grad.clone() for p in field.parameters() if p.grad is not None]
+    assert same(expected, gradient("last_k", field, 4, 2)[1])
+
+
+def test_full_against_finite_differences() -> None:
+    field = Field()
+    grads = gradient("full", field, 4)[1]
+    weight = next(field.parameters())
+    weight.data[0, 0] += 1e-6
+    above = gradient("full", field, 4)[0]
+    weight.data[0, 0] -= 2e-6
+    below = gradient("full", field, 4)[0]
+    assert (above - below) / 2e-6 == pytest.approx(grads[0][0, 0].item(), rel=1e-5)
+
+
+def test_unknown_mode_and_unusable_k_are_refused() -> None:
+    with pytest.raises(ValueError, match="accepted are full, last_k, detached"):
+        differentiate("half", 1, Field(), NOISE, sigmas(4), loss_of)
+    with pytest.raises(ValueError, match="last_k is 5: accepted is 1 to 4"):
+        differentiate("last_k", 5, Field(), NOISE, sigmas(4), loss_of)

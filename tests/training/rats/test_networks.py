@@ -1,0 +1,99 @@
+"""Student, teacher and start on a real small FLUX transformer, with weights of their own and as LoRA adapters."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from student.families.flux import Flux
+from student.pipeline import open_pipeline
+from tests.training.shapes import small
+from training.rats.networks import Lora, Networks
+
+LORA = Lora(rank=2, alpha=4.0)
+
+
+@pytest.fixture
+def model(tmp_path_factory: pytest.TempPathFactory) -> Flux:
+    path = tmp_path_factory.mktemp("models")
+    small.write_models(path)
+    return Flux(open_pipeline(path / "shapes-teacher"), max_tokens=12)
+
+
+def look(networks: Networks, role: str) -> Tensor:
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    with networks.role(role) as model, torch.no_grad():
+        return model.velocity(x, 0.5, model.encode(["a red heart", "a blue star"]))
+
+
+def disturb(networks: Networks) -> None:
+    gen = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in networks.learns:
+            parameter += 0.3 * torch.randn(parameter.shape, generator=gen)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_all_roles_begin_alike_and_only_the_student_learns(model: Flux, lora: Lora | None) -> None:
+    networks = Networks(model, 0.9, lora)
+    before = look(networks, "start")
+    assert all(torch.equal(look(networks, role), before) for role in ("student", "teacher"))
+    disturb(networks)
+    assert not torch.allclose(look(networks, "student"), before)
+    assert torch.equal(look(networks, "teacher"), before) and torch.equal(look(networks, "start"), before)
+    learns = {id(p) for p in networks.learns}
+    assert {id(p) for p in model.parameters() if p.requires_grad} == learns
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_the_teacher_follows_as_an_exponential_average(model: Flux, lora: Lora | None) -> None:
+    networks = Networks(model, 0.9, lora)
+    start = [p.detach().clone() for p in networks.learns]
+    disturb(networks)
+    moved = [p.detach().clone() for p in networks.learns]
+    for _ in range(3):
+        networks.follow()
+    for slow, a, b in zip(networks._slow, start, moved, strict=True):
+        torch.testing.assert_close(slow.detach(), 0.9**3 * a + (1 - 0.9**3) * b, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(look(networks, "teacher"), look(networks, "student"))
+    networks.restart_teacher()
+    assert torch.equal(look(networks, "teacher"), look(networks, "student"))
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_frozen_teacher_never_moves(model: Flux, lora: Lora | None) -> None:
+    networks = Networks(model, 1.0, lora)
+    before = look(networks, "teacher")
+    disturb(networks)
+    networks.follow()
+    assert torch.equal(look(networks, "teacher"), before)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_the_state_brings_back_student_and_teacher(model: Flux, lora: Lora | None) -> None:
+    networks = Networks(model, 0.9, lora)
+    disturb(networks)
+    networks.follow()
+    state, seen = networks.state(), [look(networks, role) for role in ("student", "teacher")]
+    disturb(networks)
+    networks.follow()
+    networks.load_state(state)
+    assert all(torch.equal(look(networks, role), a) for role, a in zip(("student", "teacher"), seen, strict=True))
+
+
+def test_gradient_reaches_the_student_after_the_teacher_has_drawn(model: Flux) -> None:
+    networks = Networks(model, 0.9, LORA)
+    disturb(networks)
+    x = torch.randn(1, 4, 8, 8)
+    v = networks.model.velocity(x, 0.5, networks.model.encode(["a red heart"]))
+    look(networks, "teacher")
+    v.square().sum().backward()
+    assert all(p.grad is not None for p in networks.learns)
+    assert all(p.grad is None for p in networks._slow)
+
+
+def test_lora_holds_no_second_copy(model: Flux) -> None:
+    before = sum(p.numel() for p in model.transformer.parameters())
+    networks = Networks(model, 0.9, LORA)
+    assert networks._teacher is networks._student is networks._start
+    after = sum(p.numel() for p in model.transformer.parameters())
+    assert after == before + 2 * sum(p.numel() for p in networks.learns)

@@ -1,0 +1,42 @@
+"""Two real processes on gloo against one process that accumulates twice as much."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.rats.test_families import settings
+from training.progress import read_log
+
+
+def launch(processes: int, out: Path, arguments: list[str]) -> None:
+    environment = {
+        **os.environ,
+        "HOME": str(out.parent / f"home-{processes}"),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "1",
+    }
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    command = [sys.executable, *(several if processes > 1 else ["-m"]), "training.run", "--out", str(out), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("gradient", ["full", "detached"])
+def test_two_processes_are_one_with_twice_the_accumulation(gradient: str, tmp_path: Path) -> None:
+    shared = {"gradient": gradient, "validate_every": 3, "alpha": 2.0}
+    launch(1, tmp_path / "one", settings(tmp_path, "flux", accumulate=2, **shared))
+    launch(2, tmp_path / "two", settings(tmp_path, "flux", accumulate=1, **shared))
+    one, two = (read_log(tmp_path / name / "run" / "log.jsonl") for name in ("one", "two"))
+    assert len(one) == len(two) == 4
+    for a, b in zip(one[1:], two[1:], strict=True):
+        for name in ("loss", "grad_norm", "reward_student", "gap", "shaping"):
+            assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-7), (a["step"], name)
+    weights = [load_file(next((tmp_path / name / "transformer").glob("*.safetensors"))) for name in ("one", "two")]
+    assert all(torch.allclose(value, weights[1][name], atol=1e-3) for name, value in weights[0].items())

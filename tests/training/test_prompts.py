@@ -1,0 +1,74 @@
+"""Prompt files: what is read, what is refused by line number, and that nothing is trained on and measured."""
+
+from pathlib import Path
+
+import pytest
+
+from training.config import ConfigError
+from training.prompts import from_files, read
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_text_and_json_lines_say_the_same(tmp_path: Path) -> None:
+    text = write(tmp_path / "a.txt", "a red heart", "  ein Schloß am See ")
+    rows = write(tmp_path / "a.jsonl", '{"prompt": "a red heart"}', '{"id": 7, "prompt": "ein Schloß am See"}')
+    assert read(text) == read(rows) == ["a red heart", "ein Schloß am See"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (("a", "", "b"), "line 2 is empty"),
+        (("a", "b", "a"), "line 3 is the same as line 1"),
+        (("a", "x" * 2001), "line 2 has 2001 characters"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number(tmp_path: Path, lines: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        read(write(tmp_path / "a.txt", *lines))
+
+
+@pytest.mark.parametrize("line", ["red heart", '{"text": "red heart"}', '["red heart"]', '{"prompt": 3}'])
+def test_a_json_line_without_a_prompt_is_named(tmp_path: Path, line: str) -> None:
+    with pytest.raises(ConfigError, match="line 2: accepted is a JSON object"):
+        read(write(tmp_path / "a.jsonl", '{"prompt": "a"}', line))
+
+
+def test_a_missing_file_and_too_few_prompts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such file"):
+        read(tmp_path / "none.txt")
+    with pytest.raises(ConfigError, match="accepted are 6 or more"):
+        from_files(write(tmp_path / "a.txt", "a", "b", "c"), None, 1)
+
+
+def test_one_file_is_split_into_disjoint_sets_that_a_new_line_hardly_changes(tmp_path: Path) -> None:
+    lines = [f"prompt {i}" for i in range(60)]
+    sets = from_files(write(tmp_path / "a.txt", *lines), None, 1)
+    trained = {prompt for step in range(20) for prompt in sets.train(step, 7)}
+    measured = [*sets.calibration, *sets.validation, *sets.test]
+    assert len(measured) == len(set(measured)) == 30 and min(map(len, (sets.calibration, sets.validation))) >= 2
+    assert trained == set(lines) - set(measured) and set(sets.known or []) == set(lines)
+    more = from_files(write(tmp_path / "b.txt", *lines, "one more"), None, 1)
+    again = {*more.calibration, *more.validation, *more.test}
+    assert len(again & set(measured)) >= 29
+
+
+def test_every_prompt_is_trained_on_once_a_pass_in_a_new_order(tmp_path: Path) -> None:
+    sets = from_files(write(tmp_path / "a.txt", *(f"p{i}" for i in range(40))), None, 3)
+    one, two = ([prompt for step in steps for prompt in sets.train(step, 5)] for steps in (range(4), range(4, 8)))
+    assert sorted(one) == sorted(two) and len(set(one)) == 20 and one != two
+    assert sets.train(3, 5) == one[15:20]
+    assert from_files(tmp_path / "a.txt", None, 4).train(0, 20) != one
+
+
+def test_a_second_file_is_measured_on_and_must_share_nothing(tmp_path: Path) -> None:
+    training = write(tmp_path / "a.txt", *(f"p{i}" for i in range(10)))
+    sets = from_files(training, write(tmp_path / "b.txt", *(f"q{i}" for i in range(8))), 1)
+    assert {*sets.calibration, *sets.validation, *sets.test} == {f"q{i}" for i in range(8)}
+    assert set(sets.train(0, 10)) == {f"p{i}" for i in range(10)}
+    with pytest.raises(ConfigError, match="share 1 prompts, such as 'p3'"):
+        from_files(training, write(tmp_path / "c.txt", "p3", *(f"q{i}" for i in range(8))), 1)

@@ -1,0 +1,153 @@
+"""What a run measures with: rewards by role, features for diversity, and the judge where there is one.
+
+Legend: B images, F frames, C channels, H/W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewards.interface import Reward, RewardError
+from rewards.registry import find, parse
+from rewards.weighted import require_gradient
+from student.bundle import hash_weights
+from student.families.family import Family
+from training.evaluate import Evaluation, JudgeFn, Measure, ScoreFn
+
+CACHE = Path.home() / ".cache" / "fewstep" / "evaluation"
+TRAINED, HELDOUT = "trained", "heldout"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Mean and deviation of a reward's raw scores of the teacher on the calibration prompts."""
+
+    mean: float
+    std: float
+
+    @staticmethod
+    def of(name: str, scores: Sequence[float]) -> Calibration:
+        """The calibration that these raw scores give.
+
+        Raises:
+            RewardError: they are not finite, or all the same.
+        """
+        mean, std = float(np.mean(scores)), float(np.std(scores, ddof=1))
+        if not (np.isfinite(mean) and std > 0):
+            raise RewardError(f"reward {name!r} gave mean {mean} and deviation {std} on the teacher's pictures")
+        return Calibration(mean, std)
+
+    def standardise(self, scores: Sequence[float]) -> list[float]:
+        """Raw scores in the teacher's deviations above the teacher's mean."""
+        return [(score - self.mean) / self.std for score in scores]
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """One reward of a run: ``name`` is its column, ``asked`` what the configuration called it."""
+
+    name: str
+    asked: str
+    role: str
+    weight: float
+    score: ScoreFn
+    source: str
+
+
+def open_instruments(
+    trained: str, heldout: str, model: Family, learns_from_it: bool, device: str = "cpu"
+) -> list[Instrument]:
+    """The rewards that a run trains on, and those that it only measures with.
+
+    A role with one reward calls it by the role; the parts of a weighted sum are ``trained-1``, ``trained-2``, ...
+
+    Raises:
+        RewardError: no such reward; one in both roles; or one to learn from that gives no gradient.
+    """
+    wanted = {TRAINED: parse(trained), HELDOUT: parse(heldout)}
+    both = wanted[TRAINED].keys() & wanted[HELDOUT].keys()
+    if both:
+        raise RewardError(f"reward {min(both)!r} is trained on and held out: a held-out reward is never trained on")
+    found = []
+    for role, weights in wanted.items():
+        for i, (asked, weight) in enumerate(weights.items(), 1):
+            reward = find(asked, tokenizer=lambda prompts: model.tokenise(prompts)[0], device=device)
+            if role == TRAINED and learns_from_it:
+                require_gradient(asked, reward)
+            name = role if len(weights) == 1 else f"{role}-{i}"
+            found.append(Instrument(name, asked, role, weight, _over_frames(reward), _source(asked)))
+    return found
+
+
+def _source(asked: str) -> str:
+    """What the reward's figures depend on: the weights of a scorer's folder, else its name."""
+    folder = Path(asked.removeprefix("shapes:"))
+    return hash_weights(folder) if folder.is_dir() else asked
+
+
+def _over_frames(reward: Reward) -> ScoreFn:
+    """A video's score is the mean of its frames'."""
+
+    def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        if images.ndim == 4:
+            return reward.score(images, prompts)
+        frames = images.shape[1]
+        each = [prompt for prompt in prompts for _ in range(frames)]
+        return reward.score(images.flatten(0, 1), each).reshape(-1, frames).mean(1)
+
+    return score
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The instruments with their calibration: from raw scores to the one scalar of a role."""
+
+    instruments: Sequence[Instrument]
+    calibration: Mapping[str, Calibration]
+
+    def standardised(self, row: Evaluation, role: str) -> list[float]:
+        """The weighted sum of a role's standardised scores, prompt by prompt."""
+        parts = [self.calibration[i.name].standardise(row.scores[i.name]) for i in self._of(role)]
+        weights = [i.weight for i in self._of(role)]
+        return [sum(w * value for w, value in zip(weights, values, strict=True)) for values in zip(*parts, strict=True)]
+
+    def score(self, role: str, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The same of images (B,), with their gradient."""
+        total = torch.zeros(len(images), device=images.device)
+        for one in self._of(role):
+            kept = self.calibration[one.name]
+            total = total + one.weight * (one.score(images, prompts).float() - kept.mean) / kept.std
+        return total
+
+    def _of(self, role: str) -> list[Instrument]:
+        return [instrument for instrument in self.instruments if instrument.role == role]
+
+
+def measure_with(instruments: Sequence[Instrument], model: Family, judge: JudgeFn | None) -> Measure:
+    """The instruments as one measure."""
+    return Measure({one.name: one.score for one in instruments}, judge, latent_features(model))
+
+
+def latent_features(model: Family) -> Callable[[Tensor], Tensor]:
+    """Autoencoder latents, for diversity: features that no reward has trained."""
+
+    @torch.no_grad()
+    def features(images: Tensor) -> Tensor:
+        flat = images.flatten(0, 1) if images.ndim == 5 else images
+        latents = torch.cat([_encode(model, part * 2 - 1) for part in flat.split(64)])
+        return latents.reshape(len(images), -1)
+
+    return features
+
+
+def _encode(model: Family, x_BCHW: Tensor) -> Tensor:
+    x = x_BCHW.to(model.device, model.vae.dtype)
+    out = model.vae.encode(x[:, :, None] if model.name == "wan" else x)
+    latents: Tensor = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
+    return latents.float().cpu()

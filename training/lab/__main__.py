@@ -1,0 +1,76 @@
+"""``python -m training.lab --preset shapes``: run the laboratory's cells and write its report.
+
+Interrupt it at any time; the same command goes on where it stopped. ``--plan`` says what it would do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+
+from training.config import ConfigError
+from training.lab.cells import cells
+from training.progress import console, quiet
+
+
+def main(
+    preset: Annotated[str, typer.Option(help="Which laboratory: shapes.")] = "shapes",
+    out: Annotated[Path, typer.Option(help="Where the runs lie.")] = Path("runs/lab"),
+    report: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("docs/lab"),
+    cell: Annotated[list[str] | None, typer.Option(help="Only cells whose name contains this.")] = None,
+    steps: Annotated[int, typer.Option(help="Fewer steps a run, to try the plumbing; 0 takes the plan's.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
+    plan: Annotated[bool, typer.Option(help="Print the cells and their expected hours, and stop.")] = False,
+) -> None:
+    """Run what has no result yet, then write the report from all results."""
+    from training.lab.run import RESULT, only, shortened
+
+    quiet()
+    if preset != "shapes":
+        console.print(f"[red]unknown preset {preset!r}: known is shapes[/red]", highlight=False)
+        raise typer.Exit(2)
+    chosen = only(cells(), cell or [])
+    if not chosen:
+        console.print(f"[red]no cell is called like {', '.join(cell or [])}: --plan lists them[/red]", highlight=False)
+        raise typer.Exit(2)
+    if steps:
+        chosen = [shortened(one, steps) for one in chosen]
+    if plan:
+        table = Table("cell", "part", "minutes", "done", title="laboratory")
+        for one in chosen:
+            done = "yes" if (out / one.key / RESULT).exists() else ""
+            table.add_row(one.key, one.part, f"{one.expected_s / 60:.0f}", done)
+        console.print(table)
+        console.print(f"{sum(one.expected_s for one in chosen) / 3600:.1f} hours on one core")
+        return
+    if threads:
+        torch.set_num_threads(threads)
+    _run(chosen, out, report)
+
+
+def _run(chosen: list, out: Path, report: Path) -> None:  # type: ignore[type-arg]
+    from rewards.interface import RewardError
+    from student.bundle import BundleError
+    from training.lab.report import write
+    from training.lab.run import RESULT, results, run_all
+    from training.rundir import RunDirError
+
+    try:
+        run_all(chosen, out)
+    except (ConfigError, RunDirError, BundleError, RewardError) as error:
+        console.print(f"[red]{error}[/red]", highlight=False)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        console.print("stopped: the same command goes on with the first run that is not finished")
+        raise typer.Exit(130) from None
+    missing = sum(not (out / one.key / RESULT).exists() for one in cells())
+    write(results(out), report, missing)
+    console.print(f"the report is {report / 'README.md'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,87 @@
+"""The laboratory's cells: which runs are compared, with how many seeds, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from training.rats.preset import RatsConfig, shapes
+
+NFES, SEEDS = (2, 4, 8), (401, 402, 403)
+# What distinguishes a method from RATS; docs/lab compares them at every step count with three seeds.
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "RATS": {},
+    "reward only": {"alpha": 0.0},
+    "constant gate": {"gate": "constant"},
+    "distillation only": {"reward_weight": 0.0, "gate": "one"},
+}
+# At one step count with one seed: enough to see large effects, and marked as such.
+BASELINES: Mapping[str, Mapping[str, Any]] = {
+    "DRaFT-1": {"alpha": 0.0, "gradient": "last_k", "last_k": 1},
+    "no horizon": {"horizons": "end"},
+    "frozen teacher": {"guided_steps": 120},
+}
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "alpha 0.3": {"alpha": 0.3},
+    "alpha 3": {"alpha": 3.0},
+    "alpha 10": {"alpha": 10.0},
+    "tau 0.3": {"tau": 0.3},
+    "tau 3": {"tau": 3.0},
+    "tau in spreads": {"tau_in_spreads": True},
+    "EMA 0.9": {"ema": 0.9},
+    "EMA 0.99": {"ema": 0.99},
+    "gradient: last 2": {"gradient": "last_k", "last_k": 2},
+    "gradient: detached": {"gradient": "detached"},
+}
+ABLATION_NFE = 4
+# Measured on one core: seconds of a step of 16 samples with full gradient, for the teacher's part and a student step.
+TEACHER_S, STUDENT_S, EVALUATION_S = 0.35, 0.12, 60.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of the laboratory."""
+
+    method: str
+    part: str
+    nfe: int
+    config: RatsConfig
+
+    @property
+    def key(self) -> str:
+        """The folder that its run lies in."""
+        name = self.method.lower().replace(":", "").replace(" ", "-")
+        return f"{name}-nfe{self.nfe}-seed{self.config.seed}"
+
+    @property
+    def expected_s(self) -> float:
+        """About how long it takes on one core."""
+        teacher = TEACHER_S * self.config.teacher_nfe / 8 if self.config.alpha > 0 else 0.0
+        return self.config.steps * (teacher + STUDENT_S * self.nfe) + EVALUATION_S
+
+
+def base() -> RatsConfig:
+    """The starter world's preset, shorter and with smaller batches, so that many runs fit into a night."""
+    return replace(shapes(), steps=120, batch=16, guided_steps=80, validate_every=40, student_id="lab")
+
+
+def cells() -> list[Cell]:
+    """All cells, the most important ones first."""
+    main = [
+        _cell(method, "main", change, nfe, seed)
+        for seed in SEEDS
+        for nfe in (4, 2, 8)
+        for method, change in METHODS.items()
+    ]
+    one_seed = [
+        _cell(method, part, change, ABLATION_NFE, SEEDS[0])
+        for part, group in (("baseline", BASELINES), ("ablation", ABLATIONS))
+        for method, change in group.items()
+    ]
+    first = len(NFES) * len(METHODS)  # one seed of everything comes before the other seeds
+    return [*main[:first], *one_seed, *main[first:]]
+
+
+def _cell(method: str, part: str, change: Mapping[str, Any], nfe: int, seed: int) -> Cell:
+    return Cell(method, part, nfe, replace(base(), nfe=(nfe,), seed=seed, **change))

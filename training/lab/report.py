@@ -1,0 +1,169 @@
+"""The laboratory's report: what holds and what does not, tables, and plots; written from the results alone."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.lab import plots
+from training.lab.cells import ABLATION_NFE, METHODS, NFES, base
+from training.lab.run import Result
+from training.lab.statistics import Estimate, difference, estimate
+
+# The paper's HPSv2.1 (x 100) on FLUX.1-dev: its student, and the plain model at as many steps (anchors: RATS, table 1).
+PAPER = {3: (32.15, 18.43), 5: (32.16, 26.12), 8: (33.81, 28.43)}
+PAPER_TEACHER = 30.00
+MEASURES = ("trained", "heldout", "right", "diversity", "distance")
+
+
+def values(result: Result, measure: str) -> list[float]:
+    """One run's figures by prompt."""
+    if measure == "right":
+        return result.judge["right"]
+    found: list[float] = getattr(result, measure)
+    return found
+
+
+class Table:
+    """The results by method and step count."""
+
+    def __init__(self, results: Sequence[Result]) -> None:
+        self.results = list(results)
+
+    def runs(self, method: str, nfe: int, measure: str) -> list[list[float]]:
+        """Each seed's figures by prompt; the seeds in order."""
+        rows = [r for r in self.results if r.method == method and r.nfe == nfe]
+        return [values(r, measure) for r in sorted(rows, key=lambda r: r.seed)]
+
+    def difference(self, ours: tuple[str, int], theirs: tuple[str, int], measure: str) -> Estimate | None:
+        """ours - theirs, paired; None where one is missing."""
+        a, b = self.runs(*ours, measure), self.runs(*theirs, measure)
+        if not a or not b:
+            return None
+        shared = min(len(a), len(b)) if theirs[0] != "teacher" else len(a)
+        return difference(a[:shared], b[:shared] if theirs[0] != "teacher" else b)
+
+
+def write(results: Sequence[Result], folder: Path, missing: int) -> None:
+    """README.md, cells.csv and the plots."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = Table(results)
+    _csv(results, folder / "cells.csv")
+    plots.quality(table.results, folder / "quality.png")
+    text = [
+        "# Laboratory report\n",
+        _summary(table, missing),
+        "Figures are means over the 512 test prompts of the starter world and over training seeds, ± one standard "
+        "error of prompts and seeds together; differences are paired prompt by prompt. Scores are in the teacher's "
+        'standard deviations above its mean. "Right" is the exact judge: everything the prompt says holds. Distance is '
+        "the mean squared difference to the 50-step teacher's picture from the same noise. Rows of one seed carry no "
+        "error of the training seed and are marked (1).\n",
+        "![quality against the number of steps](quality.png)\n",
+        *_methods(table),
+        *_one_seed(table),
+        _paper(table),
+        "Every run: [cells.csv](cells.csv). Again: `python -m training.lab --preset shapes`.\n",
+    ]
+    (folder / "README.md").write_text("\n".join(text))
+
+
+def _summary(table: Table, missing: int) -> str:
+    """Which of the paper's claims hold here."""
+    reference = ("teacher", base().reference_nfe)
+    lines = [f"**{missing} of the planned runs are missing; what follows is from the others.**\n"] if missing else []
+    for nfe in NFES:
+        for measure in ("heldout", "right"):
+            found = table.difference(("RATS", nfe), reference, measure)
+            lines.append(_claim(f"the {nfe}-step student is above the 50-step teacher ({measure})", found))
+    for other, words in (
+        ("constant gate", "the gate beats a constant gate"),
+        ("reward only", "shaping beats reward only"),
+    ):
+        for nfe in NFES:
+            for measure in ("heldout", "right", "diversity"):
+                lines.append(
+                    _claim(
+                        f"{words} at {nfe} steps ({measure})", table.difference(("RATS", nfe), (other, nfe), measure)
+                    )
+                )
+    gains = {nfe: table.difference(("RATS", nfe), ("teacher", nfe), "heldout") for nfe in NFES}
+    if all(gains.values()):
+        largest = max(NFES, key=lambda nfe: gains[nfe].mean)  # type: ignore[union-attr]
+        said = ", ".join(f"{nfe} steps {gain}" for nfe, gain in gains.items())
+        lines.append(
+            f"- The gain over the guided teacher at as many steps is largest at {largest} steps ({said}; held out)."
+        )
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def _claim(words: str, found: Estimate | None) -> str:
+    if found is None:
+        return ""
+    verdict = "holds" if found.holds else "does not hold" if found.mean < -2 * found.error else "is not decided"
+    note = " (1)" if found.seeds == 1 else ""
+    return f"- {words[0].upper()}{words[1:]}: **{verdict}**, {found}{note}."
+
+
+def _methods(table: Table) -> list[str]:
+    parts = []
+    for nfe in NFES:
+        names = ["teacher", *METHODS]
+        rows = [_row(table, name, nfe) for name in names]
+        parts.append(f"## {nfe} steps\n\n" + _markdown(["method", "seeds", *MEASURES], [row for row in rows if row]))
+    return parts
+
+
+def _one_seed(table: Table) -> list[str]:
+    methods = list(dict.fromkeys(r.method for r in table.results if r.part in ("baseline", "ablation")))
+    rows = [_row(table, name, ABLATION_NFE) for name in ("RATS", *methods)]
+    if not methods:
+        return []
+    title = f"## Baselines and ablations at {ABLATION_NFE} steps, one seed\n\n"
+    return [title + _markdown(["method", "seeds", *MEASURES], [row for row in rows if row])]
+
+
+def _row(table: Table, method: str, nfe: int) -> list[str]:
+    runs = {measure: table.runs(method, nfe, measure) for measure in MEASURES}
+    if not runs["trained"]:
+        return []
+    cells = [estimate(runs[measure]) for measure in MEASURES]
+    return [method, str(cells[0].seeds), *(f"{cell.mean:.3f} ± {cell.error:.3f}" for cell in cells)]
+
+
+def _paper(table: Table) -> str:
+    """The published figures beside their rows; other models and scorers, so only the signs compare."""
+    rows = []
+    for nfe, ours in zip(PAPER, NFES, strict=True):
+        student, plain = PAPER[nfe]
+        found = table.difference(("RATS", ours), ("teacher", base().reference_nfe), "heldout")
+        here = str(found) if found else "-"
+        rows.append(
+            [f"{nfe} NFE", f"{student:.2f}", f"{plain:.2f}", f"{student - PAPER_TEACHER:+.2f}", f"{ours} NFE", here]
+        )
+    head = [
+        "paper",
+        "student HPSv2.1",
+        "plain model",
+        "student - 50-step model",
+        "here",
+        "student - 50-step teacher, held out",
+    ]
+    return "## The paper's figures (FLUX.1-dev) beside ours\n\n" + _markdown(head, rows)
+
+
+def _markdown(head: list[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _csv(results: Sequence[Result], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(
+            ["key", "method", "part", "nfe", "seed", *(f"{m}_{x}" for m in MEASURES for x in ("mean", "error"))]
+        )
+        for result in results:
+            cells = [estimate([values(result, measure)]) for measure in MEASURES]
+            numbers = [f"{number:.5f}" for cell in cells for number in (cell.mean, cell.error)]
+            out.writerow([result.key, result.method, result.part, result.nfe, result.seed, *numbers])

@@ -1,0 +1,116 @@
+"""Runs the laboratory's cells one after the other; what is done is kept, so that it can be interrupted at any time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.config import to_json
+from training.evaluate import Evaluation
+from training.lab.cells import NFES, Cell, base
+from training.progress import console
+from training.rats.experiment import Setup, measured, prepare, world
+from training.rats.trainer import Trainer
+from training.rundir import claim
+
+RESULT, TEACHER = "result.json", "teacher"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one cell left: the student's figures on the test prompts, by prompt.
+
+    ``trained`` and ``heldout`` are standardised scores; ``distance`` is the mean squared difference of a picture to the
+    teacher's at its full step count from the same noise.
+    """
+
+    key: str
+    method: str
+    part: str
+    nfe: int
+    seed: int
+    trained: list[float]
+    heldout: list[float]
+    judge: dict[str, list[float]]
+    diversity: list[float]
+    distance: list[float]
+
+
+def run_all(cells: list[Cell], folder: Path) -> None:
+    """Run every cell that has no result yet."""
+    reference = teacher_results(folder)
+    for i, cell in enumerate(cells, 1):
+        if (folder / cell.key / RESULT).exists():
+            continue
+        console.print(f"[bold]{cell.key}[/bold] ({i} of {len(cells)}, about {cell.expected_s / 60:.0f} minutes)")
+        _run(cell, folder / cell.key, reference)
+
+
+def _run(cell: Cell, folder: Path, reference: Tensor) -> None:
+    setup = prepare(cell.config)
+    claim(folder, to_json(cell.config))
+    trainer = Trainer(cell.config, setup.model, world(setup, folder), folder)
+    trainer.run()
+    painter = setup.painter(setup.model, "student", cell.nfe)
+    row = measured(setup, painter, "student")
+    images = painter.draw(setup.prompts.test, list(range(len(setup.prompts.test))), setup.latents.shape)
+    _keep(folder, _result(cell.key, cell.method, cell.part, cell.config.seed, setup, row, images, reference))
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def teacher_results(folder: Path) -> Tensor:
+    """Measure the teacher at its full step count and at each of NFES (once); returns its full-count pictures."""
+    kept = folder / f"{TEACHER}.pt"
+    setup: Setup | None = None
+    if not kept.exists():
+        setup = prepare(base())
+        painter = setup.painter(setup.model, "teacher", base().reference_nfe)
+        images = painter.draw(setup.prompts.test, list(range(len(setup.prompts.test))), setup.latents.shape)
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save((images * 255).round().byte(), kept)
+    reference = torch.load(kept, weights_only=True).float() / 255
+    for nfe in (base().reference_nfe, *NFES):
+        place = folder / f"{TEACHER}-nfe{nfe}"
+        if (place / RESULT).exists():
+            continue
+        setup = setup or prepare(base())
+        painter = setup.painter(setup.model, "teacher", nfe)
+        row = measured(setup, painter, "teacher")
+        images = painter.draw(setup.prompts.test, list(range(len(setup.prompts.test))), setup.latents.shape)
+        _keep(place, _result(place.name, "teacher", "teacher", 0, setup, row, images, reference))
+    return reference
+
+
+def _result(
+    key: str, method: str, part: str, seed: int, setup: Setup, row: Evaluation, images: Tensor, reference: Tensor
+) -> Result:
+    distance = (images - reference).square().flatten(1).mean(1).tolist()
+    scores = [setup.scale.standardised(row, role) for role in ("trained", "heldout")]
+    return Result(key, method, part, row.nfe, seed, *scores, dict(row.judge), row.diversity, distance)
+
+
+def _keep(folder: Path, result: Result) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{RESULT}.part"
+    part.write_text(json.dumps(asdict(result)))
+    part.replace(folder / RESULT)
+
+
+def results(folder: Path) -> list[Result]:
+    """Everything that is there, in the order of the keys."""
+    return [Result(**json.loads(path.read_text())) for path in sorted(folder.glob(f"*/{RESULT}"))]
+
+
+def only(cells: list[Cell], names: list[str]) -> list[Cell]:
+    """The cells whose key contains one of ``names``; all of them without names."""
+    return [cell for cell in cells if not names or any(name in cell.key for name in names)]
+
+
+def shortened(cell: Cell, steps: int) -> Cell:
+    """The same cell with few steps, for tests of the plumbing."""
+    config = replace(cell.config, steps=steps, validate_every=steps, guided_steps=min(steps, cell.config.guided_steps))
+    return replace(cell, config=config)

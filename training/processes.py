@@ -1,0 +1,51 @@
+"""The processes of one training run: alone, or started by ``accelerate launch``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from torch import nn
+
+
+class Processes:
+    """Who this process is, and what all of them agree on."""
+
+    def __init__(self) -> None:
+        self._state = PartialState()
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return int(self._state.num_processes)
+
+    @property
+    def is_first(self) -> bool:
+        """True in the one process that writes files."""
+        return bool(self._state.is_main_process)
+
+    def share(self, parts: Sequence[int]) -> list[int]:
+        """This process's part of ``parts``, as many for each."""
+        return list(parts)[self._state.process_index :: self.size]
+
+    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Each value's mean over the processes."""
+        if self.size == 1:
+            return dict(values)
+        stacked = torch.tensor(list(values.values()), dtype=torch.float64)
+        return dict(zip(values, reduce(stacked, "mean").tolist(), strict=True))
+
+    def mean_gradients(self, parameters: Sequence[nn.Parameter], micro_batches: int) -> None:
+        """Make every gradient the mean over the processes' micro-batches."""
+        for parameter in parameters:
+            if parameter.grad is None:
+                continue
+            parameter.grad /= micro_batches
+            if self.size > 1:
+                parameter.grad = reduce(parameter.grad, "mean")
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self._state.wait_for_everyone()

@@ -1,0 +1,45 @@
+"""Signs of reward hacking, read from a run's log: each is one sentence, and none of them stops the run.
+
+A row of the log is one step; only some rows have validation figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Row = dict[str, float]
+WINDOW = 3  # validations that a trend is read from
+DIVERSITY_KEPT, VELOCITY_DRIFT, SATURATION_RISE = 0.9, 1.25, 0.1
+
+
+def alarms(log: Sequence[Row], reward_p999: float) -> list[str]:
+    """What is wrong as of the last validation in ``log``; the first validation is the run's start.
+
+    ``reward_p999`` is the 99.9th percentile of the teacher's standardised reward on the calibration prompts.
+    """
+    seen = [row for row in log if "heldout_validation" in row]
+    if len(seen) < 2:
+        return []
+    first, last = seen[0], seen[-1]
+    found = [_parting(seen[-WINDOW:])]
+    if last["diversity_validation"] < DIVERSITY_KEPT * first["diversity_validation"]:
+        kept = last["diversity_validation"] / first["diversity_validation"]
+        found.append(f"diversity fell to {kept:.0%} of the start's")
+    if last["reward_validation"] > reward_p999:
+        found.append(f"the mean reward {last['reward_validation']:.2f} is above the 99.9th percentile of the teacher's")
+    if last["velocity_norm"] > VELOCITY_DRIFT * first["velocity_norm"]:
+        found.append(f"velocities are {last['velocity_norm'] / first['velocity_norm']:.2f} times the start's length")
+    if last["saturation"] > first["saturation"] + SATURATION_RISE:
+        found.append(f"{last['saturation']:.0%} of all values are 0 or 1, {first['saturation']:.0%} were at the start")
+    return [sentence for sentence in found if sentence]
+
+
+def _parting(rows: Sequence[Row]) -> str:
+    """The held-out score falls while the trained one rises, over ``WINDOW`` validations."""
+    if len(rows) < WINDOW:
+        return ""
+    heldout = rows[-1]["heldout_validation"] - rows[0]["heldout_validation"]
+    trained = rows[-1]["reward_validation"] - rows[0]["reward_validation"]
+    if heldout < 0 < trained:
+        return f"the held-out score fell by {-heldout:.3f} while the trained one rose by {trained:.3f}"
+    return ""

@@ -1,0 +1,191 @@
+"""A RATS run from its teacher to its bundle: opens everything, trains, measures, and writes what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from student.bundle import ImageSize, Latents
+from student.families.family import Family
+from student.families.find import open_family
+from training import figures
+from training.drawing import Painter
+from training.evaluate import DIVERSITY_SEEDS, Evaluation, Measure, cached, fingerprint
+from training.instruments import (
+    CACHE,
+    HELDOUT,
+    TRAINED,
+    Calibration,
+    Scale,
+    measure_with,
+    open_instruments,
+)
+from training.progress import console
+from training.prompts import Prompts, from_files
+from training.rats.preset import RatsConfig
+from training.rats.trainer import Trainer, World
+from training.result import Outcome, write
+from training.rundir import FINISHED
+
+SHORT_RUN_STEPS, SHORT_RUN_PROMPTS = 50, 64
+VALIDATION_SEED, WATCHED_PROMPTS, WATCHED_PICTURES = 1_000_000, 16, 8
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything of a run that does not change while it trains; ``model`` becomes the student."""
+
+    config: RatsConfig
+    model: Family
+    latents: Latents
+    prompts: Prompts
+    measure: Measure
+    scale: Scale
+    reward_p999: float
+
+    @property
+    def image(self) -> ImageSize:
+        """The size of what is drawn."""
+        config = self.config
+        return ImageSize(config.height_px, config.width_px, config.frames if self.latents.frames else None)
+
+    def painter(self, model: Family, label: str, nfe: int) -> Painter:
+        """The teacher (guided as configured) or the student at ``nfe`` steps."""
+        guidance = self.config.guidance if label == "teacher" else 1.0
+        return Painter(model, model.sigmas(nfe, self.latents.shape), guidance)
+
+    def key(self) -> str:
+        """What figures depend on beside the model: the rewards."""
+        return "".join(one.source for one in self.scale.instruments)
+
+
+def run(setup: Setup, out: Path) -> None:
+    """Train (or go on), evaluate, write the bundle, and mark the run as finished."""
+    config = setup.config
+    trainer = Trainer(config, setup.model, world(setup, out / "run"), out / "run")
+    trainer.run()
+    table, pictures = evidence(setup, trainer)
+    if trainer.is_first:
+        trainer.networks.merge(out / "adapter")
+        write(out, Outcome(config, setup.model, setup.latents, setup.image, setup.scale, table, pictures))
+        (out / "run" / FINISHED).write_text("")
+        (out / "run" / "checkpoint.pt").unlink(missing_ok=True)
+        console.print(f"the student is in {out}; its card is {out / 'README.md'}")
+
+
+def prepare(config: RatsConfig) -> Setup:
+    """Open the teacher and the rewards, and calibrate the rewards on the teacher.
+
+    Raises:
+        BundleError: the model is no diffusers pipeline of a supported class.
+        RewardError: a reward that does not exist or cannot be used so.
+        ConfigError: prompts that cannot be used.
+        SizeError: a picture size that the model cannot draw.
+    """
+    prompts = _prompts(config)
+    options = {"max_tokens": config.max_tokens} if config.max_tokens else {}
+    model = open_family(config.model, DTYPES[config.weights], **options)
+    model.to(device := _device(config))
+    latents = model.geometry(config.height_px, config.width_px, config.frames)
+    rewards = open_instruments(config.reward, config.heldout, model, config.reward_weight > 0, device)
+    measure = measure_with(rewards, model, prompts.judge)
+    if prompts.known is not None:
+        model.remember(["", *prompts.known])
+    teacher = Painter(model, model.sigmas(config.reference_nfe, latents.shape), config.guidance)
+    texts = prompts.calibration
+    key = fingerprint(teacher, texts, "calibration" + "".join(one.source for one in rewards))
+    base = cached(CACHE, key, lambda: measure.evaluate("calibration", teacher, texts, 2, latents.shape))
+    scale = Scale(rewards, {one.name: Calibration.of(one.asked, base.scores[one.name]) for one in rewards})
+    highest = float(np.percentile(scale.standardised(base, TRAINED), 99.9))
+    return Setup(config, model, latents, prompts, measure, scale, highest)
+
+
+def _device(config: RatsConfig) -> str:
+    """This process's GPU where there is one; a named device is taken as it is."""
+    if config.device != "auto":
+        return config.device
+    return str(PartialState().device) if torch.cuda.is_available() else "cpu"
+
+
+def _prompts(config: RatsConfig) -> Prompts:
+    """The starter world's, or those of a file; a run under SHORT_RUN_STEPS is not worth all of them."""
+    short = SHORT_RUN_PROMPTS if config.steps < SHORT_RUN_STEPS else None
+    if config.prompts == "shapes":
+        from training.shapes.prompts import source
+
+        return source(config.seed).first(short)
+    measuring = Path(config.measuring_prompts) if config.measuring_prompts else None
+    return from_files(Path(config.prompts), measuring, config.seed).first(short)
+
+
+def world(setup: Setup, run_dir: Path) -> World:
+    reward = partial(setup.scale.score, TRAINED)
+    validate = partial(_validate, setup, run_dir)
+    return World(setup.prompts.train, reward, validate, setup.latents.shape, setup.reward_p999)
+
+
+@torch.no_grad()
+def _validate(setup: Setup, run_dir: Path, painters: Sequence[Painter], step: int) -> dict[str, float]:
+    """The student on the validation prompts, the mean over its step counts; leaves a grid of pictures behind."""
+    rows: list[dict[str, float]] = []
+    shown: dict[str, Tensor] = {}
+    for painter in painters:
+        images, row = _look(setup, painter)
+        rows.append(row)
+        shown[f"{len(painter.sigmas)} steps, after {step}"] = images[:WATCHED_PICTURES]
+    if PartialState().is_main_process:
+        (run_dir / "grids").mkdir(parents=True, exist_ok=True)
+        figures.grid(shown, run_dir / "grids" / f"{step:06d}.png")
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _look(setup: Setup, painter: Painter) -> tuple[Tensor, dict[str, float]]:
+    """Pictures of the validation prompts, and what is logged of them."""
+    texts, shape, batch = setup.prompts.validation, setup.latents.shape, setup.config.draw_batch
+    images = painter.draw(texts, [VALIDATION_SEED + i for i in range(len(texts))], shape, batch)
+    watched = texts[:WATCHED_PROMPTS]
+    varied = [text for text in watched for _ in range(DIVERSITY_SEEDS)]
+    others = painter.draw(varied, [2 * VALIDATION_SEED + i for i in range(len(varied))], shape, batch)
+    noise = torch.randn(len(watched), *shape, generator=torch.Generator().manual_seed(VALIDATION_SEED))
+    velocities = painter.trajectory(noise.to(painter.model.device), watched).v
+    return images, {
+        "reward_validation": float(setup.scale.score(TRAINED, images, texts).mean()),
+        "heldout_validation": float(setup.scale.score(HELDOUT, images, texts).mean()),
+        "diversity_validation": float(np.mean(setup.measure.diversity(others))),
+        "saturation": float(((images < 0.01) | (images > 0.99)).float().mean()),
+        "velocity_norm": float(torch.stack([v.square().mean().sqrt() for v in velocities]).mean()),
+    }
+
+
+def evidence(setup: Setup, trainer: Trainer) -> tuple[list[Evaluation], dict[str, Tensor]]:
+    """The test prompts' figures of the teacher at its reference and at the student's step counts, and of the student;
+    and the same eight prompts and seeds drawn by each, for the card.
+    """
+    teachers = dict.fromkeys((setup.config.reference_nfe, *setup.config.nfe))
+    wanted = [("teacher", nfe) for nfe in teachers] + [("student", nfe) for nfe in setup.config.nfe]
+    shown = setup.prompts.test[:WATCHED_PICTURES]
+    table, pictures = [], {}
+    for label, nfe in wanted:
+        with trainer.networks.role("start" if label == "teacher" else "student") as model:
+            painter = setup.painter(model, label, nfe)
+            table.append(measured(setup, painter, label))
+            pictures[f"{label}, {nfe} steps"] = painter.draw(shown, list(range(len(shown))), setup.latents.shape)
+    return table, pictures
+
+
+def measured(setup: Setup, painter: Painter, label: str) -> Evaluation:
+    """One row of the evidence; kept by weights, prompts and rewards, so that a teacher is measured once."""
+    test, config = setup.prompts.test, setup.config
+    varied = 8 if config.steps < SHORT_RUN_STEPS else config.diversity_prompts
+    console.print(f"evaluating the {label} at {len(painter.sigmas)} steps on {len(test)} prompts")
+    key = fingerprint(painter, test, f"{label}{varied}{setup.key()}")
+    make = partial(setup.measure.evaluate, label, painter, test, varied, setup.latents.shape)
+    return cached(CACHE, key, make)

@@ -1,0 +1,75 @@
+"""How the loss on a student's trajectory reaches the student's network.
+
+``full``      through all K steps.
+``last_k``    through the last k steps; the steps before them are constants (DRaFT-K).
+``detached``  every step is differentiated at its own detached state: the rollout runs without gradient, dL/dv is
+              taken once for all velocities along the (linear) Euler path, then one step at a time is run again and
+              differentiated. The memory of one step. It leaves out only what a step does to the later steps' inputs,
+              so for one step, or for a velocity that does not depend on x, it equals ``full``.
+
+Shape suffixes as in trajectory.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from student.sampler import denoise
+from training.rats.trajectory import Trajectory, rollout
+
+MODES = ("full", "last_k", "detached")
+Velocity = Callable[[Tensor, float], Tensor]
+LossOf = Callable[[Trajectory], Tensor]
+
+
+def differentiate(
+    mode: str, last_k: int, velocity: Velocity, noise_BD: Tensor, sigmas: Sequence[float], loss_of: LossOf
+) -> tuple[Tensor, Callable[[], None]]:
+    """The loss of one rollout, and a function that adds its gradient to the network's parameters.
+
+    The two are apart so that a loss that is not finite can be passed over.
+
+    Raises:
+        ValueError: ``mode`` is not one of MODES, or ``last_k`` is not 1 to K.
+    """
+    if mode == "detached":
+        return _detached(velocity, noise_BD, sigmas, loss_of)
+    if mode not in MODES:
+        raise ValueError(f"gradient mode {mode!r}: accepted are {', '.join(MODES)}")
+    if mode == "last_k" and not 1 <= last_k <= len(sigmas):
+        raise ValueError(f"last_k is {last_k}: accepted is 1 to {len(sigmas)}, the number of steps")
+    first = sigmas[-last_k] if mode == "last_k" else sigmas[0]
+    loss = loss_of(rollout(_from(velocity, first), noise_BD, sigmas))
+    return loss, loss.backward
+
+
+def _from(velocity: Velocity, first_sigma: float) -> Velocity:
+    """``velocity`` with gradient from ``first_sigma`` on, and as a constant before it."""
+
+    def cut(x_BD: Tensor, sigma: float) -> Tensor:
+        with torch.set_grad_enabled(sigma <= first_sigma):
+            return velocity(x_BD, sigma)
+
+    return cut
+
+
+def _detached(
+    velocity: Velocity, noise_BD: Tensor, sigmas: Sequence[float], loss_of: LossOf
+) -> tuple[Tensor, Callable[[], None]]:
+    with torch.no_grad():
+        path = rollout(velocity, noise_BD, sigmas)
+    leaves = tuple(v_BD.detach().requires_grad_() for v_BD in path.v)
+    steps = iter(leaves)
+    states: list[Tensor] = []
+    end = denoise(lambda *_: next(steps), noise_BD, sigmas, lambda _, __, x_BD, ___: states.append(x_BD))
+    loss = loss_of(Trajectory(tuple(sigmas), (*states, end), leaves))
+
+    def backward() -> None:
+        slopes = torch.autograd.grad(loss, leaves)
+        for x_BD, sigma, slope_BD in zip(path.x, sigmas, slopes, strict=False):
+            velocity(x_BD, sigma).backward(slope_BD)
+
+    return loss, backward

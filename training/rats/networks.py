@@ -1,0 +1,150 @@
+"""The three roles of one network in a RATS run: the student, its slow copy (the teacher), and its frozen start.
+
+With full fine-tuning each role has weights of its own. With LoRA the student and the teacher are two adapters on one
+base and the start is the base alone, so that nothing is held twice (peft).
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+ROLES = ("student", "teacher", "start")
+# Attention and feed-forward of every family's blocks; what a model lacks is not missed.
+LORA_TARGETS = r".*(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out|proj_mlp|proj_out|net\.0\.proj|net\.2)"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Rank and scale of the adapters."""
+
+    rank: int
+    alpha: float
+
+
+class Networks:
+    """One family's transformer in its three roles; ``model.transformer`` is the student outside of ``role``."""
+
+    def __init__(self, model: Any, ema: float, lora: Lora | None = None) -> None:
+        self.model = model
+        self.lora = lora
+        self._ema = ema
+        base = model.transformer.requires_grad_(False)
+        if lora is None:
+            self._start, self._teacher = copy.deepcopy(base), copy.deepcopy(base)
+            self._student = base.requires_grad_(True)
+            self._slow = list(self._teacher.parameters())
+            self.learns = list(self._student.parameters())
+        else:
+            self._student = self._teacher = self._start = base
+            self.learns, self._slow = _adapters(base, lora)
+        self._average = self._fresh_average()
+
+    @contextmanager
+    def role(self, name: str) -> Iterator[Any]:
+        """The family with its transformer in the role ``name``; without gradient for all but the student."""
+        assert name in ROLES
+        with torch.set_grad_enabled(name == "student" and torch.is_grad_enabled()):
+            self._switch(name)
+            try:
+                yield self.model
+            finally:
+                self._switch("student")
+
+    @contextmanager
+    def lent(self, transformer: nn.Module) -> Iterator[Any]:
+        """The family around a transformer that has none of the roles (a critic)."""
+        student, self.model.transformer = self.model.transformer, transformer
+        try:
+            yield self.model
+        finally:
+            self.model.transformer = student
+
+    def follow(self) -> None:
+        """Move the teacher a little towards the student."""
+        self._average.step(self.learns)
+        self._average.copy_to(self._slow)
+
+    def restart_teacher(self) -> None:
+        """Let the teacher be the student of this moment."""
+        self._average = self._fresh_average()
+        self._average.copy_to(self._slow)
+
+    def merge(self, adapter: Path) -> None:
+        """At the end: write a LoRA student's adapter to ``adapter`` (as peft opens it) and merge it into its base."""
+        if self.lora is None:
+            return
+        self._switch("student")
+        state = get_peft_model_state_dict(self._student, adapter_name="student")
+        self._student.peft_config["student"].save_pretrained(adapter)
+        save_file(
+            {f"base_model.model.{name}": value.contiguous() for name, value in state.items()},
+            adapter / "adapter_model.safetensors",
+        )
+        self._student.fuse_lora(adapter_names=["student"])
+        self._student.unload_lora()
+
+    def student_state(self) -> dict[str, Tensor]:
+        """What the student has learnt, by parameter name."""
+        learns = {id(p) for p in self.learns}
+        return {name: p.detach().clone() for name, p in self._student.named_parameters() if id(p) in learns}
+
+    def load_student(self, state: dict[str, Tensor]) -> None:
+        """Give the student the weights that ``student_state`` gave."""
+        named = dict(self._student.named_parameters())
+        with torch.no_grad():
+            for name, value in state.items():
+                named[name].copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        """Student and teacher, for a checkpoint."""
+        return {"student": self.student_state(), "average": copy.deepcopy(self._average.state_dict())}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go back to what ``state`` gave."""
+        self.load_student(state["student"])
+        self._average.load_state_dict(state["average"])
+        self._average.copy_to(self._slow)
+
+    def _fresh_average(self) -> EMAModel:
+        # In fp32: a bf16 average with a decay of 0.999 rounds most updates away. EMAModel begins with a decay of 0 that
+        # grows with the step, which would copy the student into the teacher; these bounds hold it at ``ema``.
+        values = [p.detach().float() for p in self.learns]
+        return EMAModel(values, decay=self._ema, min_decay=self._ema, update_after_step=-1)
+
+    def _switch(self, name: str) -> None:
+        if self.lora is None:
+            self.model.transformer = getattr(self, f"_{name}")
+        elif name == "start":
+            self._student.disable_adapters()
+        else:
+            self._student.enable_adapters()
+            self._student.set_adapter(name)
+            for parameter in self.learns:  # peft switches the gradient of an adapter off with the adapter
+                parameter.requires_grad_(True)
+
+
+def _adapters(base: Any, lora: Lora) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Two adapters with the same weights; returns the student's and the teacher's parameters."""
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted
+        for name in ("teacher", "student"):
+            base.add_adapter(config, adapter_name=name)
+    named = dict(base.named_parameters())
+    pairs = [(p, named[name.replace(".student.", ".teacher.")]) for name, p in named.items() if ".student." in name]
+    for student, teacher in pairs:
+        teacher.data.copy_(student.data)
+        teacher.requires_grad_(False)
+    return [student for student, _ in pairs], [teacher for _, teacher in pairs]
