@@ -6,7 +6,6 @@ import base64
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,9 +13,11 @@ import numpy as np
 import pytest
 
 from service.errors import STATUS
+from service.queue.connection import connect
+from service.queue.consumer import Consumer
 from service.schema import MEDIA_TYPES
 from student.runtimes.fake import FakeRuntime
-from tests.service.support import Api, Service, check_answer, expected_pixels, pixels, post, start_worker
+from tests.service.support import Api, Service, call, check_answer, expected_pixels, pixels, post
 from tests.service.test_pictures import described
 
 
@@ -252,15 +253,16 @@ def test_a_served_file_says_which_model_drew_it(live: Service, output_format: st
     assert (told["AISystemUsed"], told["AISystemVersionUsed"]) == ("fake", "1")
 
 
-def test_the_address_of_an_image_is_the_one_that_clients_know(make_api: Callable[..., Api], tmp_path: Path) -> None:
-    api = make_api(PUBLIC_URL="https://pictures.example/fewstep")
-    worker = start_worker(api.redis_url, tmp_path / "data")
-    try:
-        answer = post(api.url, prompt="p", response_format="url").json()
-        assert answer["data"][0]["url"] == f"https://pictures.example/fewstep/jobs/{answer['id']}/images/0"
-    finally:
-        worker.kill()
-        worker.wait()
+def test_the_address_of_an_image_is_the_one_that_clients_know(make_api: Callable[..., Api]) -> None:
+    api = make_api(PUBLIC_URL="https://pictures.example/fewstep", REQUEST_TIMEOUT_S="600")
+    id = call("POST", f"{api.url}/generate", json={"prompt": "p"}, headers={"Prefer": "respond-async"}).json()["id"]
+    worker = Consumer(connect(api.redis_url), "fake", "w", lease_s=60, max_attempts=3)
+    [claimed] = worker.claim(api.hash_of(id)["lane"], 1)
+    image = {"file": "f", "seed": 1, "width": 64, "height": 64, "sha256": "", "reward": {}}
+    timings = {"queue_s": 0.0, "inference_s": 0.0, "score_s": 0.0, "encode_s": 0.0}
+    worker.finish(id, claimed.token, "done", {"images": [image], "runtime": "r", "batch_size": 1, "timings": timings})
+    [told] = call("GET", f"{api.url}/jobs/{id}").json()["data"]
+    assert told["url"] == f"https://pictures.example/fewstep/jobs/{id}/images/0"
 
 
 JSON = {"Content-Type": "application/json"}
