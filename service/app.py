@@ -12,7 +12,7 @@ from service.handlers import add_handlers
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext
 from service.model import open_student, token_counter
-from service.routes import images, pages, probes
+from service.routes import images, jobs, pages, probes
 from service.services import open_services
 from service.settings import Settings
 
@@ -40,12 +40,13 @@ def build_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         version=student.version,
         lifespan=lifespan,
+        redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
     )
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(RequestContext, metrics=metrics)
     add_handlers(app)
-    for router in (images.router, probes.router, pages.router):
+    for router in (images.router, jobs.router, probes.router, pages.router):
         app.include_router(router)
     return app

@@ -4,24 +4,33 @@ ServiceError
 ├── InvalidRequest      the request itself is wrong; ``param`` names the field
 ├── NotFound
 ├── MethodNotAllowed
+├── Conflict            not now: the job is in another state
 ├── TooLarge
+├── QuotaExceeded       the caller has asked for too much lately
 ├── QueueFull           try again later
 ├── Unavailable         the queue or every worker is out of reach, or the service is stopping
-├── DeadlineExceeded    accepted, but not done in time
+├── DeadlineExceeded    not done in time, or certain not to be
+├── Cancelled           accepted, and cancelled before it was done
 └── GenerationFailed    accepted, but the worker could not do it
 StartupError            not a request: the service cannot start; the message is one sentence
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 STATUS = {
     "invalid_json": 400,
     "not_found": 404,
+    "model_not_found": 404,
     "method_not_allowed": 405,
+    "conflict": 409,
+    "cancelled": 409,
     "too_large": 413,
     "invalid_request": 422,
+    "idempotency_mismatch": 422,
+    "quota_exceeded": 429,
     "internal_error": 500,
     "generation_failed": 500,
     "worker_lost": 500,
@@ -42,8 +51,11 @@ class ServiceError(Exception):
 
     code = "internal_error"
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, param: str | None = None, *, code: str | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
+        self._retry_after_s = retry_after_s
         self.message = message
         self.param = param
         self.code = code or type(self).code
@@ -54,7 +66,10 @@ class ServiceError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else {}
+        """Retry-After in whole seconds: what was measured, else a moment for whatever is away for a moment only."""
+        if self._retry_after_s is None and self.status != 503:
+            return {}
+        return {"Retry-After": str(max(RETRY_AFTER_S, math.ceil(self._retry_after_s or 0)))}
 
 
 class InvalidRequest(ServiceError):
@@ -69,8 +84,16 @@ class MethodNotAllowed(ServiceError):
     code = "method_not_allowed"
 
 
+class Conflict(ServiceError):
+    code = "conflict"
+
+
 class TooLarge(ServiceError):
     code = "too_large"
+
+
+class QuotaExceeded(ServiceError):
+    code = "quota_exceeded"
 
 
 class QueueFull(ServiceError):
@@ -85,12 +108,21 @@ class DeadlineExceeded(ServiceError):
     code = "deadline_exceeded"
 
 
+class Cancelled(ServiceError):
+    code = "cancelled"
+
+
 class GenerationFailed(ServiceError):
     code = "generation_failed"
 
 
-def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
-    """The body of every answer that is not a success, in OpenAI's form with the request's id beside it."""
+def error_detail(error: ServiceError) -> dict[str, Any]:
+    """An error in OpenAI's form."""
     kind = "server_error" if error.status >= 500 else "invalid_request_error"
-    detail = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
-    return {"error": detail, "request_id": request_id}
+    kind = "rate_limit_error" if error.status == 429 else kind
+    return {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+
+
+def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
+    """The body of every answer that is not a success, with the request's id beside the error."""
+    return {"error": error_detail(error), "request_id": request_id}

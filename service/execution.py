@@ -1,19 +1,26 @@
-"""Draw and score a batch of jobs; a job that makes the batch fail fails alone."""
+"""Draw and score a batch of jobs; a job that makes the batch fail fails alone, one that is dropped is not finished."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from service.batching import Slot, largest_call, plan
 from service.queue.job import Job
-from student.runtimes.runtime import FloatArray, Runtime
+from student.runtimes.runtime import FloatArray, Preview, Runtime, StepwiseRuntime
+
+Watching = Callable[[Sequence[Slot], int, Preview], None]
 
 log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """Nobody needs what a call of the runtime draws any more."""
 
 
 @dataclass(frozen=True)
@@ -62,39 +69,62 @@ class _Drawn:
     score_s: float
 
 
-def execute(runtime: Runtime, jobs: Sequence[Job]) -> Executed:
-    """Draw and score jobs that share a batch key. If that fails, each is tried alone: one cannot harm another."""
+def execute(runtime: Runtime, jobs: Sequence[Job], watching: Watching | None = None) -> Executed:
+    """Draw and score jobs that share a batch key. If that fails, each is tried alone: one cannot harm another.
+
+    ``watching(slots, step, preview)`` is called between the steps of each call, where the runtime shows them; it ends
+    the call by raising ``Stopped``.
+    """
     if not jobs:
         return Executed((), ())
     try:
-        drawn = [_draw(runtime, slots, jobs[0].steps) for slots in plan(jobs, runtime.max_batch)]
+        calls = [_draw(runtime, slots, jobs[0].steps, watching) for slots in plan(jobs, runtime.max_batch)]
     except Exception as error:  # a network may fail in any way; its process goes on
         if len(jobs) > 1:
             log.warning("a batch of %d jobs failed (%s); each is tried alone", len(jobs), type(error).__name__)
-            return _each_alone(runtime, jobs)
+            return _each_alone(runtime, jobs, watching)
         log.exception("job %s failed", jobs[0].id)
         return Executed((Failure("generation_failed", "The picture could not be drawn."),), ())
-    outcomes = tuple(_outcome(drawn, number) for number in range(len(jobs)))
+    drawn = [call for call in calls if call is not None]
+    outcomes = tuple(_outcome(drawn, number, len(job.seeds)) for number, job in enumerate(jobs))
     return Executed(outcomes, tuple(Call(len(call.slots), call.inference_s) for call in drawn))
 
 
-def _each_alone(runtime: Runtime, jobs: Sequence[Job]) -> Executed:
-    single = [execute(runtime, [job]) for job in jobs]
+def _each_alone(runtime: Runtime, jobs: Sequence[Job], watching: Watching | None) -> Executed:
+    single = [execute(runtime, [job], watching and _of_job(watching, number)) for number, job in enumerate(jobs)]
     outcomes = tuple(outcome for executed in single for outcome in executed.outcomes)
     return Executed(outcomes, tuple(call for executed in single for call in executed.calls))
 
 
-def _draw(runtime: Runtime, slots: list[Slot], steps: int) -> _Drawn:
-    prompts = [slot.prompt for slot in slots]
+def _of_job(watching: Watching, number: int) -> Watching:
+    """For a job that is drawn alone: whoever watches knows it by its number in the whole batch."""
+
+    def watch(slots: Sequence[Slot], step: int, preview: Preview) -> None:
+        watching([replace(slot, job=number) for slot in slots], step, preview)
+
+    return watch
+
+
+def _draw(runtime: Runtime, slots: list[Slot], steps: int, watching: Watching | None) -> _Drawn | None:
+    prompts, seeds = [slot.prompt for slot in slots], [slot.seed for slot in slots]
     started = time.perf_counter()
-    images_BCHW = runtime.draw(prompts, [slot.seed for slot in slots], steps)
+    try:
+        if watching and isinstance(runtime, StepwiseRuntime):
+            watch = partial(watching, slots)
+            images_BCHW = runtime.draw_watched(prompts, seeds, steps, watch)
+        else:
+            images_BCHW = runtime.draw(prompts, seeds, steps)
+    except Stopped:
+        return None
     drawn = time.perf_counter()
     scores = runtime.score(images_BCHW, prompts)
     return _Drawn(slots, images_BCHW, scores, drawn - started, time.perf_counter() - drawn)
 
 
-def _outcome(drawn: Sequence[_Drawn], job: int) -> Drawing | Failure:
+def _outcome(drawn: Sequence[_Drawn], job: int, num_images: int) -> Drawing | Failure:
     mine = [(call, row) for call in drawn for row, slot in enumerate(call.slots) if slot.job == job]
+    if len(mine) < num_images:
+        return Failure("generation_failed", "The job was dropped.")  # finish answers 'cancelled', 'expired' or 'fenced'
     images = tuple(call.images_BCHW[row] for call, row in mine)
     if not all(np.isfinite(image).all() for image in images):
         return Failure("generation_failed", "The picture came out broken (its values are not finite).")

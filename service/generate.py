@@ -1,28 +1,31 @@
-"""A request for images, from its validation to its answer: validate → job → enqueue and wait → answer."""
+"""A request for images, from its validation to its answer: check → job → enqueue → wait, hand out or stream."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import secrets
-import time
-import uuid
+from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import Any
 
 from redis.exceptions import RedisError
 from starlette.responses import Response
 from starlette.types import Receive
 
-from service.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, QueueFull, ServiceError, Unavailable
+from service.admission import check, new_job
+from service.caller import client_gone
+from service.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from service.events import EventStream
+from service.jobs import find
 from service.middleware import CLIENT_GONE
-from service.queue.job import Job, Record, State
-from service.results import ResultMissing
-from service.schema import MEDIA_TYPES, SEED_LIMIT, GeneratedImage, GenerateRequest, GenerateResponse, Timings
-from service.services import Services
-from student.bundle import Student
-
-DRAIN_S = 1.0
+from service.preferences import Preference, digest, idempotency
+from service.presentation import failure, generated, image_file, job_status
+from service.queue.job import Record, Terms
+from service.schema import GenerateRequest
+from service.services import Services, ending
+from service.submission import Submission
+from service.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -31,159 +34,170 @@ class ClientGone(Exception):
     """Nobody waits for the answer any more."""
 
 
-async def generate(
-    services: Services, body: GenerateRequest, receive: Receive, request_id: str, started: float
-) -> Response:
-    """Answer a request; ``started`` is its arrival on the performance counter.
+class StillWaiting(Exception):
+    """The client wants to ask for the job later."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Who asks, and how the answer is wanted. ``idempotency_key`` is the header as it came."""
+
+    key: str
+    base_url: str
+    request_id: str
+    preference: Preference
+    idempotency_key: str | None
+
+
+async def generate(services: Services, body: GenerateRequest, ask: Ask, receive: Receive) -> Response:
+    """Answer a request.
 
     Raises:
-        ServiceError: every reason not to answer with images.
+        ServiceError: every reason not to answer with images, a job or a stream.
     """
-    validate(services, body)
-    job = new_job(services.student, body, request_id)
+    check(services.student, body, services.count_tokens, services.settings.max_pixels)
+    await _check_manner(services, body, ask.preference)
+    submission = _submission(services, body, ask)
+    if body.stream:
+        id = await submission.submit()
+        return EventStream(services, id, ask.base_url, submission=submission, leaving=_leaving(submission, id))
+    if ask.preference.asynchronously and not ask.preference.wait_s:
+        return await _accepted(services, await submission.submit(), ask)
     with services.metrics.inflight.track_inprogress():
         try:
-            record = await finished(services, job, receive)
+            record = await _finished(submission, ask.preference.wait_s, receive)
+        except StillWaiting as waiting:
+            return await _accepted(services, str(waiting), ask)
         except ClientGone:
             return Response(status_code=CLIENT_GONE)
-    _raise_unless_done(record)
-    images = [await _read(services, image["file"]) for image in record.result["images"]]
-    if body.response_format == "file":
-        return _file(services.student, body, job, record, images[0])
-    return _json(job, record, images, time.perf_counter() - started)
+    return await _answer(services, record, ask)
 
 
-def validate(services: Services, body: GenerateRequest) -> None:
-    """What the types of the fields cannot say."""
-    if body.response_format == "file" and body.num_images_per_prompt > 1:
-        raise InvalidRequest(
-            "response_format file answers one image: num_images_per_prompt must be 1.", param="num_images_per_prompt"
-        )
-    limit, count = services.student.max_tokens, services.count_tokens(body.prompt)
-    if count > limit:
-        raise InvalidRequest(f"prompt has {count} tokens; the student reads {limit} at most.", param="prompt")
+async def _check_manner(services: Services, body: GenerateRequest, preference: Preference) -> None:
+    """Whether the manner of answering fits the request."""
+    later = preference.asynchronously or preference.wait_s is not None
+    if body.stream and later:
+        raise InvalidRequest("stream is answered at once: leave out the Prefer header, or stream.", "stream")
+    if body.partial_images and not (body.stream or later):
+        message = "partial_images needs somebody who looks: add stream, or the header Prefer: respond-async."
+        raise InvalidRequest(message, "partial_images")
+    if body.partial_images and not await _shows_steps(services):
+        message = "partial_images cannot be had: the runtime draws all steps at once and shows none of them."
+        raise InvalidRequest(message, "partial_images")
 
 
-def new_job(student: Student, body: GenerateRequest, request_id: str) -> Job:
-    """The job of a request, with every seed drawn."""
-    first = secrets.randbelow(SEED_LIMIT) if body.seed is None else body.seed
-    return Job(
-        id=uuid.uuid4().hex,
-        model=student.id,
-        version=student.version,
-        height=student.image.height,
-        width=student.image.width,
-        steps=max(student.steps),
-        prompt=body.prompt,
-        seeds=tuple((first + k) % SEED_LIMIT for k in range(body.num_images_per_prompt)),
-        output_format=body.output_format,
-        request_id=request_id,
+async def _shows_steps(services: Services) -> bool:
+    """Whether a worker does; without any worker, one that does may yet come."""
+    try:
+        workers = await services.producer.workers()
+    except RedisError as error:
+        raise Unavailable("The queue is out of reach.") from error
+    return not workers or any(worker.shows_steps for worker in workers)
+
+
+def _submission(services: Services, body: GenerateRequest, ask: Ask) -> Submission:
+    settings, later = services.settings, ask.preference.asynchronously
+    usual = settings.job_timeout_s if later or ask.preference.wait_s is not None else settings.request_timeout_s
+    repeated = idempotency(ask.idempotency_key, ask.key)
+    terms = Terms(
+        timeout_s=body.timeout_s or usual,
+        client="" if later else secrets.token_hex(8),
+        watched=body.stream,
+        idempotency=repeated,
+        body=digest(body) if repeated else "",
     )
+    return Submission(services, new_job(services.student, body, ask.key, ask.request_id), terms)
 
 
-async def finished(services: Services, job: Job, receive: Receive) -> Record:
-    """Enqueue the job and wait for its end; whatever ends the waiting before that cancels the job.
+async def _finished(submission: Submission, wait_s: int | None, receive: Receive) -> Record:
+    """Enqueue the job and wait for its end.
 
     Raises:
-        ClientGone, QueueFull, Unavailable, DeadlineExceeded
+        ClientGone, StillWaiting, ServiceError
     """
-    outcome = asyncio.create_task(services.replies.result(job, lambda: _enqueue(services, job)))
-    gone = asyncio.create_task(_client_gone(receive))
-    stopped = asyncio.create_task(_stopped(services))
-    tasks = {outcome, gone, stopped}
+    replies, job = submission.services.replies, submission.job
+    with replies.news(job.id) as news:
+        id = await submission.submit()
+        if id == job.id:
+            ended = replies.ended(id, news, submission.enqueue)
+            return await _attend(submission, id, ended, wait_s, receive)
+    with replies.news(id) as news:
+        ended = replies.ended(id, news, submission.enqueue, look_first=True)
+        return await _attend(submission, id, ended, wait_s, receive)
+
+
+async def _attend(
+    submission: Submission, id: str, ended: Awaitable[Record], wait_s: int | None, receive: Receive
+) -> Record:
+    """Wait for a job's end; whatever ends the waiting before that is told to the queue."""
+    services, terms = submission.services, submission.terms
+    outcome = asyncio.ensure_future(ended)
+    gone = asyncio.create_task(client_gone(receive))
+    stopped = asyncio.create_task(ending(services))
+    tasks: set[asyncio.Future[Any]] = {outcome, gone, stopped}
+    limit_s = terms.timeout_s if wait_s is None else min(wait_s, terms.timeout_s)
     try:
-        await asyncio.wait(tasks, timeout=services.settings.request_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         if outcome.done():
             return outcome.result()
-        why: Exception = DeadlineExceeded(f"Not done within {services.settings.request_timeout_s:g} s.")
         if gone.done():
-            why = ClientGone()
-        elif stopped.done():
-            why = Unavailable("The service is stopping.")
-        outcome.cancel()
-        await asyncio.wait({outcome})
-        await _cancel(services, job)
-        raise why
+            await _leaving(submission, id)()
+            raise ClientGone
+        if stopped.done():
+            await _leaving(submission, id)()
+            raise Unavailable("The service is stopping.")
+        if wait_s is not None and wait_s < terms.timeout_s:
+            await _tell(services.producer.detach(id, terms.client))
+            raise StillWaiting(id)
+        if id == submission.job.id:
+            await _tell(services.producer.cancel(id, "expired"))
+        else:  # the deadline of the job that it was attached to is another's business
+            await _leaving(submission, id)()
+        raise DeadlineExceeded(f"Not done within {terms.timeout_s:g} s.")
     except RedisError as error:
         raise Unavailable("The queue is out of reach.") from error
     finally:
-        for task in tasks:
-            task.cancel()
+        await end(tasks)
 
 
-async def _enqueue(services: Services, job: Job) -> None:
-    if await services.producer.enqueue(job) == "full":
-        raise QueueFull("Too many requests are waiting.")
+def _leaving(submission: Submission, id: str) -> Any:
+    """What to do when the client that waits for a job has gone: nobody else's job is touched by it."""
+    services, terms = submission.services, submission.terms
+    grace_s = services.settings.retry_grace_s if terms.idempotency else 0.0
+
+    async def leave() -> None:
+        if terms.client:
+            await _tell(services.producer.leave(id, terms.client, grace_s))
+
+    return leave
 
 
-async def _cancel(services: Services, job: Job) -> None:
+async def _tell(call: Awaitable[object]) -> None:
     try:
-        await services.producer.cancel(job.id)
+        await call
     except RedisError as error:
-        log.warning("job %s could not be cancelled: %s", job.id, error)
+        log.warning("the queue could not be told that nobody waits: %s", error)
 
 
-async def _client_gone(receive: Receive) -> None:
-    """Returns when the client has closed the connection. (The body has been read before.)"""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def _accepted(services: Services, id: str, ask: Ask) -> Response:
+    """202: the job as it is now, and where to ask for it."""
+    status = await job_status(services, await find(services, id, ask.key), ask.base_url)
+    headers = {"Location": f"/jobs/{id}", "Preference-Applied": ask.preference.applied}
+    return Response(status.model_dump_json(), 202, headers, "application/json")
 
 
-async def _stopped(services: Services) -> None:
-    await services.stopping.wait()
-    await asyncio.sleep(DRAIN_S)
+async def _answer(services: Services, record: Record, ask: Ask) -> Response:
+    """200 for a job that has ended well.
 
-
-def _raise_unless_done(record: Record) -> None:
-    if record.state is State.DONE:
-        return
-    if record.state is State.EXPIRED:
-        raise DeadlineExceeded("The deadline passed before a worker was free.")
-    error = record.result.get("error", {"code": "generation_failed", "message": "The job was cancelled."})
-    raise GenerationFailed(error["message"], code=error["code"])
-
-
-async def _read(services: Services, reference: str) -> bytes:
-    try:
-        return await asyncio.to_thread(services.results.get, reference)
-    except ResultMissing:
-        raise ServiceError("The picture was drawn, but its file is gone.", code="result_missing") from None
-
-
-def _json(job: Job, record: Record, images: list[bytes], total_s: float) -> Response:
-    told = record.result
-    answer = GenerateResponse(
-        id=job.id,
-        created=int(time.time()),
-        model=job.model,
-        model_version=job.version,
-        runtime=told["runtime"],
-        batch_size=told["batch_size"],
-        data=[_image(image, data) for image, data in zip(told["images"], images, strict=True)],
-        timings=Timings(**told["timings"], total_s=total_s),
-    )
-    return Response(answer.model_dump_json(), media_type="application/json")
-
-
-def _image(image: dict[str, Any], data: bytes) -> GeneratedImage:
-    told = {name: value for name, value in image.items() if name != "file"}
-    return GeneratedImage(b64_json=base64.b64encode(data).decode("ascii"), **told)
-
-
-def _file(student: Student, body: GenerateRequest, job: Job, record: Record, data: bytes) -> Response:
-    image = record.result["images"][0]
-    headers = {
-        "X-Seed": str(image["seed"]),
-        "X-Model-Version": job.version,
-        "Content-Disposition": f'inline; filename="{job.id}.{body.output_format}"',
-    }
-    if (score := main_score(student, image["reward"])) is not None:
-        headers["X-Reward-Score"] = f"{score:.6f}"
-    return Response(data, media_type=MEDIA_TYPES[body.output_format], headers=headers)
-
-
-def main_score(student: Student, reward: dict[str, float]) -> float | None:
-    """The score of the scorer that the student was trained on, or of any other, or None without one."""
-    trained = [name for name, scorer in student.scorers.items() if scorer.role == "trained" and name in reward]
-    names = trained or sorted(reward)
-    return reward[names[0]] if names else None
+    Raises:
+        ServiceError: it has not.
+    """
+    if (error := failure(record)) is not None:
+        raise error
+    applied = {"Preference-Applied": ask.preference.applied} if ask.preference.applied else {}
+    if record.job.response_format == "file":
+        response = await image_file(services, record, 0)
+        response.headers.update(applied)
+        return response
+    answer = await generated(services, record, ask.base_url)
+    return Response(answer.model_dump_json(exclude_none=True), 200, applied, "application/json")

@@ -43,11 +43,12 @@ def from_validation(error: dict[str, Any]) -> ServiceError:
         return InvalidRequest("Send a JSON object, with the header Content-Type: application/json.")
     if kind == "missing":
         return InvalidRequest(f"{field} is missing.", param=field)
-    if kind == "extra_forbidden":
+    if kind == "extra_forbidden" and len(error["loc"]) == 2:
         nearest = difflib.get_close_matches(field, GenerateRequest.model_fields, n=1, cutoff=0)[0]
         return InvalidRequest(f"{field} is not a field of this request; the nearest one is {nearest}.", param=field)
     message = error["msg"].removeprefix("Value error, ")
-    return InvalidRequest(f"{field}: {message[:1].lower()}{message[1:]}.", param=field)
+    where = "" if len(error["loc"]) == 2 else _entry(error["loc"])
+    return InvalidRequest(f"{field}{where}: {message[:1].lower()}{message[1:]}.", param=field)
 
 
 def from_http(error: HTTPException) -> ServiceError:
@@ -65,9 +66,16 @@ def from_http(error: HTTPException) -> ServiceError:
 
 def _field(location: tuple[Any, ...]) -> str | None:
     """The field's name, made safe to be printed: it may be the client's own invention."""
-    if len(location) < 2:
-        return None
-    name = ".".join(str(part) for part in location[1:])
+    return _printable(str(location[1])) if len(location) > 1 else None
+
+
+def _entry(location: tuple[Any, ...]) -> str:
+    """Which entry of a list or an object is wrong, if one is."""
+    entries = [part for part in location[2:] if isinstance(part, int)]
+    return f"[{entries[0]}]" if entries else ""
+
+
+def _printable(name: str) -> str:
     return name[:SHOWN_CHARS].encode("utf-8", "replace").decode("utf-8")
 
 

@@ -30,7 +30,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
-        self._beat()
+        self.beat(self._consumer)
         self._thread.start()
         return self
 
@@ -51,7 +51,7 @@ class Heartbeat:
                 self._held = {}
 
     def dropped(self, id: str) -> str | None:
-        """'cancelled' or 'lost' if a held job needs no further work, else None; as of the last beat."""
+        """'cancelled', 'expired' or 'lost' if a held job needs no further work, else None; as of the last beat."""
         with self._lock:
             return self._dropped.get(id)
 
@@ -60,15 +60,16 @@ class Heartbeat:
         with self._lock:
             return list(self._held.items())
 
-    def _run(self) -> None:
-        while not self._end.wait(self._interval_s):
-            self._beat()
-
-    def _beat(self) -> None:
+    def beat(self, consumer: Consumer) -> None:
+        """One beat now; the worker's thread may ask for one, with a consumer of its own."""
         try:
-            news = self._consumer.beat(self._info, self.held())
+            news = consumer.beat(self._info, self.held())
         except RedisError as error:
             log.warning("no heartbeat: %s", error)
             return
         with self._lock:
             self._dropped.update({id: reason for id, reason in news.items() if id in self._held})
+
+    def _run(self) -> None:
+        while not self._end.wait(self._interval_s):
+            self.beat(self._consumer)

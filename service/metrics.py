@@ -50,6 +50,7 @@ class Metrics:
         self._requests = self._counter("requests", "Answered requests.", ["route", "method", "code"])
         self._images = self._counter("images", "Images drawn.", named)
         self._failures = self._counter("failed_jobs", "Jobs without a picture, by reason.", ["reason"])
+        self._rejected = self._counter("rejected_requests", "Requests that the queue refused, by reason.", ["reason"])
         self._duration = self._histogram("request_duration_seconds", "From request to answer.", ["route"], SECONDS)
         self._queue_wait = self._histogram("queue_wait_seconds", "From acceptance to a worker.", named, SECONDS)
         self._inference = self._histogram("inference_duration_seconds", "One call of the runtime.", drawn, SECONDS)
@@ -78,6 +79,10 @@ class Metrics:
         """Count an answered request."""
         self._requests.labels(route, method, str(status)).inc()
         self._duration.labels(route).observe(seconds)
+
+    def rejected(self, reason: str) -> None:
+        """Count a request that the queue refused."""
+        self._rejected.labels(reason).inc()
 
     def record(self, record: Record) -> None:
         """Count what a worker measured for a job that has ended; call it once for each."""

@@ -30,7 +30,7 @@ def find_worker(settings: Settings, host: str) -> None:
 async def _hosts(settings: Settings) -> list[str]:
     client = connect_async(settings.required_redis_url, retries=0)
     try:
-        producer = Producer(client, open_student(settings).id, "", timeout_s=1, ttl_s=1, max_pending=1, max_attempts=1)
+        producer = Producer(client, open_student(settings).id, "", ttl_s=1, max_pending=1, max_attempts=1)
         return [worker.host for worker in await producer.workers()]
     finally:
         await client.aclose()

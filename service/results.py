@@ -10,7 +10,7 @@ from pathlib import Path
 import fsspec  # type: ignore[import-untyped]
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-REFERENCE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{32}/[0-9]+/[0-9]+\.[a-z]+")
+REFERENCE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{32}/[0-9]+/(p[0-9]-)?[0-9]+\.[a-z]+")
 
 
 class ResultMissing(Exception):
@@ -18,7 +18,7 @@ class ResultMissing(Exception):
 
 
 class ResultStore:
-    """Images under ``<shard>/<job>/<token>/<k>.<format>`` of a folder.
+    """Images under ``<shard>/<job>/<token>/<k>.<format>`` of a folder, previews of them beside as ``p<i>-<k>``.
 
     The token is that of the claim that drew them: two workers that drew the same job never write the same file, and
     the job's record points at the winner's. A file appears under its name when it is complete.
@@ -28,9 +28,9 @@ class ResultStore:
         self._folder = folder
         self._files: LocalFileSystem = fsspec.filesystem("file", auto_mkdir=True)
 
-    def put(self, job: str, token: str, index: int, suffix: str, data: bytes) -> str:
+    def put(self, job: str, token: str, name: str, suffix: str, data: bytes) -> str:
         """Store one image; returns the reference to get it back with."""
-        reference = f"{job[:2]}/{job}/{token}/{index}.{suffix}"
+        reference = f"{job[:2]}/{job}/{token}/{name}.{suffix}"
         if not REFERENCE.fullmatch(reference):
             raise ValueError(f"{reference!r} is no reference to a result")
         path = self._path(reference)

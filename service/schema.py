@@ -1,15 +1,21 @@
-"""The bodies of requests and responses, as clients see them. Everything is strict: no coercion, no unknown fields."""
+"""The body of a request, as clients write it. Everything is strict: no coercion, no unknown fields."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
 MAX_PROMPT_CHARS = 1000
 MAX_IMAGES = 10
+MAX_SIDE_PX = 16384
+MAX_PREVIEWS = 3
+MAX_PRIORITY = 5
+MAX_TIMEOUT_S = 3600
+MAX_METADATA = 16
 SEED_LIMIT = 2**32
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+EXAMPLE: dict[str, JsonValue] = {"prompt": "a small red heart above a large blue star on a cream background", "seed": 7}
 
 
 def _not_blank(prompt: str) -> str:
@@ -18,93 +24,121 @@ def _not_blank(prompt: str) -> str:
     return prompt
 
 
-class _Strict(BaseModel):
+def _one_or_many(seed: Any) -> str:
+    return "many" if isinstance(seed, list) else "one"
+
+
+Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
+Seeds = Annotated[
+    Annotated[Seed, Tag("one")] | Annotated[list[Seed], Field(min_length=1, max_length=MAX_IMAGES), Tag("many")],
+    Discriminator(_one_or_many),
+]
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+
+
+class Strict(BaseModel):
+    """No coercion, no unknown fields, no changes."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class GenerateRequest(_Strict):
-    """What to draw."""
+class GenerateRequest(Strict):
+    """What to draw, and how the answer is to look."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     prompt: Annotated[str, AfterValidator(_not_blank)] = Field(
-        min_length=1,
-        max_length=MAX_PROMPT_CHARS,
-        description="What to draw, in words.",
-        examples=["a small red heart above a large blue star on a cream background"],
+        min_length=1, max_length=MAX_PROMPT_CHARS, description="What to draw, in words.", examples=["a red heart"]
     )
-    seed: int | None = Field(
+    negative_prompt: str | None = Field(
         None,
+        max_length=MAX_PROMPT_CHARS,
+        description="Refused with the reason: a few-step student runs without the second pass that would read it.",
+    )
+    num_inference_steps: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Network calls for each image: one of the counts that the student was trained for. Unset: the most "
+        "that it was trained for.",
+        examples=[4],
+    )
+    guidance_scale: float | None = Field(
+        None,
+        description="Refused with the reason, unless it is the very value that was baked into the student's weights.",
+    )
+    width: int | None = Field(
+        None, ge=1, le=MAX_SIDE_PX, description="Pixels. Unset: the student's own width.", examples=[64]
+    )
+    height: int | None = Field(
+        None, ge=1, le=MAX_SIDE_PX, description="Pixels. Unset: the student's own height.", examples=[64]
+    )
+    size: str | None = Field(
+        None, pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$", description="WIDTHxHEIGHT in one word.", examples=["64x64"]
+    )
+    seed: Seeds | None = Field(
+        None,
+        description="Where the noise comes from: the same prompt and seed give the same bytes. Image k of a request "
+        "uses (seed + k) mod 2^32; a list gives each image its own. Unset: drawn, and told in the answer.",
+        examples=[7, [7, 21, 42]],
+    )
+    num_images_per_prompt: int = Field(
+        1, ge=1, le=MAX_IMAGES, description="How many images of the prompt. Unset: as many as there are seeds."
+    )
+    n: int = Field(1, ge=1, le=MAX_IMAGES, description="Another name of num_images_per_prompt.", examples=[2])
+    model: str | None = Field(None, max_length=128, description="The id of a served student. Unset: the only one.")
+    model_version: str | None = Field(
+        None, max_length=128, description="One of its versions, or latest. Unset: the newest.", examples=["latest"]
+    )
+    output_format: Literal["png", "jpeg", "webp"] = Field(
+        "png", description="Format of the images. Each file says in its metadata (XMP) that a model drew it, and which."
+    )
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="Quality of jpeg and webp: 100 is best. Unset: 95. png has none.", examples=[80]
+    )
+    response_format: Literal["b64_json", "url", "file"] = Field(
+        "b64_json",
+        description="b64_json: JSON with the images in base64. url: JSON with their addresses, which work for as long "
+        "as the service keeps results. file: the bytes of the one image.",
+    )
+    priority: int = Field(
+        0,
+        ge=-MAX_PRIORITY,
+        le=MAX_PRIORITY,
+        description="Higher goes ahead, by a bounded amount of work: nothing waits for ever. Inside a priority, keys "
+        "take turns.",
+    )
+    timeout_s: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        description="Deadline in seconds. A request that would have to wait longer is refused at once with 504, and "
+        "what has not begun by then never will. Unset: what the service is set to.",
+        examples=[30],
+    )
+    stream: bool = Field(
+        False,
+        description="Answer with server-sent events: queued, started, image_generation.partial_image, "
+        "image_generation.completed for each image, done (or error).",
+    )
+    partial_images: int = Field(
+        0,
         ge=0,
-        lt=SEED_LIMIT,
-        description="Where the noise comes from: the same prompt and seed give the same bytes. Unset: drawn, and told "
-        "in the answer. Image k of a request uses (seed + k) mod 2^32.",
-        examples=[7],
+        le=MAX_PREVIEWS,
+        description="How many looks at each unfinished image the events have, at most; only where the runtime shows "
+        "its steps, with stream or Prefer: respond-async.",
     )
-    num_images_per_prompt: int = Field(1, ge=1, le=MAX_IMAGES, description="How many images of the prompt.")
-    output_format: Literal["png", "jpeg", "webp"] = Field("png", description="Format of the images.")
-    response_format: Literal["b64_json", "file"] = Field(
-        "b64_json", description="b64_json: JSON with the images in base64. file: the bytes of the one image."
+    user: str | None = Field(None, max_length=128, description="Your own name for who asks; told back with the job.")
+    metadata: dict[MetadataKey, MetadataValue] | None = Field(
+        None, max_length=MAX_METADATA, description="Your own notes; told back with the job.", examples=[{"page": "12"}]
     )
 
-
-class GeneratedImage(_Strict):
-    """One image and where it came from."""
-
-    b64_json: str = Field(description="The bytes of the image in base64.")
-    seed: int = Field(description="Posting this seed alone gives the same bytes.")
-    width: int = Field(description="Pixels.")
-    height: int = Field(description="Pixels.")
-    sha256: str = Field(description="Hash of the image's bytes.")
-    reward: dict[str, float] = Field(description="Standardised score by scorer; 0 is the teacher's mean.")
-
-
-class Timings(_Strict):
-    """Where the time went, in seconds. Batch mates share the times of inference and scoring."""
-
-    queue_s: float = Field(description="From acceptance to the worker.")
-    inference_s: float = Field(description="Drawing the batch.")
-    score_s: float = Field(description="Scoring the batch.")
-    encode_s: float = Field(description="Encoding and storing this request's images.")
-    total_s: float = Field(description="From the request's arrival to its answer.")
-
-
-class GenerateResponse(_Strict):
-    """The images, in the order of their seeds."""
-
-    id: str = Field(description="The job's id.")
-    created: int = Field(description="Unix time of the answer, in seconds.")
-    model: str
-    model_version: str
-    runtime: str = Field(description="How the student was run.")
-    batch_size: int = Field(description="Number of images in the largest call that this request rode in.")
-    data: list[GeneratedImage]
-    timings: Timings
-
-
-class ErrorDetail(_Strict):
-    """What went wrong."""
-
-    message: str = Field(description="One sentence.")
-    type: Literal["invalid_request_error", "server_error"]
-    param: str | None = Field(description="The field that is wrong, if one is.")
-    code: str = Field(description="A word for programs.")
-
-
-class ErrorResponse(_Strict):
-    """The body of every answer that is not a success."""
-
-    error: ErrorDetail
-    request_id: str = Field(description="The answer's X-Request-ID header.")
-
-
-def error_responses(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's ``responses`` for these status codes."""
-    meaning = {
-        400: "The body is not JSON.",
-        404: "There is no such page.",
-        413: "The body is too large.",
-        422: "A field is missing, unknown or wrong; error.param names it.",
-        500: "The picture could not be drawn.",
-        503: "Too much work is waiting, or a part of the service is away; see the Retry-After header.",
-        504: "The picture was not ready in time.",
-    }
-    return {code: {"model": ErrorResponse, "description": meaning[code]} for code in codes}
+    @property
+    def count(self) -> int:
+        """How many images are asked for, by whichever field says so."""
+        if "num_images_per_prompt" in self.model_fields_set:
+            return self.num_images_per_prompt
+        if "n" in self.model_fields_set:
+            return self.n
+        return len(self.seed) if isinstance(self.seed, list) else 1

@@ -17,10 +17,12 @@ from service.queue.producer import Producer
 from service.queue.replies import BLOCK_S, Replies
 from service.results import ResultStore
 from service.settings import Settings
+from service.tasks import end
 from student.bundle import Student
 
 REAP_EVERY_S = 1.0
 SWEEP_EVERY_S = 60.0
+DRAIN_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +59,7 @@ async def background(services: Services) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
 
 @asynccontextmanager
@@ -74,10 +74,11 @@ async def open_services(
         client,
         student.id,
         api,
-        timeout_s=settings.request_timeout_s,
         ttl_s=settings.result_ttl_s,
         max_pending=settings.max_pending,
         max_attempts=settings.max_attempts,
+        priority_images=settings.priority_images,
+        quota=round(settings.quota * 1000),
     )
     services = Services(
         settings=settings,
@@ -104,3 +105,9 @@ async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
         except (RedisError, OSError) as error:
             log.warning("a periodic task failed: %s", error)
         await asyncio.sleep(seconds)
+
+
+async def ending(services: Services) -> None:
+    """Returns a moment after the process has been told to end: time for what is almost done."""
+    await services.stopping.wait()
+    await asyncio.sleep(DRAIN_S)

@@ -50,8 +50,34 @@ class Settings(BaseSettings):
     threads: int = Field(default=0, ge=0, description="Threads of one worker; 0: its share of the cores.")
     workers: int = Field(default=1, ge=1, le=64, description="Worker processes that serve starts.")
     max_pending: int = Field(default=1000, ge=1, description="Jobs that may wait; beyond, requests are answered 503.")
-    request_timeout_s: float = Field(default=60.0, gt=0, description="Longest wait for an answer; beyond, 504.")
+    request_timeout_s: float = Field(
+        default=60.0, gt=0, description="Longest wait for an answer, unless the request says timeout_s; beyond, 504."
+    )
+    job_timeout_s: float = Field(
+        default=3600.0, gt=0, description="The same for a job whose client asks for it later (Prefer: respond-async)."
+    )
+    priority_images: int = Field(
+        default=50, ge=0, description="A level of priority goes ahead of so many images of each other key."
+    )
+    quota: float = Field(
+        default=0.0, ge=0, description="Megapixel-steps that a key may ask for in a minute; beyond, 429. 0: no limit."
+    )
+    retry_grace_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long a job with an Idempotency-Key outlives its last connection, so that a retry finds it.",
+    )
+    event_heartbeat_s: float = Field(
+        default=15.0, gt=0, description="A stream of events says so often that it is alive when nothing happens."
+    )
     result_ttl_s: float = Field(default=3600.0, gt=0, description="How long images and job records are kept.")
+    max_pixels: int = Field(default=2**24, ge=1, description="Pixels that one request may ask for; beyond, 413.")
+    provenance: bool = Field(default=True, description="Whether image files say in XMP that a model drew them.")
+    public_url: str | None = Field(
+        default=None,
+        pattern="^https?://[^/?#]+(/[^?#]*[^/?#])?$",
+        description="Address of the service as its clients know it, for the urls in answers; unset: as they call it.",
+    )
     lease_s: float = Field(default=10.0, ge=0.2, description="A worker that is silent so long is taken for dead.")
     max_attempts: int = Field(default=5, ge=1, description="A job that was lost with so many workers is given up.")
     log_level: LogLevel = Field(default="info", description="Least severe line that is logged.")

@@ -20,12 +20,14 @@ from service.execution import Call, Drawing, Failure, execute
 from service.heartbeat import Heartbeat
 from service.model import open_runtime
 from service.pictures import encode
+from service.provenance import Provenance
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
 from service.queue.job import Claimed, Job, PayloadError, State, lane
 from service.results import ResultStore
 from service.settings import Settings
-from student.runtimes.runtime import Runtime
+from service.steps import Steps
+from student.runtimes.runtime import Runtime, StepwiseRuntime
 
 WAIT_S = 1.0
 PAUSE_AFTER_ERROR_S = 0.2
@@ -39,13 +41,15 @@ class Worker:
     """One runtime, fed from the queue until ``stopping`` is set; an accepted batch is ended first."""
 
     def __init__(
-        self, runtime: Runtime, consumer: Consumer, heartbeat: Heartbeat, store: ResultStore, stopping: threading.Event
-    ) -> None:
+        self, runtime: Runtime, consumer: Consumer, heartbeat: Heartbeat, store: ResultStore, stopping: threading.Event,
+        *, provenance: bool = True,
+    ) -> None:  # fmt: skip
         self._runtime = runtime
         self._consumer = consumer
         self._heartbeat = heartbeat
         self._store = store
         self._stopping = stopping
+        self._made_by = Provenance(runtime.student.id, runtime.student.version) if provenance else None
         self._lane = lane(runtime.student.id, runtime.student.version)
 
     def run(self) -> None:
@@ -73,12 +77,21 @@ class Worker:
                     jobs.append((claimed, accepted))
                 else:
                     self._settle_failure(claimed, accepted, ())
-            executed = execute(self._runtime, [job for _, job in jobs])
+            executed = execute(self._runtime, [job for _, job in jobs], self._steps(jobs))
             calls = executed.calls  # measured once, so told once: with the first job
             for (claimed, job), outcome in zip(jobs, executed.outcomes, strict=True):
                 self._settle(claimed, job, outcome, calls)
                 calls = ()
-        log.info("drew %d jobs in calls of %s images", len(jobs), [call.images for call in executed.calls])
+        drawn = sum(isinstance(outcome, Drawing) for outcome in executed.outcomes)
+        log.info(
+            "drew %d of %d jobs in calls of %s images", drawn, len(batch), [call.images for call in executed.calls]
+        )
+
+    def _steps(self, jobs: Sequence[tuple[Claimed, Job]]) -> Steps:
+        def settle(claimed: Claimed) -> None:
+            self._settle_failure(claimed, Failure("generation_failed", "The job was dropped."), ())
+
+        return Steps(jobs, self._heartbeat, self._consumer, self._store, self._made_by, settle)
 
     def _reject(self, claimed: Claimed) -> Job | Failure:
         """The job, or why it is not to be drawn."""
@@ -95,7 +108,7 @@ class Worker:
 
     def _settle(self, claimed: Claimed, job: Job, outcome: Drawing | Failure, calls: Sequence[Call]) -> None:
         if self._heartbeat.dropped(job.id):
-            outcome = Failure("generation_failed", "The job was dropped.")  # finish answers 'cancelled' or 'fenced'
+            outcome = Failure("generation_failed", "The job was dropped.")  # finish answers why
         if isinstance(outcome, Failure):
             return self._settle_failure(claimed, outcome, calls)
         started = time.perf_counter()
@@ -103,7 +116,6 @@ class Worker:
             images = [self._keep(claimed, job, k, outcome) for k in range(len(outcome.images))]
         except OSError as error:
             log.error("job %s cannot be stored: %s", job.id, error)
-            self._store.discard(claimed.id, claimed.token)
             return self._settle_failure(
                 claimed, Failure("generation_failed", "The picture could not be stored."), calls
             )
@@ -120,9 +132,9 @@ class Worker:
     def _keep(self, claimed: Claimed, job: Job, index: int, drawing: Drawing) -> dict[str, Any]:
         """Encode and store one picture; returns what the client is told about it."""
         image_CHW = drawing.images[index]
-        data = encode(image_CHW, job.output_format)
+        data = encode(image_CHW, job.output_format, job.quality, self._made_by)
         return {
-            "file": self._store.put(job.id, claimed.token, index, job.output_format, data),
+            "file": self._store.put(job.id, claimed.token, str(index), job.output_format, data),
             "seed": job.seeds[index],
             "width": image_CHW.shape[2],
             "height": image_CHW.shape[1],
@@ -132,6 +144,7 @@ class Worker:
 
     def _settle_failure(self, claimed: Claimed, failure: Failure, calls: Sequence[Call]) -> None:
         self._finish(claimed, State.FAILED, {"error": asdict(failure)}, calls)
+        self._store.discard(claimed.id, claimed.token)
 
     def _finish(self, claimed: Claimed, state: State, result: dict[str, Any], calls: Sequence[Call]) -> str | None:
         """Tell the queue, through an outage of the server if need be; None if that was in vain."""
@@ -159,7 +172,9 @@ def run_worker(settings: Settings, name: str) -> None:
     _stop_on_signal(stopping, heartbeat, leaver)
     with heartbeat:
         store = ResultStore(settings.results_dir)
-        Worker(runtime, _consumer(settings, runtime, name), heartbeat, store, stopping).run()
+        Worker(
+            runtime, _consumer(settings, runtime, name), heartbeat, store, stopping, provenance=settings.provenance
+        ).run()
     leaver.release([])
 
 
@@ -169,7 +184,12 @@ def _consumer(settings: Settings, runtime: Runtime, name: str) -> Consumer:
 
 
 def _info(runtime: Runtime) -> dict[str, Any]:
-    return {"runtime": runtime.name, "host": socket.gethostname(), "max_batch": runtime.max_batch}
+    return {
+        "runtime": runtime.name,
+        "host": socket.gethostname(),
+        "max_batch": runtime.max_batch,
+        "shows_steps": isinstance(runtime, StepwiseRuntime),
+    }
 
 
 def _stop_on_signal(stopping: threading.Event, heartbeat: Heartbeat, leaver: Consumer) -> None:

@@ -17,12 +17,13 @@ function resolve(api, schema) {
 
 /** A field's type and range in words. */
 function kind(api, schema) {
-  const options = schema.anyOf?.filter((option) => option.type !== "null");
+  const options = (schema.anyOf ?? schema.oneOf)?.filter((option) => option.type !== "null");
   if (options) return options.map((option) => kind(api, option)).join(" or ");
   if (schema.const !== undefined) return JSON.stringify(schema.const);
   if (schema.enum) return schema.enum.map((value) => JSON.stringify(value)).join(", ");
   if (schema.$ref) return schema.$ref.split("/").at(-1);
   if (schema.type === "array") return `list of ${kind(api, schema.items)}`;
+  if (schema.format === "binary") return "bytes";
   if (schema.type === "object" && schema.additionalProperties) return `${kind(api, schema.additionalProperties)} by name`;
   const words = [schema.type];
   const least = schema.minimum ?? schema.minLength;
@@ -36,8 +37,11 @@ function fieldRow(api, name, schema, required) {
   const told = [kind(api, schema)];
   if (required) told.push("required");
   else if (schema.default !== undefined) told.push(`default ${JSON.stringify(schema.default)}`);
+  const words = [schema.description ?? ""];
+  if (schema.examples) words.push(" For example ", ...schema.examples.flatMap((value, k) =>
+    [...(k ? [", "] : []), code(JSON.stringify(value))]), ".");
   return element("tr", "", element("td", "", code(name)), element("td", "kind", told.join(", ")),
-    element("td", "", schema.description ?? ""));
+    element("td", "", ...words));
 }
 
 /** The fields of an object, and below them those of the objects inside it. */
@@ -53,12 +57,25 @@ function fields(api, schema, showRequired) {
   return [element("div", "scroll", element("table", "", element("tbody", "", ...rows))), ...inner];
 }
 
-function example(api, schema) {
-  const found = {};
-  for (const [name, field] of Object.entries(resolve(api, schema).properties)) {
-    if (field.examples) found[name] = field.examples[0];
-  }
-  return found;
+const example = (api, schema) => resolve(api, schema).examples?.[0] ?? {};
+
+/** What is sent beside the body: in the address, and as headers. */
+function parameters(api, described) {
+  const rows = (described.parameters ?? []).map(({ name, in: where, schema, required, description, examples }) => {
+    const told = { ...schema, description, examples: schema.examples ?? examples };
+    const row = fieldRow(api, name, told, required);
+    row.children[1].append(where === "header" ? ", a header" : ", in the address");
+    return row;
+  });
+  return rows.length
+    ? [element("h3", "", "Parameters"), element("div", "scroll", element("table", "", element("tbody", "", ...rows)))]
+    : [];
+}
+
+function statuses(title, described, wanted) {
+  const rows = Object.entries(described.responses).filter(([status]) => wanted(Number(status))).map(([status, answer]) =>
+    element("tr", "", element("td", "", code(status)), element("td", "", answer.description)));
+  return rows.length ? [element("h3", "", title), element("table", "", element("tbody", "", ...rows))] : [];
 }
 
 function curl(path, body) {
@@ -69,6 +86,7 @@ function curl(path, body) {
 function operation(api, path, method, described) {
   const parts = [element("h2", "", element("span", "method", method.toUpperCase()), code(path))];
   parts.push(element("p", "", described.description ?? described.summary));
+  parts.push(...parameters(api, described));
   const body = described.requestBody?.content["application/json"].schema;
   if (body) {
     parts.push(element("h3", "", "Request"), ...fields(api, body, true));
@@ -76,13 +94,8 @@ function operation(api, path, method, described) {
   }
   const answer = described.responses["200"]?.content?.["application/json"]?.schema;
   const answered = answer ? fields(api, answer, false) : [];
-  if (answered.length) parts.push(element("h3", "", "Answer"), ...answered);
-  const others = Object.entries(described.responses).filter(([status]) => status !== "200");
-  if (others.length) {
-    const rows = others.map(([status, response]) =>
-      element("tr", "", element("td", "", code(status)), element("td", "", response.description)));
-    parts.push(element("h3", "", "Errors"), element("table", "", element("tbody", "", ...rows)));
-  }
+  parts.push(...statuses("Answers", described, (status) => status < 300), ...answered);
+  parts.push(...statuses("Errors", described, (status) => status >= 300));
   return element("section", "", ...parts);
 }
 

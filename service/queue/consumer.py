@@ -24,11 +24,11 @@ class Consumer:
         self._worker = worker
         self._lease_ms = round(lease_s * 1000)
         self._max_attempts = max_attempts
-        names = ("claim", "beat", "finish", "release", "lost")
+        names = ("claim", "beat", "finish", "release", "lost", "show")
         self._scripts = {name: client.register_script(source(name)) for name in names}
 
     def claim(self, lane: str, max_images: int, claim_id: str | None = None) -> list[Claimed]:
-        """Waiting jobs of one batch key, the oldest first; empty if nothing waits.
+        """Waiting jobs of one batch key, in order; empty if nothing waits.
 
         They hold ``max_images`` images at most, but for a single job that is larger than that.
         """
@@ -44,13 +44,17 @@ class Consumer:
         self._client.brpop([f"{self._prefix}w:{lane}"], timeout=seconds)
 
     def beat(self, info: Mapping[str, Any], held: Iterable[Held]) -> dict[str, str]:
-        """Renew the leases; returns the ids that need no further work, each with 'cancelled' or 'lost'."""
+        """Renew the leases; returns the ids that need no further work, each with 'cancelled', 'expired' or 'lost'."""
         pairs = [part for pair in held for part in pair]
         return dict(self._run("beat", self._worker, json.dumps(info), self._lease_ms, *pairs))
 
     def finish(self, id: str, token: str, state: str, result: Mapping[str, Any]) -> str:
         """End a job; returns its final state, or 'fenced' if it is another worker's by now."""
         return str(self._run("finish", id, token, state, json.dumps(result)))
+
+    def show(self, id: str, token: str, previews: Mapping[str, str]) -> bool:
+        """Tell whoever watches a job of previews in the result store; False if it is another worker's by now."""
+        return bool(self._run("show", id, token, *[part for pair in previews.items() for part in pair]))
 
     def release(self, held: Iterable[Held]) -> int:
         """Leave: hand back what is held, without counting an attempt, and count as a worker no more."""

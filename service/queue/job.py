@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class State(StrEnum):
@@ -36,9 +36,14 @@ def lane(model: str, version: str) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One request: ``len(seeds)`` images of one prompt."""
+    """One request: ``len(seeds)`` images of one prompt.
+
+    ``key`` names who asked: whoever may read or cancel the job. ``quality`` is that of JPEG and WebP (None: usual).
+    ``previews`` is how many looks at each unfinished image are wanted.
+    """
 
     id: str
+    key: str
     model: str
     version: str
     height: int
@@ -47,6 +52,12 @@ class Job:
     prompt: str
     seeds: tuple[int, ...]
     output_format: str
+    quality: int | None
+    response_format: str
+    previews: int
+    priority: int
+    user: str | None
+    metadata: Mapping[str, str]
     request_id: str
 
     @property
@@ -57,6 +68,16 @@ class Job:
     def shape(self) -> str:
         """What batch mates share beside the lane: never the prompt, the seed, the output format or who asks."""
         return f"{self.height}x{self.width}|{self.steps}"
+
+    @property
+    def cost(self) -> int:
+        """What drawing it costs, in thousands of pixel-steps."""
+        return max(1, self.height * self.width * self.steps // 1000) * len(self.seeds)
+
+    @property
+    def flow(self) -> str:
+        """Whom it takes turns with: inside a priority, every key gets the same."""
+        return f"{self.priority}|{self.key}"
 
     def to_payload(self) -> str:
         return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)})
@@ -78,6 +99,44 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """How a job is to be queued.
+
+    ``client`` names an open connection that waits for it (empty: nobody, it is asked for later). ``watched``: whoever
+    accepted it wants to hear of more than its end. ``idempotency`` is the digest of a client's Idempotency-Key and of
+    the client itself (empty: none), ``body`` that of what was asked.
+    """
+
+    timeout_s: float
+    client: str = ""
+    watched: bool = False
+    idempotency: str = ""
+    body: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the queue says to a job; ``id`` is the job that is to be waited for.
+
+    ``wait_s`` is, for a job that was accepted, the predicted wait; for one that was refused, after how long another try
+    is worth it; 0 where nothing was measured yet. ``quota_left`` is in thousands of pixel-steps.
+    """
+
+    word: Literal["ok", "known", "attached", "mismatch", "quota", "full", "late"]
+    id: str
+    wait_s: float
+    quota_left: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a waiting job stands: ``position`` jobs come before it and take about ``wait_s`` (0: nothing is known)."""
+
+    position: int
+    wait_s: float
+
+
+@dataclass(frozen=True)
 class Claimed:
     """A job that a worker holds: ``token`` proves it, ``queue_s`` is how long it waited for this claim."""
 
@@ -90,12 +149,40 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Record:
-    """A job as the queue knows it; ``result`` is what the worker left, empty before."""
+    """A job as the queue knows it; ``result`` is what the worker left, empty before. Times are Unix times in seconds.
+
+    ``key`` is who may see it, ``payload`` what was asked for. ``previews`` refers to looks at unfinished images in the
+    result store, by "number:image". ``giving_up``: it runs, and its worker has been told to drop it.
+    """
 
     id: str
     state: State
     result: Mapping[str, Any]
+    key: str = ""
+    payload: str = ""
+    created_s: float = 0.0
+    claimed_s: float | None = None
+    finished_s: float | None = None
+    previews: Mapping[str, str] = field(default_factory=dict)
+    giving_up: bool = False
 
     @property
     def terminal(self) -> bool:
         return self.state in TERMINAL
+
+    @property
+    def readable(self) -> bool:
+        """Whether this version of the service can tell what was asked for."""
+        try:
+            return bool(self.job)
+        except PayloadError:
+            return False
+
+    @property
+    def job(self) -> Job:
+        """What was asked for.
+
+        Raises:
+            PayloadError: by another version of the service.
+        """
+        return Job.from_payload(self.payload)

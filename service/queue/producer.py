@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import redis.asyncio
 
-from service.queue.job import Job, Record, State
+from service.queue.job import Job, Place, Record, State, Terms, Verdict
 from service.queue.scripts import prefix, source
+
+FIELDS = ["state", "result", "key", "payload", "created_us", "claimed_us", "finished_us", "previews", "cancel"]
+SCRIPTS = ("enqueue", "cancel", "leave", "watch", "place", "reap")
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class Worker:
     runtime: str
     host: str
     max_batch: int
+    shows_steps: bool
 
 
 @dataclass(frozen=True)
@@ -34,30 +39,56 @@ class Depth:
 
 
 class Producer:
-    """Puts jobs of one model into the queue and reads what became of them."""
+    """Puts jobs of one model into the queue and reads what became of them.
+
+    A level of priority is worth the work of ``priority_images`` images; ``quota`` is the work that a key may ask for in
+    a minute, in thousands of pixel-steps (0: no limit).
+    """
 
     def __init__(
         self, client: redis.asyncio.Redis, model: str, api: str, *,
-        timeout_s: float, ttl_s: float, max_pending: int, max_attempts: int,
+        ttl_s: float, max_pending: int, max_attempts: int, priority_images: int = 50, quota: int = 0,
     ) -> None:  # fmt: skip
         self._client = client
         self._prefix = prefix(model)
         self._api = api
-        self._timeout_ms, self._ttl_ms = round(timeout_s * 1000), round(ttl_s * 1000)
-        self._max_pending, self._max_attempts = max_pending, max_attempts
-        self._scripts = {name: client.register_script(source(name)) for name in ("enqueue", "cancel", "reap")}
+        self._limits = {"ttl_ms": round(ttl_s * 1000), "max_pending": max_pending, "quota": quota}
+        self._max_attempts = max_attempts
+        self._priority_images = priority_images
+        self._scripts = {name: client.register_script(source(name)) for name in SCRIPTS}
 
-    async def enqueue(self, job: Job) -> Literal["ok", "known", "full"]:
+    async def enqueue(self, job: Job, terms: Terms) -> Verdict:
         """Put a job into the queue; a second call with the same id changes nothing."""
-        limits = (self._timeout_ms, self._ttl_ms, self._max_pending)
-        answer, _ = await self._run(
-            "enqueue", job.id, job.lane, job.shape, len(job.seeds), job.to_payload(), self._api, *limits
-        )
-        return answer  # type: ignore[no-any-return]
+        asked = {
+            "id": job.id, "lane": job.lane, "shape": job.shape, "images": len(job.seeds), "payload": job.to_payload(),
+            "key": job.key, "cost": job.cost, "flow": job.flow,
+            "bonus": job.priority * self._priority_images * job.cost // len(job.seeds),
+            "reply": self._api, "watch": terms.watched, "client": terms.client,
+            "idem": terms.idempotency, "body": terms.body, "timeout_ms": round(terms.timeout_s * 1000),
+        }  # fmt: skip
+        word, id, wait_ms, left = await self._run("enqueue", json.dumps({**asked, **self._limits}))
+        return Verdict(word, id, int(wait_ms) / 1000, int(left))
 
-    async def cancel(self, id: str) -> str:
-        """Cancel a job; returns 'missing' or its state after the call ('running': marked, its worker drops it)."""
-        return str(await self._run("cancel", id))
+    async def cancel(self, id: str, why: Literal["cancelled", "expired"] = "cancelled") -> str:
+        """End a job; returns 'missing' or its state after the call ('running': marked, its worker drops it)."""
+        return str(await self._run("cancel", id, why))
+
+    async def leave(self, id: str, client: str, grace_s: float) -> str:
+        """A client's connection is gone: without another one the job is given up after ``grace_s``."""
+        return str(await self._run("leave", id, client, round(grace_s * 1000)))
+
+    async def detach(self, id: str, client: str) -> str:
+        """A client stops waiting and will ask later: the job is given up for nobody's absence any more."""
+        return str(await self._run("leave", id, client, "detach"))
+
+    async def watch(self, id: str) -> None:
+        """From now on hear of whatever happens to a job, in the reply stream."""
+        await self._run("watch", id, self._api)
+
+    async def place(self, id: str) -> Place | None:
+        """Where a job stands, or None if it does not wait."""
+        position, wait_ms = await self._run("place", id)
+        return Place(int(position), int(wait_ms) / 1000) if position >= 0 else None
 
     async def reap(self) -> int:
         """Requeue the jobs whose worker has fallen silent; returns how many."""
@@ -67,9 +98,9 @@ class Producer:
         """The jobs among ``ids`` that exist."""
         pipeline = self._client.pipeline(transaction=False)
         for id in ids:
-            pipeline.hmget(f"{self._prefix}j:{id}", ["state", "result"])
+            pipeline.hmget(f"{self._prefix}j:{id}", FIELDS)
         rows = zip(ids, await pipeline.execute(), strict=True)
-        return {id: _record(id, state, result) for id, (state, result) in rows if state}
+        return {id: _record(id, dict(zip(FIELDS, row, strict=True))) for id, row in rows if row[0]}
 
     async def workers(self) -> list[Worker]:
         """The workers that have given a sign of life lately."""
@@ -77,7 +108,7 @@ class Producer:
         names = [str(name) for name in await self._client.zrangebyscore(f"{self._prefix}wk", now_us, "+inf")]
         said = await self._client.mget([f"{self._prefix}wi:{name}" for name in names]) if names else []
         alive = [(name, json.loads(info)) for name, info in zip(names, said, strict=True) if info]
-        return [Worker(name, info["runtime"], info["host"], info["max_batch"]) for name, info in alive]
+        return [_worker(name, info) for name, info in alive]
 
     async def depth(self) -> Depth:
         """How full the queue is."""
@@ -104,5 +135,25 @@ class Producer:
         return await self._scripts[name](keys=[self._prefix], args=list(args))
 
 
-def _record(id: str, state: str, result: str | None) -> Record:
-    return Record(id, State(state), json.loads(result) if result else {})
+def _worker(name: str, info: Mapping[str, Any]) -> Worker:
+    return Worker(name, info["runtime"], info["host"], info["max_batch"], info.get("shows_steps", False))
+
+
+def _record(id: str, row: Mapping[str, str | None]) -> Record:
+    result, payload, key = row["result"], row["payload"], row["key"]
+    return Record(
+        id,
+        State(str(row["state"])),
+        json.loads(result) if result else {},
+        key or "",
+        payload or "",
+        created_s=_seconds(row["created_us"]) or 0.0,
+        claimed_s=_seconds(row["claimed_us"]),
+        finished_s=_seconds(row["finished_us"]),
+        previews=json.loads(row["previews"] or "{}"),
+        giving_up=row["state"] == "running" and row["cancel"] is not None,
+    )
+
+
+def _seconds(micros: str | None) -> float | None:
+    return int(micros) / 1e6 if micros else None

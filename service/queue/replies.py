@@ -1,24 +1,28 @@
-"""How an API process learns that its jobs have ended: one stream, one reader, and the job itself as the truth."""
+"""How an API process learns what happens to jobs: one stream, one reader, and the job itself as the truth."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from service.queue.job import Job, Record
+from service.queue.job import Record
 from service.queue.producer import Producer
 from service.queue.scripts import prefix
 
 BLOCK_S = 2.0
 POLL_S = 2.0
+FOLLOW_S = 1.0
 PAUSE_AFTER_ERROR_S = 0.2
 
 log = logging.getLogger(__name__)
+
+Enqueue = Callable[[], Awaitable[str]]
 
 
 class Replies:
@@ -34,26 +38,60 @@ class Replies:
         self._producer = producer
         self._stream = f"{prefix(model)}r:{api}"
         self._observe = observe
-        self._waiters: dict[str, asyncio.Future[Record]] = {}
+        self._news: dict[str, set[asyncio.Queue[Record]]] = {}
 
-    async def result(self, job: Job, enqueue: Callable[[], Awaitable[None]]) -> Record:
-        """Enqueue a job and return its record when it has ended; without end, so set a limit around it.
-
-        The waiter is registered before the job is enqueued and looks at the job itself now and then, so that an
-        answer that was written at any moment, or a lost one, is found. A job that the server has forgotten (it
-        came back without its data) is enqueued again under the same id.
-        """
-        future = self._waiters[job.id] = asyncio.get_running_loop().create_future()
+    @contextmanager
+    def news(self, id: str) -> Iterator[asyncio.Queue[Record]]:
+        """The records of a job from now on, as the stream tells of them. (It may miss some: look at the job, too.)"""
+        mine: asyncio.Queue[Record] = asyncio.Queue()
+        self._news.setdefault(id, set()).add(mine)
         try:
-            await enqueue()
-            while True:
-                try:
-                    return await asyncio.wait_for(asyncio.shield(future), POLL_S)
-                except TimeoutError:
-                    if record := await self._look(job, enqueue):
-                        return record
+            yield mine
         finally:
-            del self._waiters[job.id]
+            self._news[id].discard(mine)
+            if not self._news[id]:
+                del self._news[id]
+
+    async def ended(
+        self, id: str, news: asyncio.Queue[Record], enqueue: Enqueue, *, look_first: bool = False
+    ) -> Record:
+        """The record of a job when it has ended; without end, so set a limit around it.
+
+        ``news`` must have been opened before the job was enqueued, or ``look_first`` be set. It looks at the job now
+        and then, so that a notice that was lost costs ``POLL_S``. A job that the server has forgotten (it came back
+        without its data) is enqueued again; ``enqueue`` returns the id to wait for, which then may be another.
+        """
+        wait_s = 0.0 if look_first else POLL_S
+        while True:
+            record = await _next(news, wait_s) or await self._look(id)
+            wait_s = POLL_S
+            if isinstance(record, Record):
+                if record.terminal:
+                    return record
+            elif record == "forgotten" and (other := await _quietly(enqueue)) not in (None, id):
+                with self.news(other) as others:
+                    return await self.ended(other, others, enqueue, look_first=True)
+
+    async def follow(self, id: str, enqueue: Enqueue | None = None) -> AsyncIterator[Record]:
+        """A job's record now and whenever something may have happened to it, and at least every ``FOLLOW_S``.
+
+        It ends with the job, and without ``enqueue`` also if the server has forgotten it.
+        """
+        with self.news(id) as news:
+            with suppress(RedisError):  # looking at it now and then is enough
+                await self._producer.watch(id)
+            record: Record | str | None = None
+            while True:
+                record = record or await self._look(id)
+                if record == "forgotten":
+                    if enqueue is None:
+                        return
+                    await _quietly(enqueue)
+                if isinstance(record, Record):
+                    yield record
+                    if record.terminal:
+                        return
+                record = await _next(news, FOLLOW_S)
 
     async def read_forever(self) -> None:
         """The reader: ends only when it is cancelled."""
@@ -68,23 +106,41 @@ class Replies:
     async def _read(self, last: str) -> str:
         answer: Any = await self._client.xread({self._stream: last}, block=round(BLOCK_S * 1000), count=256)
         for _, entries in answer:
-            await self._deliver([fields["id"] for _, fields in entries])
+            await self._deliver([fields for _, fields in entries])
             last = entries[-1][0]
         return last
 
-    async def _deliver(self, ids: list[str]) -> None:
-        for record in (await self._producer.records(ids)).values():
-            self._observe(record)
-            waiter = self._waiters.get(record.id)
-            if waiter and not waiter.done():
-                waiter.set_result(record)
+    async def _deliver(self, notices: list[dict[str, str]]) -> None:
+        ended = {notice["id"] for notice in notices if notice["what"] == "end"}
+        wanted = [notice["id"] for notice in notices if notice["id"] in ended or notice["id"] in self._news]
+        for record in (await self._producer.records(list(dict.fromkeys(wanted)))).values():
+            if record.id in ended:
+                self._observe(record)
+            for news in self._news.get(record.id, ()):
+                news.put_nowait(record)
 
-    async def _look(self, job: Job, enqueue: Callable[[], Awaitable[None]]) -> Record | None:
+    async def _look(self, id: str) -> Record | str | None:
+        """The job's record, or 'forgotten', or None while the server is away."""
         try:
-            record = (await self._producer.records([job.id])).get(job.id)
-            if record is None:
-                await enqueue()
-                return None
+            return (await self._producer.records([id])).get(id) or "forgotten"
         except RedisError:
             return None
-        return record if record.terminal else None
+
+
+async def _next(news: asyncio.Queue[Record], wait_s: float) -> Record | None:
+    """The newest record, waited for; None if there was none in time."""
+    try:
+        record = await asyncio.wait_for(news.get(), wait_s)
+    except TimeoutError:
+        return None
+    while not news.empty():
+        record = news.get_nowait()
+    return record
+
+
+async def _quietly(enqueue: Enqueue) -> str | None:
+    """Enqueue again; a server that is away or refuses is asked another time."""
+    try:
+        return await enqueue()
+    except RedisError:
+        return None

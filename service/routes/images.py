@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 
-from service.generate import generate
-from service.schema import GenerateRequest, GenerateResponse, error_responses
+from service.answers import GenerateResponse, JobStatus, error_responses
+from service.caller import base_url_of, key_of
+from service.generate import Ask, generate
+from service.preferences import KEY_HEADER, read_preference
+from service.schema import MEDIA_TYPES, GenerateRequest
 from service.services import Services
 
 router = APIRouter(tags=["images"])
 
-PICTURE = {"schema": {"type": "string", "format": "binary"}}
+PICTURES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}
+EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The images; with response_format file, the bytes of the one image.",
-        "content": {"image/png": PICTURE, "image/jpeg": PICTURE, "image/webp": PICTURE},
+        "description": "The images; with response_format file, the bytes of the one image; with stream, events.",
+        "content": {**PICTURES, **EVENTS},
     },
-    **error_responses(400, 413, 422, 500, 503, 504),
+    202: {
+        "model": JobStatus,
+        "description": "Accepted: with Prefer: respond-async, or wait=N has passed. Location says where to ask.",
+        "headers": {"Location": {"schema": {"type": "string"}}, "Preference-Applied": {"schema": {"type": "string"}}},
+    },
+    **error_responses(400, 404, 409, 413, 422, 429, 500, 503, 504),
 }
+Prefer = Annotated[
+    list[str] | None,
+    Header(
+        description="respond-async: answer 202 at once. wait=N: answer 202 if it is not done after N seconds.",
+        examples=["respond-async", "wait=10"],
+    ),
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias=KEY_HEADER,
+        description="A word of your own for this request: sent again with the same body, it gets the answer of the "
+        "same job, which outlives a broken connection for a while; with another body, 422.",
+    ),
+]
 
 
 @router.post("/generate", response_model=GenerateResponse, responses=ANSWERS)
-async def post_generate(body: GenerateRequest, request: Request) -> Response:
-    """Draw images of a prompt, and wait for them."""
+async def post_generate(
+    body: GenerateRequest, request: Request, prefer: Prefer = None, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Draw images of a prompt: wait for them, be told where they will be, or watch them being drawn.
+
+    A client that waits and goes away has its job cancelled (with an Idempotency-Key only after a while, so that a retry
+    finds it); with Prefer: respond-async it may go.
+    """
     services: Services = request.app.state.services
-    state = request.state
-    return await generate(services, body, request.receive, state.request_id, state.started)
+    ask = Ask(
+        key=key_of(request),
+        base_url=base_url_of(request, services.settings),
+        request_id=request.state.request_id,
+        preference=read_preference(",".join(prefer or [])),
+        idempotency_key=idempotency_key,
+    )
+    return await generate(services, body, ask, request.receive)

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
 
+from service.answers import error_responses
 from service.errors import Unavailable
-from service.schema import error_responses
 from service.services import Services
 
 LOOK_S = 0.5

@@ -1,8 +1,8 @@
 """A runtime without a network: each picture is a hash of what was asked for, so that a mix-up is seen at once.
 
 The whole service can be tried and tested with it. Words in a prompt make it misbehave: ``fake:sleep=0.2`` (the call
-takes 0.2 s longer), ``fake:raise`` (the call fails), ``fake:nan`` (that picture is not finite), ``fake:die`` (the
-process is gone in the middle of the call).
+takes 0.2 s longer), ``fake:step=0.2`` (each of its steps does), ``fake:raise`` (the call fails), ``fake:nan`` (that
+picture is not finite), ``fake:die`` (the process is gone in the middle of the call).
 
 Legend: B images, C = 3 colour channels, H x W pixels.
 """
@@ -20,12 +20,15 @@ import numpy as np
 
 from student.bundle import ImageSize, Latents, Scorer, Student
 from student.noise import SEED_LIMIT
-from student.runtimes.runtime import FloatArray
+from student.runtimes.runtime import FloatArray, Watch
+from student.schedule import sigmas
 
 SIDE_PX = 64
 CELLS = 8
 MAX_BATCH = 8
+STEPS = (1, 2, 4)
 SLEEP = re.compile(r"fake:sleep=([0-9.]+)")
+STEP = re.compile(r"fake:step=([0-9.]+)")
 
 
 def fake_student() -> Student:
@@ -34,8 +37,8 @@ def fake_student() -> Student:
         id="fake",
         version="1",
         family="fake",
-        steps=(4,),
-        sigmas={4: (1.0, 0.75, 0.5, 0.25)},
+        steps=STEPS,
+        sigmas={steps: sigmas(steps) for steps in STEPS},
         latents=Latents(height=8, width=8, channels=16, packing=2, scaling_factor=1.0, shift_factor=0.0),
         image=ImageSize(SIDE_PX, SIDE_PX),
         max_tokens=24,
@@ -57,8 +60,15 @@ def fake_image(prompt: str, seed: int, steps: int) -> FloatArray:
     return image_CHW
 
 
+def fake_preview(prompt: str, seed: int, steps: int, step: int) -> FloatArray:
+    """What is seen of a picture after step number ``step``, (C, H, W): the more of it, the less gray."""
+    share = np.float32((step + 1) / steps)
+    preview_CHW: FloatArray = fake_image(prompt, seed, steps) * share + np.float32(0.5) * (1 - share)
+    return preview_CHW
+
+
 class FakeRuntime:
-    """Draws hashes; see the module's description."""
+    """Draws hashes; see the module's description. It shows its steps."""
 
     def __init__(self) -> None:
         self.name = "fake"
@@ -67,8 +77,17 @@ class FakeRuntime:
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
         """images_BCHW of the prompts and seeds; see ``Runtime.draw``."""
+        return self.draw_watched(prompts, seeds, steps, lambda step, preview: None)
+
+    def draw_watched(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch) -> FloatArray:
+        """The same, watched; see ``StepwiseRuntime.draw_watched``."""
         self._check(prompts, seeds, steps)
-        _misbehave(" ".join(prompts))
+        words = " ".join(prompts)
+        _misbehave(words)
+        for step in range(steps):
+            _sleep(STEP, words)
+            if step < steps - 1:
+                watch(step, lambda rows, step=step: _previews(prompts, seeds, steps, step, rows))  # type: ignore[misc]
         images_BCHW = np.stack([fake_image(p, s, steps) for p, s in zip(prompts, seeds, strict=True)])
         images_BCHW[["fake:nan" in prompt for prompt in prompts]] = np.nan
         return images_BCHW
@@ -89,8 +108,16 @@ class FakeRuntime:
             raise ValueError(f"steps is {steps}: accepted is {self.student.steps}")
 
 
+def _previews(prompts: Sequence[str], seeds: Sequence[int], steps: int, step: int, rows: Sequence[int]) -> FloatArray:
+    return np.stack([fake_preview(prompts[row], seeds[row], steps, step) for row in rows])
+
+
+def _sleep(words_of_it: re.Pattern[str], words: str) -> None:
+    time.sleep(max([float(seconds) for seconds in words_of_it.findall(words)], default=0.0))
+
+
 def _misbehave(words: str) -> None:
-    time.sleep(max([float(seconds) for seconds in SLEEP.findall(words)], default=0.0))
+    _sleep(SLEEP, words)
     if "fake:die" in words:
         os.kill(os.getpid(), signal.SIGKILL)
     if "fake:raise" in words:

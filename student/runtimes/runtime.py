@@ -5,8 +5,8 @@ Legend: B images, C = 3 colour channels, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from student.bundle import Student
 
 FloatArray = NDArray[np.float32]
+Preview = Callable[[Sequence[int]], FloatArray]
+Watch = Callable[[int, Preview], None]
 
 
 class Runtime(Protocol):
@@ -41,6 +43,20 @@ class Runtime(Protocol):
 
     def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
         """Standardised scores_B (0 = the teacher's mean) of each scorer in the bundle, by scorer name."""
+
+
+@runtime_checkable
+class StepwiseRuntime(Runtime, Protocol):
+    """A runtime that shows its steps (staged, not fused): it can be looked at, and ended, between two of them."""
+
+    def draw_watched(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch) -> FloatArray:
+        """The same bytes as ``draw``; ``watch(i, preview)`` is called after the network's call in step i, from 0, in
+        each step but the last.
+
+        ``preview(rows)`` decodes what the network predicts there for these rows of the batch (``x0 = x - sigma v``):
+        images_BCHW, float32 in [0, 1]. It costs a decoder call, if it is called. Whatever ``watch`` raises ends the
+        drawing and comes out of here. (``student.sampler.denoise`` has a callback that this can be built on.)
+        """
 
 
 def check_call(student: Student, prompts: Sequence[str], seeds: Sequence[int], steps: int, max_batch: int) -> None:

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 import numpy as np
@@ -27,7 +28,7 @@ from PIL import Image
 from service.listener import listen
 from service.queue.connection import connect, connect_async
 from service.queue.consumer import Consumer
-from service.queue.job import Job, lane
+from service.queue.job import Job, Record, Terms, Verdict, lane
 from service.queue.producer import Producer
 from service.queue.scripts import prefix
 from student.runtimes.fake import fake_image
@@ -64,8 +65,9 @@ def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
 def a_job(**changes: Any) -> Job:
     """A job of the fake student."""
     job = Job(
-        id=uuid.uuid4().hex, model="fake", version="1", height=64, width=64, steps=4, prompt="a red heart",
-        seeds=(7,), output_format="png", request_id="r",
+        id=uuid.uuid4().hex, key="anonymous", model="fake", version="1", height=64, width=64, steps=4,
+        prompt="a red heart", seeds=(7,), output_format="png", quality=None, response_format="b64_json", previews=0,
+        priority=0, user=None, metadata={}, request_id="r",
     )  # fmt: skip
     return replace(job, **changes)
 
@@ -80,7 +82,8 @@ class Queue:
         self.prefix = prefix(self.model)
         self.client: redis.Redis = connect(url)
         self.runner = runner
-        self.limits = {"timeout_s": 60.0, "ttl_s": 60.0, "max_pending": 1000, "max_attempts": 3, **limits}
+        self.timeout_s = limits.pop("timeout_s", 60.0)
+        self.limits = {"ttl_s": 60.0, "max_pending": 1000, "max_attempts": 3, **limits}
         self.async_client = connect_async(url)
         self.producer = Producer(self.async_client, self.model, "api", **self.limits)
 
@@ -95,16 +98,34 @@ class Queue:
     def job(self, **changes: Any) -> Job:
         return a_job(model=self.model, **changes)
 
-    def enqueue(self, job: Job) -> str:
-        return self.runner.run(self.producer.enqueue(job))
+    def ask(self, job: Job, **terms: Any) -> Verdict:
+        return self.runner.run(self.producer.enqueue(job, Terms(**{"timeout_s": self.timeout_s, **terms})))
+
+    def enqueue(self, job: Job, **terms: Any) -> str:
+        return self.ask(job, **terms).word
 
     def add(self, **changes: Any) -> str:
         job = self.job(**changes)
         assert self.enqueue(job) == "ok"
         return job.id
 
-    def cancel(self, id: str) -> str:
-        return self.runner.run(self.producer.cancel(id))
+    def cancel(self, id: str, why: Literal["cancelled", "expired"] = "cancelled") -> str:
+        return self.runner.run(self.producer.cancel(id, why))
+
+    def leave(self, id: str, client: str, grace_s: float = 0.0) -> str:
+        return self.runner.run(self.producer.leave(id, client, grace_s))
+
+    def record(self, id: str) -> Record:
+        return self.runner.run(self.producer.records([id]))[id]
+
+    def draw(self, count: int = 1) -> list[str]:
+        """A worker draws so many jobs, one after the other; returns their ids in that order."""
+        worker, drawn = self.consumer("w"), []
+        for _ in range(count):
+            for claimed in worker.claim(self.lane, 1):
+                worker.finish(claimed.id, claimed.token, "done", {"images": [], "runtime": "fake"})
+                drawn.append(claimed.id)
+        return drawn
 
     def reap(self) -> int:
         return self.runner.run(self.producer.reap())
@@ -119,8 +140,13 @@ class Queue:
         return self.client.hget(f"{self.prefix}j:{id}", name)  # type: ignore[return-value]
 
     def notices(self) -> list[str]:
-        """The ids that were announced to the API, in order, with repetitions."""
-        return [fields["id"] for _, fields in self.client.xrange(f"{self.prefix}r:api")]
+        """The ids whose end was announced to the API, in order, with repetitions."""
+        return [fields["id"] for _, fields in self.client.xrange(f"{self.prefix}r:api") if fields["what"] == "end"]
+
+    def let_deadlines_pass(self, set: str = "d") -> None:
+        """As if every deadline (or, of set "ab", every time of grace) had passed."""
+        for id in self.client.zrange(f"{self.prefix}{set}", 0, -1):
+            self.client.zadd(f"{self.prefix}{set}", {id: 1})
 
     def let_leases_end(self) -> None:
         """As if every lease had run out: time is the server's, so the test moves the leases, not the clock."""
@@ -130,7 +156,7 @@ class Queue:
     def leftovers(self) -> set[str]:
         """Keys other than job records, notices and counters: a queue at rest has none."""
         keys = {key.removeprefix(self.prefix) for key in self.client.scan_iter(f"{self.prefix}*", count=1000)}
-        return {key for key in keys if key.split(":")[0] in ("p", "b", "pending", "l")}
+        return {key for key in keys if key.split(":")[0] in ("p", "b", "pending", "work", "l", "d", "ab", "a")}
 
 
 class Service:
@@ -218,6 +244,12 @@ class Api:
     def waiting(self) -> int:
         return int(self.redis.zcard(f"{self.prefix}pending"))
 
+    def hash_of(self, id: str) -> dict[str, str]:
+        return self.redis.hgetall(f"{self.prefix}j:{id}")  # type: ignore[return-value]
+
+    def ids(self) -> list[str]:
+        return [str(key).rpartition(":")[2] for key in self.redis.scan_iter(f"{self.prefix}j:*")]
+
     def states(self) -> list[str]:
         """The states of all jobs."""
         return [str(self.redis.hget(key, "state")) for key in self.redis.scan_iter(f"{self.prefix}j:*")]
@@ -242,6 +274,22 @@ def start_worker(redis_url: str, folder: Path, **settings: str) -> subprocess.Po
 def post(url: str, **fields: Any) -> httpx.Response:
     """POST /generate."""
     return httpx.post(f"{url}/generate", json=fields, timeout=PATIENCE_S, trust_env=False)
+
+
+def call(method: str, url: str, **options: Any) -> httpx.Response:
+    """Any request, with the patience that a busy machine needs."""
+    return httpx.request(method, url, timeout=PATIENCE_S, trust_env=False, **options)
+
+
+def open_post(url: str, headers: Mapping[str, str] | None = None, **fields: Any) -> socket.socket:
+    """POST /generate on a connection that the test can break."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    body = json.dumps(fields).encode()
+    lines = {"Host": "h", "Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(f"POST /generate HTTP/1.1\r\n{head}\r\n".encode() + body)
+    return connection
 
 
 def pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:

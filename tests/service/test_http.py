@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,9 +13,12 @@ import numpy as np
 import pytest
 
 from service.errors import STATUS
+from service.queue.connection import connect
+from service.queue.consumer import Consumer
 from service.schema import MEDIA_TYPES
 from student.runtimes.fake import FakeRuntime
-from tests.service.support import Service, check_answer, expected_pixels, pixels, post
+from tests.service.support import Api, Service, call, check_answer, expected_pixels, pixels, post
+from tests.service.test_pictures import described
 
 
 def get(live: Service, path: str, **options: Any) -> httpx.Response:
@@ -27,7 +31,8 @@ def check_error(response: httpx.Response, status: int, code: str, param: str | N
     body = response.json()
     assert set(body) == {"error", "request_id"} and set(body["error"]) == {"message", "type", "param", "code"}
     assert (body["error"]["code"], body["error"]["param"]) == (code, param)
-    assert body["error"]["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    kind = {429: "rate_limit_error"}.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    assert body["error"]["type"] == kind
     assert body["request_id"] == response.headers["X-Request-ID"]
     message = str(body["error"]["message"])
     assert message.endswith(".") and "\n" not in message and "Traceback" not in message
@@ -108,15 +113,46 @@ def test_a_file_is_the_bytes_of_the_image_and_headers_tell_the_rest(live: Servic
         ({"prompt": "p", "seed": 1.0}, "seed"),
         ({"prompt": "p", "seed": "1"}, "seed"),
         ({"prompt": "p", "seed": True}, "seed"),
-        ({"prompt": "p", "seed": [1]}, "seed"),
+        ({"prompt": "p", "seed": []}, "seed"),
+        ({"prompt": "p", "seed": [1, -1]}, "seed"),
+        ({"prompt": "p", "seed": [1, "2"]}, "seed"),
+        ({"prompt": "p", "seed": [1] * 11}, "seed"),
+        ({"prompt": "p", "seed": [1, 2], "n": 1}, "seed"),
+        ({"prompt": "p", "seed": [1, 2], "num_images_per_prompt": 3}, "seed"),
+        ({"prompt": "p", "n": 0}, "n"),
+        ({"prompt": "p", "n": 11}, "n"),
+        ({"prompt": "p", "n": 1, "num_images_per_prompt": 1}, "n"),
         ({"prompt": "p", "num_images_per_prompt": 0}, "num_images_per_prompt"),
         ({"prompt": "p", "num_images_per_prompt": 11}, "num_images_per_prompt"),
         ({"prompt": "p", "num_images_per_prompt": None}, "num_images_per_prompt"),
         ({"prompt": "p", "output_format": "gif"}, "output_format"),
         ({"prompt": "p", "output_format": "PNG"}, "output_format"),
-        ({"prompt": "p", "response_format": "url"}, "response_format"),
+        ({"prompt": "p", "output_format": "jpeg", "output_compression": 101}, "output_compression"),
+        ({"prompt": "p", "output_format": "webp", "output_compression": -1}, "output_compression"),
+        ({"prompt": "p", "output_compression": 50}, "output_compression"),
+        ({"prompt": "p", "response_format": "b64"}, "response_format"),
+        ({"prompt": "p", "response_format": "file", "n": 2}, "n"),
+        ({"prompt": "p", "response_format": "file", "seed": [1, 2]}, "seed"),
+        ({"prompt": "p", "num_inference_steps": 3}, "num_inference_steps"),
+        ({"prompt": "p", "num_inference_steps": 0}, "num_inference_steps"),
+        ({"prompt": "p", "num_inference_steps": "4"}, "num_inference_steps"),
+        ({"prompt": "p", "width": 0}, "width"),
+        ({"prompt": "p", "width": 63}, "width"),
+        ({"prompt": "p", "height": 65}, "height"),
+        ({"prompt": "p", "width": 64, "height": 128}, "height"),
+        ({"prompt": "p", "size": "64"}, "size"),
+        ({"prompt": "p", "size": "064x64"}, "size"),
+        ({"prompt": "p", "size": "64x65"}, "size"),
+        ({"prompt": "p", "size": "64x64", "width": 64}, "size"),
+        ({"prompt": "p", "negative_prompt": "blurry"}, "negative_prompt"),
+        ({"prompt": "p", "user": 3}, "user"),
+        ({"prompt": "p", "user": "x" * 129}, "user"),
+        ({"prompt": "p", "metadata": {"a": 1}}, "metadata"),
+        ({"prompt": "p", "metadata": {"": "a"}}, "metadata"),
+        ({"prompt": "p", "metadata": {str(k): "" for k in range(17)}}, "metadata"),
         ({"prompt": "p", "response_format": "file", "num_images_per_prompt": 2}, "num_images_per_prompt"),
         ({"prompt": "p", "guidance_scale": 3}, "guidance_scale"),
+        ({"prompt": "p", "guidance_scale": "3"}, "guidance_scale"),
         ({"prompt": "p", "Seed": 3}, "Seed"),
     ],
 )
@@ -132,6 +168,101 @@ def test_the_longest_prompts_are_taken(live: Service) -> None:
 
 def test_an_unknown_field_names_the_nearest_known_one(live: Service) -> None:
     assert "the nearest one is seed" in check_error(post(live.url, prompt="p", sed=1), 422, "invalid_request", "sed")
+
+
+def test_the_reason_of_a_refusal_is_told(live: Service) -> None:
+    def message(param: str, value: Any) -> str:
+        return check_error(post(live.url, **{"prompt": "p", param: value}), 422, "invalid_request", param)
+
+    assert "was trained for 1, 2, 4" in message("num_inference_steps", 3)
+    assert "guidance of fake is fixed by its training" in message("guidance_scale", 3.5)
+    assert "without the pass that would read it" in message("negative_prompt", "blurry")
+    assert "draws 64x64 pixels and no other size" in message("size", "128x128")
+    assert "seed[1]" in message("seed", [1, -1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"), [({"model": "other"}, "model"), ({"model_version": "9"}, "model_version")]
+)
+def test_a_model_that_is_not_served_is_not_found(live: Service, fields: dict[str, str], param: str) -> None:
+    check_error(post(live.url, prompt="p", **fields), 404, "model_not_found", param)
+
+
+def test_a_request_may_name_what_is_served(live: Service) -> None:
+    same = {"model": "fake", "width": 64, "height": 64, "num_inference_steps": 4}
+    for fields in ({**same, "model_version": "latest"}, {**same, "model_version": "1"}, {"size": "64x64"}):
+        check_answer(post(live.url, prompt="p", seed=5, **fields).json(), "p", [5])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_each_trained_step_count_can_be_had(live: Service, steps: int) -> None:
+    [image] = post(live.url, prompt="p", seed=5, num_inference_steps=steps).json()["data"]
+    assert np.array_equal(pixels(base64.b64decode(image["b64_json"])), expected_pixels("p", 5, steps))
+
+
+@pytest.mark.parametrize("fields", [{}, {"n": 3}, {"num_images_per_prompt": 3}])
+def test_each_image_can_have_a_seed_of_its_own(live: Service, fields: dict[str, int]) -> None:
+    check_answer(post(live.url, prompt="p", seed=[9, 0, 9], **fields).json(), "p", [9, 0, 9])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"size": "8192x8192"}, "size"),
+        ({"width": 16384, "n": 10, "height": 16384}, "width"),
+        ({"height": 16384, "n": 10, "width": 103}, "width"),
+        ({"width": 16384, "height": 1025}, "width"),
+    ],
+)
+def test_more_pixels_than_a_request_may_have_are_too_many(live: Service, fields: dict[str, Any], param: str) -> None:
+    check_error(post(live.url, prompt="p", **fields), 413, "too_large", param)
+
+
+def test_the_pixel_budget_counts_every_image(make_api: Callable[..., Api]) -> None:
+    api = make_api(MAX_PIXELS=str(3 * 64 * 64), REQUEST_TIMEOUT_S="0.2")
+    assert post(api.url, prompt="p", n=3).status_code == 504, "there is no worker, but it was accepted"
+    check_error(post(api.url, prompt="p", n=4), 413, "too_large", "n")
+    check_error(post(api.url, prompt="p", seed=[1] * 4), 413, "too_large", "seed")
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_a_lower_quality_makes_smaller_files(live: Service, output_format: str) -> None:
+    def size(**fields: Any) -> int:
+        answer = post(live.url, prompt="p", seed=1, output_format=output_format, response_format="file", **fields)
+        return len(answer.content)
+
+    assert size(output_compression=0) < size(output_compression=60) < size()
+    assert size() == size(output_compression=95)
+
+
+def test_an_address_of_an_image_gives_its_bytes(live: Service) -> None:
+    inline = post(live.url, prompt="p", seed=[3, 4]).json()
+    answer = post(live.url, prompt="p", seed=[3, 4], response_format="url").json()
+    for k, (image, same) in enumerate(zip(answer["data"], inline["data"], strict=True)):
+        assert image["url"] == f"{live.url}/jobs/{answer['id']}/images/{k}" and "b64_json" not in image
+        response = httpx.get(image["url"], trust_env=False)
+        assert response.content == base64.b64decode(same["b64_json"])
+        assert response.headers["X-Seed"] == str(image["seed"]) and response.headers["Content-Type"] == "image/png"
+        assert response.headers["ETag"] == f'"{image["sha256"]}"'
+
+
+@pytest.mark.parametrize("output_format", MEDIA_TYPES)
+def test_a_served_file_says_which_model_drew_it(live: Service, output_format: str) -> None:
+    told = described(post(live.url, prompt="p", output_format=output_format, response_format="file").content)
+    assert told["DigitalSourceType"].endswith("/trainedAlgorithmicMedia")
+    assert (told["AISystemUsed"], told["AISystemVersionUsed"]) == ("fake", "1")
+
+
+def test_the_address_of_an_image_is_the_one_that_clients_know(make_api: Callable[..., Api]) -> None:
+    api = make_api(PUBLIC_URL="https://pictures.example/fewstep", REQUEST_TIMEOUT_S="600")
+    id = call("POST", f"{api.url}/generate", json={"prompt": "p"}, headers={"Prefer": "respond-async"}).json()["id"]
+    worker = Consumer(connect(api.redis_url), "fake", "w", lease_s=60, max_attempts=3)
+    [claimed] = worker.claim(api.hash_of(id)["lane"], 1)
+    image = {"file": "f", "seed": 1, "width": 64, "height": 64, "sha256": "", "reward": {}}
+    timings = {"queue_s": 0.0, "inference_s": 0.0, "score_s": 0.0, "encode_s": 0.0}
+    worker.finish(id, claimed.token, "done", {"images": [image], "runtime": "r", "batch_size": 1, "timings": timings})
+    [told] = call("GET", f"{api.url}/jobs/{id}").json()["data"]
+    assert told["url"] == f"https://pictures.example/fewstep/jobs/{id}/images/0"
 
 
 JSON = {"Content-Type": "application/json"}
@@ -177,7 +308,9 @@ def test_half_a_character_is_refused_and_not_fallen_over(live: Service, body: by
         ("GET", "/nothing", 404, "not_found"),
         ("GET", "/page/nothing.js", 404, "not_found"),
         ("GET", "/page/..%2fapp.py", 404, "not_found"),
+        ("GET", "/generate/", 404, "not_found"),
         ("GET", "/generate", 405, "method_not_allowed"),
+        ("DELETE", f"/jobs/{'0' * 32}", 405, "method_not_allowed"),
         ("DELETE", "/healthz", 405, "method_not_allowed"),
     ],
 )

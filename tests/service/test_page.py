@@ -180,13 +180,23 @@ def test_pages_may_load_nothing_from_elsewhere_either(live: Service, path: str) 
 def test_the_description_names_every_status_that_can_come(live: Service) -> None:
     api = httpx.get(f"{live.url}/openapi.json", trust_env=False).json()
     operation = api["paths"]["/generate"]["post"]
-    assert set(operation["responses"]) == {"200", "400", "413", "422", "500", "503", "504"}
+    assert set(operation["responses"]) == {
+        "200", "202", "400", "404", "409", "413", "422", "429", "500", "503", "504",
+    }  # fmt: skip
     assert set(operation["responses"]["200"]["content"]) == {
         "application/json",
         "image/png",
         "image/jpeg",
         "image/webp",
+        "text/event-stream",
     }
+    headers = {parameter["name"].lower() for parameter in operation["parameters"]}
+    assert headers == {"prefer", "idempotency-key"}
+    assert set(api["paths"]) >= {f"/jobs/{{id}}{path}" for path in ("", "/cancel", "/events", "/images/{k}")}
+    for path in api["paths"].values():
+        for described in path.values():
+            assert described["description"] and all(answer["description"] for answer in described["responses"].values())
+            assert all(parameter["description"] for parameter in described.get("parameters", []))
     assert "HTTPValidationError" not in api["components"]["schemas"]
     fields = api["components"]["schemas"]["GenerateRequest"]
     assert fields["additionalProperties"] is False and fields["required"] == ["prompt"]

@@ -19,13 +19,13 @@ def store(tmp_path: Path) -> ResultStore:
 
 
 def test_what_is_put_is_got(store: ResultStore, tmp_path: Path) -> None:
-    reference = store.put(JOB, "17", 2, "png", b"bytes")
+    reference = store.put(JOB, "17", "2", "png", b"bytes")
     assert reference == f"ab/{JOB}/17/2.png" and store.get(reference) == b"bytes"
     assert [path.name for path in (tmp_path / "the results").rglob("*") if path.is_file()] == ["2.png"]
 
 
 def test_two_claims_of_a_job_do_not_share_a_file(store: ResultStore) -> None:
-    first, second = store.put(JOB, "1", 0, "png", b"zombie"), store.put(JOB, "2", 0, "png", b"heir")
+    first, second = store.put(JOB, "1", "0", "png", b"zombie"), store.put(JOB, "2", "0", "png", b"heir")
     store.discard(JOB, "1")
     store.discard(JOB, "1")
     assert store.get(second) == b"heir"
@@ -39,7 +39,7 @@ def test_a_file_that_is_being_written_is_not_there_yet(store: ResultStore, monke
 
     monkeypatch.setattr(store._files, "mv", crash)
     with pytest.raises(OSError, match="stopped"):
-        store.put(JOB, "1", 0, "png", b"bytes")
+        store.put(JOB, "1", "0", "png", b"bytes")
     with pytest.raises(ResultMissing):
         store.get(f"ab/{JOB}/1/0.png")
 
@@ -49,12 +49,12 @@ def test_nothing_outside_the_store_can_be_named(store: ResultStore, reference: s
     with pytest.raises(ResultMissing):
         store.get(reference)
     with pytest.raises(ValueError, match="no reference"):
-        store.put("../" + JOB, "1", 0, "png", b"")
+        store.put("../" + JOB, "1", "0", "png", b"")
 
 
 def test_old_jobs_are_swept_and_young_ones_are_not(store: ResultStore, tmp_path: Path) -> None:
     old, young = "cd" + "1" * 30, "ef" + "2" * 30
-    references = [store.put(job, "1", 0, "png", b"bytes") for job in (old, young)]
+    references = [store.put(job, "1", "0", "png", b"bytes") for job in (old, young)]
     an_hour_ago = time.time() - 3600
     os.utime(tmp_path / "the results" / "cd" / old, (an_hour_ago, an_hour_ago))
     assert store.sweep(1800) == 1 and store.sweep(1800) == 0

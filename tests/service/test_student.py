@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from service.pictures import encode
+from service.provenance import Provenance
 from student.runtimes.load import load
 from student.runtimes.runtime import Runtime
 from tests.service.support import Service, eventually, post, running_service
 
+MADE_BY = Provenance("tiny", "1")
 PROMPTS = ("a small red heart above a large blue star", "ring", "an unknown zebra", "a blue circle left of a red ring")
 
 
@@ -37,7 +39,9 @@ def test_what_is_served_is_what_the_runtime_draws_and_scores(service: Service, r
         assert (answer["model"], answer["model_version"], answer["runtime"]) == ("tiny", "1", "onnx-fused-fp32")
         for image, seed in zip(answer["data"], (2**32 - 1, 0), strict=True):
             drawn = runtime.draw([prompt], [seed], 4)
-            assert image["seed"] == seed and base64.b64decode(image["b64_json"]) == encode(drawn[0], "png")
+            assert image["seed"] == seed and base64.b64decode(image["b64_json"]) == encode(
+                drawn[0], "png", made_by=MADE_BY
+            )
             scores = {name: float(score[0]) for name, score in runtime.score(drawn, [prompt]).items()}
             assert image["reward"] == pytest.approx(scores, abs=1e-4) and set(scores) == {"trained", "heldout"}
 

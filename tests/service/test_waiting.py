@@ -11,12 +11,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
-
 from service.queue.connection import connect_async
-from service.queue.job import Job, Record
+from service.queue.job import Job, Record, Terms
 from service.queue.replies import Replies
-from tests.service.support import Api, Queue, Service, eventually, post
+from tests.service.support import Api, Queue, Service, call, eventually, post
 
 WAITING_FOR_EVER = {"REQUEST_TIMEOUT_S": "600"}
 RESULT = {"images": [], "runtime": "fake"}
@@ -45,7 +43,7 @@ def test_a_request_that_waits_too_long_gets_504_and_leaves_no_work_behind(make_a
     api = make_api(REQUEST_TIMEOUT_S="0.3")
     response = post(api.url, prompt="p")
     assert response.status_code == 504 and response.json()["error"]["code"] == "deadline_exceeded"
-    assert api.waiting() == 0 and api.states() == ["cancelled"]
+    assert api.waiting() == 0 and api.states() == ["expired"]
 
 
 def test_a_client_that_goes_away_takes_its_job_with_it(make_api: Callable[..., Api]) -> None:
@@ -56,14 +54,14 @@ def test_a_client_that_goes_away_takes_its_job_with_it(make_api: Callable[..., A
         gone.close()
         eventually(lambda: sorted(api.states()) == ["cancelled", "queued"])
         assert api.waiting() == 1
-        metrics = httpx.get(f"{api.url}/metrics", trust_env=False).text
+        metrics = call("GET", f"{api.url}/metrics").text
         assert 'fewstep_requests_total{code="499",method="POST",route="/generate"} 1.0' in metrics
 
 
 def test_without_a_worker_it_lives_and_is_not_ready(make_api: Callable[..., Api]) -> None:
     api = make_api()
-    assert httpx.get(f"{api.url}/healthz", trust_env=False).status_code == 200
-    ready = httpx.get(f"{api.url}/readyz", trust_env=False)
+    assert call("GET", f"{api.url}/healthz").status_code == 200
+    ready = call("GET", f"{api.url}/readyz")
     assert ready.status_code == 503 and ready.json()["error"]["message"] == "No worker is alive."
     assert "Retry-After" in ready.headers
 
@@ -71,11 +69,11 @@ def test_without_a_worker_it_lives_and_is_not_ready(make_api: Callable[..., Api]
 def test_without_a_server_it_lives_and_refuses(tmp_path: Path) -> None:
     api = Api("unix:///nowhere/redis.sock", tmp_path / "data")
     try:
-        assert httpx.get(f"{api.url}/healthz", trust_env=False).status_code == 200
-        assert httpx.get(f"{api.url}/readyz", trust_env=False).status_code == 503
+        assert call("GET", f"{api.url}/healthz").status_code == 200
+        assert call("GET", f"{api.url}/readyz").status_code == 503
         response = post(api.url, prompt="p")
         assert response.status_code == 503 and response.json()["error"]["code"] == "unavailable"
-        assert httpx.get(f"{api.url}/metrics", trust_env=False).status_code == 200
+        assert call("GET", f"{api.url}/metrics").status_code == 200
     finally:
         api.close()
 
@@ -116,18 +114,17 @@ class Waiter:
         )
         self.client = client
 
-    async def enqueue(self, job: Job) -> None:
-        await self.queue.producer.enqueue(job)
+    async def enqueue(self, job: Job) -> str:
+        return (await self.queue.producer.enqueue(job, Terms(60.0))).id
 
     async def result(self, job: Job, *, reading: bool, then: Callable[[], None]) -> Record:
         reader = asyncio.create_task(self.replies.read_forever()) if reading else None
 
-        async def enqueue_then() -> None:
-            await self.enqueue(job)
-            await asyncio.to_thread(then)
-
         try:
-            return await asyncio.wait_for(self.replies.result(job, enqueue_then), 20)
+            with self.replies.news(job.id) as news:
+                await self.enqueue(job)
+                await asyncio.to_thread(then)
+                return await asyncio.wait_for(self.replies.ended(job.id, news, lambda: self.enqueue(job)), 20)
         finally:
             if reader:
                 reader.cancel()

@@ -18,7 +18,7 @@ from service.queue.consumer import Consumer
 from service.results import ResultMissing, ResultStore
 from service.worker import Worker
 from student.runtimes.fake import FakeRuntime
-from student.runtimes.runtime import FloatArray
+from student.runtimes.runtime import FloatArray, Watch
 from tests.service.support import Queue, eventually, expected_pixels, pixels
 
 LEASE_S = 0.6
@@ -33,10 +33,10 @@ class Spy(FakeRuntime):
         self.calls: list[int] = []
         self.during: Callable[[], object] = lambda: None
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
+    def draw_watched(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch) -> FloatArray:
         self.calls.append(len(prompts))
         self.during()
-        return super().draw(prompts, seeds, steps)
+        return super().draw_watched(prompts, seeds, steps, watch)
 
 
 class Bench:
@@ -173,7 +173,9 @@ def test_a_long_call_keeps_its_lease(bench: Bench) -> None:
 
 def test_a_job_that_is_cancelled_while_it_is_drawn_leaves_nothing(bench: Bench) -> None:
     id, mate = bench.queue.add(prompt="cancelled"), bench.queue.add(prompt="mate", seeds=(1,))
-    cancelling = threading.Thread(target=lambda: bench.queue.client.hset(f"{bench.queue.prefix}j:{id}", "cancel", 1))
+    cancelling = threading.Thread(
+        target=lambda: bench.queue.client.hset(f"{bench.queue.prefix}j:{id}", "cancel", "cancelled")
+    )
 
     def cancel() -> None:
         cancelling.start()
@@ -194,7 +196,7 @@ def test_a_cancellation_that_comes_at_the_last_moment_leaves_nothing_either(
     put = bench.store.put
 
     def cancel_then_put(*arguments: Any) -> str:
-        bench.queue.client.hset(f"{bench.queue.prefix}j:{id}", "cancel", 1)
+        bench.queue.client.hset(f"{bench.queue.prefix}j:{id}", "cancel", "cancelled")
         return put(*arguments)
 
     monkeypatch.setattr(bench.store, "put", cancel_then_put)
@@ -211,7 +213,7 @@ def test_a_zombie_leaves_the_heirs_picture_alone(bench: Bench) -> None:
         bench.runtime.during = lambda: None
         heir.lost("w")
         [claimed] = heir.claim(bench.queue.lane, 8)
-        reference = bench.store.put(id, claimed.token, 0, "png", b"the heir's")
+        reference = bench.store.put(id, claimed.token, "0", "png", b"the heir's")
         heir.finish(id, claimed.token, "done", {"images": [{"file": reference}]})
 
     bench.runtime.during = lose_the_job
@@ -225,10 +227,10 @@ def test_a_store_that_is_full_fails_the_job_and_not_the_worker(bench: Bench, mon
     bad = bench.queue.add(seeds=(1, 2))
     put = bench.store.put
 
-    def full(job: str, token: str, index: int, *rest: Any) -> str:
-        if index == 1:
+    def full(job: str, token: str, name: str, *rest: Any) -> str:
+        if name == "1":
             raise OSError(28, "No space left on device")
-        return put(job, token, index, *rest)
+        return put(job, token, name, *rest)
 
     monkeypatch.setattr(bench.store, "put", full)
     bench.worker.step()

@@ -1,5 +1,5 @@
 -- worker, what it says about itself, lease_ms, then pairs of (id, token) that it holds
--- → {{id, 'cancelled' | 'lost'}, …}: the jobs that it need not go on with. The other leases are renewed.
+-- → {{id, 'cancelled' | 'expired' | 'lost'}, …}: the jobs that it need not go on with. The other leases are renewed.
 local worker, info, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local now, drop = now_us(), {}
 local gone_us = int(now + lease_ms * 2000)
@@ -13,7 +13,8 @@ for i = 4, #ARGV, 2 do
     drop[#drop + 1] = {id, 'lost'}
   else
     redis.call('ZADD', P .. 'l', int(now + lease_ms * 1000), id)
-    if redis.call('HEXISTS', P .. 'j:' .. id, 'cancel') == 1 then drop[#drop + 1] = {id, 'cancelled'} end
+    local given_up = redis.call('HGET', P .. 'j:' .. id, 'cancel')
+    if given_up then drop[#drop + 1] = {id, given_up} end
   end
 end
 return drop

@@ -1,5 +1,5 @@
 -- worker, claim id, lane, max images, lease_ms, max attempts
--- → {now_us, token, {{id, payload, attempts, created_us}, …}}: waiting jobs of one bucket, the oldest first.
+-- → {now_us, token, {{id, payload, attempts, created_us}, …}}: waiting jobs of one bucket, in order.
 -- The same claim id gets the same jobs again (those that are still held), never more.
 local worker, claim_id, lane = ARGV[1], ARGV[2], ARGV[3]
 local max_images, lease_ms, max_attempts = math.max(1, tonumber(ARGV[4])), tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -26,13 +26,13 @@ end
 
 reap(32, max_attempts)
 
-local function oldest_bucket()
+local function first_bucket()
   for _, bucket in ipairs(redis.call('ZRANGE', P .. 'b', 0, -1)) do
     if string.sub(bucket, 1, #lane + 1) == lane .. '|' then return bucket end
   end
 end
 
-local bucket = oldest_bucket()
+local bucket = first_bucket()
 if not bucket then
   redis.call('DEL', P .. 'w:' .. lane)
   return {int(now_us()), '0', {}}
@@ -40,11 +40,12 @@ end
 local token = int(redis.call('INCR', P .. 'token'))
 keep(P .. 'token', WEEK_MS)
 local ids, images, now = {}, 0, now_us()
+local virtual = tonumber(redis.call('GET', P .. 'v') or 0)
 
 -- False ends the batch: the job does not fit into it any more.
 local function take(id, bucket)
   local key = P .. 'j:' .. id
-  local job = redis.call('HMGET', key, 'state', 'images', 'deadline_us', 'attempts')
+  local job = redis.call('HMGET', key, 'state', 'images', 'deadline_us', 'attempts', 'start')
   if job[1] ~= 'queued' then
     pull(id, bucket)
   elseif tonumber(job[3]) <= now then
@@ -57,6 +58,8 @@ local function take(id, bucket)
     redis.call('HSET', key, 'state', 'running', 'token', token, 'worker', worker, 'claimed_us', int(now),
       'attempts', tonumber(job[4]) + 1)
     redis.call('ZADD', P .. 'l', int(now + lease_ms * 1000), id)
+    if tonumber(job[5]) > virtual then virtual = tonumber(job[5]) end
+    tell_watchers(id)
     ids[#ids + 1] = id
     images = images + tonumber(job[2])
   end
@@ -72,11 +75,13 @@ while bucket do
     fits = take(head, bucket)
   end
   if #ids > 0 then break end
-  bucket = oldest_bucket()
+  bucket = first_bucket()
 end
 
-if not oldest_bucket() then redis.call('DEL', P .. 'w:' .. lane) end
+if not first_bucket() then redis.call('DEL', P .. 'w:' .. lane) end
 if #ids == 0 then return {int(now), token, {}} end
 keep(P .. 'l', lease_ms * 2)
+redis.call('SET', P .. 'v', int(virtual), 'PX', WEEK_MS)
+redis.call('ZREMRANGEBYSCORE', P .. 'f', '-inf', int(virtual))
 redis.call('SET', claim_key, cjson.encode({claim_id = claim_id, token = token, ids = ids}), 'PX', CLAIM_KEPT_MS)
 return answer(token, ids)

@@ -6,8 +6,8 @@ if not held then
   redis.call('HINCRBY', P .. 'n', 'fenced', 1)
   return 'fenced'
 end
-if redis.call('HEXISTS', P .. 'j:' .. id, 'cancel') == 1 then
-  state, result = 'cancelled', ''
-end
+if state == 'done' then drained(id) end
+local given_up = redis.call('HGET', P .. 'j:' .. id, 'cancel')
+if given_up then state, result = given_up, '' end
 close(id, state, result)
 return state

@@ -1,0 +1,77 @@
+"""What became of a job that was accepted before."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Request, Response
+
+from service.answers import JobStatus, error_responses
+from service.caller import base_url_of, key_of
+from service.events import END, NOTHING, EventStream
+from service.jobs import cancelled, find, image_of
+from service.presentation import job_status
+from service.queue.job import Record
+from service.routes.images import EVENTS, PICTURES
+from service.services import Services
+
+router = APIRouter(prefix="/jobs/{id}", tags=["jobs"])
+
+JobId = Annotated[str, Path(description="The job's id, as its answer told it.")]
+Index = Annotated[int, Path(ge=0, description="Which image, from 0.")]
+LastEvent = Annotated[
+    int | None, Header(alias="Last-Event-ID", ge=0, description="The number of the last event that was seen.")
+]
+PICTURE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The bytes of the image.", "content": PICTURES},
+    **error_responses(404, 409, 422, 503),
+}
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The events after Last-Event-ID, up to done or error.", "content": EVENTS},
+    204: {"description": "The last event was seen: there is nothing to reconnect for."},
+    **error_responses(404, 422, 503),
+}
+
+
+async def _find(request: Request, id: str) -> tuple[Services, Record]:
+    services: Services = request.app.state.services
+    return services, await find(services, id, key_of(request))
+
+
+async def _status(request: Request, services: Services, record: Record) -> JobStatus:
+    return await job_status(services, record, base_url_of(request, services.settings))
+
+
+@router.get("", responses=error_responses(404, 422, 503))
+async def get_job(id: JobId, request: Request) -> JobStatus:
+    """A job as it is now: its place while it waits, its images when it is done, the reason if it failed."""
+    return await _status(request, *await _find(request, id))
+
+
+@router.post("/cancel", responses=error_responses(404, 422, 503))
+async def cancel_job(id: JobId, request: Request) -> JobStatus:
+    """Cancel a job, as often as you like: what has ended stays as it is, and a running job is dropped at its next step
+    boundary (on a runtime that shows no steps: at the end of its batch)."""
+    services, record = await _find(request, id)
+    return await _status(request, services, await cancelled(services, record))
+
+
+@router.get("/events", response_class=Response, responses=STREAM)
+async def get_events(id: JobId, request: Request, last_event_id: LastEvent = None) -> Response:
+    """A job's life as server-sent events: queued (again whenever its place changes), started,
+    image_generation.partial_image, image_generation.completed for each image, and done or error.
+
+    Numbers are fixed: whoever reconnects with Last-Event-ID misses nothing and is told nothing twice.
+    """
+    services, record = await _find(request, id)
+    after = NOTHING if last_event_id is None else last_event_id
+    if after >= END:
+        return Response(status_code=204)
+    return EventStream(services, record.id, base_url_of(request, services.settings), after=after)
+
+
+@router.get("/images/{k}", response_class=Response, responses=PICTURE)
+async def get_image(id: JobId, k: Index, request: Request) -> Response:
+    """The bytes of one image of a job that is done, with X-Seed, X-Model-Version and X-Reward-Score headers."""
+    services, record = await _find(request, id)
+    return await image_of(services, record, k)

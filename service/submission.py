@@ -1,0 +1,56 @@
+"""Putting a job into the queue, and what the queue's refusals mean to a client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from redis.exceptions import RedisError
+
+from service.errors import DeadlineExceeded, InvalidRequest, QueueFull, QuotaExceeded, ServiceError, Unavailable
+from service.preferences import KEY_HEADER
+from service.queue.job import Job, Terms, Verdict
+from service.services import Services
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job, how it is to be queued, and what the queue can be asked to do with it again."""
+
+    services: Services
+    job: Job
+    terms: Terms
+
+    async def enqueue(self) -> str:
+        """Put the job into the queue; returns the id of the job to wait for, which is another for a repeated request.
+
+        Raises:
+            ServiceError: the queue refuses it.
+            RedisError: the queue's server is away.
+        """
+        verdict = await self.services.producer.enqueue(self.job, self.terms)
+        if (refusal := _refusal(verdict)) is not None:
+            self.services.metrics.rejected(verdict.word)
+            raise refusal
+        return verdict.id
+
+    async def submit(self) -> str:
+        """The same, with a server that is away as a ServiceError."""
+        try:
+            return await self.enqueue()
+        except RedisError as error:
+            raise Unavailable("The queue is out of reach.") from error
+
+
+def _refusal(verdict: Verdict) -> ServiceError | None:
+    again = verdict.wait_s
+    if verdict.word == "full":
+        return QueueFull("Too many requests are waiting.", retry_after_s=again)
+    if verdict.word == "late":
+        message = "timeout_s would pass before a worker is free: too much is waiting."
+        return DeadlineExceeded(message, "timeout_s", retry_after_s=again)
+    if verdict.word == "quota":
+        return QuotaExceeded("Your quota of megapixel-steps is used up for now.", retry_after_s=again)
+    if verdict.word == "mismatch":
+        message = f"This {KEY_HEADER} was used for another request: use a new one."
+        return InvalidRequest(message, KEY_HEADER, code="idempotency_mismatch")
+    return None
