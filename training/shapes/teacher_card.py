@@ -53,9 +53,23 @@ def write(path: Path, rows: Sequence[Evaluation], guidance: float) -> None:
         "with seed i, mean ± standard error; guidance is FluxPipeline's `true_cfg_scale`, negative prompt empty.\n\n"
         + "\n".join(lines)
         + f"\n\nIts aim was 0.80 fully right and 0.90 right on all but the shape at 50 steps. {verdict} "
-        f"(guidance {guidance:g}: {best[0]:.3f} and {best[1]:.3f}).\n\n"
-        "```python\nfrom diffusers import DiffusionPipeline\n"
-        'pipe = DiffusionPipeline.from_pretrained("models/shapes-teacher")\n'
-        f'pipe("a red heart above a blue star", negative_prompt="", true_cfg_scale={guidance:g},\n'
-        f"     num_inference_steps=50, height=64, width=64, max_sequence_length={vocabulary.MAX_TOKENS})\n```\n"
+        f"(guidance {guidance:g}: {best[0]:.3f} and {best[1]:.3f}).\n\n" + _usage(guidance)
     )
+
+
+def _usage(guidance: float) -> str:
+    return f"""```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("models/shapes-teacher")
+pipe(
+    "a red heart above a blue star",
+    negative_prompt="",
+    true_cfg_scale={guidance:g},
+    num_inference_steps=50,
+    height=64,
+    width=64,
+    max_sequence_length={vocabulary.MAX_TOKENS},
+)
+```
+"""
