@@ -10,11 +10,16 @@ from accelerate.utils import reduce
 from torch import nn
 
 
+def state() -> PartialState:
+    """This process's place among the others; without a GPU they talk through gloo, which must be said."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 class Processes:
     """Who this process is, and what all of them agree on."""
 
     def __init__(self) -> None:
-        self._state = PartialState()
+        self._state = state()
 
     @property
     def size(self) -> int:

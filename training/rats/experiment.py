@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from student.bundle import ImageSize, Latents
@@ -27,6 +26,7 @@ from training.instruments import (
     measure_with,
     open_instruments,
 )
+from training.processes import state
 from training.progress import console
 from training.prompts import Prompts, from_files
 from training.rats.preset import RatsConfig
@@ -113,7 +113,7 @@ def _device(config: RatsConfig) -> str:
     """This process's GPU where there is one; a named device is taken as it is."""
     if config.device != "auto":
         return config.device
-    return str(PartialState().device) if torch.cuda.is_available() else "cpu"
+    return str(state().device) if torch.cuda.is_available() else "cpu"
 
 
 def _prompts(config: RatsConfig) -> Prompts:
@@ -142,7 +142,7 @@ def _validate(setup: Setup, run_dir: Path, painters: Sequence[Painter], step: in
         images, row = _look(setup, painter)
         rows.append(row)
         shown[f"{len(painter.sigmas)} steps, after {step}"] = images[:WATCHED_PICTURES]
-    if PartialState().is_main_process:
+    if state().is_main_process:
         (run_dir / "grids").mkdir(parents=True, exist_ok=True)
         figures.grid(shown, run_dir / "grids" / f"{step:06d}.png")
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
