@@ -19,7 +19,7 @@ from training.rats.gradients import differentiate
 from training.rats.loss import gate, reward_loss, shaping, velocity_excess
 from training.rats.networks import Networks
 from training.rats.preset import RatsConfig
-from training.rats.trajectory import Trajectory, horizons
+from training.rats.trajectory import Trajectory, named_horizons
 
 RewardFn = Callable[[Tensor, Sequence[str]], Tensor]
 Grids = Mapping[int, tuple[float, ...]]
@@ -87,7 +87,7 @@ class Objective:
     ) -> Tensor:
         """alpha (g L_shape + the velocity hinge), for each sample."""
         config = self._config
-        points = (0.0,) if config.horizons == "end" else horizons(student.sigmas)
+        points = named_horizons(config.horizons, student.sigmas)
         shaping_B = shaping(student, teacher, points, config.l2_weight, config.cosine_weight)
         gate_B = gate(reward_T, reward_S, config.tau * (self.spread if config.tau_in_spreads else 1.0))
         if config.gate in CONSTANT_GATES:

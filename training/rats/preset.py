@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 from training.config import ConfigError
 from training.rats.gradients import MODES
+from training.rats.trajectory import named_horizons
 
 WORDS = {
     "method": ("rats", "consistency", "matching"),
     "gate": ("reward", "constant", "one"),
-    "horizons": ("student", "end"),
     "gradient": MODES,
     "precision": ("bf16", "fp32"),
     "weights": ("bf16", "fp32"),
@@ -70,7 +70,7 @@ class RatsConfig:
     gate: str = "reward"  # "constant": 0.5 everywhere; "one": 1 everywhere
     tau: float = 1.0
     tau_in_spreads: bool = False  # tau times the running deviation of the gap
-    horizons: str = "student"  # "end": the last state alone
+    horizons: str = "student"  # "end": the last state alone; or sigmas, such as "0.8,0.4,0"
     l2_weight: float = 1.0
     cosine_weight: float = 0.5
     velocity_hinge: float = math.inf  # allowed ratio of the student's velocity norm to the teacher's
@@ -105,6 +105,10 @@ class RatsConfig:
         for name, known in WORDS.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}: accepted are {', '.join(known)}")
+        try:
+            named_horizons(self.horizons, (1.0,))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         if not self.nfe or min(self.nfe) < 1 or len(set(self.nfe)) < len(self.nfe):
             raise ConfigError(f"nfe is {list(self.nfe)}: accepted is a list of different step counts of 1 or more")
         if self.gradient == "last_k" and self.last_k > min(self.nfe):

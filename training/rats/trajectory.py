@@ -70,3 +70,24 @@ def horizons(student_sigmas: Sequence[float]) -> tuple[float, ...]:
     publish its horizons: this choice is ours.)
     """
     return (*[sigma for sigma in student_sigmas if sigma < 1], 0.0)
+
+
+def named_horizons(name: str, student_sigmas: Sequence[float]) -> tuple[float, ...]:
+    """``"student"``: the student's own; ``"end"``: the last state alone; ``"0.8,0.4,0"``: these sigmas.
+
+    Raises:
+        ValueError: something else, or a sigma outside 0 to 1 (1 itself is the shared noise).
+    """
+    if name == "student":
+        return horizons(student_sigmas)
+    if name == "end":
+        return (0.0,)
+    try:
+        points = tuple(float(part) for part in name.split(","))
+    except ValueError:
+        points = ()
+    if not points or not all(0 <= point < 1 for point in points):
+        raise ValueError(
+            f"horizons is {name!r}: accepted are student, end, or sigmas of 0 to below 1 such as 0.8,0.4,0"
+        )
+    return points

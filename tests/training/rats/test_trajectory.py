@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from student.schedule import sigmas
-from training.rats.trajectory import Trajectory, horizons, rollout
+from training.rats.trajectory import Trajectory, horizons, named_horizons, rollout
 
 NOISE = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(1))
 DATA = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(2))
@@ -58,3 +58,12 @@ def test_sigma_outside_the_path_is_refused() -> None:
 def test_horizons_are_the_sigmas_below_one_and_zero() -> None:
     assert horizons(sigmas(4)) == (0.75, 0.5, 0.25, 0.0)
     assert horizons((1.0,)) == (0.0,)
+
+
+def test_horizons_by_name_and_by_hand() -> None:
+    assert named_horizons("student", sigmas(4)) == (0.75, 0.5, 0.25, 0.0)
+    assert named_horizons("end", sigmas(4)) == (0.0,)
+    assert named_horizons("0.8, 0.4,0", sigmas(4)) == (0.8, 0.4, 0.0)
+    for wrong in ("", "begin", "0.5,1", "-0.1", "0.5,,0"):
+        with pytest.raises(ValueError, match="accepted are student, end, or sigmas"):
+            named_horizons(wrong, sigmas(4))
