@@ -30,21 +30,17 @@ def describe() -> dict[str, object]:
 
 
 def code_version() -> str:
-    """The commit that this code is of, with ``+`` where files were changed; the package's version without git."""
+    """The commit that this code is of, with ``+`` where files were changed where it is known."""
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
         return f"{commit}+" if _git("status", "--porcelain", "--untracked-files=no") else commit
     except (OSError, subprocess.CalledProcessError):
-        return metadata.version("fewstep") if _installed() else "unknown"
+        return "unknown"
 
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def _installed() -> bool:
-    return any(True for _ in metadata.distributions(name="fewstep"))
 
 
 def write(path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rewards.interface import Reward, RewardError
 from rewards.registry import find, parse
-from rewards.weighted import require_gradient
+from rewards.weighted import Calibration, require_gradient
 from student.bundle import hash_weights
 from student.families.family import Family
 from training.evaluate import Evaluation, JudgeFn, Measure, ScoreFn
@@ -26,28 +26,21 @@ CACHE = Path.home() / ".cache" / "fewstep" / "evaluation"
 TRAINED, HELDOUT = "trained", "heldout"
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Mean and deviation of a reward's raw scores of the teacher on the calibration prompts."""
+def calibration(name: str, scores: Sequence[float]) -> Calibration:
+    """The calibration that a reward's raw scores of the teacher on the calibration prompts give.
 
-    mean: float
-    std: float
+    Raises:
+        RewardError: they are not finite, or all the same.
+    """
+    try:
+        return Calibration(float(np.mean(scores)), float(np.std(scores, ddof=1)))
+    except RewardError as error:
+        raise RewardError(f"reward {name!r} cannot be standardised on the teacher's pictures: {error}") from None
 
-    @staticmethod
-    def of(name: str, scores: Sequence[float]) -> Calibration:
-        """The calibration that these raw scores give.
 
-        Raises:
-            RewardError: they are not finite, or all the same.
-        """
-        mean, std = float(np.mean(scores)), float(np.std(scores, ddof=1))
-        if not (np.isfinite(mean) and std > 0):
-            raise RewardError(f"reward {name!r} gave mean {mean} and deviation {std} on the teacher's pictures")
-        return Calibration(mean, std)
-
-    def standardise(self, scores: Sequence[float]) -> list[float]:
-        """Raw scores in the teacher's deviations above the teacher's mean."""
-        return [(score - self.mean) / self.std for score in scores]
+def standardise(kept: Calibration, scores: Sequence[float]) -> list[float]:
+    """Raw scores in the teacher's deviations above the teacher's mean."""
+    return [(score - kept.mean) / kept.std for score in scores]
 
 
 @dataclass(frozen=True)
@@ -126,7 +119,7 @@ class Scale:
 
     def standardised(self, row: Evaluation, role: str) -> list[float]:
         """The weighted sum of a role's standardised scores, prompt by prompt."""
-        parts = [self.calibration[i.name].standardise(row.scores[i.name]) for i in self._of(role)]
+        parts = [standardise(self.calibration[i.name], row.scores[i.name]) for i in self._of(role)]
         weights = [i.weight for i in self._of(role)]
         return [sum(w * value for w, value in zip(weights, values, strict=True)) for values in zip(*parts, strict=True)]
 

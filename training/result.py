@@ -16,7 +16,7 @@ from student.pipeline import open_pipeline, save_pipeline, shift_no_more
 from training import figures
 from training.card import card
 from training.evaluate import Evaluation, mean_error
-from training.instruments import HELDOUT, TRAINED, Scale
+from training.instruments import HELDOUT, TRAINED, Scale, standardise
 from training.progress import read_log
 from training.rats.preset import RatsConfig
 
@@ -80,7 +80,7 @@ def manifest(outcome: Outcome) -> Student:
             for name, one in compiled.items()
         },
         reward_reference={
-            name: _reference(outcome.scale.calibration[name].standardise(student_rows[0].scores[name]))
+            name: _reference(standardise(outcome.scale.calibration[name], student_rows[0].scores[name]))
             for name in compiled
         },
         evaluation=tuple(_row(outcome, row) for row in outcome.table),

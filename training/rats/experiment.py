@@ -21,8 +21,8 @@ from training.instruments import (
     CACHE,
     HELDOUT,
     TRAINED,
-    Calibration,
     Scale,
+    calibration,
     measure_with,
     open_instruments,
 )
@@ -104,7 +104,7 @@ def prepare(config: RatsConfig) -> Setup:
     texts = prompts.calibration
     key = fingerprint(teacher, texts, "calibration" + "".join(one.source for one in rewards))
     base = cached(CACHE, key, lambda: measure.evaluate("calibration", teacher, texts, 2, latents.shape))
-    scale = Scale(rewards, {one.name: Calibration.of(one.asked, base.scores[one.name]) for one in rewards})
+    scale = Scale(rewards, {one.name: calibration(one.asked, base.scores[one.name]) for one in rewards})
     highest = float(np.percentile(scale.standardised(base, TRAINED), 99.9))
     return Setup(config, model, latents, prompts, measure, scale, highest)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from training.drawing import Painter, Velocity, velocity_of
+from training.processes import Processes
 from training.rats.networks import Networks
 from training.rats.objective import Grids, Objective, RewardFn
 from training.rats.preset import RatsConfig
@@ -78,6 +79,7 @@ class Matching(Objective):
                 loss = (velocity(noisy_BD, sigma) - (noise_BD - x0_BD)).square().mean()
                 self._optimizer.zero_grad()
                 loss.backward()
+                Processes().mean_gradients(list(self._critic.parameters()), 1)  # one critic for all processes
                 self._optimizer.step()
                 total += loss.item() / CRITIC_STEPS
         return total

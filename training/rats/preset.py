@@ -165,7 +165,7 @@ def frozen_teacher() -> RatsConfig:
 def _paper(model: str, student_id: str, nfe: int, side_px: int) -> RatsConfig:
     """What the paper says of its runs: NFE against 50, bf16, 400 steps; the rest is our choice.
 
-    PickScore's image tower is HPS v2.1's, so neither judges the other: ImageReward is held out.
+    PickScore and HPS v2.1 are tuned from one CLIP, so neither judges the other: ImageReward is held out.
     """
     return RatsConfig(
         model=model,
@@ -195,13 +195,13 @@ def _paper(model: str, student_id: str, nfe: int, side_px: int) -> RatsConfig:
 
 def flux_dev() -> RatsConfig:
     """FLUX.1-dev, 3 NFE at 512 px. The paper's step takes 7.57 s and 68 GB on one GPU; ours has 8 samples, so about
-    8 times that (400 steps: 7 h on an 80 GB GPU, at least 2 h at the card's ceiling of 1.6 s a sample).
+    8 times that (estimated: 7 h for 400 steps on an 80 GB GPU).
     """
     return replace(_paper("black-forest-labs/FLUX.1-dev", "flux-dev", 3, 512), max_tokens=512)
 
 
 def sd35_medium() -> RatsConfig:
-    """SD 3.5 medium, 5 NFE at 512 px: a fifth of FLUX's size, twice the passes for guidance; about 3 h on an 80 GB GPU.
+    """SD 3.5 medium, 5 NFE at 512 px: a fifth of FLUX's size, guided; estimated: 3 h on an 80 GB GPU.
 
     Its teacher needs guidance: guided and frozen for the first half, then the EMA of the student.
     """
@@ -210,7 +210,7 @@ def sd35_medium() -> RatsConfig:
 
 
 def wan_1_3b() -> RatsConfig:
-    """Wan 2.1 1.3B, text to video, 8 NFE at 480p, 33 frames: about 12 h on an 80 GB GPU."""
+    """Wan 2.1 1.3B, text to video, 8 NFE at 480p, 33 frames: about 12 h on an 80 GB GPU (estimated)."""
     base = _paper("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "wan-1.3b", 8, 480)
     return replace(
         base, width_px=832, frames=33, guidance=5.0, guided_steps=200, accumulate=4, draw_batch=1, diversity_prompts=8

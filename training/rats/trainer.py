@@ -85,14 +85,15 @@ class Trainer:
         if first == 0:
             self._note(log, -1, self._validate(0))
         for step in steps("rats", first, config.steps):
+            # Before the step and not after the look, so that a run that is gone on with stops at the same place.
+            if config.patience and step - self._best_at >= config.patience * config.validate_every:
+                console.print(f"stopped after {step} steps: the held-out score was best after {self._best_at}")
+                break
             values = self._step(step)
             looks = (step + 1) % config.validate_every == 0 or step + 1 == config.steps
             self._note(log, step, {**values, **(self._validate(step + 1) if looks else {})})
             if looks:
                 self._save(step + 1)
-                if config.patience and step + 1 - self._best_at >= config.patience * config.validate_every:
-                    console.print(f"stopped at step {step + 1}: the held-out score was best at step {self._best_at}")
-                    break
         self.networks.load_student(self._best)
 
     def _step(self, step: int) -> dict[str, float]:

@@ -36,7 +36,7 @@ def run(config: ShapesPretraining, run_dir: Path, models: Path, stages: Sequence
             rows = teacher_card.measure(
                 models / "shapes-teacher", models / "shapes-scorers", config.guidance, config.evaluate_prompts, 64
             )
-            teacher_card.write(models / "shapes-teacher", rows, config.guidance)
+            teacher_card.write(models / "shapes-teacher", rows, config.guidance, json.dumps(asdict(config.teacher)))
             figures |= {f"teacher {row.nfe} steps right": mean_error(row.judge["right"])[0] for row in rows[:4]}
         figures["teacher parameters"] = float(teacher.num_parameters(parts.transformer))
     return figures

@@ -30,7 +30,7 @@ TEXT_WIDTH = 128
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Defaults: about 4.4 M transformer parameters, 16 image tokens, 16 text tokens."""
+    """Defaults: about 4.4 M transformer parameters, 16 image tokens, 12 text tokens."""
 
     steps: int = 16_000
     batch: int = 64

@@ -36,8 +36,8 @@ def measure(path: Path, scorers: Path, guidance: float, num: int, varied: int) -
     return rows
 
 
-def write(path: Path, rows: Sequence[Evaluation], guidance: float) -> None:
-    """Write ``README.md`` beside the teacher."""
+def write(path: Path, rows: Sequence[Evaluation], guidance: float, settings: str) -> None:
+    """Write ``README.md`` beside the teacher; ``settings`` is its training configuration as JSON."""
     head = "| NFE | guidance | " + " | ".join(name.replace("_", " ") for name in JUDGED) + " | diversity |"
     lines = [head, "|---" * (len(JUDGED) + 3) + "|"]
     for row in rows:

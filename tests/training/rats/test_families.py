@@ -170,3 +170,10 @@ def test_rewards_that_are_no_numbers_end_the_run_and_change_nothing(tmp_path: Pa
     assert sum("skipped" in row for row in rows) == 9
     looked = [row["reward_validation"] for row in rows if "reward_validation" in row]
     assert len(looked) == 2 and looked[0] == looked[1]
+
+
+def test_a_run_without_a_better_heldout_score_stops_early(tmp_path: Path) -> None:
+    more = {"steps": 30, "validate_every": 1, "patience": 2, "lr": 1e-30}
+    code, text = run("--out", str(tmp_path / "out"), *settings(tmp_path, "flux", **more))
+    assert code == 0 and "stopped after 2 steps: the held-out score was best after 0" in text, text
+    assert [row["step"] for row in read_log(tmp_path / "out" / "run" / "log.jsonl")] == [-1, 0, 1]
