@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.drawing import Painter
+from training.sharding import whole
 
 FloatArray = NDArray[np.float64]
 ScoreFn = Callable[[Tensor, Sequence[str]], Tensor]
@@ -97,7 +98,7 @@ def fingerprint(painter: Painter, prompts: Sequence[str], measure_key: str) -> s
     digest = hashlib.sha256(json.dumps([painter.sigmas, painter.guidance, list(prompts), measure_key]).encode())
     for name, value in sorted(painter.model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(whole(value).detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()[:24]
 
 

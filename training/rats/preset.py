@@ -89,6 +89,7 @@ class RatsConfig:
     precision: str = "bf16"
     device: str = "auto"  # the GPU where there is one
     checkpointing: bool = False
+    shard: bool = False  # spread the transformers over the processes (FSDP2)
     # Looking at it.
     validate_every: int = 25
     patience: int = 0  # stop after so many validations without a better held-out score; 0 never
@@ -113,6 +114,8 @@ class RatsConfig:
             raise ConfigError(f"nfe is {list(self.nfe)}: accepted is a list of different step counts of 1 or more")
         if self.gradient == "last_k" and self.last_k > min(self.nfe):
             raise ConfigError(f"last_k is {self.last_k}: accepted is 1 to {min(self.nfe)}, the fewest steps of nfe")
+        if self.shard and self.method == "matching":
+            raise ConfigError("shard is true: accepted with every method but matching, whose critic is not spread")
         if self.reward_weight == 0 and self.alpha == 0:
             raise ConfigError("reward_weight and alpha are both 0: there is nothing to train on")
 
