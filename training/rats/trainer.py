@@ -95,6 +95,8 @@ class Trainer:
             self._note(log, step, {**values, **(self._validate(step + 1) if looks else {})})
             if looks:
                 self._save(step + 1)
+        if log is not None:
+            log.close()
         self.networks.load_student(self._best)
 
     def _step(self, step: int) -> dict[str, float]:
