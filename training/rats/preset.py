@@ -150,6 +150,11 @@ def draft_1() -> RatsConfig:
     return replace(reward_only(), gradient="last_k", last_k=1)
 
 
+def draft_lv() -> RatsConfig:
+    """DRaFT-LV: DRaFT-1 whose last step is repeated from another noise, for a gradient of lower variance."""
+    return replace(reward_only(), gradient="low_variance")
+
+
 def constant_gate() -> RatsConfig:
     """RATS without the gate: shaping counts the same whoever is ahead."""
     return replace(shapes(), gate="constant")
@@ -235,6 +240,7 @@ PRESETS: dict[str, Callable[[], RatsConfig]] = {
     "shapes-distillation": distillation,
     "shapes-reward-only": reward_only,
     "shapes-draft-1": draft_1,
+    "shapes-draft-lv": draft_lv,
     "shapes-constant-gate": constant_gate,
     "shapes-no-horizon": no_horizon,
     "shapes-frozen-teacher": frozen_teacher,
