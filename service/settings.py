@@ -46,6 +46,13 @@ class Settings(BaseSettings):
         default_factory=default_data_dir, description="Embedded server, results and run.json live here."
     )
     model: AbsolutePath = Field(default=REPOSITORY / "models" / "shapes", description="The served student.")
+    models: AbsolutePath | None = Field(
+        default=None,
+        description="Several students instead of one: a directory of ID/VERSION/, loaded and unloaded while serving.",
+    )
+    model_memory_mb: int = Field(
+        default=0, ge=0, description="Memory that the students of one worker may take together; 0: what is free."
+    )
     runtime: RuntimeName = Field(default="auto", description="How the student is run; fake needs no student.")
     threads: int = Field(default=0, ge=0, description="Threads of one worker; 0: its share of the cores.")
     workers: int = Field(default=1, ge=1, le=64, description="Worker processes that serve starts.")
@@ -95,6 +102,12 @@ class Settings(BaseSettings):
         return self.redis_url
 
     @property
+    def required_models(self) -> Path:
+        """The directory of several students, where it is known that there is one."""
+        assert self.models is not None
+        return self.models
+
+    @property
     def results_dir(self) -> Path:
         return self.data_dir / "results"
 
@@ -106,6 +119,8 @@ def read_settings() -> Settings:
         StartupError: a variable with the prefix that is not a setting, or a value outside its range.
     """
     _refuse_unknown(os.environ)
+    if PREFIX + "MODEL" in os.environ and PREFIX + "MODELS" in os.environ:
+        raise StartupError("FEWSTEP_MODEL is one student and FEWSTEP_MODELS a directory of several: set one of them.")
     try:
         return Settings()
     except ValidationError as error:

@@ -122,7 +122,7 @@ class Verdict:
     is worth it; 0 where nothing was measured yet. ``quota_left`` is in thousands of pixel-steps.
     """
 
-    word: Literal["ok", "known", "attached", "mismatch", "quota", "full", "late"]
+    word: Literal["ok", "known", "attached", "mismatch", "quota", "full", "late", "gone"]
     id: str
     wait_s: float
     quota_left: int

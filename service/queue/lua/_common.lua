@@ -17,6 +17,8 @@
 --   wk, wi:<worker>     workers by the moment when they count as gone; what each says about itself
 --   r:<api>     stream  notices for an API process: 'end' of a job that it accepted, 'look' at one that it watches
 --   n           hash    counters: finished, redelivered, fenced, dead
+--   m           hash    what is to become of each model, by <id>/<version> (only with FEWSTEP_MODELS)
+--   ma          hash    the version of each model that 'latest' means
 --   dlq         stream  jobs that were given up
 -- A bucket is <lane>|<size>|<steps>, with |solo behind it for a job that has been lost with a worker before.
 -- All times are the server's, in microseconds: it is the only clock. A cost is in thousands of pixel-steps.
@@ -43,6 +45,11 @@ end
 
 local function keep(key, ms)
   if redis.call('PTTL', key) < ms then redis.call('PEXPIRE', key, int(ms)) end
+end
+
+-- A bucket begins with its lane: three words.
+local function lane_of(bucket)
+  return string.match(bucket, '^[^|]*|[^|]*|[^|]*')
 end
 
 local function index(bucket)

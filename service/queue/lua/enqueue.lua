@@ -1,11 +1,11 @@
 -- One JSON object: the job's id, lane, shape, images, payload, key, cost, flow and bonus; who wants it: reply (the API
 -- process), watch (true: it wants to hear of more than the end), client ('' for nobody on an open connection), idem
 -- ('' or the digest of an Idempotency-Key and its owner), body (digest of what was asked); limits: timeout_ms, ttl_ms,
--- max_pending, quota (cost a minute, 0 for none).
+-- max_pending, quota (cost a minute, 0 for none); model: '' or the <id>/<version> that must be served for it.
 -- → {verdict, id, ms, left}: 'ok'; 'known' (repeating a call changes nothing: the id is chosen by the caller);
 -- 'attached' to job id, which the Idempotency-Key stands for; or refused: 'mismatch' (of the body), 'quota', 'full',
--- 'late' (it would wait longer than its timeout), with the ms after which it is worth another try. left is what is
--- left of the quota.
+-- 'late' (it would wait longer than its timeout), with the ms after which it is worth another try; or 'gone': the model
+-- is served no more. left is what is left of the quota.
 local a = cjson.decode(ARGV[1])
 local key, now = P .. 'j:' .. a.id, now_us()
 
@@ -29,6 +29,13 @@ if a.idem ~= '' then
   if lives then attach(other) end
   -- What ended without a picture is tried anew.
   if lives or job[1] == 'done' then return {'attached', other, 0, 0} end
+end
+
+if a.model ~= '' then
+  local entry = redis.call('HGET', P .. 'm', a.model)
+  local served = entry and cjson.decode(entry).state == 'serving'
+  -- A server that has lost its data will be told again what is served.
+  if not served and redis.call('EXISTS', P .. 'm') == 1 then return {'gone', a.id, 0, 0} end
 end
 
 local left = 0
