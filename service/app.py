@@ -10,11 +10,12 @@ from fastapi import FastAPI
 
 from service.catalogue.folder import Name
 from service.catalogue.overseer import OneModel
+from service.description import describe
 from service.handlers import add_handlers
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext
 from service.model import check_models
-from service.routes import images, jobs, models, pages, probes
+from service.routes import images, jobs, models, openai, pages, probes
 from service.services import open_services
 from service.settings import Settings
 
@@ -52,6 +53,7 @@ def build_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(RequestContext, metrics=metrics)
     add_handlers(app)
-    for router in (images.router, jobs.router, models.public, models.admin, probes.router, pages.router):
+    for router in (images.router, openai.router, jobs.router, models.public, models.admin, probes.router, pages.router):
         app.include_router(router)
+    describe(app)
     return app
