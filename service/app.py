@@ -18,6 +18,7 @@ from service.model import check_models
 from service.routes import images, jobs, models, openai, pages, probes
 from service.services import open_services
 from service.settings import Settings
+from service.webhooks.deliver import webhooks
 
 MAX_BODY_BYTES = 65536
 DESCRIPTION = "Pictures from a few-step student, each with its reward."
@@ -39,7 +40,8 @@ def build_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_services(settings, metrics, one) as services:
             app.state.services = services
-            yield
+            async with webhooks(services):
+                yield
 
     app = FastAPI(
         title="fewstep",

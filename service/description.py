@@ -27,6 +27,12 @@ def _corrected(schema: dict[str, Any]) -> dict[str, Any]:
     for path in OPENAI_PATHS:
         for operation in schema["paths"][path].values():
             operation["responses"].pop("422", None)
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            for response in operation["responses"].values():
+                for content in response.get("content", {}).values():
+                    if "error" in content.get("example", {}):
+                        content["example"]["error"].setdefault("param", None)  # FastAPI drops it
     for name in ("HTTPValidationError", "ValidationError"):
         schema["components"]["schemas"].pop(name, None)
     return schema

@@ -28,6 +28,7 @@ from service.schema import GenerateRequest
 from service.services import Services, ending
 from service.submission import Submission
 from service.tasks import end
+from service.webhooks.request import webhook_of
 
 CHANGES = 3  # as many models may be swapped while one request is accepted
 
@@ -145,6 +146,7 @@ def _submission(services: Services, served: Served, body: GenerateRequest, ask: 
         watched=body.stream,
         idempotency=repeated,
         body=digest(body) if repeated else "",
+        webhook=webhook_of(body, settings, ask.base_url),
     )
     return Submission(services, new_job(served.student, body, ask.key, ask.request_id), terms)
 

@@ -51,6 +51,7 @@ class Metrics:
         self._images = self._counter("images", "Images drawn.", named)
         self._failures = self._counter("failed_jobs", "Jobs without a picture, by reason.", ["reason"])
         self._rejected = self._counter("rejected_requests", "Requests that the queue refused, by reason.", ["reason"])
+        self._webhooks = self._counter("webhooks", "Tries to send a webhook, by outcome.", ["outcome"])
         self._duration = self._histogram("request_duration_seconds", "From request to answer.", ["route"], SECONDS)
         self._queue_wait = self._histogram("queue_wait_seconds", "From acceptance to a worker.", named, SECONDS)
         self._inference = self._histogram("inference_duration_seconds", "One call of the runtime.", drawn, SECONDS)
@@ -84,6 +85,10 @@ class Metrics:
     def rejected(self, reason: str) -> None:
         """Count a request that the queue refused."""
         self._rejected.labels(reason).inc()
+
+    def webhook(self, outcome: str) -> None:
+        """Count a try to send a webhook."""
+        self._webhooks.labels(outcome).inc()
 
     def record(self, record: Record) -> None:
         """Count what a worker measured for a job that has ended; call it once for each."""

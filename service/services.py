@@ -56,8 +56,8 @@ async def background(services: Services) -> AsyncIterator[None]:
     tasks = [
         asyncio.create_task(services.replies.read_forever()),
         asyncio.create_task(services.models.run()),
-        asyncio.create_task(_every(REAP_EVERY_S, reap)),
-        asyncio.create_task(_every(SWEEP_EVERY_S, sweep)),
+        asyncio.create_task(every(REAP_EVERY_S, reap)),
+        asyncio.create_task(every(SWEEP_EVERY_S, sweep)),
     ]
     try:
         yield
@@ -100,7 +100,7 @@ async def open_services(settings: Settings, metrics: Metrics, one: OneModel | No
         await reader.aclose()
 
 
-async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+async def every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             await action()

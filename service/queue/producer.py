@@ -57,6 +57,8 @@ class Producer:
         ttl_s: float, max_pending: int, max_attempts: int, priority_images: int = 50, quota: int = 0,
         managed: bool = False,
     ) -> None:  # fmt: skip
+        self.client = client
+        self.queue = queue
         self._client = client
         self._prefix = prefix(queue)
         self._managed = managed
@@ -72,7 +74,7 @@ class Producer:
             "id": job.id, "lane": job.lane, "shape": job.shape, "images": len(job.seeds), "payload": job.to_payload(),
             "key": job.key, "cost": job.cost, "flow": job.flow,
             "bonus": job.priority * self._priority_images * job.cost // len(job.seeds),
-            "reply": self._api, "watch": terms.watched, "client": terms.client,
+            "reply": self._api, "webhook": terms.webhook, "watch": terms.watched, "client": terms.client,
             "model": f"{job.model}/{job.version}" if self._managed else "",
             "idem": terms.idempotency, "body": terms.body, "timeout_ms": round(terms.timeout_s * 1000),
         }  # fmt: skip

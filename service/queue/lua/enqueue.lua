@@ -1,7 +1,7 @@
 -- One JSON object: the job's id, lane, shape, images, payload, key, cost, flow and bonus; who wants it: reply (the API
 -- process), watch (true: it wants to hear of more than the end), client ('' for nobody on an open connection), idem
 -- ('' or the digest of an Idempotency-Key and its owner), body (digest of what was asked); limits: timeout_ms, ttl_ms,
--- max_pending, quota (cost a minute, 0 for none); model: '' or the <id>/<version> that must be served for it.
+-- max_pending, quota (cost a minute, 0 for none); webhook: '' or what is to be sent where at its end; model: '' or the <id>/<version> that must be served for it.
 -- → {verdict, id, ms, left}: 'ok'; 'known' (repeating a call changes nothing: the id is chosen by the caller);
 -- 'attached' to job id, which the Idempotency-Key stands for; or refused: 'mismatch' (of the body), 'quota', 'full',
 -- 'late' (it would wait longer than its timeout), with the ms after which it is worth another try; or 'gone': the model
@@ -56,6 +56,7 @@ redis.call('HSET', key, 'lane', a.lane, 'images', a.images, 'payload', a.payload
   'cost', int(a.cost), 'start', int(start), 'score', score, 'created_us', int(now), 'attempts', 0, 'body', a.body,
   'deadline_us', int(now + a.timeout_ms * 1000), 'ttl_ms', int(a.ttl_ms))
 redis.call('PEXPIRE', key, int(a.timeout_ms + a.ttl_ms))
+if a.webhook ~= '' then redis.call('HSET', key, 'webhook', a.webhook) end
 attach(a.id)
 if a.idem ~= '' then redis.call('SET', P .. 'i:' .. a.idem, a.id, 'PX', int(a.timeout_ms + a.ttl_ms)) end
 if a.quota > 0 then
