@@ -40,7 +40,7 @@ class Loader:
         while not stopping.wait(LOOK_EVERY_S):
             try:
                 self.follow(self._board.read())
-            except RedisError as error:
+            except (RedisError, OSError) as error:
                 log.warning("the notes on models are out of reach: %s", error)
 
     def first(self, stopping: threading.Event) -> None:

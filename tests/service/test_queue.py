@@ -380,6 +380,6 @@ def test_every_script_is_used_and_says_what_it_may_do_without_memory() -> None:
     names = {path.stem for path in FOLDER.glob("*.lua")} - {"_common"}
     assert names == {
         "enqueue", "claim", "beat", "finish", "release", "lost", "cancel", "reap",
-        "leave", "watch", "place", "show",
+        "leave", "watch", "place", "show", "models", "webhooks",
     }  # fmt: skip
     assert {name for name in names if "allow-oom" not in source(name).splitlines()[0]} == {"enqueue"}

@@ -28,6 +28,11 @@ def versions(service: Service) -> dict[str, dict[str, Any]]:
     return {f"{row['model']}/{row['version']}": row for row in rows}
 
 
+def models(service: Service) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = call("GET", f"{service.url}/v1/models").json()["data"]
+    return found
+
+
 def check_drawn(answer: dict[str, Any], id: str, version: str, prompt: str) -> None:
     """The answer says who drew it, and every pixel agrees."""
     assert (answer["model"], answer["model_version"]) == (id, version)
@@ -54,8 +59,8 @@ def make_students(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("several") / "data", MODELS=str(folder)) as running:
-        eventually(lambda: len(call("GET", f"{running.url}/v1/models").json()["data"]) == 2, "both are served")
+    with running_service(tmp_path_factory.mktemp("several") / "data", MODELS=str(folder), WORKERS="2") as running:
+        eventually(lambda: [model["versions"][0]["workers"] for model in models(running)] == [2, 2], "both have both")
         yield running
 
 
@@ -81,7 +86,7 @@ def test_the_list_of_models_says_what_can_be_asked_of_them(service: Service) -> 
     [version] = dogs["versions"]
     assert version == {
         "version": "10", "latest": True, "steps": [1, 2, 4], "width": 64, "height": 64, "max_prompt_tokens": 24,
-        "scorers": ["heldout", "trained"], "runtime": "fake", "shows_steps": True, "workers": 1,
+        "scorers": ["heldout", "trained"], "runtime": "fake", "shows_steps": True, "workers": 2,
     }  # fmt: skip
     assert call("GET", f"{service.url}/v1/models/dogs@10").json() == dogs
     assert call("GET", f"{service.url}/v1/models/birds").status_code == 404
@@ -124,6 +129,14 @@ def test_one_is_swapped_under_load_without_a_failed_request(service: Service, fo
     assert post(service.url, prompt="p", model="dogs", model_version="10").status_code == 404
     states = {name: (row["state"], row["latest"]) for name, row in versions(service).items()}
     assert states["dogs/10"] == ("unloaded", False) and states["dogs/11"] == ("serving", True)
+
+
+def test_a_server_that_has_lost_its_data_is_told_again_what_is_served(service: Service) -> None:
+    before = [(model["id"], model["latest"]) for model in models(service)]
+    service.redis.flushall()
+    assert post(service.url, prompt="p", model="cats").status_code == 200
+    eventually(lambda: [(model["id"], model["latest"]) for model in models(service)] == before, "as before")
+    check_drawn(post(service.url, prompt="p", model="dogs").json(), "dogs", dict(before)["dogs"], "p")
 
 
 def test_what_was_accepted_is_drawn_before_a_model_is_dropped(service: Service, folder: Path) -> None:
@@ -189,14 +202,14 @@ def post_or_none(service: Service, **fields: Any) -> str | None:
 
 
 def test_a_model_that_does_not_fit_is_refused_and_the_running_one_stays(tmp_path: Path) -> None:
-    """Weights of 1 MB are taken to need 4: each copied, and in twice the precision that they are stored in."""
+    """Weights of 1 MB are taken to need 4, each copied and in twice the precision, and 64 to compute in."""
     folder = tmp_path / "models"
     make_student(folder, "small", "1", 2**20)
-    with running_service(tmp_path / "data", MODELS=str(folder), MODEL_MEMORY_MB="9") as service:
+    with running_service(tmp_path / "data", MODELS=str(folder), MODEL_MEMORY_MB="137") as service:
         make_student(folder, "small", "2", 2**20)
         make_student(folder, "small", "3", 2**20)
         assert admin(service, "small/2", "load").json()["state"] == "serving"
-        check_refused(admin(service, "small/3", "load"), 422, "it needs about 4 MB of memory, and 1 MB of the 9 MB")
+        check_refused(admin(service, "small/3", "load"), 422, "it needs about 68 MB of memory, and 1 MB of the 137 MB")
         check_drawn(post(service.url, prompt="p").json(), "small", "1", "p")
         assert admin(service, "small/2", "promote").status_code == 200
         assert admin(service, "small/1", "unload").json()["state"] == "unloaded"
