@@ -133,7 +133,7 @@ async def shows_steps(services: Services, name: Name) -> bool:
         workers = await services.producer.workers()
     except RedisError as error:
         raise Unavailable("The queue is out of reach.") from error
-    return not workers or any(worker.models.get(str(name), {}).get("shows_steps") for worker in workers)
+    return not workers or any(worker.shows(str(name)) for worker in workers)
 
 
 def _submission(services: Services, served: Served, body: GenerateRequest, ask: Ask) -> Submission:

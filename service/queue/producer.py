@@ -32,6 +32,10 @@ class Worker:
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
+    def shows(self, model: str) -> bool:
+        """Whether it shows the steps of ``id/version``. One of an older release tells of its only model alone."""
+        return bool(self.models.get(model, {}).get("shows_steps")) if self.models else self.shows_steps
+
 
 @dataclass(frozen=True)
 class Depth:
