@@ -19,15 +19,18 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 # At one step count with one seed: enough to see large effects, and marked as such.
 BASELINES: Mapping[str, Mapping[str, Any]] = {
     "DRaFT-1": {"alpha": 0.0, "gradient": "last_k", "last_k": 1},
+    "DRaFT-LV": {"alpha": 0.0, "gradient": "low_variance"},
     "no horizon": {"horizons": "end"},
     "frozen teacher": {"guided_steps": 120},
+    "consistency": {"method": "consistency", "guided_steps": 120, "ema": 0.95, "reward_weight": 0.0},
+    "distribution matching": {"method": "matching", "lr": 5e-5, "reward_weight": 0.0},
 }
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
-    "alpha 0.3": {"alpha": 0.3},
-    "alpha 3": {"alpha": 3.0},
-    "alpha 10": {"alpha": 10.0},
-    "tau 0.3": {"tau": 0.3},
-    "tau 3": {"tau": 3.0},
+    "alpha 2": {"alpha": 2.0},
+    "alpha 7": {"alpha": 7.0},
+    "alpha 60": {"alpha": 60.0},
+    "tau 0.15": {"tau": 0.15},
+    "tau 2": {"tau": 2.0},
     "tau in spreads": {"tau_in_spreads": True},
     "EMA 0.9": {"ema": 0.9},
     "EMA 0.99": {"ema": 0.99},
