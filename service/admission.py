@@ -5,21 +5,18 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 
-from service.errors import InvalidRequest, NotFound, TooLarge
+from service.errors import InvalidRequest, TooLarge
 from service.queue.job import Job
 from service.schema import SEED_LIMIT, GenerateRequest
 from student.bundle import Student
-
-LATEST = "latest"
 
 
 def check(student: Student, body: GenerateRequest, count_tokens: Callable[[str], int], max_pixels: int) -> None:
     """Return if the student can draw this.
 
     Raises:
-        InvalidRequest, NotFound, TooLarge: it cannot, and why; ``param`` names the field.
+        InvalidRequest, TooLarge: it cannot, and why; ``param`` names the field.
     """
-    _check_model(student, body)
     _check_fields_together(body)
     _check_size(student, body, max_pixels)
     _check_student(student, body)
@@ -65,14 +62,6 @@ def _seeds(body: GenerateRequest) -> tuple[int, ...]:
         return tuple(body.seed)
     first = secrets.randbelow(SEED_LIMIT) if body.seed is None else body.seed
     return tuple((first + k) % SEED_LIMIT for k in range(body.count))
-
-
-def _check_model(student: Student, body: GenerateRequest) -> None:
-    if body.model not in (None, student.id):
-        raise NotFound("model is not one that is served here.", "model", code="model_not_found")
-    if body.model_version not in (None, LATEST, student.version):
-        message = f"model_version is none of {student.id} that is served here."
-        raise NotFound(message, "model_version", code="model_not_found")
 
 
 def _check_fields_together(body: GenerateRequest) -> None:

@@ -42,14 +42,14 @@ class GenerateResponse(Strict):
     runtime: str = Field(description="How the student was run.")
     batch_size: int = Field(description="Number of images in the largest call that this request rode in.")
     data: list[GeneratedImage]
-    timings: Timings
+    timings: Timings = Field(description="Where the time went.")
 
 
 class ErrorDetail(Strict):
     """What went wrong."""
 
     message: str = Field(description="One sentence.")
-    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"] = Field(description="Whose fault it is.")
     param: str | None = Field(description="The field that is wrong, if one is.")
     code: str = Field(description="A word for programs.")
 
@@ -94,6 +94,7 @@ class ErrorResponse(Strict):
 
 MEANING = {
     400: "The body is not JSON.",
+    403: "This address is for the operator.",
     404: "There is no such page, job, image or model.",
     409: "The job is not in the state for this: it has not ended yet, or it was cancelled.",
     413: "The body is too large, or more pixels are asked for than one request may have.",

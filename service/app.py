@@ -8,13 +8,17 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from service.catalogue.folder import Name
+from service.catalogue.overseer import OneModel
+from service.description import describe
 from service.handlers import add_handlers
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext
-from service.model import open_student, token_counter
-from service.routes import images, jobs, pages, probes
+from service.model import check_models
+from service.routes import images, jobs, models, openai, pages, probes
 from service.services import open_services
 from service.settings import Settings
+from service.webhooks.deliver import webhooks
 
 MAX_BODY_BYTES = 65536
 DESCRIPTION = "Pictures from a few-step student, each with its reward."
@@ -26,19 +30,23 @@ def build_app(settings: Settings) -> FastAPI:
     Raises:
         StartupError: there is no student to serve.
     """
-    student, count_tokens = open_student(settings), token_counter(settings)
-    metrics = Metrics(student.id, student.version, {"python": platform.python_version()})
+    one = OneModel(settings) if settings.models is None else None
+    check_models(settings)
+    served = one.choice.default() if one else None
+    name = served.name if served else Name("several", "")
+    metrics = Metrics(name.id, name.version, {"python": platform.python_version()})
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_services(settings, metrics, student, count_tokens) as services:
+        async with open_services(settings, metrics, one) as services:
             app.state.services = services
-            yield
+            async with webhooks(services):
+                yield
 
     app = FastAPI(
         title="fewstep",
         description=DESCRIPTION,
-        version=student.version,
+        version=name.version or "1",
         lifespan=lifespan,
         redirect_slashes=False,
         docs_url=None,
@@ -47,6 +55,7 @@ def build_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(RequestContext, metrics=metrics)
     add_handlers(app)
-    for router in (images.router, jobs.router, probes.router, pages.router):
+    for router in (images.router, openai.router, jobs.router, models.public, models.admin, probes.router, pages.router):
         app.include_router(router)
+    describe(app)
     return app

@@ -3,6 +3,9 @@
 ServiceError
 ├── InvalidRequest      the request itself is wrong; ``param`` names the field
 ├── NotFound
+│   └── ModelGone       it was served a moment ago
+├── ModelRefused        it cannot be loaded; the message says why
+├── Forbidden           only an operator may
 ├── MethodNotAllowed
 ├── Conflict            not now: the job is in another state
 ├── TooLarge
@@ -24,12 +27,14 @@ STATUS = {
     "invalid_json": 400,
     "not_found": 404,
     "model_not_found": 404,
+    "forbidden": 403,
     "method_not_allowed": 405,
     "conflict": 409,
     "cancelled": 409,
     "too_large": 413,
     "invalid_request": 422,
     "idempotency_mismatch": 422,
+    "model_refused": 422,
     "quota_exceeded": 429,
     "internal_error": 500,
     "generation_failed": 500,
@@ -78,6 +83,18 @@ class InvalidRequest(ServiceError):
 
 class NotFound(ServiceError):
     code = "not_found"
+
+
+class ModelGone(NotFound):
+    code = "model_not_found"
+
+
+class ModelRefused(ServiceError):
+    code = "model_refused"
+
+
+class Forbidden(ServiceError):
+    code = "forbidden"
 
 
 class MethodNotAllowed(ServiceError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ from starlette.types import Receive
 
 from service.admission import check, new_job
 from service.caller import client_gone
-from service.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from service.catalogue.choice import Served
+from service.catalogue.folder import Name
+from service.errors import DeadlineExceeded, InvalidRequest, ModelGone, Unavailable
 from service.events import EventStream
 from service.jobs import find
 from service.middleware import CLIENT_GONE
@@ -26,6 +28,9 @@ from service.schema import GenerateRequest
 from service.services import Services, ending
 from service.submission import Submission
 from service.tasks import end
+from service.webhooks.request import webhook_of
+
+CHANGES = 3  # as many models may be swapped while one request is accepted
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +43,34 @@ class StillWaiting(Exception):
     """The client wants to ask for the job later."""
 
 
+async def own_form(services: Services, record: Record, ask: Ask) -> Response:
+    """A job that is done, in the form of /generate."""
+    applied = {"Preference-Applied": ask.preference.applied} if ask.preference.applied else {}
+    if record.job.response_format == "file":
+        response = await image_file(services, record, 0)
+        response.headers.update(applied)
+        return response
+    answer = await generated(services, record, ask.base_url)
+    return Response(answer.model_dump_json(exclude_none=True), 200, applied, "application/json")
+
+
+Render = Callable[[Services, Record, "Ask"], Awaitable[Response]]
+
+
 @dataclass(frozen=True)
 class Ask:
-    """Who asks, and how the answer is wanted. ``idempotency_key`` is the header as it came."""
+    """Who asks, and how the answer is wanted. ``idempotency_key`` is the header as it came.
+
+    ``render`` and ``stream`` put the answer into a form: our own, or another API's.
+    """
 
     key: str
     base_url: str
     request_id: str
     preference: Preference
     idempotency_key: str | None
+    render: Render = own_form
+    stream: type[EventStream] = EventStream
 
 
 async def generate(services: Services, body: GenerateRequest, ask: Ask, receive: Receive) -> Response:
@@ -55,12 +79,29 @@ async def generate(services: Services, body: GenerateRequest, ask: Ask, receive:
     Raises:
         ServiceError: every reason not to answer with images, a job or a stream.
     """
-    check(services.student, body, services.count_tokens, services.settings.max_pixels)
-    await _check_manner(services, body, ask.preference)
-    submission = _submission(services, body, ask)
+    for _ in range(CHANGES):
+        try:
+            return await _generate(services, body, ask, receive)
+        except ModelGone:  # another version is served since this process has looked
+            await _look(services)
+    return await _generate(services, body, ask, receive)
+
+
+async def _look(services: Services) -> None:
+    try:
+        await services.models.look()
+    except RedisError as error:
+        raise Unavailable("The queue is out of reach.") from error
+
+
+async def _generate(services: Services, body: GenerateRequest, ask: Ask, receive: Receive) -> Response:
+    served = services.models.choice.pick(body.model, body.model_version)
+    check(served.student, body, served.count_tokens, services.settings.max_pixels)
+    await _check_manner(services, served, body, ask.preference)
+    submission = _submission(services, served, body, ask)
     if body.stream:
         id = await submission.submit()
-        return EventStream(services, id, ask.base_url, submission=submission, leaving=_leaving(submission, id))
+        return ask.stream(services, id, ask.base_url, submission=submission, leaving=_leaving(submission, id))
     if ask.preference.asynchronously and not ask.preference.wait_s:
         return await _accepted(services, await submission.submit(), ask)
     with services.metrics.inflight.track_inprogress():
@@ -73,7 +114,7 @@ async def generate(services: Services, body: GenerateRequest, ask: Ask, receive:
     return await _answer(services, record, ask)
 
 
-async def _check_manner(services: Services, body: GenerateRequest, preference: Preference) -> None:
+async def _check_manner(services: Services, served: Served, body: GenerateRequest, preference: Preference) -> None:
     """Whether the manner of answering fits the request."""
     later = preference.asynchronously or preference.wait_s is not None
     if body.stream and later:
@@ -81,21 +122,21 @@ async def _check_manner(services: Services, body: GenerateRequest, preference: P
     if body.partial_images and not (body.stream or later):
         message = "partial_images needs somebody who looks: add stream, or the header Prefer: respond-async."
         raise InvalidRequest(message, "partial_images")
-    if body.partial_images and not await _shows_steps(services):
+    if body.partial_images and not await shows_steps(services, served.name):
         message = "partial_images cannot be had: the runtime draws all steps at once and shows none of them."
         raise InvalidRequest(message, "partial_images")
 
 
-async def _shows_steps(services: Services) -> bool:
-    """Whether a worker does; without any worker, one that does may yet come."""
+async def shows_steps(services: Services, name: Name) -> bool:
+    """Whether a worker does for this student; without any worker, one that does may yet come."""
     try:
         workers = await services.producer.workers()
     except RedisError as error:
         raise Unavailable("The queue is out of reach.") from error
-    return not workers or any(worker.shows_steps for worker in workers)
+    return not workers or any(worker.shows(str(name)) for worker in workers)
 
 
-def _submission(services: Services, body: GenerateRequest, ask: Ask) -> Submission:
+def _submission(services: Services, served: Served, body: GenerateRequest, ask: Ask) -> Submission:
     settings, later = services.settings, ask.preference.asynchronously
     usual = settings.job_timeout_s if later or ask.preference.wait_s is not None else settings.request_timeout_s
     repeated = idempotency(ask.idempotency_key, ask.key)
@@ -105,8 +146,9 @@ def _submission(services: Services, body: GenerateRequest, ask: Ask) -> Submissi
         watched=body.stream,
         idempotency=repeated,
         body=digest(body) if repeated else "",
+        webhook=webhook_of(body, settings, ask.base_url),
     )
-    return Submission(services, new_job(services.student, body, ask.key, ask.request_id), terms)
+    return Submission(services, new_job(served.student, body, ask.key, ask.request_id), terms)
 
 
 async def _finished(submission: Submission, wait_s: int | None, receive: Receive) -> Record:
@@ -194,10 +236,4 @@ async def _answer(services: Services, record: Record, ask: Ask) -> Response:
     """
     if (error := failure(record)) is not None:
         raise error
-    applied = {"Preference-Applied": ask.preference.applied} if ask.preference.applied else {}
-    if record.job.response_format == "file":
-        response = await image_file(services, record, 0)
-        response.headers.update(applied)
-        return response
-    answer = await generated(services, record, ask.base_url)
-    return Response(answer.model_dump_json(exclude_none=True), 200, applied, "application/json")
+    return await ask.render(services, record, ask)

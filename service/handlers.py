@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,7 +11,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from service.description import OPENAI_PATHS
 from service.errors import InvalidRequest, MethodNotAllowed, NotFound, ServiceError, TooLarge, error_body
+from service.openai.schema import ImagesRequest
+from service.openai.translate import as_openai
 from service.schema import GenerateRequest
 
 SHOWN_CHARS = 80
@@ -25,15 +29,15 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _answer(request, from_validation(error.errors()[0]))
+        return _answer(request, from_validation(error.errors()[0], _fields(request)))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         return _answer(request, from_http(error), dict(error.headers or {}))
 
 
-def from_validation(error: dict[str, Any]) -> ServiceError:
-    """The first thing that is wrong with a body, in one sentence that names the field."""
+def from_validation(error: dict[str, Any], fields: Collection[str]) -> ServiceError:
+    """The first thing that is wrong with a body, in one sentence that names the field; ``fields`` are known."""
     kind, field = error["type"], _field(error["loc"])
     if kind == "json_invalid":
         return ServiceError("The body is not valid JSON.", code="invalid_json")
@@ -44,7 +48,7 @@ def from_validation(error: dict[str, Any]) -> ServiceError:
     if kind == "missing":
         return InvalidRequest(f"{field} is missing.", param=field)
     if kind == "extra_forbidden" and len(error["loc"]) == 2:
-        nearest = difflib.get_close_matches(field, GenerateRequest.model_fields, n=1, cutoff=0)[0]
+        nearest = difflib.get_close_matches(field, fields, n=1, cutoff=0)[0]
         return InvalidRequest(f"{field} is not a field of this request; the nearest one is {nearest}.", param=field)
     message = error["msg"].removeprefix("Value error, ")
     where = "" if len(error["loc"]) == 2 else _entry(error["loc"])
@@ -64,6 +68,10 @@ def from_http(error: HTTPException) -> ServiceError:
     return ServiceError("Something went wrong inside the service.")
 
 
+def _fields(request: Request) -> Collection[str]:
+    return ImagesRequest.model_fields if request.url.path in OPENAI_PATHS else GenerateRequest.model_fields
+
+
 def _field(location: tuple[Any, ...]) -> str | None:
     """The field's name, made safe to be printed: it may be the client's own invention."""
     return _printable(str(location[1])) if len(location) > 1 else None
@@ -81,4 +89,5 @@ def _printable(name: str) -> str:
 
 def _answer(request: Request, error: ServiceError, headers: dict[str, str] | None = None) -> JSONResponse:
     body = error_body(error, request.state.request_id)
-    return JSONResponse(body, error.status, headers={**error.headers, **(headers or {})})
+    status = as_openai(error) if request.url.path in OPENAI_PATHS else error.status
+    return JSONResponse(body, status, headers={**error.headers, **(headers or {})})

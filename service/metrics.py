@@ -5,7 +5,7 @@ What a worker measures comes back with the job's record, so that one scrape of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -51,6 +51,7 @@ class Metrics:
         self._images = self._counter("images", "Images drawn.", named)
         self._failures = self._counter("failed_jobs", "Jobs without a picture, by reason.", ["reason"])
         self._rejected = self._counter("rejected_requests", "Requests that the queue refused, by reason.", ["reason"])
+        self._webhooks = self._counter("webhooks", "Tries to send a webhook, by outcome.", ["outcome"])
         self._duration = self._histogram("request_duration_seconds", "From request to answer.", ["route"], SECONDS)
         self._queue_wait = self._histogram("queue_wait_seconds", "From acceptance to a worker.", named, SECONDS)
         self._inference = self._histogram("inference_duration_seconds", "One call of the runtime.", drawn, SECONDS)
@@ -61,6 +62,7 @@ class Metrics:
         self._running = self._gauge("running_jobs", "Jobs that a worker holds.")
         self._oldest = self._gauge("queue_oldest_age_seconds", "Age of the oldest waiting job.")
         self._workers = self._gauge("workers", "Workers that have given a sign of life lately.")
+        self._models = self._gauge("model_workers", "Workers that hold a student.", named)
         self._queue = QueueCounters()
         self.registry.register(self._queue)
         info = {"model": model, "version": version, **build}
@@ -84,21 +86,27 @@ class Metrics:
         """Count a request that the queue refused."""
         self._rejected.labels(reason).inc()
 
+    def webhook(self, outcome: str) -> None:
+        """Count a try to send a webhook."""
+        self._webhooks.labels(outcome).inc()
+
     def record(self, record: Record) -> None:
         """Count what a worker measured for a job that has ended; call it once for each."""
+        job = record.job if record.readable else None
+        names = (job.model, job.version) if job else self._names
         result = record.result
         runtime = result.get("runtime", "")
         for call in result.get("calls", []):
-            self._batch.labels(*self._names, runtime).observe(call["images"])
-            self._inference.labels(*self._names, runtime).observe(call["inference_s"])
+            self._batch.labels(*names, runtime).observe(call["images"])
+            self._inference.labels(*names, runtime).observe(call["inference_s"])
         if record.state is not State.DONE:
             self._failures.labels(result["error"]["code"] if "error" in result else record.state.value).inc()
             return
-        self._queue_wait.labels(*self._names).observe(result["timings"]["queue_s"])
-        self._images.labels(*self._names).inc(len(result["images"]))
+        self._queue_wait.labels(*names).observe(result["timings"]["queue_s"])
+        self._images.labels(*names).inc(len(result["images"]))
         for image in result["images"]:
             for scorer, score in image["reward"].items():
-                self._reward.labels(*self._names, scorer).observe(score)
+                self._reward.labels(*names, scorer).observe(score)
 
     def queue(self, depth: Depth) -> None:
         """Note how full the queue is."""
@@ -107,6 +115,12 @@ class Metrics:
         self._oldest.set(depth.oldest_s)
         self._workers.set(depth.workers)
         self._queue.counters = depth.counters
+
+    def models(self, workers: Mapping[tuple[str, str], int]) -> None:
+        """Note how many workers hold each (model, version)."""
+        self._models.clear()
+        for names, count in workers.items():
+            self._models.labels(*names).set(count)
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from service.catalogue.folder import Folder
 from service.errors import StartupError
 from service.settings import Settings
 from student.bundle import BundleError, Student, read_student
 from student.runtimes.runtime import Runtime
+
+SEVERAL = "@models"  # no student can have this id
 
 
 def open_student(settings: Settings) -> Student:
@@ -28,21 +32,60 @@ def open_student(settings: Settings) -> Student:
         raise StartupError(f"{error}; FEWSTEP_MODEL says which one is served.") from error
 
 
+def queue_name(settings: Settings) -> str:
+    """The name of the queue: the student's where one is served.
+
+    Raises:
+        StartupError: see ``open_student``.
+    """
+    return SEVERAL if settings.models else open_student(settings).id
+
+
+def check_models(settings: Settings) -> None:
+    """Return if FEWSTEP_MODELS is not set, or holds a student.
+
+    Raises:
+        StartupError: it holds none whose manifest can be read.
+    """
+    if settings.models is None:
+        return
+    folder = Folder(settings.models)
+    reasons = []
+    for name in folder.names():
+        try:
+            folder.student(name)
+        except BundleError as error:
+            reasons.append(str(error))
+        else:
+            return
+    why = f"; {reasons[0]}" if reasons else ": a student lies in a folder ID/VERSION of it"
+    raise StartupError(f"FEWSTEP_MODELS {settings.models} holds no student{why}.")
+
+
+def load_runtime(bundle: Path, settings: Settings) -> Runtime:
+    """A student, verified and warm.
+
+    Raises:
+        BundleError: one sentence that says why it cannot be had.
+    """
+    from student.runtimes.load import load  # may bring a network library with it
+
+    return load(bundle, settings.runtime, settings.thread_count)
+
+
 def open_runtime(settings: Settings) -> Runtime:
-    """The student, ready to draw.
+    """The one student, ready to draw.
 
     Raises:
         StartupError: it cannot be loaded, with the reason.
     """
-    from student.runtimes.load import load  # may bring a network library with it
-
     try:
-        return load(settings.model, settings.runtime, settings.thread_count)
+        return load_runtime(settings.model, settings)
     except BundleError as error:
         raise StartupError(f"{error}.") from error
 
 
-def token_counter(settings: Settings) -> Callable[[str], int]:
+def token_counter(bundle: Path, settings: Settings) -> Callable[[str], int]:
     """A function that counts a prompt's tokens as the encoder that reads all of it would see them.
 
     That is the second one; the first reads a fixed length of its own and cuts the rest off.
@@ -52,9 +95,9 @@ def token_counter(settings: Settings) -> Callable[[str], int]:
     """
     if settings.runtime == "fake":
         return lambda prompt: len(prompt.split())
-    path = settings.model / "tokenizer_2" / "tokenizer.json"
+    path = bundle / "tokenizer_2" / "tokenizer.json"
     if not path.is_file():
-        raise StartupError(f"{path} is missing; FEWSTEP_MODEL says which student is served.")
+        raise StartupError(f"{path} is missing: without it a prompt's length is unknown.")
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -10,8 +10,9 @@ from redis.exceptions import RedisError
 from starlette.responses import Response
 
 from service.answers import ErrorDetail, GeneratedImage, GenerateResponse, JobStatus, QueuePlace, Timings
+from service.catalogue.folder import Name
 from service.errors import Cancelled, DeadlineExceeded, GenerationFailed, ServiceError, Unavailable, error_detail
-from service.queue.job import Record, State
+from service.queue.job import Job, Record, State
 from service.results import ResultMissing
 from service.schema import MEDIA_TYPES
 from service.services import Services
@@ -115,7 +116,7 @@ async def image_file(services: Services, record: Record, index: int) -> Response
         "ETag": f'"{image["sha256"]}"',
         "X-Content-Type-Options": "nosniff",
     }
-    if (score := main_score(services.student, image["reward"])) is not None:
+    if (score := main_score(_student_of(services, job), image["reward"])) is not None:
         headers["X-Reward-Score"] = f"{score:.6f}"
     return Response(data, media_type=MEDIA_TYPES[job.output_format], headers=headers)
 
@@ -142,11 +143,18 @@ def image_url(base_url: str, id: str, index: int) -> str:
     return f"{base_url}jobs/{id}/images/{index}"
 
 
-def main_score(student: Student, reward: dict[str, float]) -> float | None:
+def main_score(student: Student | None, reward: dict[str, float]) -> float | None:
     """The score of the scorer that the student was trained on, or of any other, or None without one."""
-    trained = [name for name, scorer in student.scorers.items() if scorer.role == "trained" and name in reward]
+    scorers = student.scorers if student else {}
+    trained = [name for name, scorer in scorers.items() if scorer.role == "trained" and name in reward]
     names = trained or sorted(reward)
     return reward[names[0]] if names else None
+
+
+def _student_of(services: Services, job: Job) -> Student | None:
+    """The student that drew a job; it may be served no more."""
+    served = services.models.choice.served.get(Name(job.model, job.version))
+    return served.student if served else None
 
 
 async def _image(services: Services, record: Record, index: int, base_url: str, inline: bool) -> GeneratedImage:

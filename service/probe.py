@@ -7,7 +7,7 @@ import asyncio
 from redis.exceptions import RedisError
 
 from service.errors import StartupError
-from service.model import open_student
+from service.model import queue_name
 from service.queue.connection import connect_async
 from service.queue.producer import Producer
 from service.settings import Settings
@@ -30,7 +30,7 @@ def find_worker(settings: Settings, host: str) -> None:
 async def _hosts(settings: Settings) -> list[str]:
     client = connect_async(settings.required_redis_url, retries=0)
     try:
-        producer = Producer(client, open_student(settings).id, "", ttl_s=1, max_pending=1, max_attempts=1)
+        producer = Producer(client, queue_name(settings), "", ttl_s=1, max_pending=1, max_attempts=1)
         return [worker.host for worker in await producer.workers()]
     finally:
         await client.aclose()

@@ -33,6 +33,7 @@ Seeds = Annotated[
     Annotated[Seed, Tag("one")] | Annotated[list[Seed], Field(min_length=1, max_length=MAX_IMAGES), Tag("many")],
     Discriminator(_one_or_many),
 ]
+WebhookEvent = Literal["job.done", "job.failed", "job.cancelled", "job.expired"]
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 
@@ -132,6 +133,17 @@ class GenerateRequest(Strict):
     user: str | None = Field(None, max_length=128, description="Your own name for who asks; told back with the job.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(
         None, max_length=MAX_METADATA, description="Your own notes; told back with the job.", examples=[{"page": "12"}]
+    )
+
+    webhook_url: str | None = Field(
+        None,
+        max_length=2048,
+        description="An https address that is told, signed, when the job has ended, if the operator allows webhooks. "
+        "They may come twice, with the same webhook-id.",
+        examples=["https://example.com/hook"],
+    )
+    webhook_events: list[WebhookEvent] | None = Field(
+        None, min_length=1, max_length=4, description="Which ends are told. Unset: all.", examples=[["job.done"]]
     )
 
     @property

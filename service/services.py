@@ -11,14 +11,17 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
+from service.catalogue.board import Board
+from service.catalogue.folder import Folder
+from service.catalogue.overseer import OneModel, Overseer
 from service.metrics import Metrics
+from service.model import queue_name
 from service.queue.connection import connect_async
 from service.queue.producer import Producer
 from service.queue.replies import BLOCK_S, Replies
 from service.results import ResultStore
 from service.settings import Settings
 from service.tasks import end
-from student.bundle import Student
 
 REAP_EVERY_S = 1.0
 SWEEP_EVERY_S = 60.0
@@ -32,8 +35,7 @@ class Services:
     """``stopping`` is set when the process has been told to end."""
 
     settings: Settings
-    student: Student
-    count_tokens: Callable[[str], int]
+    models: OneModel | Overseer
     producer: Producer
     replies: Replies
     results: ResultStore
@@ -53,8 +55,9 @@ async def background(services: Services) -> AsyncIterator[None]:
 
     tasks = [
         asyncio.create_task(services.replies.read_forever()),
-        asyncio.create_task(_every(REAP_EVERY_S, reap)),
-        asyncio.create_task(_every(SWEEP_EVERY_S, sweep)),
+        asyncio.create_task(services.models.run()),
+        asyncio.create_task(every(REAP_EVERY_S, reap)),
+        asyncio.create_task(every(SWEEP_EVERY_S, sweep)),
     ]
     try:
         yield
@@ -63,29 +66,28 @@ async def background(services: Services) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def open_services(
-    settings: Settings, metrics: Metrics, student: Student, count_tokens: Callable[[str], int]
-) -> AsyncIterator[Services]:
-    """Connect (lazily: the server may come later) and start the background tasks."""
+async def open_services(settings: Settings, metrics: Metrics, one: OneModel | None) -> AsyncIterator[Services]:
+    """Connect (lazily: the server may come later), start the background tasks. Without ``one``, several are served."""
     api = uuid.uuid4().hex
     client = connect_async(settings.required_redis_url)
     reader = connect_async(settings.required_redis_url, block_s=BLOCK_S)
+    queue = queue_name(settings)
     producer = Producer(
         client,
-        student.id,
+        queue,
         api,
         ttl_s=settings.result_ttl_s,
         max_pending=settings.max_pending,
         max_attempts=settings.max_attempts,
         priority_images=settings.priority_images,
         quota=round(settings.quota * 1000),
+        managed=one is None,
     )
     services = Services(
         settings=settings,
-        student=student,
-        count_tokens=count_tokens,
+        models=one or Overseer(settings, Folder(settings.required_models), Board(client, queue), producer),
         producer=producer,
-        replies=Replies(reader, producer, student.id, api, metrics.record),
+        replies=Replies(reader, producer, queue, api, metrics.record),
         results=ResultStore(settings.results_dir),
         metrics=metrics,
         stopping=asyncio.Event(),
@@ -98,7 +100,7 @@ async def open_services(
         await reader.aclose()
 
 
-async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+async def every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             await action()

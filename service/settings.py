@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import StartupError
+from service.webhooks.signature import key_of
+from service.webhooks.target import Network
 
 PREFIX = "FEWSTEP_"
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+SECRETS = ("FEWSTEP_REDIS_URL", "FEWSTEP_WEBHOOK_SECRET")  # a URL may hold a password
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -46,6 +50,13 @@ class Settings(BaseSettings):
         default_factory=default_data_dir, description="Embedded server, results and run.json live here."
     )
     model: AbsolutePath = Field(default=REPOSITORY / "models" / "shapes", description="The served student.")
+    models: AbsolutePath | None = Field(
+        default=None,
+        description="Several students instead of one: a directory of ID/VERSION/, loaded and unloaded while serving.",
+    )
+    model_memory_mb: int = Field(
+        default=0, ge=0, description="Memory that the students of one worker may take together; 0: what is free."
+    )
     runtime: RuntimeName = Field(default="auto", description="How the student is run; fake needs no student.")
     threads: int = Field(default=0, ge=0, description="Threads of one worker; 0: its share of the cores.")
     workers: int = Field(default=1, ge=1, le=64, description="Worker processes that serve starts.")
@@ -78,9 +89,32 @@ class Settings(BaseSettings):
         pattern="^https?://[^/?#]+(/[^?#]*[^/?#])?$",
         description="Address of the service as its clients know it, for the urls in answers; unset: as they call it.",
     )
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="whsec_ and 24 to 64 random bytes in base64: signs webhooks. Unset: requests with one are refused.",
+    )
+    webhook_networks: Annotated[tuple[Network, ...], NoDecode] = Field(
+        default=(), description="Networks (10.0.0.0/8,...) to which webhooks may go beside public addresses."
+    )
+    webhook_http: bool = Field(default=False, description="Whether webhooks may go without TLS.")
+    webhook_retry_s: float = Field(
+        default=5.0, gt=0, description="Pause after a failed webhook; it triples each time, up to 8 tries."
+    )
     lease_s: float = Field(default=10.0, ge=0.2, description="A worker that is silent so long is taken for dead.")
     max_attempts: int = Field(default=5, ge=1, description="A job that was lost with so many workers is given up.")
     log_level: LogLevel = Field(default="info", description="Least severe line that is logged.")
+
+    @field_validator("webhook_networks", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            key_of(value.get_secret_value())
+        return value
 
     @property
     def thread_count(self) -> int:
@@ -95,6 +129,12 @@ class Settings(BaseSettings):
         return self.redis_url
 
     @property
+    def required_models(self) -> Path:
+        """The directory of several students, where it is known that there is one."""
+        assert self.models is not None
+        return self.models
+
+    @property
     def results_dir(self) -> Path:
         return self.data_dir / "results"
 
@@ -106,12 +146,14 @@ def read_settings() -> Settings:
         StartupError: a variable with the prefix that is not a setting, or a value outside its range.
     """
     _refuse_unknown(os.environ)
+    if PREFIX + "MODEL" in os.environ and PREFIX + "MODELS" in os.environ:
+        raise StartupError("FEWSTEP_MODEL is one student and FEWSTEP_MODELS a directory of several: set one of them.")
     try:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + str(first["loc"][0]).upper() if first["loc"] else PREFIX
-        shown = "wrong" if name == "FEWSTEP_REDIS_URL" else repr(first["input"])  # it may hold a password
+        shown = "wrong" if name in SECRETS else repr(first["input"])
         raise StartupError(f"{name} is {shown}: {first['msg']}.") from None
 
 

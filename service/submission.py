@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from service.errors import DeadlineExceeded, InvalidRequest, QueueFull, QuotaExceeded, ServiceError, Unavailable
+from service.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelGone,
+    QueueFull,
+    QuotaExceeded,
+    ServiceError,
+    Unavailable,
+)
 from service.preferences import KEY_HEADER
 from service.queue.job import Job, Terms, Verdict
 from service.services import Services
@@ -43,6 +51,8 @@ class Submission:
 
 def _refusal(verdict: Verdict) -> ServiceError | None:
     again = verdict.wait_s
+    if verdict.word == "gone":
+        return ModelGone("model is served no more.", "model")
     if verdict.word == "full":
         return QueueFull("Too many requests are waiting.", retry_after_s=again)
     if verdict.word == "late":

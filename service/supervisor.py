@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from service.errors import StartupError
 from service.listener import listen
-from service.model import open_student
+from service.model import check_models, queue_name
 from service.processes import spawn, stop
 from service.queue.connection import check_server, connect
 from service.queue.consumer import Consumer
@@ -59,7 +59,8 @@ class Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._student = open_student(settings)
+        self._queue = queue_name(settings)
+        check_models(settings)
         self._listener = listen(settings.host, settings.port)
         self._lock = _claim_data_dir(settings.data_dir)
         self._server: EmbeddedServer | None = None
@@ -126,7 +127,8 @@ class Supervisor:
 
     def _environment(self) -> dict[str, str]:
         settings = self._settings  # its paths are absolute; the children run in another directory
-        chosen = {"REDIS_URL": self._redis_url, "DATA_DIR": str(settings.data_dir), "MODEL": str(settings.model)}
+        what = {"MODELS": str(settings.models)} if settings.models else {"MODEL": str(settings.model)}
+        chosen = {"REDIS_URL": self._redis_url, "DATA_DIR": str(settings.data_dir), **what}
         return {**os.environ, **{PREFIX + name: value for name, value in chosen.items()}}
 
     def _wait_until_ready(self) -> dict[str, Any]:
@@ -168,8 +170,7 @@ class Supervisor:
         """Give a dead worker's jobs free at once; if that fails, its leases run out by themselves."""
         settings = self._settings
         client = connect(self._redis_url, retries=0)
-        model = self._student.id
-        consumer = Consumer(client, model, "", lease_s=settings.lease_s, max_attempts=settings.max_attempts)
+        consumer = Consumer(client, self._queue, "", lease_s=settings.lease_s, max_attempts=settings.max_attempts)
         try:
             consumer.lost(worker)
         except RedisError as error:

@@ -6,28 +6,29 @@ import hashlib
 import logging
 import os
 import signal
-import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
 from redis.exceptions import RedisError
 
+from service.catalogue.loader import open_rack
+from service.catalogue.rack import Rack
 from service.execution import Call, Drawing, Failure, execute
 from service.heartbeat import Heartbeat
-from service.model import open_runtime
+from service.model import queue_name
 from service.pictures import encode
 from service.provenance import Provenance
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
-from service.queue.job import Claimed, Job, PayloadError, State, lane
+from service.queue.job import Claimed, Job, PayloadError, State
 from service.results import ResultStore
 from service.settings import Settings
 from service.steps import Steps
-from student.runtimes.runtime import Runtime, StepwiseRuntime
+from student.runtimes.runtime import Runtime
 
 WAIT_S = 1.0
 PAUSE_AFTER_ERROR_S = 0.2
@@ -38,19 +39,18 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """One runtime, fed from the queue until ``stopping`` is set; an accepted batch is ended first."""
+    """Its runtimes, fed from the queue until ``stopping`` is set; an accepted batch is ended first."""
 
     def __init__(
-        self, runtime: Runtime, consumer: Consumer, heartbeat: Heartbeat, store: ResultStore, stopping: threading.Event,
-        *, provenance: bool = True,
+        self, runtimes: Runtime | Rack, consumer: Consumer, heartbeat: Heartbeat, store: ResultStore,
+        stopping: threading.Event, *, provenance: bool = True,
     ) -> None:  # fmt: skip
-        self._runtime = runtime
+        self._rack = runtimes if isinstance(runtimes, Rack) else Rack([runtimes])
         self._consumer = consumer
         self._heartbeat = heartbeat
         self._store = store
         self._stopping = stopping
-        self._made_by = Provenance(runtime.student.id, runtime.student.version) if provenance else None
-        self._lane = lane(runtime.student.id, runtime.student.version)
+        self._provenance = provenance
 
     def run(self) -> None:
         """Work until told to stop; a server that is away for a while is waited for."""
@@ -63,10 +63,20 @@ class Worker:
 
     def step(self) -> None:
         """Draw what waits, as one batch; if nothing does, wait a moment for it."""
-        if batch := self._consumer.claim(self._lane, self._runtime.max_batch):
+        lanes = self._rack.lanes
+        if not lanes:
+            self._stopping.wait(PAUSE_AFTER_ERROR_S)
+        elif batch := self._consumer.claim_any({lane: runtime.max_batch for lane, runtime in lanes.items()}):
+            self._take_up(batch, lanes)
             self._process(batch)
         else:
-            self._consumer.wait(self._lane, WAIT_S)
+            self._consumer.wait(lanes, WAIT_S)
+
+    def _take_up(self, batch: Sequence[Claimed], lanes: Mapping[str, Runtime]) -> None:
+        """Draw with the runtime of the batch's lane from now on; whatever cannot be read is refused by any of them."""
+        self._runtime = lanes.get(_lane_of(batch[0].payload) or "") or next(iter(lanes.values()))
+        student = self._runtime.student
+        self._made_by = Provenance(student.id, student.version) if self._provenance else None
 
     def _process(self, batch: Sequence[Claimed]) -> None:
         with self._heartbeat.holding(batch):
@@ -159,37 +169,35 @@ class Worker:
                     return None  # another worker will draw it again
 
 
+def _lane_of(payload: str) -> str | None:
+    try:
+        return Job.from_payload(payload).lane
+    except PayloadError:
+        return None
+
+
 def run_worker(settings: Settings, name: str) -> None:
-    """Load the student and work until SIGTERM or SIGINT.
+    """Load the student, or those of FEWSTEP_MODELS that are wanted, and work until SIGTERM or SIGINT.
 
     Raises:
         StartupError: the student cannot be served, or no server is known.
     """
     stopping = threading.Event()
-    runtime = open_runtime(settings)
-    heartbeat = Heartbeat(_consumer(settings, runtime, name), _info(runtime), settings.lease_s / 3)
-    leaver = _consumer(settings, runtime, name)
+    queue = queue_name(settings)
+    rack = open_rack(settings, stopping)
+    heartbeat = Heartbeat(_consumer(settings, queue, name), rack.info, settings.lease_s / 3)
+    leaver = _consumer(settings, queue, name)
     _stop_on_signal(stopping, heartbeat, leaver)
     with heartbeat:
         store = ResultStore(settings.results_dir)
-        Worker(
-            runtime, _consumer(settings, runtime, name), heartbeat, store, stopping, provenance=settings.provenance
-        ).run()
+        consumer = _consumer(settings, queue, name)
+        Worker(rack, consumer, heartbeat, store, stopping, provenance=settings.provenance).run()
     leaver.release([])
 
 
-def _consumer(settings: Settings, runtime: Runtime, name: str) -> Consumer:
+def _consumer(settings: Settings, queue: str, name: str) -> Consumer:
     client = connect(settings.required_redis_url, block_s=WAIT_S)
-    return Consumer(client, runtime.student.id, name, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
-
-
-def _info(runtime: Runtime) -> dict[str, Any]:
-    return {
-        "runtime": runtime.name,
-        "host": socket.gethostname(),
-        "max_batch": runtime.max_batch,
-        "shows_steps": isinstance(runtime, StepwiseRuntime),
-    }
+    return Consumer(client, queue, name, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
 
 
 def _stop_on_signal(stopping: threading.Event, heartbeat: Heartbeat, leaver: Consumer) -> None:

@@ -16,11 +16,11 @@ Held = tuple[str, str]  # id, token
 
 
 class Consumer:
-    """Claims, renews, ends and hands back jobs of one model for one worker; not to be shared between threads."""
+    """Claims, renews, ends and hands back jobs of one queue for one worker; not to be shared between threads."""
 
-    def __init__(self, client: redis.Redis, model: str, worker: str, *, lease_s: float, max_attempts: int) -> None:
+    def __init__(self, client: redis.Redis, queue: str, worker: str, *, lease_s: float, max_attempts: int) -> None:
         self._client = client
-        self._prefix = prefix(model)
+        self._prefix = prefix(queue)
         self._worker = worker
         self._lease_ms = round(lease_s * 1000)
         self._max_attempts = max_attempts
@@ -32,16 +32,20 @@ class Consumer:
 
         They hold ``max_images`` images at most, but for a single job that is larger than that.
         """
-        arguments = (claim_id or uuid.uuid4().hex, lane, max_images, self._lease_ms, self._max_attempts)
+        return self.claim_any({lane: max_images}, claim_id)
+
+    def claim_any(self, lanes: Mapping[str, int], claim_id: str | None = None) -> list[Claimed]:
+        """The same from whichever of several lanes comes first; the most images of a batch by lane."""
+        arguments = (claim_id or uuid.uuid4().hex, json.dumps(dict(lanes)), self._lease_ms, self._max_attempts)
         now_us, token, jobs = self._run("claim", self._worker, *arguments)
         return [
             Claimed(id, token, payload, int(attempts), (int(now_us) - int(created_us)) / 1e6)
             for id, payload, attempts, created_us in jobs
         ]
 
-    def wait(self, lane: str, seconds: float) -> None:
-        """Return when something was put into the lane, or after ``seconds``; a lost token costs that long."""
-        self._client.brpop([f"{self._prefix}w:{lane}"], timeout=seconds)
+    def wait(self, lanes: Iterable[str], seconds: float) -> None:
+        """Return when something was put into one of the lanes, or after ``seconds``; a lost token costs that long."""
+        self._client.brpop([f"{self._prefix}w:{lane}" for lane in lanes], timeout=seconds)
 
     def beat(self, info: Mapping[str, Any], held: Iterable[Held]) -> dict[str, str]:
         """Renew the leases; returns the ids that need no further work, each with 'cancelled', 'expired' or 'lost'."""

@@ -104,7 +104,7 @@ class Terms:
 
     ``client`` names an open connection that waits for it (empty: nobody, it is asked for later). ``watched``: whoever
     accepted it wants to hear of more than its end. ``idempotency`` is the digest of a client's Idempotency-Key and of
-    the client itself (empty: none), ``body`` that of what was asked.
+    the client itself (empty: none), ``body`` that of what was asked. ``webhook`` is what to send where at its end.
     """
 
     timeout_s: float
@@ -112,6 +112,7 @@ class Terms:
     watched: bool = False
     idempotency: str = ""
     body: str = ""
+    webhook: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Verdict:
     is worth it; 0 where nothing was measured yet. ``quota_left`` is in thousands of pixel-steps.
     """
 
-    word: Literal["ok", "known", "attached", "mismatch", "quota", "full", "late"]
+    word: Literal["ok", "known", "attached", "mismatch", "quota", "full", "late", "gone"]
     id: str
     wait_s: float
     quota_left: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import redis.asyncio
@@ -18,13 +18,23 @@ SCRIPTS = ("enqueue", "cancel", "leave", "watch", "place", "reap")
 
 @dataclass(frozen=True)
 class Worker:
-    """What a live worker says about itself."""
+    """What a live worker says about itself.
+
+    ``models`` tells of each model that it holds by ``id/version``: runtime, max_batch, shows_steps; ``refused`` of each
+    that it could not load: the reason, and which try it was. The fields beside them are those of its first model.
+    """
 
     id: str
     runtime: str
     host: str
     max_batch: int
     shows_steps: bool
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def shows(self, model: str) -> bool:
+        """Whether it shows the steps of ``id/version``. One of an older release tells of its only model alone."""
+        return bool(self.models.get(model, {}).get("shows_steps")) if self.models else self.shows_steps
 
 
 @dataclass(frozen=True)
@@ -39,18 +49,23 @@ class Depth:
 
 
 class Producer:
-    """Puts jobs of one model into the queue and reads what became of them.
+    """Puts jobs into one queue and reads what became of them.
 
-    A level of priority is worth the work of ``priority_images`` images; ``quota`` is the work that a key may ask for in
-    a minute, in thousands of pixel-steps (0: no limit).
+    ``managed``: which models may be drawn with is noted in the queue, and may change. A level of priority is worth the
+    work of ``priority_images`` images; ``quota`` is the work that a key may ask for in a minute, in thousands of
+    pixel-steps (0: no limit).
     """
 
     def __init__(
-        self, client: redis.asyncio.Redis, model: str, api: str, *,
+        self, client: redis.asyncio.Redis, queue: str, api: str, *,
         ttl_s: float, max_pending: int, max_attempts: int, priority_images: int = 50, quota: int = 0,
+        managed: bool = False,
     ) -> None:  # fmt: skip
+        self.client = client
+        self.queue = queue
         self._client = client
-        self._prefix = prefix(model)
+        self._prefix = prefix(queue)
+        self._managed = managed
         self._api = api
         self._limits = {"ttl_ms": round(ttl_s * 1000), "max_pending": max_pending, "quota": quota}
         self._max_attempts = max_attempts
@@ -63,7 +78,8 @@ class Producer:
             "id": job.id, "lane": job.lane, "shape": job.shape, "images": len(job.seeds), "payload": job.to_payload(),
             "key": job.key, "cost": job.cost, "flow": job.flow,
             "bonus": job.priority * self._priority_images * job.cost // len(job.seeds),
-            "reply": self._api, "watch": terms.watched, "client": terms.client,
+            "reply": self._api, "webhook": terms.webhook, "watch": terms.watched, "client": terms.client,
+            "model": f"{job.model}/{job.version}" if self._managed else "",
             "idem": terms.idempotency, "body": terms.body, "timeout_ms": round(terms.timeout_s * 1000),
         }  # fmt: skip
         word, id, wait_ms, left = await self._run("enqueue", json.dumps({**asked, **self._limits}))
@@ -136,7 +152,15 @@ class Producer:
 
 
 def _worker(name: str, info: Mapping[str, Any]) -> Worker:
-    return Worker(name, info["runtime"], info["host"], info["max_batch"], info.get("shows_steps", False))
+    return Worker(
+        name,
+        info["runtime"],
+        info["host"],
+        info["max_batch"],
+        info.get("shows_steps", False),
+        info.get("models", {}),
+        info.get("refused", {}),
+    )
 
 
 def _record(id: str, row: Mapping[str, str | None]) -> Record:

@@ -32,11 +32,11 @@ class Replies:
     """
 
     def __init__(
-        self, client: redis.asyncio.Redis, producer: Producer, model: str, api: str, observe: Callable[[Record], None]
+        self, client: redis.asyncio.Redis, producer: Producer, queue: str, api: str, observe: Callable[[Record], None]
     ) -> None:
         self._client = client
         self._producer = producer
-        self._stream = f"{prefix(model)}r:{api}"
+        self._stream = f"{prefix(queue)}r:{api}"
         self._observe = observe
         self._news: dict[str, set[asyncio.Queue[Record]]] = {}
 

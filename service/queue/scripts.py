@@ -18,6 +18,6 @@ def source(name: str) -> str:
     return "\n".join([header, (FOLDER / "_common.lua").read_text("utf-8"), (FOLDER / f"{name}.lua").read_text("utf-8")])
 
 
-def prefix(model: str) -> str:
-    """What all keys of a model begin with; the braces keep them in one slot of a cluster."""
-    return f"fewstep:{{{model}}}:"
+def prefix(queue: str) -> str:
+    """What all keys of a queue begin with; the braces keep them in one slot of a cluster."""
+    return f"fewstep:{{{queue}}}:"

@@ -16,7 +16,32 @@ from service.services import Services
 router = APIRouter(tags=["images"])
 
 PICTURES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}
-EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+EVENT_NAMES = [
+    "queued",
+    "started",
+    "image_generation.partial_image",
+    "image_generation.completed",
+    "done",
+    "error",
+]
+EVENTS: dict[str, Any] = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "description": "One event.",
+            "properties": {
+                "event": {"type": "string", "enum": EVENT_NAMES, "description": "The same as type in data."},
+                "id": {"type": "string", "description": "Its number, for Last-Event-ID."},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "description": "What there is to tell, with its type.",
+                },
+            },
+            "required": ["event", "data"],
+        }
+    }
+}
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The images; with response_format file, the bytes of the one image; with stream, events.",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
 
 from service.answers import error_responses
+from service.catalogue.folder import Name
 from service.errors import Unavailable
+from service.queue.producer import Worker
 from service.services import Services
 
 LOOK_S = 0.5
@@ -37,12 +41,14 @@ async def readyz(request: Request) -> dict[str, str | int]:
         raise Unavailable("The queue is out of reach.") from None
     if not workers:
         raise Unavailable("No worker is alive.")
-    student = services.student
+    served = services.models.choice.default()
+    if served is None:
+        raise Unavailable("No model is served (yet).")
     return {
         "status": "ready",
-        "model": student.id,
-        "model_version": student.version,
-        "runtime": workers[0].runtime,
+        "model": served.name.id,
+        "model_version": served.name.version,
+        "runtime": workers[0].models.get(str(served.name), {}).get("runtime", workers[0].runtime),
         "workers": len(workers),
     }
 
@@ -53,6 +59,13 @@ async def metrics(request: Request) -> Response:
     services: Services = request.app.state.services
     try:
         services.metrics.queue(await asyncio.wait_for(services.producer.depth(), LOOK_S))
+        services.metrics.models(_held(await asyncio.wait_for(services.producer.workers(), LOOK_S)))
     except (RedisError, TimeoutError):
         pass
     return Response(services.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _held(workers: Sequence[Worker]) -> Counter[tuple[str, str]]:
+    """How many workers hold each model and version."""
+    names = [Name.of(name) for worker in workers for name in worker.models]
+    return Counter((name.id, name.version) for name in names)

@@ -51,28 +51,32 @@ def fake_student() -> Student:
     )
 
 
-def fake_image(prompt: str, seed: int, steps: int) -> FloatArray:
-    """The picture of a request, (C, H, W): 8 x 8 squares of colours that survive a PNG exactly."""
-    digest = hashlib.shake_256(f"{steps}/{seed}/{prompt}".encode()).digest(CELLS * CELLS * 3)
+def fake_image(prompt: str, seed: int, steps: int, who: str = "") -> FloatArray:
+    """The picture of a request, (C, H, W): 8 x 8 squares of colours that survive a PNG exactly.
+
+    ``who`` names the student that draws; the fake one itself has no name there.
+    """
+    digest = hashlib.shake_256(f"{who}{steps}/{seed}/{prompt}".encode()).digest(CELLS * CELLS * 3)
     cells_CHW = np.frombuffer(digest, np.uint8).reshape(3, CELLS, CELLS).astype(np.float32) / np.float32(255)
     side = SIDE_PX // CELLS
     image_CHW: FloatArray = cells_CHW.repeat(side, axis=1).repeat(side, axis=2)
     return image_CHW
 
 
-def fake_preview(prompt: str, seed: int, steps: int, step: int) -> FloatArray:
+def fake_preview(prompt: str, seed: int, steps: int, step: int, who: str = "") -> FloatArray:
     """What is seen of a picture after step number ``step``, (C, H, W): the more of it, the less gray."""
     share = np.float32((step + 1) / steps)
-    preview_CHW: FloatArray = fake_image(prompt, seed, steps) * share + np.float32(0.5) * (1 - share)
+    preview_CHW: FloatArray = fake_image(prompt, seed, steps, who) * share + np.float32(0.5) * (1 - share)
     return preview_CHW
 
 
 class FakeRuntime:
     """Draws hashes; see the module's description. It shows its steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, student: Student | None = None) -> None:
         self.name = "fake"
-        self.student = fake_student()
+        self.student = student or fake_student()
+        self._who = f"{student.id}/{student.version}/" if student else ""
         self.max_batch = MAX_BATCH
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
@@ -87,8 +91,8 @@ class FakeRuntime:
         for step in range(steps):
             _sleep(STEP, words)
             if step < steps - 1:
-                watch(step, lambda rows, step=step: _previews(prompts, seeds, steps, step, rows))  # type: ignore[misc]
-        images_BCHW = np.stack([fake_image(p, s, steps) for p, s in zip(prompts, seeds, strict=True)])
+                watch(step, lambda rows, step=step: self._previews(prompts, seeds, steps, step, rows))  # type: ignore[misc]
+        images_BCHW = np.stack([fake_image(p, s, steps, self._who) for p, s in zip(prompts, seeds, strict=True)])
         images_BCHW[["fake:nan" in prompt for prompt in prompts]] = np.nan
         return images_BCHW
 
@@ -96,6 +100,11 @@ class FakeRuntime:
         """Two figures of each picture: its redness is the trained score, its blueness the held-out one."""
         means_BC = images_BCHW.mean(axis=(2, 3), dtype=np.float32) * 4 - 2
         return {"trained": means_BC[:, 0], "heldout": means_BC[:, 2]}
+
+    def _previews(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, step: int, rows: Sequence[int]
+    ) -> FloatArray:
+        return np.stack([fake_preview(prompts[row], seeds[row], steps, step, self._who) for row in rows])
 
     def _check(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> None:
         if len(prompts) != len(seeds):
@@ -106,10 +115,6 @@ class FakeRuntime:
             raise ValueError("a seed is out of range: accepted is 0 <= seed < 2^32")
         if steps not in self.student.steps:
             raise ValueError(f"steps is {steps}: accepted is {self.student.steps}")
-
-
-def _previews(prompts: Sequence[str], seeds: Sequence[int], steps: int, step: int, rows: Sequence[int]) -> FloatArray:
-    return np.stack([fake_preview(prompts[row], seeds[row], steps, step) for row in rows])
 
 
 def _sleep(words_of_it: re.Pattern[str], words: str) -> None:

@@ -265,7 +265,7 @@ def test_a_waiting_worker_is_woken_by_a_job_and_not_by_old_news(queue: Queue) ->
     worker = queue.consumer("w")
     for _ in range(3):
         queue.add()
-    worker.wait(queue.lane, 20)  # returns at once; the suite's own limits would notice otherwise
+    worker.wait([queue.lane], 20)  # returns at once; the suite's own limits would notice otherwise
     worker.claim(queue.lane, 8)
     worker.claim(queue.lane, 8)
     assert queue.client.exists(f"{queue.prefix}w:{queue.lane}") == 0, "an empty queue leaves no token behind"
@@ -380,6 +380,6 @@ def test_every_script_is_used_and_says_what_it_may_do_without_memory() -> None:
     names = {path.stem for path in FOLDER.glob("*.lua")} - {"_common"}
     assert names == {
         "enqueue", "claim", "beat", "finish", "release", "lost", "cancel", "reap",
-        "leave", "watch", "place", "show",
+        "leave", "watch", "place", "show", "models", "webhooks",
     }  # fmt: skip
     assert {name for name in names if "allow-oom" not in source(name).splitlines()[0]} == {"enqueue"}

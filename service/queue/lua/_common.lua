@@ -17,7 +17,10 @@
 --   wk, wi:<worker>     workers by the moment when they count as gone; what each says about itself
 --   r:<api>     stream  notices for an API process: 'end' of a job that it accepted, 'look' at one that it watches
 --   n           hash    counters: finished, redelivered, fenced, dead
+--   m           hash    what is to become of each model, by <id>/<version> (only with FEWSTEP_MODELS)
+--   ma          hash    the version of each model that 'latest' means
 --   dlq         stream  jobs that were given up
+--   wh          zset    jobs whose webhook is still to be sent, by the moment of the next try
 -- A bucket is <lane>|<size>|<steps>, with |solo behind it for a job that has been lost with a worker before.
 -- All times are the server's, in microseconds: it is the only clock. A cost is in thousands of pixel-steps.
 --
@@ -42,7 +45,13 @@ local function int(x)
 end
 
 local function keep(key, ms)
+  ms = tonumber(ms)
   if redis.call('PTTL', key) < ms then redis.call('PEXPIRE', key, int(ms)) end
+end
+
+-- A bucket begins with its lane: three words.
+local function lane_of(bucket)
+  return string.match(bucket, '^[^|]*|[^|]*|[^|]*')
 end
 
 local function index(bucket)
@@ -106,11 +115,15 @@ end
 
 local function close(id, state, result)
   local key = P .. 'j:' .. id
-  local job = redis.call('HMGET', key, 'reply', 'ttl_ms')
+  local job = redis.call('HMGET', key, 'reply', 'ttl_ms', 'webhook')
   redis.call('HSET', key, 'state', state, 'result', result, 'finished_us', int(now_us()))
   redis.call('PEXPIRE', key, job[2])
   for _, set in ipairs({'l', 'd', 'ab'}) do redis.call('ZREM', P .. set, id) end
   redis.call('DEL', P .. 'a:' .. id)
+  if job[3] then
+    redis.call('ZADD', P .. 'wh', int(now_us()), id)
+    keep(P .. 'wh', job[2])
+  end
   redis.call('HINCRBY', P .. 'n', 'finished', 1)
   keep(P .. 'n', WEEK_MS)
   notify(job[1], id, 'end')

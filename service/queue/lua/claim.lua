@@ -1,8 +1,8 @@
--- worker, claim id, lane, max images, lease_ms, max attempts
+-- worker, claim id, JSON of {lane: the most images that a batch of it holds}, lease_ms, max attempts
 -- → {now_us, token, {{id, payload, attempts, created_us}, …}}: waiting jobs of one bucket, in order.
 -- The same claim id gets the same jobs again (those that are still held), never more.
-local worker, claim_id, lane = ARGV[1], ARGV[2], ARGV[3]
-local max_images, lease_ms, max_attempts = math.max(1, tonumber(ARGV[4])), tonumber(ARGV[5]), tonumber(ARGV[6])
+local worker, claim_id, lanes = ARGV[1], ARGV[2], cjson.decode(ARGV[3])
+local lease_ms, max_attempts = tonumber(ARGV[4]), tonumber(ARGV[5])
 local claim_key = P .. 'c:' .. worker
 
 local function answer(token, ids)
@@ -28,18 +28,22 @@ reap(32, max_attempts)
 
 local function first_bucket()
   for _, bucket in ipairs(redis.call('ZRANGE', P .. 'b', 0, -1)) do
-    if string.sub(bucket, 1, #lane + 1) == lane .. '|' then return bucket end
+    if lanes[lane_of(bucket)] then return bucket end
   end
+end
+
+local function nothing_waits()
+  for lane in pairs(lanes) do redis.call('DEL', P .. 'w:' .. lane) end
 end
 
 local bucket = first_bucket()
 if not bucket then
-  redis.call('DEL', P .. 'w:' .. lane)
+  nothing_waits()
   return {int(now_us()), '0', {}}
 end
 local token = int(redis.call('INCR', P .. 'token'))
 keep(P .. 'token', WEEK_MS)
-local ids, images, now = {}, 0, now_us()
+local ids, images, now, max_images = {}, 0, now_us(), 1
 local virtual = tonumber(redis.call('GET', P .. 'v') or 0)
 
 -- False ends the batch: the job does not fit into it any more.
@@ -68,6 +72,7 @@ end
 
 while bucket do
   local solo = string.sub(bucket, -5) == '|solo'
+  max_images = math.max(1, lanes[lane_of(bucket)])
   local fits = true
   while fits and images < max_images and not (solo and #ids > 0) do
     local head = redis.call('ZRANGE', P .. 'p:' .. bucket, 0, 0)[1]
@@ -78,7 +83,7 @@ while bucket do
   bucket = first_bucket()
 end
 
-if not first_bucket() then redis.call('DEL', P .. 'w:' .. lane) end
+if not first_bucket() then nothing_waits() end
 if #ids == 0 then return {int(now), token, {}} end
 keep(P .. 'l', lease_ms * 2)
 redis.call('SET', P .. 'v', int(virtual), 'PX', WEEK_MS)

@@ -1,11 +1,11 @@
 -- One JSON object: the job's id, lane, shape, images, payload, key, cost, flow and bonus; who wants it: reply (the API
 -- process), watch (true: it wants to hear of more than the end), client ('' for nobody on an open connection), idem
 -- ('' or the digest of an Idempotency-Key and its owner), body (digest of what was asked); limits: timeout_ms, ttl_ms,
--- max_pending, quota (cost a minute, 0 for none).
+-- max_pending, quota (cost a minute, 0 for none); webhook: '' or what is to be sent where at its end; model: '' or the <id>/<version> that must be served for it.
 -- → {verdict, id, ms, left}: 'ok'; 'known' (repeating a call changes nothing: the id is chosen by the caller);
 -- 'attached' to job id, which the Idempotency-Key stands for; or refused: 'mismatch' (of the body), 'quota', 'full',
--- 'late' (it would wait longer than its timeout), with the ms after which it is worth another try. left is what is
--- left of the quota.
+-- 'late' (it would wait longer than its timeout), with the ms after which it is worth another try; or 'gone': the model
+-- is served no more. left is what is left of the quota.
 local a = cjson.decode(ARGV[1])
 local key, now = P .. 'j:' .. a.id, now_us()
 
@@ -31,6 +31,13 @@ if a.idem ~= '' then
   if lives or job[1] == 'done' then return {'attached', other, 0, 0} end
 end
 
+if a.model ~= '' then
+  local entry = redis.call('HGET', P .. 'm', a.model)
+  local served = entry and cjson.decode(entry).state == 'serving'
+  -- A server that has lost its data will be told again what is served.
+  if not served and redis.call('EXISTS', P .. 'm') == 1 then return {'gone', a.id, 0, 0} end
+end
+
 local left = 0
 if a.quota > 0 then
   local q = redis.call('HMGET', P .. 'q:' .. a.key, 'left', 'at_us')
@@ -49,6 +56,7 @@ redis.call('HSET', key, 'lane', a.lane, 'images', a.images, 'payload', a.payload
   'cost', int(a.cost), 'start', int(start), 'score', score, 'created_us', int(now), 'attempts', 0, 'body', a.body,
   'deadline_us', int(now + a.timeout_ms * 1000), 'ttl_ms', int(a.ttl_ms))
 redis.call('PEXPIRE', key, int(a.timeout_ms + a.ttl_ms))
+if a.webhook ~= '' then redis.call('HSET', key, 'webhook', a.webhook) end
 attach(a.id)
 if a.idem ~= '' then redis.call('SET', P .. 'i:' .. a.idem, a.id, 'PX', int(a.timeout_ms + a.ttl_ms)) end
 if a.quota > 0 then

@@ -1,0 +1,111 @@
+"""The queue's notes of what is to be served, where models come and go; only ``models.lua`` writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import redis
+import redis.asyncio
+
+from service.queue.scripts import prefix, source
+
+
+class ModelState(StrEnum):
+    """What is to become of a version; ``refused`` and ``unloaded`` are at rest."""
+
+    LOADING = "loading"
+    SERVING = "serving"
+    UNLOADING = "unloading"
+    UNLOADED = "unloaded"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """``attempt`` tells a second try to load from the first; ``reason`` says why it was refused."""
+
+    state: ModelState
+    attempt: str = ""
+    reason: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Everything that is noted: entries by ``id/version``, and the promoted version by id."""
+
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    promoted: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_notes(answer: Sequence[Sequence[str]]) -> Notes:
+    """What the script's 'read' answered."""
+    entries = {name: _entry(json.loads(text)) for name, text in _pairs(answer[0])}
+    return Notes(entries, dict(_pairs(answer[1])))
+
+
+def _entry(data: Mapping[str, str]) -> Entry:
+    return Entry(ModelState(data["state"]), data["attempt"], data["reason"])
+
+
+def _pairs(row: Sequence[str]) -> Iterator[tuple[str, str]]:
+    return zip(row[::2], row[1::2], strict=True)
+
+
+class Board:
+    """The notes as an API process handles them."""
+
+    def __init__(self, client: redis.asyncio.Redis, queue: str) -> None:
+        self._script = client.register_script(source("models"))
+        self._prefix = prefix(queue)
+
+    async def read(self) -> Notes:
+        return read_notes(await self._run("read"))
+
+    async def init(self, notes: Notes) -> None:
+        """What was not noted before is noted now."""
+        entries = {name: asdict(entry) for name, entry in notes.entries.items()}
+        await self._run("init", json.dumps(entries), json.dumps(dict(notes.promoted)))
+
+    async def turn(self, name: str, from_states: Sequence[str], entry: Entry) -> bool:
+        """Note this if the version is in one of these states ('none': nothing is noted)."""
+        return bool(await self._run("turn", name, " ".join(from_states), entry.to_json()))
+
+    async def unload(self, name: str) -> str:
+        """'ok', 'missing', 'promoted' or 'last'; from then on the queue takes no job for it."""
+        return str(await self._run("unload", name, Entry(ModelState.UNLOADING).to_json()))
+
+    async def promote(self, id: str, version: str) -> bool:
+        """From now on 'latest' is this version; False if it is not served."""
+        return bool(await self._run("promote", id, version) == "ok")
+
+    async def settle(self, id: str, version: str) -> None:
+        """The same, unless a version was promoted before."""
+        await self._run("settle", id, version)
+
+    async def _run(self, *args: str) -> Any:
+        return await self._script(keys=[self._prefix], args=list(args))
+
+
+class WorkersBoard:
+    """The notes as a worker reads them."""
+
+    def __init__(self, client: redis.Redis, queue: str) -> None:
+        self._script = client.register_script(source("models"))
+        self._prefix = prefix(queue)
+
+    def read(self) -> Notes:
+        return read_notes(self._run("read"))
+
+    def idle(self, lane: str) -> bool:
+        """Whether no job of a lane waits or runs."""
+        return bool(self._run("idle", lane))
+
+    def _run(self, *args: str) -> Any:
+        return self._script(keys=[self._prefix], args=list(args))

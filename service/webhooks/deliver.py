@@ -1,0 +1,145 @@
+"""Tells of jobs that have ended: at least once, signed, with patience, and only where it may."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import ssl
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import httpx
+
+from service.errors import ServiceError
+from service.presentation import job_status
+from service.queue.job import Record
+from service.services import Services, every
+from service.tasks import end
+from service.webhooks.outbox import Outbox, Owed
+from service.webhooks.request import rules_of
+from service.webhooks.signature import headers
+from service.webhooks.target import Target, TargetRefused, find_target
+
+AT_ONCE = 16
+LOOK_EVERY_S = 0.3
+MAX_TRIES = 8  # with pauses that triple from 5 s to 10 min: for half an hour
+GROWTH, LONGEST_PAUSE_S, JITTER = 3, 600.0, 0.2
+SEND_S = 5.0
+LEASE_S = 30.0  # more than one try can take
+
+log = logging.getLogger(__name__)
+
+
+class Deliverer:
+    """Sends what is owed."""
+
+    def __init__(self, services: Services, outbox: Outbox) -> None:
+        self._services = services
+        self._outbox = outbox
+        self._tls: ssl.SSLContext | None = None
+
+    async def deliver(self) -> None:
+        """Send everything whose time has come; returns when each of them has been sent or put off.
+
+        Raises:
+            RedisError: the queue's server is away.
+        """
+        while owed := await self._outbox.take(AT_ONCE, LEASE_S):
+            records = await self._services.producer.records([each.id for each in owed])
+            await asyncio.gather(*(self._one(each, records.get(each.id)) for each in owed))
+
+    async def _one(self, owed: Owed, record: Record | None) -> None:
+        if record is None or not record.readable or f"job.{record.state}" not in owed.events:
+            return await self._outbox.settle(owed.id)
+        outcome, wait_s = await self._try(owed, record)
+        if outcome == "failed" and owed.attempt >= MAX_TRIES:
+            outcome = "given_up"
+        self._services.metrics.webhook(outcome)
+        if outcome == "failed":
+            return await self._outbox.postpone(owed.id, max(wait_s, self._pause_s(owed.attempt)))
+        log.info("webhook of job %s: %s at try %d", owed.id, outcome, owed.attempt)
+        await self._outbox.settle(owed.id)
+
+    async def _try(self, owed: Owed, record: Record) -> tuple[str, float]:
+        """'delivered', 'refused', 'gone' or 'failed', and how long the receiver wants not to be asked again."""
+        try:
+            target = await find_target(owed.url, rules_of(self._services.settings))
+            body = await self._body(owed, record)
+            async with asyncio.timeout(SEND_S):
+                answer = await self._send(target, record, body)
+        except TargetRefused as error:
+            log.warning("webhook of job %s is not sent: %s", owed.id, error)
+            return "refused", 0.0
+        except (httpx.HTTPError, OSError, TimeoutError, ServiceError) as error:  # ssl errors are OSErrors
+            log.info("webhook of job %s failed: %s", owed.id, type(error).__name__)
+            return "failed", 0.0
+        if 200 <= answer.status_code < 300:
+            return "delivered", 0.0
+        if answer.status_code == 410:
+            return "gone", 0.0
+        log.info("webhook of job %s was answered %d", owed.id, answer.status_code)
+        return "failed", retry_after_s(answer.headers.get("retry-after", ""))
+
+    async def _body(self, owed: Owed, record: Record) -> bytes:
+        status = await job_status(self._services, record, owed.base_url)
+        ended = datetime.fromtimestamp(record.finished_s or time.time(), UTC).isoformat()
+        event = {"type": f"job.{record.state}", "timestamp": ended, "data": status.model_dump(mode="json")}
+        return json.dumps(event).encode()
+
+    async def _send(self, target: Target, record: Record, body: bytes) -> httpx.Response:
+        secret = self._services.settings.webhook_secret
+        assert secret is not None
+        self._tls = self._tls or httpx.create_ssl_context()
+        signed = headers(secret.get_secret_value(), f"{record.id}.{record.state}", int(time.time()), body)
+        return await send(target, signed, body, self._tls)
+
+    def _pause_s(self, attempt: int) -> float:
+        pause: float = self._services.settings.webhook_retry_s * GROWTH ** (attempt - 1)
+        return min(pause, LONGEST_PAUSE_S) * random.uniform(1 - JITTER, 1 + JITTER)
+
+
+async def send(target: Target, signed: Mapping[str, str], body: bytes, tls: ssl.SSLContext) -> httpx.Response:
+    """POST to the checked address; the certificate must be the host's. Only the head of the answer is read.
+
+    Raises:
+        httpx.HTTPError: no connection, or no answer.
+    """
+    fixed = {"Host": target.url.netloc, "Content-Type": "application/json", "User-Agent": "fewstep-webhooks", **signed}
+    # Neither a proxy of the environment nor a redirect may choose another address.
+    async with httpx.AsyncClient(verify=tls, trust_env=False, follow_redirects=False) as client:
+        request = client.build_request(
+            "POST", target.pinned_url, content=body, headers=fixed, extensions={"sni_hostname": target.host}
+        )
+        response = await client.send(request, stream=True)
+        await response.aclose()
+        return response
+
+
+@asynccontextmanager
+async def webhooks(services: Services) -> AsyncIterator[None]:
+    """Deliver for as long as the context lasts, if webhooks are on. What was under way at the end is sent later."""
+    if services.settings.webhook_secret is None:
+        yield
+        return
+    deliverer = Deliverer(services, Outbox(services.producer.client, services.producer.queue))
+    task = asyncio.create_task(every(LOOK_EVERY_S, deliverer.deliver))
+    try:
+        yield
+    finally:
+        await end([task])
+
+
+def retry_after_s(header: str) -> float:
+    """The seconds of a Retry-After header, in either of its forms; 0 for one that cannot be read."""
+    if header.isascii() and header.isdecimal():
+        return min(float(header[:9]), LONGEST_PAUSE_S)
+    try:
+        wait_s = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
+    except (TypeError, ValueError):
+        return 0.0
+    return min(max(0.0, wait_s), LONGEST_PAUSE_S)

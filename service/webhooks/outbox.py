@@ -1,0 +1,54 @@
+"""The deliveries that are owed.
+
+A job's end puts its webhook here in the same transition, so that none is forgotten when a process dies; whoever takes
+one has it for a while, and if it dies too, somebody else takes it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import redis.asyncio
+
+from service.queue.scripts import prefix, source
+
+
+@dataclass(frozen=True)
+class Owed:
+    """One delivery: the job that has ended, which try this is (from 1), and what the client asked for."""
+
+    id: str
+    attempt: int
+    url: str
+    events: tuple[str, ...]
+    base_url: str
+
+
+class Outbox:
+    """Takes deliveries out, and puts back what has failed."""
+
+    def __init__(self, client: redis.asyncio.Redis, queue: str) -> None:
+        self._script = client.register_script(source("webhooks"))
+        self._prefix = prefix(queue)
+
+    async def take(self, limit: int, lease_s: float) -> list[Owed]:
+        """Deliveries whose time has come; nobody else gets them for ``lease_s``."""
+        rows = await self._run("take", limit, round(lease_s * 1000))
+        return [_owed(id, int(attempt), json.loads(asked)) for id, attempt, asked in rows]
+
+    async def settle(self, id: str) -> None:
+        """Delivered, or given up."""
+        await self._run("settle", id)
+
+    async def postpone(self, id: str, delay_s: float) -> None:
+        """Try again after ``delay_s``."""
+        await self._run("postpone", id, round(delay_s * 1000))
+
+    async def _run(self, *args: str | int) -> Any:
+        return await self._script(keys=[self._prefix], args=list(args))
+
+
+def _owed(id: str, attempt: int, asked: dict[str, Any]) -> Owed:
+    return Owed(id, attempt, asked["url"], tuple(asked["events"]), asked["base_url"])

@@ -1,0 +1,62 @@
+"""The description of the API is true: schemathesis makes requests from it and finds nothing that it does not say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.service.support import Service, call
+
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+LIMIT_S = 90
+
+
+def described(live: Service) -> dict[str, Any]:
+    description: dict[str, Any] = call("GET", f"{live.url}/openapi.json").json()
+    return description
+
+
+def test_schemathesis_finds_no_undocumented_status_and_no_server_error(live: Service) -> None:
+    command = [
+        sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", f"{live.url}/openapi.json",
+        "--phases", "examples,coverage,fuzzing", "--checks", CHECKS, "--max-examples", "15", "--max-time", str(LIMIT_S),
+        "--seed", "1", "--request-timeout", "60", "--suppress-health-check", "all", "--warnings", "off", "--no-color",
+    ]  # fmt: skip
+    environment = {**os.environ, "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=6 * LIMIT_S)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_every_field_of_a_body_and_of_an_answer_is_described(live: Service) -> None:
+    """Names that say all there is to say need no words."""
+    plain = {"model", "model_version", "prompt", "priority", "error", "data", "id", "object", "owned_by", "version",
+             "latest", "max_prompt_tokens", "output_format", "size", "text_tokens", "image_tokens", "input_tokens",
+             "output_tokens", "total_tokens", "input_tokens_details", "usage", "background"}  # fmt: skip
+    schemas = described(live)["components"]["schemas"]
+    assert {"GenerateRequest", "ImagesRequest", "JobStatus", "ErrorResponse", "ModelList"} <= set(schemas)
+    silent = {
+        (schema, field)
+        for schema, parts in schemas.items()
+        for field, about in parts.get("properties", {}).items()
+        if "description" not in about and field not in plain
+    }
+    assert silent == set()
+
+
+def test_every_error_has_an_example_in_the_one_form(live: Service) -> None:
+    for path, operations in described(live)["paths"].items():
+        for method, operation in operations.items():
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    example = response["content"]["application/json"]["example"]
+                    assert set(example["error"]) == {"message", "type", "param", "code"}, (path, method, status)
+
+
+def test_an_openai_client_is_told_400_where_others_are_told_422(live: Service) -> None:
+    paths = described(live)["paths"]
+    assert "422" not in paths["/v1/images/generations"]["post"]["responses"]
+    assert "422" in paths["/generate"]["post"]["responses"]
