@@ -8,7 +8,10 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from service.access import Access
+from service.description import DescribedApp
 from service.handlers import add_handlers
+from service.keys import KeyStore
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext
 from service.model import open_student, token_counter
@@ -24,9 +27,11 @@ def build_app(settings: Settings) -> FastAPI:
     """The application with all its routes; it connects when it is started.
 
     Raises:
-        StartupError: there is no student to serve.
+        StartupError: there is no student to serve, or the file of keys cannot be read.
     """
     student, count_tokens = open_student(settings), token_counter(settings)
+    keys = KeyStore(settings.data_dir)
+    keys.keys()  # a file that cannot be read is told now
     metrics = Metrics(student.id, student.version, {"python": platform.python_version()})
 
     @asynccontextmanager
@@ -35,7 +40,7 @@ def build_app(settings: Settings) -> FastAPI:
             app.state.services = services
             yield
 
-    app = FastAPI(
+    app = DescribedApp(
         title="fewstep",
         description=DESCRIPTION,
         version=student.version,
@@ -45,6 +50,7 @@ def build_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(Access, keys=keys)
     app.add_middleware(RequestContext, metrics=metrics)
     add_handlers(app)
     for router in (images.router, jobs.router, probes.router, pages.router):

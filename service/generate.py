@@ -15,6 +15,7 @@ from starlette.types import Receive
 
 from service.admission import check, new_job
 from service.caller import client_gone
+from service.context import current_request
 from service.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from service.events import EventStream
 from service.jobs import find
@@ -105,8 +106,15 @@ def _submission(services: Services, body: GenerateRequest, ask: Ask) -> Submissi
         watched=body.stream,
         idempotency=repeated,
         body=digest(body) if repeated else "",
+        quota=_own_quota(),
     )
     return Submission(services, new_job(services.student, body, ask.key, ask.request_id), terms)
+
+
+def _own_quota() -> int | None:
+    """The quota of the caller's key, if it has its own."""
+    info = current_request.get()
+    return None if info is None or info.quota is None else round(info.quota * 1000)
 
 
 async def _finished(submission: Submission, wait_s: int | None, receive: Receive) -> Record:

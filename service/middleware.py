@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.context import RequestInfo, current_request
 from service.errors import ServiceError, error_body
 from service.metrics import Metrics
 
@@ -38,13 +39,15 @@ class RequestContext:
         started = time.perf_counter()
         request_id = _request_id(Headers(scope=scope))
         scope.setdefault("state", {}).update(request_id=request_id, started=started)
+        info = RequestInfo(request_id)
+        previous = current_request.set(info)
         status = CLIENT_GONE
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                MutableHeaders(scope=message).update({"X-Request-ID": request_id, **info.headers})
             await send(message)
 
         try:
@@ -59,6 +62,7 @@ class RequestContext:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in METHODS else "other"
             self._metrics.request(route, method, status, time.perf_counter() - started)
+            current_request.reset(previous)
 
 
 class BodyLimit:

@@ -19,15 +19,18 @@ REFUSED = 1
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Serve pictures of a few-step student.")
 
 
+Insecure = Annotated[bool, typer.Option("--insecure", help="Serve other machines though there is no API key.")]
+
+
 @app.callback(invoke_without_command=True)
-def default(context: typer.Context) -> None:
+def default(context: typer.Context, insecure: Insecure = False) -> None:
     """Without a command: serve."""
     if context.invoked_subcommand is None:
-        serve()
+        serve(insecure)
 
 
 @app.command()
-def serve() -> None:
+def serve(insecure: Insecure = False) -> None:
     """Start a server for the queue (unless FEWSTEP_REDIS_URL names one), the workers and the HTTP process."""
 
     def run(settings: Settings) -> None:
@@ -35,11 +38,14 @@ def serve() -> None:
 
         Supervisor(settings).run()
 
-    _with_settings(run)
+    _with_settings(run, insecure)
 
 
 @app.command()
-def api(listener: Annotated[int | None, typer.Option(help="A listening socket that was inherited.")] = None) -> None:
+def api(
+    listener: Annotated[int | None, typer.Option(help="A listening socket that was inherited.")] = None,
+    insecure: Insecure = False,
+) -> None:
     """Start an HTTP process alone."""
 
     def run(settings: Settings) -> None:
@@ -49,7 +55,7 @@ def api(listener: Annotated[int | None, typer.Option(help="A listening socket th
         found = socket.socket(fileno=listener) if listener is not None else listen(settings.host, settings.port)
         run_server(settings, found)
 
-    _with_settings(run)
+    _with_settings(run, insecure)
 
 
 @app.command()
@@ -76,9 +82,10 @@ def probe() -> None:
     _with_settings(run)
 
 
-def _with_settings(run: Callable[[Settings], None]) -> None:
+def _with_settings(run: Callable[[Settings], None], insecure: bool = False) -> None:
     try:
         settings = read_settings()
+        settings = settings.model_copy(update={"insecure": settings.insecure or insecure})
         logging.basicConfig(
             level=settings.log_level.upper(), format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
         )

@@ -9,7 +9,9 @@ import prometheus_client
 import uvicorn
 from fastapi import FastAPI
 
+from service.access import check_exposure
 from service.app import build_app
+from service.keys import KeyStore
 from service.services import Services
 from service.settings import Settings
 
@@ -35,9 +37,10 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
     """Serve on a bound socket until SIGTERM or SIGINT.
 
     Raises:
-        StartupError: there is no student to serve, or no server is known.
+        StartupError: there is no student to serve, no server is known, or a key is needed and there is none.
     """
     settings.required_redis_url  # noqa: B018
+    check_exposure(settings, listener, KeyStore(settings.data_dir))
     # A third more lines, for a date that nobody asks for.
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     app = build_app(settings)

@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     host: str = Field(default="127.0.0.1", description="Address that the HTTP process listens on.")
+    insecure: bool = Field(
+        default=False, description="Whether other machines may reach a service that has no API key (--insecure)."
+    )
     port: int = Field(default=8000, ge=0, le=65535, description="Its port; 0 takes a free one.")
     redis_url: str | None = Field(
         default=None,
@@ -43,7 +46,7 @@ class Settings(BaseSettings):
         description="Redis >= 7.0 or Valkey >= 7.2; unset: an embedded server.",
     )
     data_dir: AbsolutePath = Field(
-        default_factory=default_data_dir, description="Embedded server, results and run.json live here."
+        default_factory=default_data_dir, description="Embedded server, results, keys and run.json live here."
     )
     model: AbsolutePath = Field(default=REPOSITORY / "models" / "shapes", description="The served student.")
     runtime: RuntimeName = Field(default="auto", description="How the student is run; fake needs no student.")

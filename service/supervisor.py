@@ -19,7 +19,9 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from service.access import check_exposure
 from service.errors import StartupError
+from service.keys import KeyStore
 from service.listener import listen
 from service.model import open_student
 from service.processes import spawn, stop
@@ -61,6 +63,7 @@ class Supervisor:
         self._settings = settings
         self._student = open_student(settings)
         self._listener = listen(settings.host, settings.port)
+        check_exposure(settings, self._listener, KeyStore(settings.data_dir))
         self._lock = _claim_data_dir(settings.data_dir)
         self._server: EmbeddedServer | None = None
         self._children = [Child("api"), *(Child("worker") for _ in range(settings.workers))]
@@ -127,6 +130,7 @@ class Supervisor:
     def _environment(self) -> dict[str, str]:
         settings = self._settings  # its paths are absolute; the children run in another directory
         chosen = {"REDIS_URL": self._redis_url, "DATA_DIR": str(settings.data_dir), "MODEL": str(settings.model)}
+        chosen["INSECURE"] = str(settings.insecure).lower()
         return {**os.environ, **{PREFIX + name: value for name, value in chosen.items()}}
 
     def _wait_until_ready(self) -> dict[str, Any]:

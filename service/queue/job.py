@@ -104,7 +104,8 @@ class Terms:
 
     ``client`` names an open connection that waits for it (empty: nobody, it is asked for later). ``watched``: whoever
     accepted it wants to hear of more than its end. ``idempotency`` is the digest of a client's Idempotency-Key and of
-    the client itself (empty: none), ``body`` that of what was asked.
+    the client itself (empty: none), ``body`` that of what was asked. ``quota`` is the key's own one, in thousands of
+    pixel-steps a minute (None: the usual one).
     """
 
     timeout_s: float
@@ -112,6 +113,7 @@ class Terms:
     watched: bool = False
     idempotency: str = ""
     body: str = ""
+    quota: int | None = None
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,15 @@ class Verdict:
     """What the queue says to a job; ``id`` is the job that is to be waited for.
 
     ``wait_s`` is, for a job that was accepted, the predicted wait; for one that was refused, after how long another try
-    is worth it; 0 where nothing was measured yet. ``quota_left`` is in thousands of pixel-steps.
+    is worth it; 0 where nothing was measured yet. ``quota`` (0: none) and
+    ``quota_left`` are in thousands of pixel-steps.
     """
 
     word: Literal["ok", "known", "attached", "mismatch", "quota", "full", "late"]
     id: str
     wait_s: float
     quota_left: int
+    quota: int = 0
 
 
 @dataclass(frozen=True)

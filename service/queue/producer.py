@@ -66,8 +66,9 @@ class Producer:
             "reply": self._api, "watch": terms.watched, "client": terms.client,
             "idem": terms.idempotency, "body": terms.body, "timeout_ms": round(terms.timeout_s * 1000),
         }  # fmt: skip
-        word, id, wait_ms, left = await self._run("enqueue", json.dumps({**asked, **self._limits}))
-        return Verdict(word, id, int(wait_ms) / 1000, int(left))
+        quota = self._limits["quota"] if terms.quota is None else terms.quota
+        word, id, wait_ms, left = await self._run("enqueue", json.dumps({**asked, **self._limits, "quota": quota}))
+        return Verdict(word, id, int(wait_ms) / 1000, int(left), quota)
 
     async def cancel(self, id: str, why: Literal["cancelled", "expired"] = "cancelled") -> str:
         """End a job; returns 'missing' or its state after the call ('running': marked, its worker drops it)."""

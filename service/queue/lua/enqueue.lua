@@ -5,7 +5,7 @@
 -- → {verdict, id, ms, left}: 'ok'; 'known' (repeating a call changes nothing: the id is chosen by the caller);
 -- 'attached' to job id, which the Idempotency-Key stands for; or refused: 'mismatch' (of the body), 'quota', 'full',
 -- 'late' (it would wait longer than its timeout), with the ms after which it is worth another try. left is what is
--- left of the quota.
+-- left of the quota, whatever the verdict.
 local a = cjson.decode(ARGV[1])
 local key, now = P .. 'j:' .. a.id, now_us()
 
@@ -20,30 +20,33 @@ local function attach(id)
   if a.watch or id ~= a.id then watch(id, a.reply) end
 end
 
-if redis.call('EXISTS', key) == 1 then return {'known', a.id, 0, 0} end
-if a.idem ~= '' then
-  local other = redis.call('GET', P .. 'i:' .. a.idem)
-  local job = other and redis.call('HMGET', P .. 'j:' .. other, 'state', 'body', 'cancel') or {}
-  if job[1] and job[2] ~= a.body then return {'mismatch', other, 0, 0} end
-  local lives = job[1] == 'queued' or job[1] == 'running' and not job[3]
-  if lives then attach(other) end
-  -- What ended without a picture is tried anew.
-  if lives or job[1] == 'done' then return {'attached', other, 0, 0} end
-end
-
 local left = 0
 if a.quota > 0 then
   local q = redis.call('HMGET', P .. 'q:' .. a.key, 'left', 'at_us')
   left = math.min(a.quota, tonumber(q[1] or a.quota) + (now - tonumber(q[2] or now)) * a.quota / 60000000)
+end
+
+if redis.call('EXISTS', key) == 1 then return {'known', a.id, 0, int(left)} end
+if a.idem ~= '' then
+  local other = redis.call('GET', P .. 'i:' .. a.idem)
+  local job = other and redis.call('HMGET', P .. 'j:' .. other, 'state', 'body', 'cancel') or {}
+  if job[1] and job[2] ~= a.body then return {'mismatch', other, 0, int(left)} end
+  local lives = job[1] == 'queued' or job[1] == 'running' and not job[3]
+  if lives then attach(other) end
+  -- What ended without a picture is tried anew.
+  if lives or job[1] == 'done' then return {'attached', other, 0, int(left)} end
+end
+
+if a.quota > 0 then
   local needed = math.min(a.cost, a.quota)  -- a job larger than the whole quota needs all of it, and leaves a debt
   if left < needed then return {'quota', a.id, int(math.ceil((needed - left) / a.quota * 60000)), int(left)} end
 end
 local waiting = redis.call('ZCARD', P .. 'pending')
-if waiting >= a.max_pending then return {'full', a.id, int(drain_ms(waiting)), 0} end
+if waiting >= a.max_pending then return {'full', a.id, int(drain_ms(waiting)), int(left)} end
 local start = math.max(tonumber(redis.call('GET', P .. 'v') or 0), tonumber(redis.call('ZSCORE', P .. 'f', a.flow) or 0))
 local score = int(start - a.bonus)
 local wait_ms = drain_ms(ahead_of(score))
-if wait_ms > a.timeout_ms then return {'late', a.id, int(wait_ms - a.timeout_ms), 0} end
+if wait_ms > a.timeout_ms then return {'late', a.id, int(wait_ms - a.timeout_ms), int(left)} end
 
 redis.call('HSET', key, 'lane', a.lane, 'images', a.images, 'payload', a.payload, 'reply', a.reply, 'key', a.key,
   'cost', int(a.cost), 'start', int(start), 'score', score, 'created_us', int(now), 'attempts', 0, 'body', a.body,

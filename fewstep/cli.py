@@ -1,0 +1,23 @@
+"""The command line ``fewstep``: one file for each command in ``fewstep/commands``."""
+
+from __future__ import annotations
+
+import typer
+
+from fewstep.commands import keys
+
+app = typer.Typer(name="fewstep", no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(keys.app, name="keys")
+
+
+@app.callback()
+def about() -> None:
+    """Draw pictures with few-step students."""
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

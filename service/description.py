@@ -1,0 +1,42 @@
+"""The description of the API: FastAPI's, with what ``service.access`` asks of each address."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from service.access import needed_scope
+from service.answers import error_responses
+
+SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A key that fewstep keys create printed. Needed once there is one; see each address for its scope.",
+}
+
+
+class DescribedApp(FastAPI):
+    """An application whose description says which addresses need a key."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            schema = super().openapi()
+            schema.setdefault("components", {})["securitySchemes"] = {"ApiKey": SCHEME}
+            for path, operations in schema["paths"].items():
+                for method, operation in operations.items():
+                    _describe(operation, needed_scope(method.upper(), path))
+        return super().openapi()
+
+
+def _describe(operation: dict[str, Any], scope: str | None) -> None:
+    if scope is None:
+        operation["security"] = []
+        return
+    # The empty one: without any key in the service, none is needed.
+    operation["security"] = [{}, {"ApiKey": []}]
+    operation["description"] = f"{operation.get('description', '')}\n\nScope of the key: {scope}.".strip()
+    for status, response in error_responses(401, 403).items():
+        schema = {"$ref": f"#/components/schemas/{response['model'].__name__}"}
+        content = {"application/json": {"schema": schema, **response["content"]["application/json"]}}
+        operation["responses"][str(status)] = {"description": response["description"], "content": content}
