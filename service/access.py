@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import socket
 from functools import cache
 
 from starlette.datastructures import Headers
@@ -46,13 +45,13 @@ def needed_scope(method: str, path: str) -> str | None:
     return found[0] if found else OTHERWISE
 
 
-def check_exposure(settings: Settings, listener: socket.socket, keys: KeyStore) -> None:
-    """Return if it is safe to serve on this socket.
+def check_exposure(settings: Settings, address: str, keys: KeyStore) -> None:
+    """Return if it is safe to serve on this address.
 
     Raises:
         StartupError: other machines could reach it, and there is no key that they would need.
     """
-    host = str(listener.getsockname()[0]).partition("%")[0]
+    host = address.partition("%")[0]
     guarded = any(key.active for key in keys.keys())
     if guarded or settings.insecure or ipaddress.ip_address(host).is_loopback:
         return

@@ -15,30 +15,33 @@ from service.keys import KeyStore
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext
 from service.model import open_student, token_counter
-from service.routes import images, jobs, pages, probes
+from service.routes import images, info, jobs, pages, probes
 from service.services import open_services
 from service.settings import Settings
+from service.tracing import Tracing, open_tracing
 
 MAX_BODY_BYTES = 65536
 DESCRIPTION = "Pictures from a few-step student, each with its reward."
 
 
-def build_app(settings: Settings) -> FastAPI:
+def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
     """The application with all its routes; it connects when it is started.
 
     Raises:
         StartupError: there is no student to serve, or the file of keys cannot be read.
     """
     student, count_tokens = open_student(settings), token_counter(settings)
+    tracing = tracing or open_tracing(settings, "api")
     keys = KeyStore(settings.data_dir)
     keys.keys()  # a file that cannot be read is told now
     metrics = Metrics(student.id, student.version, {"python": platform.python_version()})
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_services(settings, metrics, student, count_tokens) as services:
+        async with open_services(settings, metrics, student, count_tokens, tracing) as services:
             app.state.services = services
             yield
+        tracing.close()
 
     app = DescribedApp(
         title="fewstep",
@@ -51,8 +54,8 @@ def build_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(Access, keys=keys)
-    app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(RequestContext, metrics=metrics, tracing=tracing)
     add_handlers(app)
-    for router in (images.router, jobs.router, probes.router, pages.router):
+    for router in (images.router, jobs.router, probes.router, info.router, pages.router):
         app.include_router(router)
     return app

@@ -17,6 +17,7 @@ class RequestInfo:
     key: str = ANONYMOUS
     quota: float | None = None
     job_id: str = ""
+    trace_id: str = ""
     headers: dict[str, str] = field(default_factory=dict)
 
 

@@ -152,8 +152,9 @@ async def _attend(
             await _leaving(submission, id)()
             raise ClientGone
         if stopped.done():
-            await _leaving(submission, id)()
-            raise Unavailable("The service is stopping.")
+            await _leaving(submission, id)(stopping=True)
+            message = f"The service is stopping; the job goes on without it: ask for /jobs/{id} later."
+            raise Unavailable(message, headers={"Location": f"/jobs/{id}"})
         if wait_s is not None and wait_s < terms.timeout_s:
             await _tell(services.producer.detach(id, terms.client))
             raise StillWaiting(id)
@@ -173,8 +174,11 @@ def _leaving(submission: Submission, id: str) -> Any:
     services, terms = submission.services, submission.terms
     grace_s = services.settings.retry_grace_s if terms.idempotency else 0.0
 
-    async def leave() -> None:
-        if terms.client:
+    async def leave(stopping: bool = False) -> None:
+        """``stopping``: it is the service that goes, and the client will ask again."""
+        if terms.client and stopping:
+            await _tell(services.producer.detach(id, terms.client))
+        elif terms.client:
             await _tell(services.producer.leave(id, terms.client, grace_s))
 
     return leave

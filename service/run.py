@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import socket
 import sys
 import uuid
@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from service.errors import StartupError
+from service.logs import configure_logging
 from service.settings import Settings, read_settings
 
 REFUSED = 1
@@ -20,17 +21,20 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Se
 
 
 Insecure = Annotated[bool, typer.Option("--insecure", help="Serve other machines though there is no API key.")]
+CheckConfig = Annotated[
+    bool, typer.Option("--check-config", help="Print the effective configuration and whether it could serve; end.")
+]
 
 
 @app.callback(invoke_without_command=True)
-def default(context: typer.Context, insecure: Insecure = False) -> None:
+def default(context: typer.Context, insecure: Insecure = False, check_config: CheckConfig = False) -> None:
     """Without a command: serve."""
     if context.invoked_subcommand is None:
-        serve(insecure)
+        serve(insecure, check_config)
 
 
 @app.command()
-def serve(insecure: Insecure = False) -> None:
+def serve(insecure: Insecure = False, check_config: CheckConfig = False) -> None:
     """Start a server for the queue (unless FEWSTEP_REDIS_URL names one), the workers and the HTTP process."""
 
     def run(settings: Settings) -> None:
@@ -38,7 +42,12 @@ def serve(insecure: Insecure = False) -> None:
 
         Supervisor(settings).run()
 
-    _with_settings(run, insecure)
+    def check(settings: Settings) -> None:
+        from service.configuration import check_configuration
+
+        print(json.dumps(check_configuration(settings), indent=2))
+
+    _with_settings(check if check_config else run, insecure)
 
 
 @app.command()
@@ -86,9 +95,7 @@ def _with_settings(run: Callable[[Settings], None], insecure: bool = False) -> N
     try:
         settings = read_settings()
         settings = settings.model_copy(update={"insecure": settings.insecure or insecure})
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
-        )
+        configure_logging(settings)
         run(settings)
     except StartupError as error:
         print(f"fewstep: {error}", file=sys.stderr, flush=True)

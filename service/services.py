@@ -18,11 +18,11 @@ from service.queue.replies import BLOCK_S, Replies
 from service.results import ResultStore
 from service.settings import Settings
 from service.tasks import end
+from service.tracing import Tracing
 from student.bundle import Student
 
 REAP_EVERY_S = 1.0
 SWEEP_EVERY_S = 60.0
-DRAIN_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class Services:
     results: ResultStore
     metrics: Metrics
     stopping: asyncio.Event
+    tracing: Tracing
 
 
 @asynccontextmanager
@@ -64,7 +65,7 @@ async def background(services: Services) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def open_services(
-    settings: Settings, metrics: Metrics, student: Student, count_tokens: Callable[[str], int]
+    settings: Settings, metrics: Metrics, student: Student, count_tokens: Callable[[str], int], tracing: Tracing
 ) -> AsyncIterator[Services]:
     """Connect (lazily: the server may come later) and start the background tasks."""
     api = uuid.uuid4().hex
@@ -89,6 +90,7 @@ async def open_services(
         results=ResultStore(settings.results_dir),
         metrics=metrics,
         stopping=asyncio.Event(),
+        tracing=tracing,
     )
     try:
         async with background(services):
@@ -108,6 +110,6 @@ async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
 
 
 async def ending(services: Services) -> None:
-    """Returns a moment after the process has been told to end: time for what is almost done."""
+    """Returns when the process has been told to end and the time for what is almost done is over."""
     await services.stopping.wait()
-    await asyncio.sleep(DRAIN_S)
+    await asyncio.sleep(services.settings.drain_s + services.settings.grace_s)

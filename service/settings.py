@@ -83,7 +83,25 @@ class Settings(BaseSettings):
     )
     lease_s: float = Field(default=10.0, ge=0.2, description="A worker that is silent so long is taken for dead.")
     max_attempts: int = Field(default=5, ge=1, description="A job that was lost with so many workers is given up.")
+    drain_s: float = Field(
+        default=0.0, ge=0, description="On a stop: how long new requests are still taken while /readyz says 503."
+    )
+    grace_s: float = Field(
+        default=1.0,
+        ge=0,
+        description="On a stop, after that: time for what is being drawn and who waits for it; then jobs are handed "
+        "back to the queue, and clients are told where to ask for them.",
+    )
     log_level: LogLevel = Field(default="info", description="Least severe line that is logged.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="One JSON object a line, or text; auto: text in a terminal only."
+    )
+    log_prompts: bool = Field(
+        default=False, description="Whether prompts are logged as they are; else their length and hash."
+    )
+    tracing: bool = Field(
+        default=False, description="OpenTelemetry spans (extra otel); OTEL_* variables say where they go."
+    )
 
     @property
     def thread_count(self) -> int:

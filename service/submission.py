@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from redis.exceptions import RedisError
 
 from service.context import current_request
 from service.errors import DeadlineExceeded, InvalidRequest, QueueFull, QuotaExceeded, ServiceError, Unavailable
+from service.logs import prompt_facts
 from service.preferences import KEY_HEADER
 from service.queue.job import Job, Terms, Verdict
 from service.services import Services
 
 MINUTE_S = 60
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,19 @@ class Submission:
             ServiceError: the queue refuses it.
             RedisError: the queue's server is away.
         """
-        verdict = await self.services.producer.enqueue(self.job, self.terms)
+        with self.services.tracing.publish(self.job) as traceparent:
+            verdict = await self.services.producer.enqueue(replace(self.job, traceparent=traceparent), self.terms)
         _note(verdict)
+        self._log(verdict)
         if (refusal := _refusal(verdict)) is not None:
             self.services.metrics.rejected(verdict.word)
             raise refusal
         return verdict.id
+
+    def _log(self, verdict: Verdict) -> None:
+        job, settings = self.job, self.services.settings
+        about = {"verdict": verdict.word, "images": len(job.seeds), "steps": job.steps}
+        log.info("job asked for", extra={**about, **prompt_facts(job.prompt, settings.log_prompts)})
 
     async def submit(self) -> str:
         """The same, with a server that is away as a ServiceError."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class State(StrEnum):
@@ -39,7 +39,8 @@ class Job:
     """One request: ``len(seeds)`` images of one prompt.
 
     ``key`` names who asked: whoever may read or cancel the job. ``quality`` is that of JPEG and WebP (None: usual).
-    ``previews`` is how many looks at each unfinished image are wanted.
+    ``previews`` is how many looks at each unfinished image are wanted. ``traceparent`` is the W3C header of
+    the span that sent it (empty: none).
     """
 
     id: str
@@ -59,6 +60,7 @@ class Job:
     user: str | None
     metadata: Mapping[str, str]
     request_id: str
+    traceparent: str = ""
 
     @property
     def lane(self) -> str:

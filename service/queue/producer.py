@@ -25,6 +25,8 @@ class Worker:
     host: str
     max_batch: int
     shows_steps: bool
+    load_s: float = 0.0
+    warm_up_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ class Producer:
 
 
 def _worker(name: str, info: Mapping[str, Any]) -> Worker:
-    return Worker(name, info["runtime"], info["host"], info["max_batch"], info.get("shows_steps", False))
+    times = (info.get("load_s", 0.0), info.get("warm_up_s", 0.0))
+    return Worker(name, info["runtime"], info["host"], info["max_batch"], info.get("shows_steps", False), *times)
 
 
 def _record(id: str, row: Mapping[str, str | None]) -> Record:
