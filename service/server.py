@@ -8,6 +8,7 @@ import math
 import signal
 import socket
 import sys
+from contextvars import Context
 from types import FrameType
 
 import prometheus_client
@@ -39,7 +40,8 @@ class Server(uvicorn.Server):
         if services is None or services.stopping.is_set():
             return super().handle_exit(sig, frame)
         services.stopping.set()
-        log.info("told to stop", extra={"drain_s": self._drain_s})
+        # A signal comes in the middle of anything: the line is not about the request that is just being answered.
+        Context().run(log.info, "told to stop", extra={"drain_s": self._drain_s})
         asyncio.get_running_loop().call_later(self._drain_s, super().handle_exit, sig, frame)
 
 

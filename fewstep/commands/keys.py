@@ -8,12 +8,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from service.keys import Key, KeyStore
 
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke the API keys of a service.")
 
@@ -74,7 +71,8 @@ def revoke(
 
 
 @contextmanager
-def _store(data_dir: Path | None) -> Iterator[KeyStore]:
+def _store(data_dir: Path | None) -> Iterator[Any]:
+    """The store of keys of the service in this directory; what goes wrong with it is one sentence."""
     from service.errors import StartupError
     from service.keys import KeyStore
     from service.settings import read_settings
@@ -86,7 +84,7 @@ def _store(data_dir: Path | None) -> Iterator[KeyStore]:
         sys.exit(1)
 
 
-def _described(key: Key) -> dict[str, object]:
+def _described(key: Any) -> dict[str, object]:
     return {name: getattr(key, name) for name in SHOWN}
 
 
@@ -98,3 +96,7 @@ def _cell(name: str, value: object) -> str:
     if name in ("created", "revoked"):
         return time.strftime("%Y-%m-%d %H:%M", time.gmtime(float(str(value))))
     return str(value)
+
+
+if __name__ == "__main__":
+    app()
