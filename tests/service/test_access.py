@@ -76,6 +76,22 @@ def test_every_route_is_public_by_design_or_asks_for_a_key_with_its_scope(
             assert {scope for scope in SCOPES if status(bearer(texts[scope])) != 403} == listed, (method, template)
 
 
+def test_the_table_says_what_was_agreed() -> None:
+    assert set(PUBLIC) == {"/", "/page/{name}", "/healthz", "/readyz"}
+    agreed = {
+        "generate": [
+            ("POST", "/generate"),
+            ("POST", f"/jobs/{NOBODYS_JOB}/cancel"),
+            ("POST", "/v1/images/generations"),
+        ],
+        "read": [("GET", f"/jobs/{NOBODYS_JOB}"), ("GET", f"/jobs/{NOBODYS_JOB}/images/3"), ("HEAD", "/docs")],
+        "metrics": [("GET", "/metrics"), ("HEAD", "/metrics")],
+        "admin": [("POST", "/metrics"), ("DELETE", f"/jobs/{NOBODYS_JOB}")],
+    }
+    for scope, addresses in agreed.items():
+        assert {needed_scope(*address) for address in addresses} == {scope}
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
