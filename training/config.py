@@ -63,7 +63,7 @@ def _read(text: str, old: Any, key: str) -> Any:
             return value
         if isinstance(old, tuple) and all(type(part) is type(old[0]) for part in value):
             return tuple(value)
-    raise ConfigError(f"setting {key!r} is {text!r}: accepted is a {type(old).__name__} such as {old!r}")
+    raise ConfigError(f"setting {key!r} is {text!r}: accepted is a {type(old).__name__} such as {json.dumps(old)}")
 
 
 def to_json(config: Any) -> str:

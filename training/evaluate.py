@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.drawing import Painter
+from training.sharding import whole
 
 FloatArray = NDArray[np.float64]
 ScoreFn = Callable[[Tensor, Sequence[str]], Tensor]
@@ -95,10 +96,15 @@ def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
 def fingerprint(painter: Painter, prompts: Sequence[str], measure_key: str) -> str:
     """What an evaluation depends on: weights, sigmas, guidance, prompts and instruments."""
     digest = hashlib.sha256(json.dumps([painter.sigmas, painter.guidance, list(prompts), measure_key]).encode())
-    for name, value in sorted(painter.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    add_weights(digest, painter.model.state_dict())
     return digest.hexdigest()[:24]
+
+
+def add_weights(digest: hashlib._Hash, weights: Mapping[str, Tensor]) -> None:
+    """Take named tensors into a hash, whatever device they lie on or processes they are spread over."""
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(whole(value).detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
 
 
 def cached(folder: Path, key: str, make: Callable[[], Evaluation]) -> Evaluation:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rewards.interface import Reward, RewardError
 from rewards.registry import find, parse
 from rewards.weighted import Calibration, require_gradient
 from student.bundle import hash_weights
 from student.families.family import Family
-from training.evaluate import Evaluation, JudgeFn, Measure, ScoreFn
+from training.evaluate import Evaluation, JudgeFn, Measure, ScoreFn, add_weights
 
 CACHE = Path.home() / ".cache" / "fewstep" / "evaluation"
 TRAINED, HELDOUT = "trained", "heldout"
@@ -76,7 +76,7 @@ def open_instruments(
             if role == TRAINED and learns_from_it:
                 require_gradient(asked, reward)
             name = role if len(weights) == 1 else f"{role}-{i}"
-            found.append(Instrument(name, asked, role, weight, _over_frames(reward), _source(asked)))
+            found.append(Instrument(name, asked, role, weight, _over_frames(reward), _source(asked, reward)))
     return found
 
 
@@ -86,15 +86,18 @@ def _plain(asked: str) -> str:
     return str(folder.resolve()) if folder.is_dir() else asked
 
 
-def _source(asked: str) -> str:
-    """What the reward's figures depend on: a scorer's weights, the code of a user's own class, else its name."""
+def _source(asked: str, reward: Reward) -> str:
+    """What the reward's figures depend on: its weights, and the code of a user's own class."""
     folder = Path(asked.removeprefix("shapes:"))
     if folder.is_dir():
         return hash_weights(folder)
+    digest = hashlib.sha256(asked.encode())
     module = importlib.util.find_spec(asked.partition(":")[0]) if ":" in asked else None
-    if module is None or module.origin is None:
-        return asked
-    return asked + hashlib.sha256(Path(module.origin).read_bytes()).hexdigest()
+    if module is not None and module.origin is not None:
+        digest.update(Path(module.origin).read_bytes())
+    if isinstance(reward, nn.Module):
+        add_weights(digest, reward.state_dict())
+    return f"{asked} {digest.hexdigest()}"
 
 
 def _over_frames(reward: Reward) -> ScoreFn:

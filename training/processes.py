@@ -8,6 +8,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 def state() -> PartialState:
@@ -42,13 +43,17 @@ class Processes:
         stacked = torch.tensor(list(values.values()), dtype=torch.float64)
         return dict(zip(values, reduce(stacked, "mean").tolist(), strict=True))
 
+    def agree(self, here: bool) -> bool:
+        """Whether it is so in every process."""
+        return here if self.size == 1 else bool(reduce(torch.tensor(float(here)), "sum") == self.size)
+
     def mean_gradients(self, parameters: Sequence[nn.Parameter], micro_batches: int) -> None:
-        """Make every gradient the mean over the processes' micro-batches."""
+        """Make every gradient the mean over the processes' micro-batches; FSDP2 has taken a spread one's already."""
         for parameter in parameters:
             if parameter.grad is None:
                 continue
             parameter.grad /= micro_batches
-            if self.size > 1:
+            if self.size > 1 and not isinstance(parameter.grad, DTensor):
                 parameter.grad = reduce(parameter.grad, "mean")
 
     def wait(self) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training import checkpoint
 from training.optim import one_cycle
@@ -37,9 +38,21 @@ def test_a_resumed_log_drops_what_will_be_done_again(tmp_path: Path) -> None:
         log.write(step, loss=float(step))
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')
+    log.close()
     log = StepLog(tmp_path / "log.jsonl", 3)
     log.write(3, loss=30.0)
+    log.close()
     assert [(row["step"], row["loss"]) for row in read_log(tmp_path / "log.jsonl")] == [(0, 0), (1, 1), (2, 2), (3, 30)]
+    seen = EventAccumulator(str(tmp_path / "tensorboard" / "log")).Reload().Scalars("loss")
+    assert [(one.step, one.value) for one in seen] == [(1, 0), (2, 1), (3, 2), (4, 30)]
+
+
+def test_a_log_that_starts_over_keeps_nothing(tmp_path: Path) -> None:
+    for _ in range(2):
+        log = StepLog(tmp_path / "log.jsonl", 0)
+        log.write(-1, heldout=0.5)
+        log.close()
+    assert len(read_log(tmp_path / "log.jsonl")) == 1
 
 
 def test_one_cycle_rises_to_its_peak_and_falls_to_zero() -> None:

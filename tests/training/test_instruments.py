@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rewards.interface import RewardError
 from rewards.weighted import Calibration
 from training.evaluate import Evaluation
-from training.instruments import Instrument, Scale, calibration
+from training.instruments import Instrument, Scale, _source, calibration
 
 
 def _red(images: Tensor, prompts: object) -> Tensor:
@@ -45,3 +45,13 @@ def test_scores_that_are_all_the_same_cannot_be_standardised() -> None:
     assert calibration("x", [1.0, 3.0]) == Calibration(2.0, 2**0.5)
     with pytest.raises(RewardError, match="reward 'x' cannot be standardised"):
         calibration("x", [1.0, 1.0])
+
+
+def test_figures_of_a_published_reward_belong_to_its_weights() -> None:
+    network = nn.Linear(2, 1)
+    before = _source("clip", network)  # type: ignore[arg-type]
+    assert _source("clip", network) == before  # type: ignore[arg-type]
+    with torch.no_grad():
+        network.bias += 1
+    assert _source("clip", network) != before  # type: ignore[arg-type]
+    assert _source("pickscore", network) != _source("clip", network)  # type: ignore[arg-type]

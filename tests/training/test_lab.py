@@ -11,6 +11,7 @@ import pytest
 
 from tests.training.shapes import small
 from training.lab import cells, report, run, statistics
+from training.progress import read_log
 from training.rats.preset import RatsConfig
 
 
@@ -52,6 +53,29 @@ def test_a_reference_of_one_run_is_paired_with_every_seed() -> None:
     assert found.mean == pytest.approx(1.5) and found.seeds == 2
 
 
+def test_the_first_paragraph_says_what_holds_and_what_does_not() -> None:
+    gen = np.random.default_rng(3)
+
+    def row(method: str, nfe: int, level: float, seed: int) -> run.Result:
+        values = list(level + gen.normal(0, 0.1, 64))
+        return run.Result(
+            f"{method}{nfe}{seed}", method, "main", nfe, seed, values, values, {"right": values}, values, values
+        )
+
+    rows = [row("teacher", nfe, 0.0, 0) for nfe in (50, 2, 4, 8)]
+    levels = {
+        ("RATS", 2): 2.0,
+        ("RATS", 4): 1.0,
+        ("RATS", 8): 1.0,
+        ("constant gate", 4): 0.0,
+        ("constant gate", 2): 3.0,
+    }
+    rows += [row(method, nfe, level, seed) for (method, nfe), level in levels.items() for seed in (1, 2)]
+    first = report._summary(report.Table(rows), 0).split("\n\n")[0]
+    assert "a constant gate, does not hold at 2 steps (-" in first and "holds at 4 steps (+" in first
+    assert "largest at the fewest holds (2 steps +" in first
+
+
 def test_two_cells_are_run_kept_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small.write_models(tmp_path / "models")
     monkeypatch.setattr("training.rats.experiment.CACHE", tmp_path / "cache")
@@ -88,10 +112,12 @@ def test_two_cells_are_run_kept_and_reported(tmp_path: Path, monkeypatch: pytest
     found = run.results(tmp_path / "lab")
     assert all(len(row.heldout) == 64 and row.distance[0] >= 0 for row in found)
     assert next(row for row in found if row.key == "teacher-nfe6").distance == pytest.approx([0] * 64, abs=1e-5)
-    report.write(found, tmp_path / "docs", missing=3)
+    logs = {row.key: read_log(tmp_path / "lab" / row.key / "log.jsonl") for row in found}
+    report.write(found, tmp_path / "docs", missing=3, logs=logs)
     text = (tmp_path / "docs" / "README.md").read_text()
-    assert (
-        "3 of the planned runs are missing" in text and "the gate beats a constant gate at 4 steps".capitalize() in text
-    )
+    first = text.split("\n\n")[1]
+    assert "3 of the planned runs are missing" in first and "That the gate beats a constant gate, " in first
+    assert "the gate beats a constant gate at 4 steps (diversity)".capitalize() in text
+    assert (tmp_path / "docs" / "curves.png").stat().st_size > 20_000
     assert (tmp_path / "docs" / "quality.png").stat().st_size > 5_000
     assert len((tmp_path / "docs" / "cells.csv").read_text().splitlines()) == 1 + len(found)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from training.config import ConfigError
 from training.lab.cells import cells
-from training.progress import console, quiet
+from training.progress import console, quiet, read_log
 
 
 def main(
@@ -68,7 +68,9 @@ def _run(chosen: list, out: Path, report: Path) -> None:  # type: ignore[type-ar
         console.print("stopped: the same command goes on with the first run that is not finished")
         raise typer.Exit(130) from None
     missing = sum(not (out / one.key / RESULT).exists() for one in cells())
-    write(results(out), report, missing)
+    found = results(out)
+    logs = {one.key: read_log(out / one.key / "log.jsonl") for one in found}
+    write(found, report, missing, logs)
     console.print(f"the report is {report / 'README.md'}")
 
 

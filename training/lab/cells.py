@@ -19,15 +19,18 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 # At one step count with one seed: enough to see large effects, and marked as such.
 BASELINES: Mapping[str, Mapping[str, Any]] = {
     "DRaFT-1": {"alpha": 0.0, "gradient": "last_k", "last_k": 1},
+    "DRaFT-LV": {"alpha": 0.0, "gradient": "low_variance"},
     "no horizon": {"horizons": "end"},
     "frozen teacher": {"guided_steps": 120},
+    "consistency": {"method": "consistency", "guided_steps": 120, "ema": 0.95, "reward_weight": 0.0},
+    "distribution matching": {"method": "matching", "lr": 5e-5, "reward_weight": 0.0},
 }
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
-    "alpha 0.3": {"alpha": 0.3},
-    "alpha 3": {"alpha": 3.0},
-    "alpha 10": {"alpha": 10.0},
-    "tau 0.3": {"tau": 0.3},
-    "tau 3": {"tau": 3.0},
+    "alpha 2": {"alpha": 2.0},
+    "alpha 20": {"alpha": 20.0},
+    "alpha 60": {"alpha": 60.0},
+    "tau 0.15": {"tau": 0.15},
+    "tau 2": {"tau": 2.0},
     "tau in spreads": {"tau_in_spreads": True},
     "EMA 0.9": {"ema": 0.9},
     "EMA 0.99": {"ema": 0.99},
@@ -71,8 +74,8 @@ def cells() -> list[Cell]:
     """All cells, the most important ones first."""
     main = [
         _cell(method, "main", change, nfe, seed)
-        for seed in SEEDS
         for nfe in (4, 2, 8)
+        for seed in SEEDS
         for method, change in METHODS.items()
     ]
     one_seed = [
@@ -80,8 +83,7 @@ def cells() -> list[Cell]:
         for part, group in (("baseline", BASELINES), ("ablation", ABLATIONS))
         for method, change in group.items()
     ]
-    first = len(NFES) * len(METHODS)  # one seed of everything comes before the other seeds
-    return [*main[:first], *one_seed, *main[first:]]
+    return [*main, *one_seed]
 
 
 def _cell(method: str, part: str, change: Mapping[str, Any], nfe: int, seed: int) -> Cell:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 from training.lab.cells import METHODS, NFES, base
-from training.lab.statistics import estimate
+from training.lab.statistics import FloatArray, estimate
 
 if TYPE_CHECKING:
     from training.lab.run import Result
 
+PUBLISHED, SMOOTHED = Path(__file__).with_name("published_curves.csv"), 15
 PANELS = (("heldout", "held-out scorer"), ("right", "fully right (exact judge)"), ("diversity", "diversity (Vendi)"))
 
 
@@ -41,6 +44,42 @@ def quality(results: Sequence[Result], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
+
+
+def curves(results: Sequence[Result], logs: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
+    """Rewards by training step at each step count: RATS here above, the published run below."""
+    published = np.genfromtxt(PUBLISHED, delimiter=",", names=True)
+    figure, axes = plt.subplots(2, len(NFES), figsize=(13, 6.5))
+    for axis, nfe in zip(axes[0], NFES, strict=True):
+        runs = [logs[r.key] for r in results if r.method == "RATS" and r.nfe == nfe and r.key in logs]
+        rows = [[row for row in run if "reward_teacher" in row] for run in runs]
+        if rows:
+            student, teacher = (
+                np.mean([[row[name] for row in run] for run in rows], axis=0)
+                for name in ("reward_student", "reward_teacher")
+            )
+            _curve(axis, student, teacher)
+        axis.set_title(f"here, {nfe} steps ({len(rows)} runs)", fontsize=10)
+    for axis, nfe in zip(axes[1], (3, 5, 8), strict=True):
+        _curve(axis, published[f"student_{nfe}nfe"], published[f"teacher_{nfe}nfe"])
+        axis.set_title(f"published, {nfe} steps", fontsize=10)
+        axis.set_xlabel("training step")
+    axes[0][0].set_ylabel("standardised reward")
+    axes[1][0].set_ylabel("HPSv2.1")
+    axes[1][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _curve(axis: Axes, student: FloatArray, teacher: FloatArray) -> None:
+    """Moving means, so that the batches' spread does not hide the course."""
+    width = min(SMOOTHED, len(student))
+    kernel, steps = np.ones(width) / width, np.arange(width - 1, len(student))
+    for values, label, style in ((student, "student", "-"), (teacher, "teacher", "-"), (student - teacher, "gap", ":")):
+        axis.plot(steps, np.convolve(values, kernel, "valid"), style, label=label, linewidth=1.2)
+    axis.axhline(0, color="black", linewidth=0.5)
+    axis.grid(alpha=0.3)
 
 
 def _runs(results: Sequence[Result], method: str, nfe: int, measure: str) -> list[list[float]]:

@@ -25,6 +25,11 @@ class Estimate:
         """Above zero by more than two standard errors."""
         return self.mean > 2 * self.error
 
+    @property
+    def verdict(self) -> str:
+        """What two standard errors say of "above zero"."""
+        return "holds" if self.holds else "does not hold" if self.mean < -2 * self.error else "is not decided"
+
     def __str__(self) -> str:
         return f"{self.mean:+.3f} ± {self.error:.3f}"
 

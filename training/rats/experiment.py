@@ -74,6 +74,7 @@ def run(setup: Setup, out: Path) -> None:
     trainer = Trainer(config, setup.model, world(setup, out / "run"), out / "run")
     trainer.run()
     table, pictures = evidence(setup, trainer)
+    trainer.networks.gather(keep=trainer.is_first)
     if trainer.is_first:
         trainer.networks.merge(out / "adapter")
         write(out, Outcome(config, setup.model, setup.latents, setup.image, setup.scale, table, pictures))

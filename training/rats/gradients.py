@@ -6,6 +6,8 @@
               taken once for all velocities along the (linear) Euler path, then one step at a time is run again and
               differentiated. The memory of one step. It leaves out only what a step does to the later steps' inputs,
               so for one step, or for a velocity that does not depend on x, it equals ``full``.
+``low_variance``  the last step alone, the mean over the step that was taken and one or more others: the drawn end is
+              noised again and the step repeated (DRaFT-LV, arXiv 2309.17400, section 4.2).
 
 Shape suffixes as in trajectory.py.
 """
@@ -20,23 +22,33 @@ from torch import Tensor
 from student.sampler import denoise
 from training.rats.trajectory import Trajectory, rollout
 
-MODES = ("full", "last_k", "detached")
+MODES = ("full", "last_k", "detached", "low_variance")
 Velocity = Callable[[Tensor, float], Tensor]
 LossOf = Callable[[Trajectory], Tensor]
 
 
 def differentiate(
-    mode: str, last_k: int, velocity: Velocity, noise_BD: Tensor, sigmas: Sequence[float], loss_of: LossOf
+    mode: str,
+    last_k: int,
+    velocity: Velocity,
+    noise_BD: Tensor,
+    sigmas: Sequence[float],
+    loss_of: LossOf,
+    more_noise: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Callable[[], None]]:
     """The loss of one rollout, and a function that adds its gradient to the network's parameters.
 
-    The two are apart so that a loss that is not finite can be passed over.
+    The two are apart so that a loss that is not finite can be passed over. ``more_noise`` is what ``low_variance``
+    noises the drawn end with, one repetition of the last step for each.
 
     Raises:
         ValueError: ``mode`` is not one of MODES, or ``last_k`` is not 1 to K.
     """
     if mode == "detached":
         return _detached(velocity, noise_BD, sigmas, loss_of)
+    if mode == "low_variance":
+        loss = _low_variance(velocity, noise_BD, sigmas, loss_of, more_noise)
+        return loss, loss.backward
     if mode not in MODES:
         raise ValueError(f"gradient mode {mode!r}: accepted are {', '.join(MODES)}")
     if mode == "last_k" and not 1 <= last_k <= len(sigmas):
@@ -54,6 +66,19 @@ def _from(velocity: Velocity, first_sigma: float) -> Velocity:
             return velocity(x_BD, sigma)
 
     return cut
+
+
+def _low_variance(
+    velocity: Velocity, noise_BD: Tensor, sigmas: Sequence[float], loss_of: LossOf, more_noise: Sequence[Tensor]
+) -> Tensor:
+    with torch.no_grad():
+        path = rollout(velocity, noise_BD, sigmas)
+    sigma = sigmas[-1]
+    losses = []
+    for x_BD in (path.x[-2], *(torch.lerp(path.x[-1], other_BD, sigma) for other_BD in more_noise)):
+        v_BD = velocity(x_BD, sigma)
+        losses.append(loss_of(Trajectory(path.sigmas, (*path.x[:-2], x_BD, x_BD - sigma * v_BD), (*path.v[:-1], v_BD))))
+    return torch.stack(losses).mean()
 
 
 def _detached(

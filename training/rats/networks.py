@@ -1,7 +1,8 @@
 """The three roles of one network in a RATS run: the student, its slow copy (the teacher), and its frozen start.
 
 With full fine-tuning each role has weights of its own. With LoRA the student and the teacher are two adapters on one
-base and the start is the base alone, so that nothing is held twice (peft).
+base and the start is the base alone, so that nothing is held twice (peft). Over several processes each network may be
+spread (sharding.py); whole tensors go in and out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from training.sharding import empty, spread, spread_like, whole
+
 ROLES = ("student", "teacher", "start")
 # Attention and feed-forward of every family's blocks; what a model lacks is not missed.
 LORA_TARGETS = r".*(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out|proj_mlp|proj_out|net\.0\.proj|net\.2)"
@@ -36,19 +39,25 @@ class Lora:
 class Networks:
     """One family's transformer in its three roles; ``model.transformer`` is the student outside of ``role``."""
 
-    def __init__(self, model: Any, ema: float, lora: Lora | None = None) -> None:
+    def __init__(self, model: Any, ema: float, lora: Lora | None = None, spread_over: int = 1) -> None:
         self.model = model
         self.lora = lora
-        self._ema = ema
+        self._ema, self.spread = ema, spread_over > 1
         base = model.transformer.requires_grad_(False)
+        self._class = type(base)
         if lora is None:
             self._start, self._teacher = copy.deepcopy(base), copy.deepcopy(base)
             self._student = base.requires_grad_(True)
-            self._slow = list(self._teacher.parameters())
-            self.learns = list(self._student.parameters())
         else:
             self._student = self._teacher = self._start = base
-            self.learns, self._slow = _adapters(base, lora)
+            _add_adapters(base, lora)
+        if self.spread:
+            for network in {id(n): n for n in (self._student, self._teacher, self._start)}.values():
+                spread(network, spread_over)
+        if lora is None:
+            self.learns, self._slow = list(self._student.parameters()), list(self._teacher.parameters())
+        else:
+            self.learns, self._slow = _pairs(base)
         self._average = self._fresh_average()
 
     @contextmanager
@@ -81,6 +90,23 @@ class Networks:
         self._average = self._fresh_average()
         self._average.copy_to(self._slow)
 
+    def gather(self, keep: bool) -> None:
+        """At the end: put a spread student together in the process that keeps it; every process must call it."""
+        if not self.spread:
+            return
+        state = {}
+        for name, value in self._student.state_dict().items():
+            tensor = whole(value)
+            if keep:  # one tensor at a time: the other processes never hold all of it
+                state[name] = tensor.cpu()
+        if keep:
+            self._student = empty(self._class, self._student.config)
+            if self.lora:
+                _add_adapters(self._student, self.lora)
+            self._student.load_state_dict(state, assign=True)
+            self.model.transformer = self._student
+            self.learns = []
+
     def merge(self, adapter: Path) -> None:
         """At the end: write a LoRA student's adapter to ``adapter`` (as peft opens it) and merge it into its base."""
         if self.lora is None:
@@ -98,23 +124,26 @@ class Networks:
     def student_state(self) -> dict[str, Tensor]:
         """What the student has learnt, by parameter name."""
         learns = {id(p) for p in self.learns}
-        return {name: p.detach().clone() for name, p in self._student.named_parameters() if id(p) in learns}
+        return {name: whole(p.detach()).clone() for name, p in self._student.named_parameters() if id(p) in learns}
 
     def load_student(self, state: dict[str, Tensor]) -> None:
         """Give the student the weights that ``student_state`` gave."""
         named = dict(self._student.named_parameters())
         with torch.no_grad():
             for name, value in state.items():
-                named[name].copy_(value)
+                named[name].copy_(spread_like(value, named[name]))
 
     def state(self) -> dict[str, Any]:
         """Student and teacher, for a checkpoint."""
-        return {"student": self.student_state(), "average": copy.deepcopy(self._average.state_dict())}
+        return {"student": self.student_state(), "average": whole(copy.deepcopy(self._average.state_dict()))}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to what ``state`` gave."""
         self.load_student(state["student"])
-        self._average.load_state_dict(state["average"])
+        slow = [
+            spread_like(value, like) for value, like in zip(state["average"]["shadow_params"], self._slow, strict=True)
+        ]
+        self._average.load_state_dict({**state["average"], "shadow_params": slow})
         self._average.copy_to(self._slow)
 
     def _fresh_average(self) -> EMAModel:
@@ -135,16 +164,20 @@ class Networks:
                 parameter.requires_grad_(True)
 
 
-def _adapters(base: Any, lora: Lora) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Two adapters with the same weights; returns the student's and the teacher's parameters."""
+def _add_adapters(base: Any, lora: Lora) -> None:
+    """Two adapters with the same weights, ``teacher`` and ``student``."""
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted
         for name in ("teacher", "student"):
             base.add_adapter(config, adapter_name=name)
-    named = dict(base.named_parameters())
-    pairs = [(p, named[name.replace(".student.", ".teacher.")]) for name, p in named.items() if ".student." in name]
-    for student, teacher in pairs:
+    for student, teacher in zip(*_pairs(base), strict=True):
         teacher.data.copy_(student.data)
         teacher.requires_grad_(False)
+
+
+def _pairs(base: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The student's and the teacher's adapter, in the same order."""
+    named = dict(base.named_parameters())
+    pairs = [(p, named[name.replace(".student.", ".teacher.")]) for name, p in named.items() if ".student." in name]
     return [student for student, _ in pairs], [teacher for _, teacher in pairs]

@@ -53,7 +53,9 @@ class Objective:
 
         velocity, grid = velocity_of(model, condition), self._grids[nfe]
         with self._precision():
-            loss, backward = differentiate(config.gradient, config.last_k, velocity, noise_BCHW, grid, loss_of)
+            loss, backward = differentiate(
+                config.gradient, config.last_k, velocity, noise_BCHW, grid, loss_of, self._more_noise(step, noise_BCHW)
+            )
         return loss, self._precisely(backward), {**seen, "loss": loss.item()}
 
     def state(self) -> dict[str, Any]:
@@ -68,6 +70,13 @@ class Objective:
         """Take a step's mean figures into the running spread of the gap."""
         if "gap_std" in values:
             self.spread = values["gap_std"] if first else 0.9 * self.spread + 0.1 * values["gap_std"]
+
+    def _more_noise(self, step: int, noise_BCHW: Tensor) -> list[Tensor]:
+        """For the low-variance gradient, which repeats the last step once."""
+        if self._config.gradient != "low_variance":
+            return []
+        gen = torch.Generator().manual_seed(self._config.seed * 11_000_027 + step)
+        return [torch.randn(noise_BCHW.shape, generator=gen).to(noise_BCHW.device)]
 
     def _teach(self, step: int, prompts: Sequence[str], noise_BCHW: Tensor) -> tuple[Trajectory, Tensor]:
         """The teacher's trajectory from the same noise, and its reward."""

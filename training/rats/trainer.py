@@ -27,6 +27,7 @@ from training.rats.networks import Lora, Networks
 from training.rats.objective import Objective, RewardFn
 from training.rats.preset import RatsConfig
 from training.rundir import RunDiverged
+from training.sharding import optimizer_like, whole
 
 BAD_STEPS = 10
 OBJECTIVES: dict[str, type[Objective]] = {"rats": Objective, "consistency": Consistency, "matching": Matching}
@@ -55,12 +56,12 @@ class Trainer:
         self._config, self._world, self._dir = config, world, run_dir
         self._grids = {nfe: model.sigmas(nfe, world.latent_shape) for nfe in (*config.nfe, config.teacher_nfe)}
         lora = Lora(config.lora_rank, config.lora_alpha) if config.lora_rank else None
-        self.networks = Networks(model, config.ema, lora)
+        self._processes = Processes()
         if config.checkpointing:
             model.transformer.enable_gradient_checkpointing()
+        self.networks = Networks(model, config.ema, lora, self._processes.size if config.shard else 1)
         self._objective = OBJECTIVES[config.method](config, self.networks, world.reward, self._grids)
         self._optimizer = torch.optim.AdamW(self.networks.learns, config.lr, betas=(0.9, 0.99), weight_decay=0.0)
-        self._processes = Processes()
         self._best: dict[str, Tensor] = {}
         self._best_score, self._best_at, self._bad_steps = -math.inf, 0, 0
 
@@ -94,6 +95,8 @@ class Trainer:
             self._note(log, step, {**values, **(self._validate(step + 1) if looks else {})})
             if looks:
                 self._save(step + 1)
+        if log is not None:
+            log.close()
         self.networks.load_student(self._best)
 
     def _step(self, step: int) -> dict[str, float]:
@@ -111,7 +114,7 @@ class Trainer:
             start_BCHW = noise_BCHW[part].to(self.networks.model.device)
             loss, backward, values = self._objective.losses(step, nfe, prompts[part], start_BCHW)
             rows.append(values)
-            if torch.isfinite(loss):
+            if self._processes.agree(bool(torch.isfinite(loss))):
                 backward()
         means = self._processes.mean({name: sum(row[name] for row in rows) / len(rows) for name in rows[0]})
         norm = self._update(step) if math.isfinite(means["loss"]) else math.nan
@@ -124,7 +127,7 @@ class Trainer:
         """Clip, step and let the teacher follow; the gradient's norm, and no change at all where that is not finite."""
         config, networks = self._config, self.networks
         self._processes.mean_gradients(networks.learns, config.accumulate)
-        norm = float(torch.nn.utils.clip_grad_norm_(networks.learns, config.clip_norm))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(networks.learns, config.clip_norm)))
         if not math.isfinite(norm):
             return norm
         left = (config.steps - step) / (config.lr_decay * config.steps) if config.lr_decay else 1.0
@@ -163,16 +166,16 @@ class Trainer:
             (self._dir / "alarms.txt").write_text("".join(f"step {at}: {alarm}\n" for at, alarm in found))
 
     def _save(self, step: int) -> None:
+        state = {  # in every process: what is spread over all of them is put together by all of them
+            "step": step,
+            "networks": self.networks.state(),
+            "optimizer": whole(self._optimizer.state_dict()),
+            "objective": self._objective.state(),
+            "best": self._best,
+            "best_score": self._best_score,
+            "best_at": self._best_at,
+        }
         if self._processes.is_first:
-            state = {
-                "step": step,
-                "networks": self.networks.state(),
-                "optimizer": self._optimizer.state_dict(),
-                "objective": self._objective.state(),
-                "best": self._best,
-                "best_score": self._best_score,
-                "best_at": self._best_at,
-            }
             checkpoint.save(self._dir / "checkpoint.pt", state)
         self._processes.wait()
 
@@ -181,7 +184,7 @@ class Trainer:
         if saved is None:
             return 0
         self.networks.load_state(saved["networks"])
-        self._optimizer.load_state_dict(saved["optimizer"])
+        self._optimizer.load_state_dict(optimizer_like(saved["optimizer"], self.networks.learns))
         self._objective.load_state(saved["objective"])
         self._best, self._best_score, self._best_at = saved["best"], saved["best_score"], saved["best_at"]
         return int(saved["step"])

@@ -100,6 +100,7 @@ def train(config: AutoencoderConfig, run_dir: Path) -> AutoencoderTiny:
             parts = {"model": model, "optimizer": optimizer}
             state = {name: part.state_dict() for name, part in parts.items()}
             checkpoint.save(run_dir / "autoencoder.pt", {**state, "step": step + 1})
+    log.close()
     finish(model, config)
     model.save_pretrained(done)
     return model

@@ -43,9 +43,9 @@ def training_scenes(num: int, *key: int, singles: float | None = None) -> world.
     return drawn.take(np.sort(np.concatenate([single, pair])))
 
 
-def training_prompts(num: int, *key: int) -> list[str]:
-    """Captions of training scenes, with parts left out at random."""
-    scenes = training_scenes(num, *key)
+def training_prompts(num: int, *key: int, singles: float | None = None) -> list[str]:
+    """Captions of training scenes, with parts left out at random; ``singles`` as in ``training_scenes``."""
+    scenes = training_scenes(num, *key, singles=singles)
     return pairs.captions(scenes, pairs.sample_styles(num, world.rng(*key, 3)))
 
 
@@ -74,10 +74,13 @@ def _every_third_single(scenes: world.Scenes, num: int) -> list[str]:
 
 
 def source(seed: int) -> Prompts:
-    """The starter world's prompts for a run: as many as it wants, and the fixed measuring sets with their judge."""
+    """The starter world's prompts for a run: as many as it wants, and the fixed measuring sets with their judge.
+
+    Half of a run's prompts are single objects, which the teacher draws worst.
+    """
     calibration, validation, test = measuring_prompts()
 
     def train(step: int, num: int) -> list[str]:
-        return training_prompts(num, seed, step)
+        return training_prompts(num, seed, step, singles=0.5)
 
     return Prompts(train, calibration, validation, test, judge=judge_prompts)

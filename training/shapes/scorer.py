@@ -160,6 +160,7 @@ def train(config: ScorerTraining, run_dir: Path) -> rewards.Scorer:
             parts = {"model": model, "optimizer": optimizer}
             state = {name: part.state_dict() for name, part in parts.items()}
             checkpoint.save(run_dir / f"scorer-{config.name}.pt", {**state, "step": step + 1})
+    log.close()
     rewards.save(model, done)
     return rewards.load(done)
 

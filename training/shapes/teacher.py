@@ -202,6 +202,7 @@ def train(config: TeacherConfig, run_dir: Path, until: int | None = None) -> Par
             log.write(step, loss=value.item(), grad_norm=norm.item())
         if (step + 1) % config.save_every == 0:
             _save(run_dir / "teacher.pt", step + 1, modules, average, plan)
+    log.close()
     average.copy_to(modules.parameters())
     return parts
 

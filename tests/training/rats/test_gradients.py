@@ -89,6 +89,25 @@ def test_last_k_is_the_full_gradient_of_a_rollout_that_starts_there() -> None:
     assert same(expected, gradient("last_k", field, 4, 2)[1])
 
 
+def test_low_variance_alone_is_the_last_step_and_with_more_noise_the_mean_of_repeated_ones() -> None:
+    field, grid = Field(), sigmas(4)
+    assert same(gradient("low_variance", field, 4)[1], gradient("last_k", field, 4, 1)[1])
+    with torch.no_grad():
+        x, starts = NOISE, []
+        for sigma, after in zip(grid, (*grid[1:], 0.0), strict=True):
+            starts.append(x)
+            x = x + (after - sigma) * field(x, sigma)
+    other = torch.randn(NOISE.shape, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+    again = (1 - grid[-1]) * x + grid[-1] * other
+    field.zero_grad()
+    (sum((start - grid[-1] * field(start, grid[-1])).pow(3).mean() for start in (starts[-1], again)) / 2).backward()
+    expected = [p.grad.clone() for p in field.parameters() if p.grad is not None]
+    field.zero_grad()
+    _, backward = differentiate("low_variance", 1, field, NOISE, grid, lambda path: path.x[-1].pow(3).mean(), [other])
+    backward()
+    assert same(expected, [p.grad for p in field.parameters() if p.grad is not None])
+
+
 def test_full_against_finite_differences() -> None:
     field = Field()
     grads = gradient("full", field, 4)[1]
@@ -101,7 +120,7 @@ def test_full_against_finite_differences() -> None:
 
 
 def test_unknown_mode_and_unusable_k_are_refused() -> None:
-    with pytest.raises(ValueError, match="accepted are full, last_k, detached"):
+    with pytest.raises(ValueError, match="accepted are full, last_k, detached, low_variance"):
         differentiate("half", 1, Field(), NOISE, sigmas(4), loss_of)
     with pytest.raises(ValueError, match="last_k is 5: accepted is 1 to 4"):
         differentiate("last_k", 5, Field(), NOISE, sigmas(4), loss_of)

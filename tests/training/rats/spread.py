@@ -1,0 +1,79 @@
+"""Run under torchrun by test_processes: a network spread over the processes against the same one whole."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import torch
+
+from student.families.flux import Flux
+from student.pipeline import open_pipeline
+from training.processes import Processes
+from training.rats.networks import Lora, Networks
+from training.sharding import optimizer_like, whole
+
+SIGMAS = (1.0, 0.5)
+
+
+def loss_of(networks: Networks, seed: int) -> torch.Tensor:
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+    condition = networks.model.encode(["a red heart", "a blue star"])
+    for sigma in SIGMAS:
+        x = x - 0.5 * networks.model.velocity(x, sigma, condition)
+    return x.square().mean()
+
+
+def step(networks: Networks, optimizer: torch.optim.Optimizer, processes: Processes, seeds: list[int]) -> None:
+    """One step on the mean loss of two seeds, of which each process has its share."""
+    optimizer.zero_grad()
+    mine = processes.share(seeds) if networks.spread else seeds
+    for seed in mine:
+        (loss_of(networks, seed) / len(mine)).backward()
+    optimizer.step()
+    networks.follow()
+
+
+def main(folder: Path, lora: Lora | None) -> None:
+    torch.set_num_threads(1)
+    processes = Processes()
+    model = Flux(open_pipeline(folder), max_tokens=12)
+    torch.manual_seed(5)  # the adapters' start
+    one = Networks(copy.deepcopy(model), 0.5, lora)
+    torch.manual_seed(5)
+    two = Networks(copy.deepcopy(model), 0.5, lora, processes.size)
+    optimizers = [torch.optim.Adam(n.learns, 1e-3, eps=1e-3) for n in (one, two)]
+    for at in range(2):
+        for networks, optimizer in zip((one, two), optimizers, strict=True):
+            step(networks, optimizer, processes, [2 * at, 2 * at + 1])
+    same(one.student_state(), two.student_state())
+    same(flat(one.state()), flat(two.state()))
+    kept, slots = two.state(), copy.deepcopy(whole(optimizers[1].state_dict()))
+    step(two, optimizers[1], processes, [7, 8])
+    further = two.student_state()
+    two.load_state(kept)
+    optimizers[1].load_state_dict(optimizer_like(slots, two.learns))
+    step(two, optimizers[1], processes, [7, 8])
+    assert all(torch.equal(value, further[name]) for name, value in two.student_state().items()), "not resumed exactly"
+    step(one, optimizers[0], processes, [7, 8])
+    two.gather(keep=processes.is_first)
+    if processes.is_first:
+        if lora:
+            two.merge(folder.parent / f"adapter-{lora.rank}")
+            one.merge(folder.parent / f"adapter-{lora.rank}-one")
+        same(one.model.transformer.state_dict(), two.model.transformer.state_dict())
+
+
+def flat(state: dict) -> dict[str, torch.Tensor]:
+    return {str(i): value for i, value in enumerate(state["average"]["shadow_params"])}
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    worst = max(float((value - two[name]).abs().max()) for name, value in one.items())
+    assert worst < 1e-6, worst
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Lora(2, 4.0) if sys.argv[2] == "lora" else None)
