@@ -24,6 +24,7 @@ COPY --from=dependencies /opt/venv /opt/venv
 COPY LICENSE /app/
 COPY student /app/student
 COPY service /app/service
+COPY fewstep /app/fewstep
 COPY models /app/models
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -94,7 +94,8 @@ class ErrorResponse(Strict):
 
 MEANING = {
     400: "The body is not JSON.",
-    403: "This address is for the operator.",
+    401: "An API key is needed, or the one that came is not valid.",
+    403: "The key has no scope for this.",
     404: "There is no such page, job, image or model.",
     409: "The job is not in the state for this: it has not ended yet, or it was cancelled.",
     413: "The body is too large, or more pixels are asked for than one request may have.",

@@ -8,42 +8,49 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from service.access import Access
 from service.catalogue.folder import Name
 from service.catalogue.overseer import OneModel
-from service.description import describe
+from service.description import DescribedApp
 from service.handlers import add_handlers
+from service.keys import KeyStore
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext
 from service.model import check_models
-from service.routes import images, jobs, models, openai, pages, probes
+from service.routes import images, info, jobs, models, openai, pages, probes
 from service.services import open_services
 from service.settings import Settings
+from service.tracing import Tracing, open_tracing
 from service.webhooks.deliver import webhooks
 
 MAX_BODY_BYTES = 65536
 DESCRIPTION = "Pictures from a few-step student, each with its reward."
 
 
-def build_app(settings: Settings) -> FastAPI:
+def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
     """The application with all its routes; it connects when it is started.
 
     Raises:
-        StartupError: there is no student to serve.
+        StartupError: there is no student to serve, or the file of keys cannot be read.
     """
     one = OneModel(settings) if settings.models is None else None
     check_models(settings)
+    tracing = tracing or open_tracing(settings, "api")
+    keys = KeyStore(settings.data_dir)
+    keys.keys()  # a file that cannot be read is told now
     served = one.choice.default() if one else None
     name = served.name if served else Name("several", "")
     metrics = Metrics(name.id, name.version, {"python": platform.python_version()})
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_services(settings, metrics, one) as services:
+        async with open_services(settings, metrics, one, tracing) as services:
             app.state.services = services
             async with webhooks(services):
                 yield
+        tracing.close()
 
-    app = FastAPI(
+    app = DescribedApp(
         title="fewstep",
         description=DESCRIPTION,
         version=name.version or "1",
@@ -53,9 +60,10 @@ def build_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(Access, keys=keys)
+    app.add_middleware(RequestContext, metrics=metrics, tracing=tracing)
     add_handlers(app)
-    for router in (images.router, openai.router, jobs.router, models.public, models.admin, probes.router, pages.router):
+    routers = (images.router, openai.router, jobs.router, models.public, models.admin, probes.router, info.router)
+    for router in (*routers, pages.router):
         app.include_router(router)
-    describe(app)
     return app

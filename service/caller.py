@@ -5,13 +5,12 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.types import Receive
 
+from service.context import ANONYMOUS
 from service.settings import Settings
-
-ANONYMOUS = "anonymous"
 
 
 def key_of(request: Request) -> str:
-    """The id of the key that a request came with; whoever authenticates requests sets ``request.state.key``."""
+    """The id of the key that a request came with; ``service.access`` sets ``request.state.key``."""
     return str(getattr(request.state, "key", ANONYMOUS))
 
 

@@ -2,10 +2,11 @@
 
 ServiceError
 ├── InvalidRequest      the request itself is wrong; ``param`` names the field
+├── Unauthorized        no API key, or not a valid one
+├── Forbidden           the key's scopes do not reach so far, or it is for the operator here
 ├── NotFound
 │   └── ModelGone       it was served a moment ago
 ├── ModelRefused        it cannot be loaded; the message says why
-├── Forbidden           only an operator may
 ├── MethodNotAllowed
 ├── Conflict            not now: the job is in another state
 ├── TooLarge
@@ -21,13 +22,16 @@ StartupError            not a request: the service cannot start; the message is 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 STATUS = {
     "invalid_json": 400,
+    "missing_api_key": 401,
+    "invalid_api_key": 401,
+    "insufficient_scope": 403,
     "not_found": 404,
     "model_not_found": 404,
-    "forbidden": 403,
     "method_not_allowed": 405,
     "conflict": 409,
     "cancelled": 409,
@@ -57,10 +61,12 @@ class ServiceError(Exception):
     code = "internal_error"
 
     def __init__(
-        self, message: str, param: str | None = None, *, code: str | None = None, retry_after_s: float | None = None
-    ) -> None:
+        self, message: str, param: str | None = None, *, code: str | None = None, retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(message)
         self._retry_after_s = retry_after_s
+        self._headers = dict(headers or {})
         self.message = message
         self.param = param
         self.code = code or type(self).code
@@ -71,14 +77,22 @@ class ServiceError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Retry-After in whole seconds: what was measured, else a moment for whatever is away for a moment only."""
+        """Its own, and Retry-After in whole seconds: what was measured, else a moment for what is away for a moment."""
         if self._retry_after_s is None and self.status != 503:
-            return {}
-        return {"Retry-After": str(max(RETRY_AFTER_S, math.ceil(self._retry_after_s or 0)))}
+            return self._headers
+        return {**self._headers, "Retry-After": str(max(RETRY_AFTER_S, math.ceil(self._retry_after_s or 0)))}
 
 
 class InvalidRequest(ServiceError):
     code = "invalid_request"
+
+
+class Unauthorized(ServiceError):
+    code = "invalid_api_key"
+
+
+class Forbidden(ServiceError):
+    code = "insufficient_scope"
 
 
 class NotFound(ServiceError):
@@ -91,10 +105,6 @@ class ModelGone(NotFound):
 
 class ModelRefused(ServiceError):
     code = "model_refused"
-
-
-class Forbidden(ServiceError):
-    code = "forbidden"
 
 
 class MethodNotAllowed(ServiceError):

@@ -71,15 +71,15 @@ def _completed(record: Record, index: int) -> Event:
 class EventStream(Response):
     """The answer that streams a job's events after number ``after``, until its end.
 
-    ``leaving`` is called when the client goes away before that. A ``submission`` is made again if the queue's server
-    has forgotten the job.
+    ``leaving`` is called when the client goes away before that, with True if it is the service that does. A
+    ``submission`` is made again if the queue's server has forgotten the job.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
         self, services: Services, id: str, base_url: str, *, after: int = NOTHING,
-        submission: Submission | None = None, leaving: Callable[[], Awaitable[None]] | None = None,
+        submission: Submission | None = None, leaving: Callable[[bool], Awaitable[None]] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
@@ -100,10 +100,10 @@ class EventStream(Response):
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            finished = stream.done()
+            finished, stopping = stream.done(), stopped.done() and not gone.done()
             await end(tasks)
             if self._leaving and not finished:
-                await self._leaving()
+                await self._leaving(stopping)
         if finished:
             stream.result()
         if not gone.done() or gone.cancelled():

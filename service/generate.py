@@ -17,6 +17,7 @@ from service.admission import check, new_job
 from service.caller import client_gone
 from service.catalogue.choice import Served
 from service.catalogue.folder import Name
+from service.context import current_request
 from service.errors import DeadlineExceeded, InvalidRequest, ModelGone, Unavailable
 from service.events import EventStream
 from service.jobs import find
@@ -147,8 +148,15 @@ def _submission(services: Services, served: Served, body: GenerateRequest, ask: 
         idempotency=repeated,
         body=digest(body) if repeated else "",
         webhook=webhook_of(body, settings, ask.base_url),
+        quota=_own_quota(),
     )
     return Submission(services, new_job(served.student, body, ask.key, ask.request_id), terms)
+
+
+def _own_quota() -> int | None:
+    """The quota of the caller's key, if it has its own."""
+    info = current_request.get()
+    return None if info is None or info.quota is None else round(info.quota * 1000)
 
 
 async def _finished(submission: Submission, wait_s: int | None, receive: Receive) -> Record:
@@ -186,8 +194,9 @@ async def _attend(
             await _leaving(submission, id)()
             raise ClientGone
         if stopped.done():
-            await _leaving(submission, id)()
-            raise Unavailable("The service is stopping.")
+            await _leaving(submission, id)(stopping=True)
+            message = f"The service is stopping; the job goes on without it: ask for /jobs/{id} later."
+            raise Unavailable(message, headers={"Location": f"/jobs/{id}"})
         if wait_s is not None and wait_s < terms.timeout_s:
             await _tell(services.producer.detach(id, terms.client))
             raise StillWaiting(id)
@@ -207,8 +216,11 @@ def _leaving(submission: Submission, id: str) -> Any:
     services, terms = submission.services, submission.terms
     grace_s = services.settings.retry_grace_s if terms.idempotency else 0.0
 
-    async def leave() -> None:
-        if terms.client:
+    async def leave(stopping: bool = False) -> None:
+        """``stopping``: it is the service that goes, and the client will ask again."""
+        if terms.client and stopping:
+            await _tell(services.producer.detach(id, terms.client))
+        elif terms.client:
             await _tell(services.producer.leave(id, terms.client, grace_s))
 
     return leave

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 from service.errors import StartupError
 
 BACKLOG = 2048
+
+
+def resolve(host: str, port: int) -> Any:
+    """(family, kind, protocol, name, address) of the address that is listened on.
+
+    Raises:
+        StartupError: there is no such host.
+    """
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise _refusal(host, port, error) from error
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -16,7 +29,7 @@ def listen(host: str, port: int) -> socket.socket:
         StartupError: the address is taken, or not allowed, or not this machine's.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = resolve(host, port)
         listener = socket.socket(family, kind, protocol)
         try:
             # Lets a new service take the port of one that has just ended; never that of one that runs.
@@ -27,8 +40,12 @@ def listen(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StartupError(
-            f"Cannot listen on {host}:{port} ({reason}); FEWSTEP_HOST and FEWSTEP_PORT choose another address."
-        ) from error
+        raise _refusal(host, port, error) from error
     return listener
+
+
+def _refusal(host: str, port: int, error: OSError) -> StartupError:
+    reason = (error.strerror or str(error)).lower()
+    return StartupError(
+        f"Cannot listen on {host}:{port} ({reason}); FEWSTEP_HOST and FEWSTEP_PORT choose another address."
+    )

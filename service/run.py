@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import socket
 import sys
 import uuid
@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from service.errors import StartupError
+from service.logs import configure_logging
 from service.settings import Settings, read_settings
 
 REFUSED = 1
@@ -19,15 +20,21 @@ REFUSED = 1
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Serve pictures of a few-step student.")
 
 
+Insecure = Annotated[bool, typer.Option("--insecure", help="Serve other machines though there is no API key.")]
+CheckConfig = Annotated[
+    bool, typer.Option("--check-config", help="Print the effective configuration and whether it could serve; end.")
+]
+
+
 @app.callback(invoke_without_command=True)
-def default(context: typer.Context) -> None:
+def default(context: typer.Context, insecure: Insecure = False, check_config: CheckConfig = False) -> None:
     """Without a command: serve."""
     if context.invoked_subcommand is None:
-        serve()
+        serve(insecure, check_config)
 
 
 @app.command()
-def serve() -> None:
+def serve(insecure: Insecure = False, check_config: CheckConfig = False) -> None:
     """Start a server for the queue (unless FEWSTEP_REDIS_URL names one), the workers and the HTTP process."""
 
     def run(settings: Settings) -> None:
@@ -35,11 +42,19 @@ def serve() -> None:
 
         Supervisor(settings).run()
 
-    _with_settings(run)
+    def check(settings: Settings) -> None:
+        from service.configuration import check_configuration
+
+        print(json.dumps(check_configuration(settings), indent=2))
+
+    _with_settings(check if check_config else run, insecure)
 
 
 @app.command()
-def api(listener: Annotated[int | None, typer.Option(help="A listening socket that was inherited.")] = None) -> None:
+def api(
+    listener: Annotated[int | None, typer.Option(help="A listening socket that was inherited.")] = None,
+    insecure: Insecure = False,
+) -> None:
     """Start an HTTP process alone."""
 
     def run(settings: Settings) -> None:
@@ -49,7 +64,7 @@ def api(listener: Annotated[int | None, typer.Option(help="A listening socket th
         found = socket.socket(fileno=listener) if listener is not None else listen(settings.host, settings.port)
         run_server(settings, found)
 
-    _with_settings(run)
+    _with_settings(run, insecure)
 
 
 @app.command()
@@ -76,12 +91,11 @@ def probe() -> None:
     _with_settings(run)
 
 
-def _with_settings(run: Callable[[Settings], None]) -> None:
+def _with_settings(run: Callable[[Settings], None], insecure: bool = False) -> None:
     try:
         settings = read_settings()
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
-        )
+        settings = settings.model_copy(update={"insecure": settings.insecure or insecure})
+        configure_logging(settings)
         run(settings)
     except StartupError as error:
         print(f"fewstep: {error}", file=sys.stderr, flush=True)

@@ -22,10 +22,10 @@ from service.queue.replies import BLOCK_S, Replies
 from service.results import ResultStore
 from service.settings import Settings
 from service.tasks import end
+from service.tracing import Tracing
 
 REAP_EVERY_S = 1.0
 SWEEP_EVERY_S = 60.0
-DRAIN_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class Services:
     results: ResultStore
     metrics: Metrics
     stopping: asyncio.Event
+    tracing: Tracing
 
 
 @asynccontextmanager
@@ -66,7 +67,9 @@ async def background(services: Services) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings, metrics: Metrics, one: OneModel | None) -> AsyncIterator[Services]:
+async def open_services(
+    settings: Settings, metrics: Metrics, one: OneModel | None, tracing: Tracing
+) -> AsyncIterator[Services]:
     """Connect (lazily: the server may come later), start the background tasks. Without ``one``, several are served."""
     api = uuid.uuid4().hex
     client = connect_async(settings.required_redis_url)
@@ -91,6 +94,7 @@ async def open_services(settings: Settings, metrics: Metrics, one: OneModel | No
         results=ResultStore(settings.results_dir),
         metrics=metrics,
         stopping=asyncio.Event(),
+        tracing=tracing,
     )
     try:
         async with background(services):
@@ -110,6 +114,6 @@ async def every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
 
 
 async def ending(services: Services) -> None:
-    """Returns a moment after the process has been told to end: time for what is almost done."""
+    """Returns when the process has been told to end and the time for what is almost done is over."""
     await services.stopping.wait()
-    await asyncio.sleep(DRAIN_S)
+    await asyncio.sleep(services.settings.drain_s + services.settings.grace_s)

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     host: str = Field(default="127.0.0.1", description="Address that the HTTP process listens on.")
+    insecure: bool = Field(
+        default=False, description="Whether other machines may reach a service that has no API key (--insecure)."
+    )
     port: int = Field(default=8000, ge=0, le=65535, description="Its port; 0 takes a free one.")
     redis_url: str | None = Field(
         default=None,
@@ -47,7 +50,7 @@ class Settings(BaseSettings):
         description="Redis >= 7.0 or Valkey >= 7.2; unset: an embedded server.",
     )
     data_dir: AbsolutePath = Field(
-        default_factory=default_data_dir, description="Embedded server, results and run.json live here."
+        default_factory=default_data_dir, description="Embedded server, results, keys and run.json live here."
     )
     model: AbsolutePath = Field(default=REPOSITORY / "models" / "shapes", description="The served student.")
     models: AbsolutePath | None = Field(
@@ -102,7 +105,25 @@ class Settings(BaseSettings):
     )
     lease_s: float = Field(default=10.0, ge=0.2, description="A worker that is silent so long is taken for dead.")
     max_attempts: int = Field(default=5, ge=1, description="A job that was lost with so many workers is given up.")
+    drain_s: float = Field(
+        default=0.0, ge=0, description="On a stop: how long new requests are still taken while /readyz says 503."
+    )
+    grace_s: float = Field(
+        default=1.0,
+        ge=0,
+        description="On a stop, after that: time for what is being drawn and who waits for it; then jobs are handed "
+        "back to the queue, and clients are told where to ask for them.",
+    )
     log_level: LogLevel = Field(default="info", description="Least severe line that is logged.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="One JSON object a line, or text; auto: text in a terminal only."
+    )
+    log_prompts: bool = Field(
+        default=False, description="Whether prompts are logged as they are; else their length and hash."
+    )
+    tracing: bool = Field(
+        default=False, description="OpenTelemetry spans (extra otel); OTEL_* variables say where they go."
+    )
 
     @field_validator("webhook_networks", mode="before")
     @classmethod

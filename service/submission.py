@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import math
+from dataclasses import dataclass, replace
 
 from redis.exceptions import RedisError
 
+from service.context import current_request
 from service.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -15,9 +18,14 @@ from service.errors import (
     ServiceError,
     Unavailable,
 )
+from service.logs import prompt_facts
 from service.preferences import KEY_HEADER
 from service.queue.job import Job, Terms, Verdict
 from service.services import Services
+
+MINUTE_S = 60
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,19 @@ class Submission:
             ServiceError: the queue refuses it.
             RedisError: the queue's server is away.
         """
-        verdict = await self.services.producer.enqueue(self.job, self.terms)
+        with self.services.tracing.publish(self.job) as traceparent:
+            verdict = await self.services.producer.enqueue(replace(self.job, traceparent=traceparent), self.terms)
+        _note(verdict)
+        self._log(verdict)
         if (refusal := _refusal(verdict)) is not None:
             self.services.metrics.rejected(verdict.word)
             raise refusal
         return verdict.id
+
+    def _log(self, verdict: Verdict) -> None:
+        job, settings = self.job, self.services.settings
+        about = {"verdict": verdict.word, "images": len(job.seeds), "steps": job.steps}
+        log.info("job asked for", extra={**about, **prompt_facts(job.prompt, settings.log_prompts)})
 
     async def submit(self) -> str:
         """The same, with a server that is away as a ServiceError."""
@@ -47,6 +63,31 @@ class Submission:
             return await self.enqueue()
         except RedisError as error:
             raise Unavailable("The queue is out of reach.") from error
+
+
+def _note(verdict: Verdict) -> None:
+    """Let the answer say which job it is about, and what is left of the caller's quota."""
+    if info := current_request.get():
+        info.job_id = verdict.id
+        info.headers |= rate_headers(verdict.quota, verdict.quota_left)
+
+
+def rate_headers(quota: int, left: int) -> dict[str, str]:
+    """What is left of a quota, in thousands of pixel-steps; nothing without a quota.
+
+    X-RateLimit-* is the custom; RateLimit and RateLimit-Policy are those of draft-ietf-httpapi-ratelimit-headers-10.
+    ``Reset`` and ``t`` are the seconds until all of it is back: it comes back steadily, all of it within a minute.
+    """
+    if quota <= 0:
+        return {}
+    remaining, full_s = max(0, left), math.ceil((quota - left) * MINUTE_S / quota)
+    return {
+        "X-RateLimit-Limit": str(quota),
+        "X-RateLimit-Remaining": str(remaining),
+        "X-RateLimit-Reset": str(full_s),
+        "RateLimit-Policy": f'"kilopixel-steps";q={quota};w={MINUTE_S}',
+        "RateLimit": f'"kilopixel-steps";r={remaining};t={full_s}',
+    }
 
 
 def _refusal(verdict: Verdict) -> ServiceError | None:

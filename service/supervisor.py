@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -19,7 +20,9 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from service.access import check_exposure
 from service.errors import StartupError
+from service.keys import KeyStore
 from service.listener import listen
 from service.model import check_models, queue_name
 from service.processes import spawn, stop
@@ -31,7 +34,7 @@ from service.settings import PREFIX, REPOSITORY, Settings
 READY_TIMEOUT_S = 120.0
 LOOK_EVERY_S = 0.1
 ASK_TIMEOUT_S = 2.0
-API_GRACE_S, WORKER_GRACE_S = 2.2, 1.6
+API_MARGIN_S, WORKER_MARGIN_S = 1.2, 0.6
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
 STEADY_AFTER_S = 5.0
 
@@ -62,6 +65,7 @@ class Supervisor:
         self._queue = queue_name(settings)
         check_models(settings)
         self._listener = listen(settings.host, settings.port)
+        check_exposure(settings, self._listener.getsockname()[0], KeyStore(settings.data_dir))
         self._lock = _claim_data_dir(settings.data_dir)
         self._server: EmbeddedServer | None = None
         self._children = [Child("api"), *(Child("worker") for _ in range(settings.workers))]
@@ -107,7 +111,8 @@ class Supervisor:
         about = self._wait_until_ready()
         if about:
             what = f"{about['model']} {about['model_version']} on {about['runtime']}"
-            print(f"fewstep draws with {what}: open {self.url} (Ctrl-C stops it)", flush=True)
+            took = f"loaded in {about['load_s']:.1f} s, of it {about['warm_up_s']:.1f} s of warm-up"
+            print(f"fewstep draws with {what} ({took}): open {self.url} (Ctrl-C stops it)", flush=True)
 
     def _spawn(self, child: Child) -> None:
         child.name = uuid.uuid4().hex
@@ -129,6 +134,7 @@ class Supervisor:
         settings = self._settings  # its paths are absolute; the children run in another directory
         what = {"MODELS": str(settings.models)} if settings.models else {"MODEL": str(settings.model)}
         chosen = {"REDIS_URL": self._redis_url, "DATA_DIR": str(settings.data_dir), **what}
+        chosen["INSECURE"] = str(settings.insecure).lower()
         return {**os.environ, **{PREFIX + name: value for name, value in chosen.items()}}
 
     def _wait_until_ready(self) -> dict[str, Any]:
@@ -192,7 +198,9 @@ class Supervisor:
     def _stop(self) -> None:
         """The HTTP process first (its clients still get their answers), then the workers, then the server."""
         self._listener.close()
-        for role, grace_s in (("api", API_GRACE_S), ("worker", WORKER_GRACE_S)):
+        settings = self._settings
+        api_s = settings.drain_s + math.ceil(settings.grace_s) + API_MARGIN_S
+        for role, grace_s in (("api", api_s), ("worker", settings.grace_s + WORKER_MARGIN_S)):
             stop([child.process for child in self._children if child.process and child.role == role], grace_s)
         if self._server:
             self._server.stop()

@@ -19,6 +19,7 @@ from service.catalogue.loader import open_rack
 from service.catalogue.rack import Rack
 from service.execution import Call, Drawing, Failure, execute
 from service.heartbeat import Heartbeat
+from service.logs import keeping_private
 from service.model import queue_name
 from service.pictures import encode
 from service.provenance import Provenance
@@ -28,12 +29,13 @@ from service.queue.job import Claimed, Job, PayloadError, State
 from service.results import ResultStore
 from service.settings import Settings
 from service.steps import Steps
+from service.tracing import Tracing, open_tracing
 from student.runtimes.runtime import Runtime
 
 WAIT_S = 1.0
 PAUSE_AFTER_ERROR_S = 0.2
 SETTLE_FOR_S = 60.0
-STOP_GRACE_S = 1.2
+STOP_MARGIN_S = 0.2  # whoever waits is told first
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class Worker:
 
     def __init__(
         self, runtimes: Runtime | Rack, consumer: Consumer, heartbeat: Heartbeat, store: ResultStore,
-        stopping: threading.Event, *, provenance: bool = True,
+        stopping: threading.Event, *, provenance: bool = True, tracing: Tracing | None = None,
     ) -> None:  # fmt: skip
         self._rack = runtimes if isinstance(runtimes, Rack) else Rack([runtimes])
         self._consumer = consumer
@@ -51,6 +53,7 @@ class Worker:
         self._store = store
         self._stopping = stopping
         self._provenance = provenance
+        self._tracing = tracing or Tracing()
 
     def run(self) -> None:
         """Work until told to stop; a server that is away for a while is waited for."""
@@ -87,15 +90,30 @@ class Worker:
                     jobs.append((claimed, accepted))
                 else:
                     self._settle_failure(claimed, accepted, ())
-            executed = execute(self._runtime, [job for _, job in jobs], self._steps(jobs))
+            if jobs:
+                with keeping_private(*(job.prompt for _, job in jobs)):
+                    self._draw(jobs)
+
+    def _draw(self, jobs: Sequence[tuple[Claimed, Job]]) -> None:
+        """Draw the jobs of a batch and settle each."""
+        batch, asked = jobs[0][0].token, [job for _, job in jobs]
+        with self._tracing.batch(batch, asked):
+            with self._tracing.stage("draw"):
+                executed = execute(self._runtime, asked, self._steps(jobs))
+            drawn = [job for job, end in zip(asked, executed.outcomes, strict=True) if isinstance(end, Drawing)]
+            about = {
+                "batch": batch,
+                "job_ids": [job.id for job in drawn],
+                "request_ids": [job.request_id for job in drawn],
+                "images": [call.images for call in executed.calls],
+                "inference_s": round(sum(call.inference_s for call in executed.calls), 4),
+            }
+            log.info("drew %d of %d jobs", len(drawn), len(jobs), extra=about)
             calls = executed.calls  # measured once, so told once: with the first job
-            for (claimed, job), outcome in zip(jobs, executed.outcomes, strict=True):
-                self._settle(claimed, job, outcome, calls)
-                calls = ()
-        drawn = sum(isinstance(outcome, Drawing) for outcome in executed.outcomes)
-        log.info(
-            "drew %d of %d jobs in calls of %s images", drawn, len(batch), [call.images for call in executed.calls]
-        )
+            with self._tracing.stage("settle"):
+                for (claimed, job), outcome in zip(jobs, executed.outcomes, strict=True):
+                    self._settle(claimed, job, outcome, calls)
+                    calls = ()
 
     def _steps(self, jobs: Sequence[tuple[Claimed, Job]]) -> Steps:
         def settle(claimed: Claimed) -> None:
@@ -162,7 +180,10 @@ class Worker:
         deadline = time.monotonic() + SETTLE_FOR_S
         while True:
             try:
-                return self._consumer.finish(claimed.id, claimed.token, state, told)
+                ended = self._consumer.finish(claimed.id, claimed.token, state, told)
+                about = {"job_id": claimed.id, "batch": claimed.token, "attempt": claimed.attempts, "state": ended}
+                log.info("job settled", extra=about)
+                return ended
             except RedisError as error:
                 log.warning("job %s cannot be settled yet: %s", claimed.id, error)
                 if self._stopping.wait(PAUSE_AFTER_ERROR_S) or time.monotonic() > deadline:
@@ -183,16 +204,20 @@ def run_worker(settings: Settings, name: str) -> None:
         StartupError: the student cannot be served, or no server is known.
     """
     stopping = threading.Event()
+    tracing = open_tracing(settings, "worker")
     queue = queue_name(settings)
     rack = open_rack(settings, stopping)
     heartbeat = Heartbeat(_consumer(settings, queue, name), rack.info, settings.lease_s / 3)
     leaver = _consumer(settings, queue, name)
-    _stop_on_signal(stopping, heartbeat, leaver)
+    _stop_on_signal(stopping, heartbeat, leaver, settings.grace_s + STOP_MARGIN_S)
     with heartbeat:
-        store = ResultStore(settings.results_dir)
-        consumer = _consumer(settings, queue, name)
-        Worker(rack, consumer, heartbeat, store, stopping, provenance=settings.provenance).run()
+        Worker(
+            rack, _consumer(settings, queue, name), heartbeat, ResultStore(settings.results_dir), stopping,
+            provenance=settings.provenance, tracing=tracing,
+        ).run()  # fmt: skip
     leaver.release([])
+    tracing.close()
+    log.info("stopped", extra={"handed_back": 0})
 
 
 def _consumer(settings: Settings, queue: str, name: str) -> Consumer:
@@ -200,19 +225,19 @@ def _consumer(settings: Settings, queue: str, name: str) -> Consumer:
     return Consumer(client, queue, name, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
 
 
-def _stop_on_signal(stopping: threading.Event, heartbeat: Heartbeat, leaver: Consumer) -> None:
-    """On a signal: end the batch; if that takes too long, hand it back and go."""
+def _stop_on_signal(stopping: threading.Event, heartbeat: Heartbeat, leaver: Consumer, grace_s: float) -> None:
+    """On a signal: end the batch; if that takes longer than ``grace_s``, hand it back and go."""
 
     def leave() -> None:
         try:
-            leaver.release(heartbeat.held())
+            log.info("stopped", extra={"handed_back": leaver.release(heartbeat.held())})
         finally:
             os._exit(0)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         if not stopping.is_set():
             stopping.set()
-            patience = threading.Timer(STOP_GRACE_S, leave)
+            patience = threading.Timer(grace_s, leave)
             patience.daemon = True
             patience.start()
 

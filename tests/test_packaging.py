@@ -12,7 +12,8 @@ import pytest
 from tests.test_imports import ROOMS, imports
 
 ROOT = Path(__file__).resolve().parents[1]
-DISTRIBUTION = {"PIL": "pillow"}
+DISTRIBUTION = {"PIL": "pillow", "opentelemetry": "opentelemetry-api"}
+OPTIONAL = {"opentelemetry-api"}  # service/spans.py, for whoever has the extra otel
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 LOCKS = {"serve": None, "dev": "dev"}
 
@@ -23,11 +24,11 @@ def distribution(name: str) -> str:
 
 def declared(extra: str | None) -> set[str]:
     """What an extra asks for, with what it includes; the base dependencies are part of each."""
-    lines = list(PROJECT["dependencies"])
-    while extra:
-        more = PROJECT["optional-dependencies"][extra]
+    lines, open_extras = list(PROJECT["dependencies"]), [extra] if extra else []
+    while open_extras:
+        more = PROJECT["optional-dependencies"][open_extras.pop()]
         lines += [line for line in more if not line.startswith("fewstep[")]
-        extra = next((line[len("fewstep[") : -1] for line in more if line.startswith("fewstep[")), None)
+        open_extras += [line[len("fewstep[") : -1] for line in more if line.startswith("fewstep[")]
     return {distribution(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in lines}
 
 
@@ -41,7 +42,7 @@ def third_party(room: str) -> set[str]:
 @pytest.mark.parametrize(
     ("room", "extra", "beyond"),
     [
-        ("service", None, set()),
+        ("service", None, OPTIONAL),
         # its torch runtime is there for whoever has torch
         ("student", None, {"torch", "diffusers", "transformers"}),
         ("rewards", "train", set()),
@@ -56,7 +57,9 @@ def test_every_import_is_declared(room: str, extra: str | None, beyond: set[str]
 
 
 def test_serving_asks_for_nothing_that_it_does_not_import() -> None:
-    assert declared(None) == third_party("service") | (third_party("student") - {"torch", "diffusers", "transformers"})
+    assert declared(None) == (third_party("service") - OPTIONAL) | (
+        third_party("student") - {"torch", "diffusers", "transformers"}
+    )
 
 
 @pytest.mark.parametrize(("lock", "extra"), LOCKS.items())
@@ -78,7 +81,7 @@ def test_both_lock_files_agree() -> None:
 
 def test_the_image_holds_the_rooms_that_serving_imports() -> None:
     room_of = {name.split(".")[0] for path in (ROOT / "service").rglob("*.py") for name in imports(path)}
-    needed = (room_of | {"service"}) & set(ROOMS)
+    needed = (room_of | {"service", "fewstep"}) & set(ROOMS)
     copied = set(re.findall(r"^COPY (\w+) /app/\1$", (ROOT / "Dockerfile").read_text("utf-8"), re.M)) - {"models"}
     sent = set(re.findall(r"^!(\w+)$", (ROOT / ".dockerignore").read_text("utf-8"), re.M)) - {"LICENSE"}
     assert copied == sent == needed

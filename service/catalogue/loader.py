@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from redis.exceptions import RedisError
 
@@ -76,6 +77,7 @@ class Loader:
         before = self._rack.refused(name)
         if before and before["attempt"] == entry.attempt:
             return
+        started = time.perf_counter()
         try:
             runtime = self._load(Name.of(name))
         except BundleError as error:
@@ -86,9 +88,7 @@ class Loader:
             log.exception("%s cannot be loaded", name)
             reason = f"loading it failed ({type(error).__name__})"
         else:
-            self._rack.put(runtime)
-            log.info("%s is loaded and warm on %s", name, runtime.name)
-            return
+            return self._rack.put(runtime, time.perf_counter() - started)
         self._held_bytes.pop(name, None)
         log.warning("%s is refused: %s", name, reason)
         self._rack.refuse(name, entry.attempt, reason)
@@ -113,7 +113,10 @@ def open_rack(settings: Settings, stopping: threading.Event) -> Rack:
         StartupError: the student cannot be loaded, or none of those that are wanted, with the reason.
     """
     if settings.models is None:
-        return Rack([open_runtime(settings)])
+        started, rack = time.perf_counter(), Rack()
+        runtime = open_runtime(settings)
+        rack.put(runtime, time.perf_counter() - started)
+        return rack
     rack = Rack()
     board = WorkersBoard(connect(settings.required_redis_url), SEVERAL)
     loader = Loader(settings, Folder(settings.models), board, rack)

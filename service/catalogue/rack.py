@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from service.catalogue.folder import Name
 from service.queue.job import lane
 from student.runtimes.runtime import Runtime, StepwiseRuntime
+
+log = logging.getLogger(__name__)
 
 
 class Rack:
@@ -19,6 +22,7 @@ class Rack:
 
     def __init__(self, runtimes: Sequence[Runtime] = ()) -> None:
         self.lanes: Mapping[str, Runtime] = {lane_of(runtime): runtime for runtime in runtimes}
+        self._load_s: dict[str, float] = {}
         self._refused: Mapping[str, Mapping[str, str]] = {}
         self.info: dict[str, Any] = {"host": socket.gethostname(), "models": {}, "refused": {}, "runtime": "",
                                      "max_batch": 1, "shows_steps": False}  # fmt: skip
@@ -34,11 +38,15 @@ class Rack:
         """The most images of a batch, by lane."""
         return {lane: runtime.max_batch for lane, runtime in self.lanes.items()}
 
-    def put(self, runtime: Runtime) -> None:
-        """From now on jobs of this student can be drawn."""
+    def put(self, runtime: Runtime, load_s: float = 0.0) -> None:
+        """From now on jobs of this student, which took ``load_s`` to load and warm up, can be drawn."""
+        self._load_s[name_of(runtime)] = round(load_s, 3)
         self.lanes = {**self.lanes, lane_of(runtime): runtime}
         self._refused = {name: why for name, why in self._refused.items() if name != name_of(runtime)}
         self._tell()
+        about = self.info["models"][name_of(runtime)]
+        student = runtime.student
+        log.info("student loaded", extra={"model": student.id, "model_version": student.version, **about})
 
     def drop(self, name: str) -> None:
         """Hold this student no longer. A batch that is being drawn with it is not touched."""
@@ -57,9 +65,18 @@ class Rack:
     def _tell(self) -> None:
         runtimes = list(self.lanes.values())
         self.info["refused"] = self._refused
-        self.info["models"] = {name_of(runtime): _about(runtime) for runtime in runtimes}
+        self.info["models"] = {name_of(runtime): self._about(runtime) for runtime in runtimes}
         if runtimes:
-            self.info.update(_about(runtimes[0]))
+            self.info.update(self._about(runtimes[0]))
+
+    def _about(self, runtime: Runtime) -> dict[str, Any]:
+        return {
+            "runtime": runtime.name,
+            "max_batch": runtime.max_batch,
+            "shows_steps": isinstance(runtime, StepwiseRuntime),
+            "load_s": self._load_s.get(name_of(runtime), 0.0),
+            "warm_up_s": round(getattr(runtime, "warm_up_s", 0.0), 3),
+        }
 
 
 def name_of(runtime: Runtime) -> str:
@@ -68,11 +85,3 @@ def name_of(runtime: Runtime) -> str:
 
 def lane_of(runtime: Runtime) -> str:
     return lane(runtime.student.id, runtime.student.version)
-
-
-def _about(runtime: Runtime) -> dict[str, Any]:
-    return {
-        "runtime": runtime.name,
-        "max_batch": runtime.max_batch,
-        "shows_steps": isinstance(runtime, StepwiseRuntime),
-    }

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class State(StrEnum):
@@ -39,7 +39,8 @@ class Job:
     """One request: ``len(seeds)`` images of one prompt.
 
     ``key`` names who asked: whoever may read or cancel the job. ``quality`` is that of JPEG and WebP (None: usual).
-    ``previews`` is how many looks at each unfinished image are wanted.
+    ``previews`` is how many looks at each unfinished image are wanted. ``traceparent`` is the W3C header of
+    the span that sent it (empty: none).
     """
 
     id: str
@@ -59,6 +60,7 @@ class Job:
     user: str | None
     metadata: Mapping[str, str]
     request_id: str
+    traceparent: str = ""
 
     @property
     def lane(self) -> str:
@@ -105,6 +107,7 @@ class Terms:
     ``client`` names an open connection that waits for it (empty: nobody, it is asked for later). ``watched``: whoever
     accepted it wants to hear of more than its end. ``idempotency`` is the digest of a client's Idempotency-Key and of
     the client itself (empty: none), ``body`` that of what was asked. ``webhook`` is what to send where at its end.
+    ``quota`` is the key's own one, in thousands of pixel-steps a minute (None: the usual one).
     """
 
     timeout_s: float
@@ -113,6 +116,7 @@ class Terms:
     idempotency: str = ""
     body: str = ""
     webhook: str = ""
+    quota: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,13 +124,15 @@ class Verdict:
     """What the queue says to a job; ``id`` is the job that is to be waited for.
 
     ``wait_s`` is, for a job that was accepted, the predicted wait; for one that was refused, after how long another try
-    is worth it; 0 where nothing was measured yet. ``quota_left`` is in thousands of pixel-steps.
+    is worth it; 0 where nothing was measured yet. ``quota`` (0: none) and
+    ``quota_left`` are in thousands of pixel-steps.
     """
 
     word: Literal["ok", "known", "attached", "mismatch", "quota", "full", "late", "gone"]
     id: str
     wait_s: float
     quota_left: int
+    quota: int = 0
 
 
 @dataclass(frozen=True)

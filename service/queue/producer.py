@@ -31,6 +31,8 @@ class Worker:
     shows_steps: bool
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    load_s: float = 0.0
+    warm_up_s: float = 0.0
 
     def shows(self, model: str) -> bool:
         """Whether it shows the steps of ``id/version``. One of an older release tells of its only model alone."""
@@ -82,8 +84,9 @@ class Producer:
             "model": f"{job.model}/{job.version}" if self._managed else "",
             "idem": terms.idempotency, "body": terms.body, "timeout_ms": round(terms.timeout_s * 1000),
         }  # fmt: skip
-        word, id, wait_ms, left = await self._run("enqueue", json.dumps({**asked, **self._limits}))
-        return Verdict(word, id, int(wait_ms) / 1000, int(left))
+        quota = self._limits["quota"] if terms.quota is None else terms.quota
+        word, id, wait_ms, left = await self._run("enqueue", json.dumps({**asked, **self._limits, "quota": quota}))
+        return Verdict(word, id, int(wait_ms) / 1000, int(left), quota)
 
     async def cancel(self, id: str, why: Literal["cancelled", "expired"] = "cancelled") -> str:
         """End a job; returns 'missing' or its state after the call ('running': marked, its worker drops it)."""
@@ -160,6 +163,8 @@ def _worker(name: str, info: Mapping[str, Any]) -> Worker:
         info.get("shows_steps", False),
         info.get("models", {}),
         info.get("refused", {}),
+        info.get("load_s", 0.0),
+        info.get("warm_up_s", 0.0),
     )
 
 

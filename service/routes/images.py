@@ -15,6 +15,11 @@ from service.services import Services
 
 router = APIRouter(tags=["images"])
 
+
+def _whole_number(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "integer"}}
+
+
 PICTURES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}
 EVENT_NAMES = [
     "queued",
@@ -42,15 +47,25 @@ EVENTS: dict[str, Any] = {
         }
     }
 }
+RATE = {
+    "X-RateLimit-Limit": _whole_number("The key's quota in thousands of pixel-steps a minute; absent without one."),
+    "X-RateLimit-Remaining": _whole_number("What is left of it."),
+    "X-RateLimit-Reset": _whole_number("Seconds until all of it is back."),
+}
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The images; with response_format file, the bytes of the one image; with stream, events.",
         "content": {**PICTURES, **EVENTS},
+        "headers": RATE,
     },
     202: {
         "model": JobStatus,
         "description": "Accepted: with Prefer: respond-async, or wait=N has passed. Location says where to ask.",
-        "headers": {"Location": {"schema": {"type": "string"}}, "Preference-Applied": {"schema": {"type": "string"}}},
+        "headers": {
+            "Location": {"schema": {"type": "string"}},
+            "Preference-Applied": {"schema": {"type": "string"}},
+            **RATE,
+        },
     },
     **error_responses(400, 404, 409, 413, 422, 429, 500, 503, 504),
 }

@@ -12,6 +12,8 @@ from service.errors import NotFound
 FOLDER = Path(__file__).resolve().parent.parent / "page"
 ASSETS = {
     "style.css": "text/css",
+    "key.css": "text/css",
+    "key.js": "text/javascript",
     "page.js": "text/javascript",
     "docs.js": "text/javascript",
     "icon.svg": "image/svg+xml",

@@ -30,7 +30,7 @@ async def healthz() -> dict[str, str]:
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses=error_responses(503))
-async def readyz(request: Request) -> dict[str, str | int]:
+async def readyz(request: Request) -> dict[str, str | int | float]:
     """The queue answers and a worker is alive."""
     services: Services = request.app.state.services
     if services.stopping.is_set():
@@ -50,6 +50,8 @@ async def readyz(request: Request) -> dict[str, str | int]:
         "model_version": served.name.version,
         "runtime": workers[0].models.get(str(served.name), {}).get("runtime", workers[0].runtime),
         "workers": len(workers),
+        "load_s": workers[0].load_s,
+        "warm_up_s": workers[0].warm_up_s,
     }
 
 

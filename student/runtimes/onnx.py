@@ -5,6 +5,7 @@ Legend: B images.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -72,7 +73,9 @@ class OnnxRuntime:
         self.student = student
         self._graphs = _open(bundle, student, manifest, threads)
         self._scorers = Scorers(bundle, student, self._graphs.tokens, threads)
+        started = time.perf_counter()
         self.batches_are_independent = self._warm_up()
+        self.warm_up_s = time.perf_counter() - started
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
         """See ``Runtime.draw``."""

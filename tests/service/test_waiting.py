@@ -85,9 +85,11 @@ def test_whoever_waits_when_it_stops_is_told_so(make_api: Callable[..., Api]) ->
         eventually(lambda: api.waiting() == 1)
         api.process.send_signal(signal.SIGTERM)
         response = waiting.result()
-    assert response.status_code == 503 and response.json()["error"]["message"] == "The service is stopping."
+    [id] = api.ids()
+    assert response.status_code == 503 and response.headers["Location"] == f"/jobs/{id}"
+    assert response.json()["error"]["message"].startswith("The service is stopping; the job goes on without it")
     api.process.wait(10)
-    assert api.states() == ["cancelled"]
+    assert api.states() == ["queued"] and api.hash_of(id)["detached"] == "1"
 
 
 def test_a_server_that_comes_back_without_its_data_is_given_the_waiting_jobs_again(

@@ -1,0 +1,59 @@
+"""The effective configuration, as it may be shown, and whether a service could start with it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from service.access import check_exposure
+from service.errors import StartupError
+from service.keys import KeyStore
+from service.listener import resolve
+from service.logs import without_secrets
+from service.model import open_student
+from service.queue.connection import check_server
+from service.settings import Settings
+
+SECRET_WORDS = ("secret", "password", "token")
+HIDDEN = "***"
+
+
+def effective(settings: Settings) -> dict[str, Any]:
+    """Every setting and its value, whether set or not; without passwords and other secrets."""
+    shown = settings.model_dump(mode="json")
+    return {name: _shown(name, value) for name, value in shown.items()}
+
+
+def check_configuration(settings: Settings) -> dict[str, Any]:
+    """What a service would start with; nothing is started.
+
+    Raises:
+        StartupError: it could not start, and why.
+    """
+    keys = KeyStore(settings.data_dir)
+    check_exposure(settings, resolve(settings.host, settings.port)[4][0], keys)
+    _check_data_dir(settings)
+    student = open_student(settings)
+    if settings.redis_url is not None:
+        check_server(settings.redis_url)
+    return {
+        "config": effective(settings),
+        "model": student.id,
+        "model_version": student.version,
+        "keys": sum(key.active for key in keys.keys()),
+        "queue": "embedded" if settings.redis_url is None else "named",
+    }
+
+
+def _check_data_dir(settings: Settings) -> None:
+    folder = settings.data_dir
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise StartupError(f"FEWSTEP_DATA_DIR {settings.data_dir} cannot be used: {folder} cannot be written.")
+
+
+def _shown(name: str, value: Any) -> Any:
+    if value and any(word in name for word in SECRET_WORDS):
+        return HIDDEN
+    return without_secrets(value) if isinstance(value, str) else value

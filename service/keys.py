@@ -1,0 +1,197 @@
+"""API keys, in a file of the data directory: hashed, so that whoever reads the file cannot use them.
+
+A key is ``fewstep_<id>_<secret>``. The id names it (in the queue, in logs, in ``revoke``); the secret has 192 random
+bits, so that one round of SHA-256 is enough. A revoked key stays in the file: it is what keeps the service closed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import json
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from service.errors import StartupError
+
+SCOPES = ("generate", "read", "metrics", "admin")
+USUAL_SCOPES = ("generate", "read")
+FORM = re.compile(r"fewstep_([0-9a-f]{12})_([0-9a-f]{48})")
+FILE_NAME = "keys.json"
+FORMAT_VERSION = 1
+MAX_NAME_CHARS = 100
+
+log = logging.getLogger(__name__)
+
+
+class KeysError(StartupError):
+    """Something is wrong with the file of keys or with what is asked of it; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is kept of a key. Times are Unix times in seconds; ``quota`` is in megapixel-steps a minute (None: as set
+    for all)."""
+
+    id: str
+    name: str
+    scopes: tuple[str, ...]
+    sha256: str
+    created: int
+    revoked: int | None = None
+    quota: float | None = None
+
+    @property
+    def active(self) -> bool:
+        return self.revoked is None
+
+
+class KeyStore:
+    """The keys of one data directory, as they are now: the file is read again whenever it has changed."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._path = data_dir / FILE_NAME
+        self._keys: dict[str, Key] = {}
+        self._stamp: tuple[int, ...] | None = None
+        self._required = False
+
+    @property
+    def required(self) -> bool:
+        """Whether requests need a key: there is, or was while this process lives, a file of keys."""
+        self._refresh()
+        return self._required
+
+    def find(self, presented: str) -> Key | None:
+        """The active key of this text, if it is one."""
+        self._refresh()
+        match = FORM.fullmatch(presented)
+        key = self._keys.get(match[1]) if match else None
+        if match is None or key is None or not hmac.compare_digest(key.sha256, _digest(match[2])):
+            return None
+        return key if key.active else None
+
+    def keys(self) -> list[Key]:
+        """All keys, revoked ones among them, in the order of their creation.
+
+        Raises:
+            KeysError: the file cannot be read.
+        """
+        return list(_read(self._path).values())
+
+    def create(self, name: str, scopes: Sequence[str] = USUAL_SCOPES, quota: float | None = None) -> tuple[Key, str]:
+        """A new key and its text, which is kept nowhere.
+
+        Raises:
+            KeysError: no such scope, a wrong name or quota, or the file cannot be written.
+        """
+        _check(name, scopes, quota)
+        id, secret = secrets.token_hex(6), secrets.token_hex(24)
+        ordered = tuple(scope for scope in SCOPES if scope in scopes)
+        key = Key(id, name, ordered, _digest(secret), int(time.time()), quota=quota)
+        with self._changing() as keys:
+            keys[id] = key
+        return key, f"fewstep_{id}_{secret}"
+
+    def revoke(self, id: str) -> Key:
+        """Revoke a key, at once and for good; a second time changes nothing.
+
+        Raises:
+            KeysError: there is no such key, or the file cannot be written.
+        """
+        with self._changing() as keys:
+            if id not in keys:
+                raise KeysError(f"There is no key {id!r}; fewstep keys list shows the ids.")
+            if keys[id].active:
+                keys[id] = replace(keys[id], revoked=int(time.time()))
+            return keys[id]
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Key]]:
+        """The keys, to be changed by one process at a time, and written at the end."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                keys = {key.id: key for key in self.keys()}
+                yield keys
+                _write(self._path, keys)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise KeysError(f"{self._path} cannot be written: {error.strerror}.") from error
+
+    def _refresh(self) -> None:
+        stamp: tuple[int, ...]
+        try:
+            status = self._path.stat()
+            stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+        except (FileNotFoundError, NotADirectoryError):
+            self._keys, self._stamp = {}, None  # and whoever needed a key before still does
+            return
+        except OSError as error:
+            stamp = (error.errno or 0,)
+        if stamp == self._stamp:
+            return
+        self._stamp, self._required = stamp, True
+        try:
+            self._keys = _read(self._path)
+        except KeysError as error:
+            log.error("the keys stay as they were: %s", error)
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode("ascii")).hexdigest()
+
+
+def _check(name: str, scopes: Sequence[str], quota: float | None) -> None:
+    if not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
+        raise KeysError(f"A key's name has 1 to {MAX_NAME_CHARS} printable characters.")
+    if not scopes or (unknown := set(scopes) - set(SCOPES)):
+        shown = f" {sorted(unknown)[0]!r}" if scopes else ""
+        raise KeysError(f"There is no scope{shown}; scopes are {', '.join(SCOPES)}.")
+    if quota is not None and not 0 < quota < 1e12:
+        raise KeysError("A quota is a number of megapixel-steps a minute above 0.")
+
+
+def _read(path: Path) -> dict[str, Key]:
+    """The keys by id; none without a file."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if data["format_version"] != FORMAT_VERSION:
+            raise KeysError(f"{path} was written by another version of fewstep.")
+        keys = [Key(**{**entry, "scopes": tuple(entry["scopes"])}) for entry in data["keys"]]
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise KeysError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise KeysError(f"{path} is not a file of keys.") from error
+    return {key.id: key for key in keys}
+
+
+def _write(path: Path, keys: dict[str, Key]) -> None:
+    """Whoever reads meanwhile sees all of the old file or all of the new one."""
+    text = json.dumps({"format_version": FORMAT_VERSION, "keys": [asdict(key) for key in keys.values()]}, indent=2)
+    unfinished = path.with_suffix(".part")
+    unfinished.unlink(missing_ok=True)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
