@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.errors import StartupError
 
 PREFIX = "FEWSTEP_"
+OF_CLIENTS = {"FEWSTEP_URL", "FEWSTEP_API_KEY"}  # what the client and the command line read
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
@@ -118,6 +119,6 @@ def read_settings() -> Settings:
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
     known = [PREFIX + name.upper() for name in Settings.model_fields]
     for name in sorted(environ):
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
+        if name.upper().startswith(PREFIX) and name.upper() not in {*known, *OF_CLIENTS}:
             nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
             raise StartupError(f"{name} is not a setting; the nearest one is {nearest}.")

@@ -47,6 +47,7 @@ def third_party(room: str) -> set[str]:
         ("rewards", "train", set()),
         ("training", "train", set()),
         ("export", "export", set()),
+        ("fewstep", None, set()),
         ("deploy", None, set()),
         ("tests", "dev", set()),
     ],
@@ -56,7 +57,8 @@ def test_every_import_is_declared(room: str, extra: str | None, beyond: set[str]
 
 
 def test_serving_asks_for_nothing_that_it_does_not_import() -> None:
-    assert declared(None) == third_party("service") | (third_party("student") - {"torch", "diffusers", "transformers"})
+    needed = third_party("service") | third_party("student") | third_party("fewstep")
+    assert declared(None) == needed - {"torch", "diffusers", "transformers"}
 
 
 @pytest.mark.parametrize(("lock", "extra"), LOCKS.items())
