@@ -74,6 +74,10 @@ class Settings(BaseSettings):
     result_ttl_s: float = Field(default=3600.0, gt=0, description="How long images and job records are kept.")
     max_pixels: int = Field(default=2**24, ge=1, description="Pixels that one request may ask for; beyond, 413.")
     provenance: bool = Field(default=True, description="Whether image files say in XMP that a model drew them.")
+    c2pa_cert: AbsolutePath | None = Field(
+        default=None, description="Certificate chain (PEM) with which workers sign pictures (C2PA); unset: unsigned."
+    )
+    c2pa_key: AbsolutePath | None = Field(default=None, description="The first certificate's private key (PEM).")
     public_url: str | None = Field(
         default=None,
         pattern="^https?://[^/?#]+(/[^?#]*[^/?#])?$",

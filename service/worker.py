@@ -26,6 +26,7 @@ from service.queue.consumer import Consumer
 from service.queue.job import Claimed, Job, PayloadError, State, lane
 from service.results import ResultStore
 from service.settings import Settings
+from service.signing import Seal, SigningError, open_seal
 from service.steps import Steps
 from student.runtimes.runtime import Runtime, StepwiseRuntime
 
@@ -42,14 +43,16 @@ class Worker:
 
     def __init__(
         self, runtime: Runtime, consumer: Consumer, heartbeat: Heartbeat, store: ResultStore, stopping: threading.Event,
-        *, provenance: bool = True,
+        *, provenance: bool = True, seal: Seal | None = None,
     ) -> None:  # fmt: skip
         self._runtime = runtime
         self._consumer = consumer
         self._heartbeat = heartbeat
         self._store = store
         self._stopping = stopping
-        self._made_by = Provenance(runtime.student.id, runtime.student.version) if provenance else None
+        self._origin = Provenance(runtime.student.id, runtime.student.version)
+        self._made_by = self._origin if provenance else None
+        self._seal = seal
         self._lane = lane(runtime.student.id, runtime.student.version)
 
     def run(self) -> None:
@@ -114,10 +117,11 @@ class Worker:
         started = time.perf_counter()
         try:
             images = [self._keep(claimed, job, k, outcome) for k in range(len(outcome.images))]
-        except OSError as error:
-            log.error("job %s cannot be stored: %s", job.id, error)
+        except (OSError, SigningError) as error:
+            done = "signed" if isinstance(error, SigningError) else "stored"
+            log.error("job %s cannot be %s: %s", job.id, done, error)
             return self._settle_failure(
-                claimed, Failure("generation_failed", "The picture could not be stored."), calls
+                claimed, Failure("generation_failed", f"The picture could not be {done}."), calls
             )
         timings = {
             "queue_s": claimed.queue_s,
@@ -133,6 +137,8 @@ class Worker:
         """Encode and store one picture; returns what the client is told about it."""
         image_CHW = drawing.images[index]
         data = encode(image_CHW, job.output_format, job.quality, self._made_by)
+        if self._seal is not None:
+            data = self._seal.sign(data, job.output_format, self._origin)
         return {
             "file": self._store.put(job.id, claimed.token, str(index), job.output_format, data),
             "seed": job.seeds[index],
@@ -166,6 +172,7 @@ def run_worker(settings: Settings, name: str) -> None:
         StartupError: the student cannot be served, or no server is known.
     """
     stopping = threading.Event()
+    seal = open_seal(settings)
     runtime = open_runtime(settings)
     heartbeat = Heartbeat(_consumer(settings, runtime, name), _info(runtime), settings.lease_s / 3)
     leaver = _consumer(settings, runtime, name)
@@ -173,7 +180,13 @@ def run_worker(settings: Settings, name: str) -> None:
     with heartbeat:
         store = ResultStore(settings.results_dir)
         Worker(
-            runtime, _consumer(settings, runtime, name), heartbeat, store, stopping, provenance=settings.provenance
+            runtime,
+            _consumer(settings, runtime, name),
+            heartbeat,
+            store,
+            stopping,
+            provenance=settings.provenance,
+            seal=seal,
         ).run()
     leaver.release([])
 

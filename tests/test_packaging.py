@@ -12,7 +12,9 @@ import pytest
 from tests.test_imports import ROOMS, imports
 
 ROOT = Path(__file__).resolve().parents[1]
-DISTRIBUTION = {"PIL": "pillow"}
+DISTRIBUTION = {"PIL": "pillow", "c2pa": "c2pa-python"}
+TORCH = {"torch", "diffusers", "transformers"}
+SIGNING = {"c2pa-python", "cryptography"}  # what a service that signs its pictures needs
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 LOCKS = {"serve": None, "dev": "dev"}
 
@@ -23,11 +25,11 @@ def distribution(name: str) -> str:
 
 def declared(extra: str | None) -> set[str]:
     """What an extra asks for, with what it includes; the base dependencies are part of each."""
-    lines = list(PROJECT["dependencies"])
-    while extra:
-        more = PROJECT["optional-dependencies"][extra]
+    lines, extras = list(PROJECT["dependencies"]), [extra] if extra else []
+    for name in extras:  # grows while it is read
+        more = PROJECT["optional-dependencies"][name]
+        extras += [line[len("fewstep[") : -1] for line in more if line.startswith("fewstep[")]
         lines += [line for line in more if not line.startswith("fewstep[")]
-        extra = next((line[len("fewstep[") : -1] for line in more if line.startswith("fewstep[")), None)
     return {distribution(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in lines}
 
 
@@ -41,9 +43,9 @@ def third_party(room: str) -> set[str]:
 @pytest.mark.parametrize(
     ("room", "extra", "beyond"),
     [
-        ("service", None, set()),
+        ("service", None, SIGNING),
         # its torch runtime is there for whoever has torch
-        ("student", None, {"torch", "diffusers", "transformers"}),
+        ("student", None, TORCH),
         ("rewards", "train", set()),
         ("training", "train", set()),
         ("export", "export", set()),
@@ -58,7 +60,8 @@ def test_every_import_is_declared(room: str, extra: str | None, beyond: set[str]
 
 def test_serving_asks_for_nothing_that_it_does_not_import() -> None:
     needed = third_party("service") | third_party("student") | third_party("fewstep")
-    assert declared(None) == needed - {"torch", "diffusers", "transformers"}
+    assert declared(None) == needed - TORCH - SIGNING
+    assert declared("c2pa") == declared(None) | SIGNING
 
 
 @pytest.mark.parametrize(("lock", "extra"), LOCKS.items())
