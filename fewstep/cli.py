@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
-from fewstep.commands import keys, models
+from fewstep.commands import bench, generate, jobs, keys, models, serve, worker
+from fewstep.errors import FewstepError
+from fewstep.options import JSON_META
+from fewstep.output import print_error
 
-app = typer.Typer(name="fewstep", no_args_is_help=True, pretty_exceptions_enable=False)
-app.add_typer(keys.app, name="keys")
+INTERRUPTED = 130
+EPILOG = (
+    "Exit codes: 0 fine, 1 cannot start, 2 wrong usage, 3 refused, 4 key missing or not allowed, 5 not found, 6 busy, "
+    "7 too late, 8 no picture, 9 unreachable, 130 interrupted."
+)
+
+
+class Sentences(TyperGroup):
+    """A group whose commands may raise a FewstepError: it is printed as one sentence and becomes the exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FewstepError as error:
+            print_error(error, bool(ctx.meta.get(JSON_META)))
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    name="fewstep",
+    cls=Sentences,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Serve pictures of few-step students, and draw them.",
+    epilog=EPILOG,
+)
+app.command("serve", **serve.SETTINGS)(serve.serve)
+app.command("worker", **worker.SETTINGS)(worker.worker)
+app.command("generate")(generate.generate)
+app.command("bench")(bench.bench)
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
-
-
-@app.callback()
-def about() -> None:
-    """Draw pictures with few-step students."""
+app.add_typer(keys.app, name="keys")
 
 
 def main(arguments: list[str] | None = None) -> None:

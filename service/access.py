@@ -23,6 +23,7 @@ SCOPE_OF = {
     ("POST", "/generate"): "generate",
     ("POST", "/v1/images/generations"): "generate",
     ("POST", "/jobs/{id}/cancel"): "generate",
+    ("GET", "/jobs"): "read",
     ("GET", "/jobs/{id}"): "read",
     ("GET", "/jobs/{id}/events"): "read",
     ("GET", "/jobs/{id}/images/{k}"): "read",

@@ -85,6 +85,12 @@ class JobStatus(Strict):
     error: ErrorDetail | None = Field(description="When it is failed, cancelled or expired: why.")
 
 
+class JobList(Strict):
+    """Jobs of one caller, newest first."""
+
+    data: list[JobStatus]
+
+
 class ErrorResponse(Strict):
     """The body of every answer that is not a success."""
 

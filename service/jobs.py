@@ -33,6 +33,19 @@ async def find(services: Services, id: str, key: str) -> Record:
     return record
 
 
+async def owned(services: Services, key: str, limit: int) -> list[Record]:
+    """The newest jobs of this caller, newest first.
+
+    Raises:
+        Unavailable
+    """
+    try:
+        records = await services.producer.owned(key, limit)
+    except RedisError as error:
+        raise Unavailable("The queue is out of reach.") from error
+    return [record for record in records if record.key == key and record.readable]
+
+
 async def image_of(services: Services, record: Record, index: int) -> Response:
     """The bytes of an image of a job.
 

@@ -54,6 +54,7 @@ class Metrics:
         self._webhooks = self._counter("webhooks", "Tries to send a webhook, by outcome.", ["outcome"])
         self._duration = self._histogram("request_duration_seconds", "From request to answer.", ["route"], SECONDS)
         self._queue_wait = self._histogram("queue_wait_seconds", "From acceptance to a worker.", named, SECONDS)
+        self._job = self._histogram("job_duration_seconds", "From acceptance to the pictures.", named, SECONDS)
         self._inference = self._histogram("inference_duration_seconds", "One call of the runtime.", drawn, SECONDS)
         self._batch = self._histogram("batch_size", "Images in one call of the runtime.", drawn, BATCH)
         self._reward = self._histogram("reward_score", "Standardised scores.", [*named, "scorer"], SCORES)
@@ -103,6 +104,7 @@ class Metrics:
             self._failures.labels(result["error"]["code"] if "error" in result else record.state.value).inc()
             return
         self._queue_wait.labels(*names).observe(result["timings"]["queue_s"])
+        self._job.labels(*names).observe((record.finished_s or record.created_s) - record.created_s)
         self._images.labels(*names).inc(len(result["images"]))
         for image in result["images"]:
             for scorer, score in image["reward"].items():

@@ -16,6 +16,7 @@ from service.webhooks.signature import key_of
 from service.webhooks.target import Network
 
 PREFIX = "FEWSTEP_"
+OF_CLIENTS = {"FEWSTEP_URL", "FEWSTEP_API_KEY"}  # what the client and the command line read
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 SECRETS = ("FEWSTEP_REDIS_URL", "FEWSTEP_WEBHOOK_SECRET")  # a URL may hold a password
@@ -87,6 +88,10 @@ class Settings(BaseSettings):
     result_ttl_s: float = Field(default=3600.0, gt=0, description="How long images and job records are kept.")
     max_pixels: int = Field(default=2**24, ge=1, description="Pixels that one request may ask for; beyond, 413.")
     provenance: bool = Field(default=True, description="Whether image files say in XMP that a model drew them.")
+    c2pa_cert: AbsolutePath | None = Field(
+        default=None, description="Certificate chain (PEM) with which workers sign pictures (C2PA); unset: unsigned."
+    )
+    c2pa_key: AbsolutePath | None = Field(default=None, description="The first certificate's private key (PEM).")
     public_url: str | None = Field(
         default=None,
         pattern="^https?://[^/?#]+(/[^?#]*[^/?#])?$",
@@ -181,6 +186,6 @@ def read_settings() -> Settings:
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
     known = [PREFIX + name.upper() for name in Settings.model_fields]
     for name in sorted(environ):
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
+        if name.upper().startswith(PREFIX) and name.upper() not in {*known, *OF_CLIENTS}:
             nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
             raise StartupError(f"{name} is not a setting; the nearest one is {nearest}.")

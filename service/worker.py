@@ -28,6 +28,7 @@ from service.queue.consumer import Consumer
 from service.queue.job import Claimed, Job, PayloadError, State
 from service.results import ResultStore
 from service.settings import Settings
+from service.signing import Seal, SigningError, open_seal
 from service.steps import Steps
 from service.tracing import Tracing, open_tracing
 from student.runtimes.runtime import Runtime
@@ -45,7 +46,7 @@ class Worker:
 
     def __init__(
         self, runtimes: Runtime | Rack, consumer: Consumer, heartbeat: Heartbeat, store: ResultStore,
-        stopping: threading.Event, *, provenance: bool = True, tracing: Tracing | None = None,
+        stopping: threading.Event, *, provenance: bool = True, tracing: Tracing | None = None, seal: Seal | None = None,
     ) -> None:  # fmt: skip
         self._rack = runtimes if isinstance(runtimes, Rack) else Rack([runtimes])
         self._consumer = consumer
@@ -54,6 +55,7 @@ class Worker:
         self._stopping = stopping
         self._provenance = provenance
         self._tracing = tracing or Tracing()
+        self._seal = seal
 
     def run(self) -> None:
         """Work until told to stop; a server that is away for a while is waited for."""
@@ -79,7 +81,8 @@ class Worker:
         """Draw with the runtime of the batch's lane from now on; whatever cannot be read is refused by any of them."""
         self._runtime = lanes.get(_lane_of(batch[0].payload) or "") or next(iter(lanes.values()))
         student = self._runtime.student
-        self._made_by = Provenance(student.id, student.version) if self._provenance else None
+        self._origin = Provenance(student.id, student.version)
+        self._made_by = self._origin if self._provenance else None
 
     def _process(self, batch: Sequence[Claimed]) -> None:
         with self._heartbeat.holding(batch):
@@ -142,10 +145,11 @@ class Worker:
         started = time.perf_counter()
         try:
             images = [self._keep(claimed, job, k, outcome) for k in range(len(outcome.images))]
-        except OSError as error:
-            log.error("job %s cannot be stored: %s", job.id, error)
+        except (OSError, SigningError) as error:
+            done = "signed" if isinstance(error, SigningError) else "stored"
+            log.error("job %s cannot be %s: %s", job.id, done, error)
             return self._settle_failure(
-                claimed, Failure("generation_failed", "The picture could not be stored."), calls
+                claimed, Failure("generation_failed", f"The picture could not be {done}."), calls
             )
         timings = {
             "queue_s": claimed.queue_s,
@@ -161,6 +165,8 @@ class Worker:
         """Encode and store one picture; returns what the client is told about it."""
         image_CHW = drawing.images[index]
         data = encode(image_CHW, job.output_format, job.quality, self._made_by)
+        if self._seal is not None:
+            data = self._seal.sign(data, job.output_format, self._origin)
         return {
             "file": self._store.put(job.id, claimed.token, str(index), job.output_format, data),
             "seed": job.seeds[index],
@@ -204,7 +210,7 @@ def run_worker(settings: Settings, name: str) -> None:
         StartupError: the student cannot be served, or no server is known.
     """
     stopping = threading.Event()
-    tracing = open_tracing(settings, "worker")
+    tracing, seal = open_tracing(settings, "worker"), open_seal(settings)
     queue = queue_name(settings)
     rack = open_rack(settings, stopping)
     heartbeat = Heartbeat(_consumer(settings, queue, name), rack.info, settings.lease_s / 3)
@@ -213,7 +219,7 @@ def run_worker(settings: Settings, name: str) -> None:
     with heartbeat:
         Worker(
             rack, _consumer(settings, queue, name), heartbeat, ResultStore(settings.results_dir), stopping,
-            provenance=settings.provenance, tracing=tracing,
+            provenance=settings.provenance, tracing=tracing, seal=seal,
         ).run()  # fmt: skip
     leaver.release([])
     tracing.close()

@@ -12,8 +12,10 @@ import pytest
 from tests.test_imports import ROOMS, imports
 
 ROOT = Path(__file__).resolve().parents[1]
-DISTRIBUTION = {"PIL": "pillow", "opentelemetry": "opentelemetry-api"}
-OPTIONAL = {"opentelemetry-api"}  # service/spans.py, for whoever has the extra otel
+DISTRIBUTION = {"PIL": "pillow", "c2pa": "c2pa-python", "opentelemetry": "opentelemetry-api"}
+TORCH = {"torch", "diffusers", "transformers"}
+SIGNING = {"c2pa-python", "cryptography"}  # what a service that signs its pictures needs
+TRACING = {"opentelemetry-api"}  # service/spans.py, for whoever has the extra otel
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 LOCKS = {"serve": None, "dev": "dev"}
 
@@ -24,11 +26,11 @@ def distribution(name: str) -> str:
 
 def declared(extra: str | None) -> set[str]:
     """What an extra asks for, with what it includes; the base dependencies are part of each."""
-    lines, open_extras = list(PROJECT["dependencies"]), [extra] if extra else []
-    while open_extras:
-        more = PROJECT["optional-dependencies"][open_extras.pop()]
+    lines, extras = list(PROJECT["dependencies"]), [extra] if extra else []
+    for name in extras:  # grows while it is read
+        more = PROJECT["optional-dependencies"][name]
+        extras += [line[len("fewstep[") : -1] for line in more if line.startswith("fewstep[")]
         lines += [line for line in more if not line.startswith("fewstep[")]
-        open_extras += [line[len("fewstep[") : -1] for line in more if line.startswith("fewstep[")]
     return {distribution(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in lines}
 
 
@@ -42,12 +44,13 @@ def third_party(room: str) -> set[str]:
 @pytest.mark.parametrize(
     ("room", "extra", "beyond"),
     [
-        ("service", None, OPTIONAL),
+        ("service", None, SIGNING | TRACING),
         # its torch runtime is there for whoever has torch
-        ("student", None, {"torch", "diffusers", "transformers"}),
+        ("student", None, TORCH),
         ("rewards", "train", set()),
         ("training", "train", set()),
         ("export", "export", set()),
+        ("fewstep", None, set()),
         ("deploy", None, set()),
         ("tests", "dev", set()),
     ],
@@ -57,9 +60,9 @@ def test_every_import_is_declared(room: str, extra: str | None, beyond: set[str]
 
 
 def test_serving_asks_for_nothing_that_it_does_not_import() -> None:
-    assert declared(None) == (third_party("service") - OPTIONAL) | (
-        third_party("student") - {"torch", "diffusers", "transformers"}
-    )
+    needed = third_party("service") | third_party("student") | third_party("fewstep")
+    assert declared(None) == needed - TORCH - SIGNING - TRACING
+    assert declared("c2pa") == declared(None) | SIGNING
 
 
 @pytest.mark.parametrize(("lock", "extra"), LOCKS.items())

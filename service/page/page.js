@@ -1,4 +1,10 @@
-"use strict";
+// The form: what can be asked for, and what is done with it.
+
+import { choices } from "./api.js";
+import { $, element } from "./dom.js";
+import { compare, draw, startGallery } from "./gallery.js";
+import { startPanel } from "./panel.js";
+import { startViewer } from "./viewer.js";
 
 const EXAMPLES = [
   "a red heart above a blue star",
@@ -8,19 +14,10 @@ const EXAMPLES = [
   "small black cross on gray",
 ];
 const SEED_LIMIT = 2 ** 32;
-const FULL_BAR = 3; // a reward of this size fills its half of the bar
 const LOOK_AGAIN_MS = 5000;
+const MOST_VARIANTS = 6;
 let lookAgain = 0;
-
-const $ = (id) => document.getElementById(id);
-const copy = (id) => $(id).content.firstElementChild.cloneNode(true);
-
-function element(name, className, text) {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
+let offered = []; // [{model, version, latest, steps, shows}]
 
 /** What is served, and whether it is ready; looks again for as long as it is not. */
 async function showAbout() {
@@ -38,93 +35,90 @@ async function showAbout() {
   if (!about.ready) lookAgain = setTimeout(showAbout, LOOK_AGAIN_MS);
 }
 
-/** The answer to a request; throws an Error whose message is one sentence for the reader. */
-async function generate(request) {
-  let response;
+function option(value, text) {
+  const made = element("option", "", text);
+  made.value = value;
+  return made;
+}
+
+const name = ({ model, version }) => `${model} ${version ?? ""}`.trim();
+const stepped = (steps) => `${steps} step${steps === 1 ? "" : "s"}`;
+const chosen = () => offered[Number($("model").value)] ?? null;
+
+/** Models, versions and step counts, as far as the service tells them. */
+async function showChoices() {
   try {
-    response = await fetch("generate", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(request),
-    });
+    offered = await choices();
   } catch {
-    throw new Error("The service cannot be reached.");
+    return; // the form works without
   }
-  const body = await response.json().catch(() => null);
-  if (!response.ok) throw new Error(body?.error?.message ?? `The service answered ${response.status}.`);
-  return body;
+  $("model").replaceChildren(...offered.map((one, k) => option(k, name(one))));
+  $("model").value = String(Math.max(0, offered.findIndex(({ latest }) => latest)));
+  $("model-field").hidden = offered.length < 2;
+  showSteps();
 }
 
-function reward(name, score) {
-  const bar = element("div", score < 0 ? "bar below" : "bar");
-  const fill = element("i");
-  const share = Math.min(Math.abs(score) / FULL_BAR, 1) * 50;
-  fill.style.width = `${share}%`;
-  fill.style.left = `${score < 0 ? 50 - share : 50}%`;
-  bar.append(fill);
-  const sign = score < 0 ? "−" : "+";
-  return [element("dt", "", name), bar, element("dd", "", sign + Math.abs(score).toFixed(2))];
+function showSteps() {
+  const steps = chosen()?.steps ?? [];
+  const kept = Number($("steps").value);
+  $("steps").replaceChildren(...steps.map((count) => option(count, count)));
+  $("steps").value = String(steps.includes(kept) ? kept : steps.at(-1));
+  $("steps-field").hidden = steps.length < 2;
+  const variants = offered.flatMap((one, k) => one.steps.map((count) => ({ k, count })));
+  $("compare-field").hidden = variants.length < 2;
+  $("variants").querySelector(".chips").replaceChildren(...variants.map(chip));
 }
 
-function picture(image, prompt) {
-  const figure = copy("picture");
-  const source = `data:image/png;base64,${image.b64_json}`;
-  const link = figure.querySelector("a");
-  link.href = source;
-  link.download = `${image.seed}.png`;
-  link.title = "Save this picture";
-  const img = figure.querySelector("img");
-  img.src = source;
-  img.alt = `${prompt} (seed ${image.seed})`;
-  for (const [name, score] of Object.entries(image.reward)) {
-    figure.querySelector(".rewards").append(...reward(name, score));
-  }
-  const seed = figure.querySelector(".seed");
-  seed.textContent = `seed ${image.seed}`;
-  seed.addEventListener("click", () => { $("seed").value = image.seed; $("count").value = 1; $("seed").focus(); });
-  return figure;
+/** One way to draw, to be compared: all step counts of the chosen model are, to begin with. */
+function chip({ k, count }) {
+  const made = element("label", "chip");
+  const box = element("input");
+  box.type = "checkbox";
+  box.value = `${k} ${count}`;
+  box.checked = offered[k] === chosen();
+  made.append(box, offered.length > 1 ? `${name(offered[k])} · ${stepped(count)}` : stepped(count));
+  return made;
 }
 
-const milliseconds = (seconds) => `${Math.max(1, Math.round(seconds * 1000))} ms`;
-
-function facts(answer) {
-  const { queue_s, inference_s, score_s, total_s } = answer.timings;
-  return [
-    `${milliseconds(total_s)} in all`,
-    `waited ${milliseconds(queue_s)}`,
-    `drawn in ${milliseconds(inference_s)}`,
-    `scored in ${milliseconds(score_s)}`,
-    `batch of ${answer.batch_size}`,
-  ].join(" · ");
+function body(one, steps) {
+  const asked = { prompt: $("prompt").value.trim(), n: Number($("count").value) };
+  if ($("seed").value !== "") asked.seed = Number($("seed").value) % SEED_LIMIT;
+  if (steps) asked.num_inference_steps = steps;
+  if (one && offered.length > 1) Object.assign(asked, { model: one.model, model_version: one.version });
+  return asked;
 }
 
-/** An article that waits for its pictures. */
-function newRun(prompt, count) {
-  const run = copy("run");
-  run.classList.add("waiting");
-  run.querySelector("h2").textContent = prompt;
-  run.querySelector(".facts").textContent = "drawing …";
-  for (let k = 0; k < count; k++) run.querySelector(".pictures").append(copy("picture"));
-  return run;
+const looks = (one) => one?.shows ?? true;
+
+function variants() {
+  const boxes = [...$("variants").querySelectorAll("input:checked")];
+  const seed = $("seed").value === "" ? crypto.getRandomValues(new Uint32Array(1))[0] : null;
+  return boxes.map((box) => {
+    const [k, steps] = box.value.split(" ").map(Number);
+    const asked = { ...body(offered[k], steps), ...(seed === null ? {} : { seed }) };
+    return { label: box.parentElement.textContent, body: asked, looks: looks(offered[k]) };
+  });
 }
 
-async function draw() {
-  const prompt = $("prompt").value.trim();
+async function start() {
   const count = Number($("count").value);
-  const request = { prompt, num_images_per_prompt: count };
-  if ($("seed").value !== "") request.seed = Number($("seed").value) % SEED_LIMIT;
-  const run = newRun(prompt, count);
+  if (!$("compare").checked) {
+    return draw(body(chosen(), Number($("steps").value) || null), count, looks(chosen()));
+  }
+  const asked = variants();
+  if (asked.length < 2) throw new Error("Choose at least two ways to compare.");
+  if (asked.length > MOST_VARIANTS) throw new Error(`Choose ${MOST_VARIANTS} ways to compare at most.`);
+  return compare(asked, count);
+}
+
+async function submitted() {
   $("error").hidden = true;
   $("empty").hidden = true;
   $("draw").disabled = true;
-  $("gallery").prepend(run);
   try {
-    const answer = await generate(request);
-    run.querySelector(".facts").textContent = facts(answer);
-    run.querySelector(".pictures").replaceChildren(...answer.data.map((image) => picture(image, prompt)));
-    run.classList.remove("waiting");
+    await start();
+    if (!offered.length) showChoices(); // with the key that the reader has given meanwhile
   } catch (error) {
-    run.remove();
     $("error").textContent = error.message;
     $("error").hidden = false;
     showAbout();
@@ -133,17 +127,40 @@ async function draw() {
   }
 }
 
+function use(seed) {
+  $("seed").value = seed;
+  $("count").value = 1;
+  $("seed").focus();
+  $("form").scrollIntoView({ block: "nearest" });
+}
+
 for (const example of EXAMPLES) {
   const button = element("button", "", example);
   button.type = "button";
   button.addEventListener("click", () => { $("prompt").value = example; $("form").requestSubmit(); });
   $("examples").append(button);
 }
-$("form").addEventListener("submit", (event) => { event.preventDefault(); if (!$("draw").disabled) draw(); });
+$("form").addEventListener("submit", (event) => { event.preventDefault(); if (!$("draw").disabled) submitted(); });
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
     $("form").requestSubmit();
   }
 });
+document.addEventListener("keydown", (event) => {
+  if (event.key === "/" && !event.target.closest("input, textarea, select, dialog")) {
+    event.preventDefault();
+    $("prompt").select();
+  }
+});
+$("model").addEventListener("change", showSteps);
+$("compare").addEventListener("change", () => {
+  $("variants").hidden = !$("compare").checked;
+  $("steps").disabled = $("compare").checked;
+});
+
+startGallery(use);
+startViewer(use);
+startPanel();
 showAbout();
+showChoices();

@@ -121,6 +121,16 @@ class Producer:
         rows = zip(ids, await pipeline.execute(), strict=True)
         return {id: _record(id, dict(zip(FIELDS, row, strict=True))) for id, row in rows if row[0]}
 
+    async def owned(self, key: str, limit: int) -> list[Record]:
+        """The newest jobs of a key that are still kept, newest first."""
+        ids = [str(id) for id in await self._client.zrevrange(f"{self._prefix}k:{key}", 0, -1)]
+        found: list[Record] = []
+        for start in range(0, len(ids), limit):  # some records may have gone before their place in the list
+            found += (await self.records(ids[start : start + limit])).values()
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
     async def workers(self) -> list[Worker]:
         """The workers that have given a sign of life lately."""
         now_us = await self._now_us()

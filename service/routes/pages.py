@@ -12,9 +12,16 @@ from service.errors import NotFound
 FOLDER = Path(__file__).resolve().parent.parent / "page"
 ASSETS = {
     "style.css": "text/css",
+    "draw.css": "text/css",
     "key.css": "text/css",
     "key.js": "text/javascript",
     "page.js": "text/javascript",
+    "api.js": "text/javascript",
+    "dom.js": "text/javascript",
+    "gallery.js": "text/javascript",
+    "panel.js": "text/javascript",
+    "snippets.js": "text/javascript",
+    "viewer.js": "text/javascript",
     "docs.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }

@@ -328,3 +328,13 @@ def test_a_fused_runtime_shows_no_previews_and_says_so(make_api: Callable[..., A
     staged.beat({"runtime": "onnx-staged-fp32", "host": "h", "max_batch": 8, "shows_steps": True}, [])
     assert post_with(api.url, ASYNC, prompt="p", partial_images=1).status_code == 202
     assert json.loads(api.hash_of(api.ids()[0])["payload"])["previews"] == 1
+
+
+def test_jobs_are_listed_newest_first_and_within_bounds(live: Service) -> None:
+    ids = [post(live.url, prompt="a red heart").json()["id"] for _ in range(3)]
+    answer = call("GET", f"{live.url}/jobs", params={"limit": 2})
+    assert [job["id"] for job in answer.json()["data"]] == ids[:0:-1]
+    assert answer.json()["data"][0] == call("GET", f"{live.url}/jobs/{ids[2]}").json()
+    for limit in ("0", "101", "many"):
+        refused = call("GET", f"{live.url}/jobs", params={"limit": limit})
+        assert refused.status_code == 422 and refused.json()["error"]["param"] == "limit"

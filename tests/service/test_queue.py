@@ -383,3 +383,22 @@ def test_every_script_is_used_and_says_what_it_may_do_without_memory() -> None:
         "leave", "watch", "place", "show", "models", "webhooks",
     }  # fmt: skip
     assert {name for name in names if "allow-oom" not in source(name).splitlines()[0]} == {"enqueue"}
+
+
+def test_a_key_sees_its_own_jobs_newest_first_and_only_those_that_are_kept(queue: Queue) -> None:
+    mine = [queue.add(key="me") for _ in range(4)]
+    queue.add(key="you")
+    queue.client.delete(f"{queue.prefix}j:{mine[2]}")  # its record has run out
+    owned = queue.runner.run(queue.producer.owned("me", 2))
+    assert [record.id for record in owned] == [mine[3], mine[1]]
+    assert [record.id for record in queue.runner.run(queue.producer.owned("me", 9))] == [mine[3], mine[1], mine[0]]
+    assert queue.runner.run(queue.producer.owned("nobody", 9)) == []
+    assert 0 < queue.client.pttl(f"{queue.prefix}k:me") <= 120_000
+
+
+def test_the_list_of_a_keys_jobs_is_bounded(queue: Queue) -> None:
+    entries = {f"{k:032x}": k for k in range(1000)}
+    queue.client.zadd(f"{queue.prefix}k:me", entries)
+    newest = queue.add(key="me")
+    listed = queue.client.zrange(f"{queue.prefix}k:me", 0, -1)
+    assert len(listed) == 1000 and listed[-1] == newest and listed[0] == f"{1:032x}"

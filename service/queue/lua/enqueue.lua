@@ -7,6 +7,7 @@
 -- 'attached' to job id, which the Idempotency-Key stands for; or refused: 'mismatch' (of the body), 'quota', 'full',
 -- 'late' (it would wait longer than its timeout), with the ms after which it is worth another try; or 'gone': the model
 -- is served no more. left is what is left of the quota, whatever the verdict.
+local OWN_KEPT = 1000
 local a = cjson.decode(ARGV[1])
 local key, now = P .. 'j:' .. a.id, now_us()
 
@@ -19,6 +20,14 @@ local function attach(id)
   end
   redis.call('ZREM', P .. 'ab', id)
   if a.watch or id ~= a.id then watch(id, a.reply) end
+end
+
+-- So that it can be listed by its owner: the newest only, and no longer than its record lives.
+local function own(id, owner, since)
+  local list, kept_ms = P .. 'k:' .. owner, a.timeout_ms + a.ttl_ms
+  redis.call('ZADD', list, int(since), id)
+  redis.call('ZREMRANGEBYRANK', list, 0, -1 - OWN_KEPT)
+  keep(list, kept_ms)
 end
 
 local left = 0
@@ -61,6 +70,7 @@ redis.call('HSET', key, 'lane', a.lane, 'images', a.images, 'payload', a.payload
   'deadline_us', int(now + a.timeout_ms * 1000), 'ttl_ms', int(a.ttl_ms))
 redis.call('PEXPIRE', key, int(a.timeout_ms + a.ttl_ms))
 if a.webhook ~= '' then redis.call('HSET', key, 'webhook', a.webhook) end
+own(a.id, a.key, now)
 attach(a.id)
 if a.idem ~= '' then redis.call('SET', P .. 'i:' .. a.idem, a.id, 'PX', int(a.timeout_ms + a.ttl_ms)) end
 if a.quota > 0 then

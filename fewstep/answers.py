@@ -1,0 +1,147 @@
+"""What the service answers, typed. Fields that a newer service adds are kept, not refused."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fewstep.errors import WrongUse
+
+Status = Literal["queued", "running", "done", "failed", "cancelled", "expired"]
+FINAL: frozenset[Status] = frozenset({"done", "failed", "cancelled", "expired"})
+
+
+class Lenient(BaseModel):
+    """Frozen; unknown fields are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+
+class Picture(Lenient):
+    """One image. ``reward`` is the standardised score by scorer: 0 is the teacher's mean."""
+
+    seed: int
+    width: int
+    height: int
+    sha256: str
+    reward: dict[str, float]
+    b64_json: str | None = None
+    url: str | None = None
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of the image file.
+
+        Raises:
+            WrongUse: the answer holds an address instead; ``Client.image`` fetches it.
+        """
+        if self.b64_json is None:
+            raise WrongUse("This answer holds the picture's address, not its bytes.")
+        return base64.b64decode(self.b64_json)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the image file; returns where."""
+        path = Path(path)
+        path.write_bytes(self.data)
+        return path
+
+
+class Timings(Lenient):
+    """Where the time went, in seconds."""
+
+    queue_s: float
+    inference_s: float
+    score_s: float
+    encode_s: float
+    total_s: float
+
+
+class Answer(Lenient):
+    """The images of a request, in the order of their seeds."""
+
+    id: str
+    created: int
+    model: str
+    model_version: str
+    runtime: str
+    batch_size: int
+    data: list[Picture]
+    timings: Timings
+
+
+class QueuePlace(Lenient):
+    """``position`` jobs come before; they take about ``predicted_wait_s`` (0: not known yet)."""
+
+    position: int
+    predicted_wait_s: float
+
+
+class Problem(Lenient):
+    """Why a job has no images."""
+
+    message: str
+    code: str | None = None
+
+
+class Job(Lenient):
+    """A job at any time of its life."""
+
+    id: str
+    status: Status
+    created: int
+    model: str
+    model_version: str
+    prompt: str
+    seeds: list[int]
+    user: str | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    priority: int = 0
+    cancelling: bool = False
+    queue: QueuePlace | None = None
+    data: list[Picture] = Field(default_factory=list)
+    runtime: str | None = None
+    batch_size: int | None = None
+    timings: Timings | None = None
+    error: Problem | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self.status in FINAL
+
+
+class Jobs(Lenient):
+    """The caller's own jobs, newest first."""
+
+    data: list[Job]
+
+
+class Model(Lenient):
+    """A served student."""
+
+    id: str
+
+
+class Models(Lenient):
+    """What is served."""
+
+    data: list[Model]
+
+
+class Event(Lenient):
+    """One server-sent event of a job's life: queued, started, image_generation.partial_image,
+    image_generation.completed, done or error. ``number`` is fixed for each event of a job; news of a job's place
+    in the queue have none."""
+
+    name: str
+    number: int | None
+    data: dict[str, Any]
+
+    @property
+    def picture(self) -> bytes | None:
+        """The bytes of the image that came with it, finished or not, if one did."""
+        encoded = self.data.get("b64_json")
+        return base64.b64decode(encoded) if isinstance(encoded, str) else None

@@ -1,0 +1,141 @@
+"""The client for programs on asyncio: what ``Client`` has, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Self, Unpack
+
+import httpx
+
+from fewstep import protocol
+from fewstep.answers import Answer, Event, Job, Model
+from fewstep.connection import connection
+from fewstep.errors import FewstepError, Unreachable
+from fewstep.events import Following
+from fewstep.protocol import Call, Outcome, Pause, Steps, T
+from fewstep.request import Options
+from fewstep.retries import Retries
+
+TIMEOUT_S = 120.0
+CONNECTIONS = 100
+
+
+class AsyncClient:
+    """A service's client; it may be shared by tasks.
+
+    ``url`` and ``api_key`` come from FEWSTEP_URL and FEWSTEP_API_KEY if they are not given. ``timeout_s`` is how long
+    an answer may take (longer if a request's own ``timeout_s`` says so), ``connections`` how many
+    requests may be under way at once. Every method raises ``FewstepError``.
+    """
+
+    def __init__(
+        self, url: str | None = None, api_key: str | None = None, *, timeout_s: float = TIMEOUT_S,
+        retries: Retries | None = None, connections: int = CONNECTIONS,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:  # fmt: skip
+        found = connection(url, api_key, timeout_s)
+        self._retries = retries or Retries()
+        self._http = httpx.AsyncClient(
+            base_url=found.base_url,
+            headers=found.headers,
+            timeout=found.timeout,
+            trust_env=found.proxies,
+            transport=transport,
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def generate(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> Answer:
+        """Draw images and wait for them. A call that is tried again never draws twice."""
+        return await self._run(protocol.generate(prompt, options, idempotency_key, self._retries))
+
+    async def submit(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> Job:
+        """Ask for images and do not wait: ``wait``, ``events`` and ``image`` tell the rest."""
+        return await self._run(protocol.submit(prompt, options, idempotency_key, self._retries))
+
+    async def stream(
+        self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]
+    ) -> AsyncIterator[Event]:
+        """Ask for images and watch: the events of ``submit``'s job, with looks at unfinished images if
+        ``partial_images`` says so."""
+        job = await self.submit(prompt, idempotency_key=idempotency_key, **options)
+        async for event in self.events(job.id):
+            yield event
+
+    async def job(self, id: str) -> Job:
+        """A job as it is now."""
+        return await self._run(protocol.job(id, self._retries))
+
+    async def jobs(self, limit: int = 20) -> list[Job]:
+        """One's own jobs that are still kept, newest first."""
+        return await self._run(protocol.jobs(limit, self._retries))
+
+    async def cancel(self, id: str) -> Job:
+        """Cancel a job, as often as you like; one that has ended stays as it is."""
+        return await self._run(protocol.cancel(id, self._retries))
+
+    async def wait(self, id: str, timeout_s: float | None = None) -> Job:
+        """The job when it has ended, well or not."""
+        return await self._run(protocol.wait(id, timeout_s, self._retries))
+
+    async def image(self, id: str, index: int = 0) -> bytes:
+        """The file of one image of a job that is done."""
+        return await self._run(protocol.image(id, index, self._retries))
+
+    async def models(self) -> list[Model]:
+        """What is served."""
+        return await self._run(protocol.models(self._retries))
+
+    async def events(self, id: str, after: int | None = None) -> AsyncIterator[Event]:
+        """A job's events after number ``after`` up to its end, each once, however often the connection breaks."""
+        following = Following(id, self._retries, after)
+        while not following.ended:
+            try:
+                async for event in self._events(following):
+                    yield event
+            except httpx.TransportError as error:
+                await asyncio.sleep(following.broken(Unreachable(f"The stream of events broke: {error}.")))
+            except FewstepError as error:
+                await asyncio.sleep(following.broken(error))
+
+    async def _events(self, following: Following) -> AsyncIterator[Event]:
+        async with self._http.stream(**following.call.arguments()) as response:
+            if not response.is_success:
+                await response.aread()
+            following.opened(response)
+            async for line in response.aiter_lines():
+                if (event := following.line(line)) is not None:
+                    yield event
+        following.closed()
+
+    async def _run(self, steps: Steps[T]) -> T:
+        outcome: Outcome = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            outcome = await self._do(step)
+
+    async def _do(self, step: Call | Pause) -> Outcome:
+        if isinstance(step, Pause):
+            await asyncio.sleep(step.seconds)
+            return None
+        try:
+            return await self._http.request(**step.arguments())
+        except httpx.TransportError as error:
+            return error

@@ -1,0 +1,132 @@
+"""The client for programs that wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self, Unpack
+
+import httpx
+
+from fewstep import protocol
+from fewstep.answers import Answer, Event, Job, Model
+from fewstep.connection import connection
+from fewstep.errors import FewstepError, Unreachable
+from fewstep.events import Following
+from fewstep.protocol import Call, Outcome, Pause, Steps, T
+from fewstep.request import Options
+from fewstep.retries import Retries
+
+TIMEOUT_S = 120.0
+
+
+class Client:
+    """A service's client; it may be shared by threads.
+
+    ``url`` and ``api_key`` come from FEWSTEP_URL and FEWSTEP_API_KEY if they are not given. ``timeout_s`` is how long
+    an answer may take (longer if a request's own ``timeout_s`` says so). Every method raises ``FewstepError``.
+    """
+
+    def __init__(
+        self, url: str | None = None, api_key: str | None = None, *, timeout_s: float = TIMEOUT_S,
+        retries: Retries | None = None, transport: httpx.BaseTransport | None = None,
+    ) -> None:  # fmt: skip
+        found = connection(url, api_key, timeout_s)
+        self._retries = retries or Retries()
+        self._http = httpx.Client(
+            base_url=found.base_url,
+            headers=found.headers,
+            timeout=found.timeout,
+            trust_env=found.proxies,
+            transport=transport,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def generate(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> Answer:
+        """Draw images and wait for them. A call that is tried again never draws twice."""
+        return self._run(protocol.generate(prompt, options, idempotency_key, self._retries))
+
+    def submit(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> Job:
+        """Ask for images and do not wait: ``wait``, ``events`` and ``image`` tell the rest."""
+        return self._run(protocol.submit(prompt, options, idempotency_key, self._retries))
+
+    def stream(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> Iterator[Event]:
+        """Ask for images and watch: the events of ``submit``'s job, with looks at unfinished images if
+        ``partial_images`` says so."""
+        yield from self.events(self.submit(prompt, idempotency_key=idempotency_key, **options).id)
+
+    def job(self, id: str) -> Job:
+        """A job as it is now."""
+        return self._run(protocol.job(id, self._retries))
+
+    def jobs(self, limit: int = 20) -> list[Job]:
+        """One's own jobs that are still kept, newest first."""
+        return self._run(protocol.jobs(limit, self._retries))
+
+    def cancel(self, id: str) -> Job:
+        """Cancel a job, as often as you like; one that has ended stays as it is."""
+        return self._run(protocol.cancel(id, self._retries))
+
+    def wait(self, id: str, timeout_s: float | None = None) -> Job:
+        """The job when it has ended, well or not."""
+        return self._run(protocol.wait(id, timeout_s, self._retries))
+
+    def image(self, id: str, index: int = 0) -> bytes:
+        """The file of one image of a job that is done."""
+        return self._run(protocol.image(id, index, self._retries))
+
+    def models(self) -> list[Model]:
+        """What is served."""
+        return self._run(protocol.models(self._retries))
+
+    def events(self, id: str, after: int | None = None) -> Iterator[Event]:
+        """A job's events after number ``after`` up to its end, each once, however often the connection breaks."""
+        following = Following(id, self._retries, after)
+        while not following.ended:
+            try:
+                yield from self._events(following)
+            except httpx.TransportError as error:
+                time.sleep(following.broken(Unreachable(f"The stream of events broke: {error}.")))
+            except FewstepError as error:
+                time.sleep(following.broken(error))
+
+    def _events(self, following: Following) -> Iterator[Event]:
+        with self._http.stream(**following.call.arguments()) as response:
+            if not response.is_success:
+                response.read()
+            following.opened(response)
+            for line in response.iter_lines():
+                if (event := following.line(line)) is not None:
+                    yield event
+        following.closed()
+
+    def _run(self, steps: Steps[T]) -> T:
+        outcome: Outcome = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            outcome = self._do(step)
+
+    def _do(self, step: Call | Pause) -> Outcome:
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
+            return None
+        try:
+            return self._http.request(**step.arguments())
+        except httpx.TransportError as error:
+            return error

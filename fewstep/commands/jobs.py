@@ -1,0 +1,119 @@
+"""``fewstep jobs``: what became of what was asked for."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.answers import Event, Job
+from fewstep.errors import JobFailed, WrongUse
+from fewstep.options import ApiKey, Json, Url, client
+from fewstep.output import job_line, print_json, rewards, shortened, table
+
+app = typer.Typer(no_args_is_help=True, help="List, look at, watch and cancel your jobs, and fetch their images.")
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+
+
+@app.command("list")
+def list_jobs(
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")] = 20,
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """Your own jobs, for as long as the service keeps them."""
+    with client(url, api_key) as service:
+        jobs = service.jobs(limit)
+    if json:
+        return print_json({"data": jobs})
+    rows = [(job.id, job.status, _time(job), str(len(job.seeds)), shortened(job.prompt)) for job in jobs]
+    typer.echo(table(("ID", "STATUS", "CREATED", "IMAGES", "PROMPT"), rows) if rows else "There are no jobs of yours.")
+
+
+@app.command()
+def get(id: JobId, url: Url = None, api_key: ApiKey = None, json: Json = False) -> None:
+    """A job as it is now."""
+    with client(url, api_key) as service:
+        _show(service.job(id), json)
+
+
+@app.command()
+def cancel(id: JobId, url: Url = None, api_key: ApiKey = None, json: Json = False) -> None:
+    """Cancel a job; one that has ended stays as it is."""
+    with client(url, api_key) as service:
+        _show(service.cancel(id), json)
+
+
+@app.command()
+def watch(id: JobId, url: Url = None, api_key: ApiKey = None, json: Json = False) -> None:
+    """Follow a job to its end; with --json, one event a line. Ends with code 8 if there is no picture."""
+    with client(url, api_key) as service:
+        for event in service.events(id):
+            if json:
+                print_json({"number": event.number, "event": event.name, **event.data})
+            else:
+                typer.echo(_sentence(event))
+
+
+@app.command()
+def wait(
+    id: JobId,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait at most.")] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """Wait for a job's end. Ends with code 8 if there is no picture."""
+    with client(url, api_key) as service:
+        job = service.wait(id, timeout)
+    _show(job, json)
+    if job.status != "done":
+        raise typer.Exit(JobFailed.exit_code)
+
+
+@app.command()
+def image(
+    id: JobId,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    index: Annotated[int, typer.Option("-k", "--index", min=0, help="Which image, from 0.")] = 0,
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """Write one image of a job that is done to a file."""
+    with client(url, api_key) as service:
+        data = service.image(id, index)
+    try:
+        output.write_bytes(data)
+    except OSError as error:
+        raise WrongUse(f"{output} cannot be written: {error.strerror}.") from None
+    print_json({"file": str(output), "bytes": len(data)}) if json else typer.echo(str(output))
+
+
+def _show(job: Job, json: bool) -> None:
+    if json:
+        return print_json(job)
+    typer.echo(job_line(job))
+    for picture in job.data:
+        typer.echo(f"  {picture.url}  seed {picture.seed}  {rewards(picture.reward)}")
+
+
+def _time(job: Job) -> str:
+    return datetime.fromtimestamp(job.created, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _sentence(event: Event) -> str:
+    data = event.data
+    if event.name == "queued":
+        return "waits" if data.get("position") is None else f"waits; {data['position']} jobs come before it"
+    if event.name == "started":
+        return f"started after {data['queue_s']:.2f} s"
+    if event.name == "image_generation.partial_image":
+        return f"image {data['index']}: look {data['partial_image_index'] + 1}"
+    if event.name == "image_generation.completed":
+        return f"image {data['index']}: seed {data['seed']}  {rewards(data['reward'])}"
+    return event.name

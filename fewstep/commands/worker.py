@@ -1,0 +1,13 @@
+"""``fewstep worker``: what ``python -m service.run worker`` does, with its options."""
+
+from __future__ import annotations
+
+import typer
+
+from fewstep.commands.serve import SETTINGS as SETTINGS
+from fewstep.commands.serve import run
+
+
+def worker(context: typer.Context) -> None:
+    """Start one worker for the queue that FEWSTEP_REDIS_URL names."""
+    run("worker", context.args)

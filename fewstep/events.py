@@ -1,0 +1,111 @@
+"""A job's server-sent events, across connections that break: pure, but for the pauses' jitter."""
+
+from __future__ import annotations
+
+import httpx
+
+from fewstep.answers import Event
+from fewstep.errors import FewstepError, JobFailed, Unreachable
+from fewstep.protocol import Call, error_of, job_path, loads
+from fewstep.retries import Retries
+
+SILENCE_S = 60.0  # a stream says every 15 s that it is alive; one that says nothing for so long is broken
+ENDS = frozenset({"done", "error"})
+NO_CONTENT = 204
+
+
+class Parser:
+    """Lines of a stream become events (WHATWG HTML, 9.2.6): a blank line ends one, what is cut off is none."""
+
+    def __init__(self) -> None:
+        self._name, self._number = "", ""
+        self._data: list[str] = []
+
+    def line(self, line: str) -> Event | None:
+        """The event that this line (without its end) completes, if it does."""
+        if line:
+            self._field(line)
+            return None
+        event = None
+        if self._data:
+            number = int(self._number) if self._number.isdecimal() else None
+            event = Event(name=self._name or "message", number=number, data=loads("\n".join(self._data)))
+        self._name, self._number, self._data = "", "", []
+        return event
+
+    def _field(self, line: str) -> None:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "data":
+            self._data.append(value)
+        elif name == "event":
+            self._name = value
+        elif name == "id":
+            self._number = value
+
+
+class Following:
+    """How far a job's events have been seen, and what to do when their connection breaks."""
+
+    def __init__(self, id: str, retries: Retries, after: int | None = None) -> None:
+        self._path = job_path(id, "/events")
+        self._retries = retries
+        self._last = after
+        self._tried = 0
+        self._parser = Parser()
+        self.ended = False
+
+    @property
+    def call(self) -> Call:
+        """The request that goes on where the last one broke."""
+        seen = {} if self._last is None else {"Last-Event-ID": str(self._last)}
+        return Call("GET", self._path, None, {"Accept": "text/event-stream", **seen}, SILENCE_S)
+
+    def opened(self, response: httpx.Response) -> None:
+        """The answer has begun; one that is an error has been read.
+
+        Raises:
+            FewstepError: it is an error.
+        """
+        self._parser = Parser()
+        if (error := error_of(response)) is not None:
+            raise error
+        self.ended = response.status_code == NO_CONTENT
+
+    def line(self, line: str) -> Event | None:
+        """The event that a line of the stream completes, if it does.
+
+        Raises:
+            JobFailed: it is the job's end, and there is no picture.
+        """
+        event = self._parser.line(line)
+        if event is None:
+            return None
+        self._tried = 0
+        self._last = event.number if event.number is not None else self._last
+        self.ended = event.name in ENDS
+        if event.name == "error":
+            error = event.data.get("error", {})
+            raise JobFailed(str(error.get("message", "The job failed.")), error.get("code"))
+        return event
+
+    def closed(self) -> None:
+        """The stream has ended.
+
+        Raises:
+            Unreachable: before the job has.
+        """
+        if not self.ended:
+            raise Unreachable("The stream of events ended before the job did.")
+
+    def broken(self, error: FewstepError) -> float:
+        """After how long to connect again.
+
+        Raises:
+            FewstepError: the error itself, if that is not worth it any more.
+        """
+        self._tried += 1
+        pause_s = self._retries.pause_s(self._tried, error)
+        if pause_s is None:
+            raise error
+        return pause_s

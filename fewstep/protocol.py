@@ -1,0 +1,222 @@
+"""The API without a network: what is sent, what an answer means, when to try again.
+
+Each operation is a generator that yields calls and pauses and is given the answers; ``Client`` and ``AsyncClient``
+only carry them out, so that both do the same.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from fewstep.answers import Answer, Job, Jobs, Model, Models
+from fewstep.connection import CONNECT_S
+from fewstep.errors import ApiError, FewstepError, TooLate, Unreachable, WrongUse, error_class
+from fewstep.request import Options, body_of
+from fewstep.retries import Retries
+
+MARGIN_S = 10.0  # what an answer may take beyond the deadline that the service itself keeps
+FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 2.0
+KEY_HEADER = "Idempotency-Key"
+SHOWN_CHARS = 200
+
+
+@dataclass(frozen=True)
+class Call:
+    """One HTTP request; ``patience_s`` is how long to wait for its answer (None: as usual)."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    patience_s: float | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """The same for httpx."""
+        told: dict[str, Any] = {"method": self.method, "url": self.path, "headers": dict(self.headers)}
+        if self.body is not None:
+            told["json"] = self.body
+        if self.patience_s is not None:
+            told["timeout"] = httpx.Timeout(self.patience_s, connect=CONNECT_S)
+        return told
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait so long."""
+
+    seconds: float
+
+
+Outcome = httpx.Response | httpx.TransportError | None
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+Steps = Generator[Call | Pause, Outcome, T]
+
+
+def asked(call: Call, retries: Retries) -> Steps[httpx.Response]:
+    """The answer to a call, with more tries where they are worth it. It must be one that can be repeated.
+
+    Raises:
+        FewstepError
+    """
+    tried = 0
+    while True:
+        outcome = yield call
+        tried += 1
+        error = error_of(outcome)
+        if error is None:
+            assert isinstance(outcome, httpx.Response)
+            return outcome
+        pause_s = retries.pause_s(tried, error)
+        if pause_s is None:
+            raise error
+        yield Pause(pause_s)
+
+
+def generate(prompt: str, options: Options, key: str | None, retries: Retries) -> Steps[Answer]:
+    """POST /generate, and wait for the images."""
+    patience_s = options.get("timeout_s")
+    call = _posting(prompt, options, key, {}, None if patience_s is None else patience_s + MARGIN_S)
+    return read((yield from asked(call, retries)), Answer)
+
+
+def submit(prompt: str, options: Options, key: str | None, retries: Retries) -> Steps[Job]:
+    """POST /generate, to be asked for later."""
+    call = _posting(prompt, options, key, {"Prefer": "respond-async"}, None)
+    return read((yield from asked(call, retries)), Job)
+
+
+def job(id: str, retries: Retries) -> Steps[Job]:
+    """GET /jobs/{id}."""
+    return read((yield from asked(Call("GET", job_path(id)), retries)), Job)
+
+
+def jobs(limit: int, retries: Retries) -> Steps[list[Job]]:
+    """GET /jobs."""
+    return read((yield from asked(Call("GET", f"jobs?limit={limit}"), retries)), Jobs).data
+
+
+def cancel(id: str, retries: Retries) -> Steps[Job]:
+    """POST /jobs/{id}/cancel."""
+    return read((yield from asked(Call("POST", job_path(id, "/cancel")), retries)), Job)
+
+
+def image(id: str, index: int, retries: Retries) -> Steps[bytes]:
+    """GET /jobs/{id}/images/{k}."""
+    return (yield from asked(Call("GET", job_path(id, f"/images/{index}")), retries)).content
+
+
+def models(retries: Retries) -> Steps[list[Model]]:
+    """GET /v1/models."""
+    return read((yield from asked(Call("GET", "v1/models"), retries)), Models).data
+
+
+def wait(id: str, timeout_s: float | None, retries: Retries) -> Steps[Job]:
+    """Look at a job, less and less often, until it has ended.
+
+    Raises:
+        TooLate: it has not within ``timeout_s``.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    look_s = FIRST_LOOK_S
+    while not (seen := (yield from job(id, retries))).final:
+        if deadline is not None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise TooLate(f"Job {id} is still {seen.status} after {timeout_s:g} s.")
+            look_s = min(look_s, left_s)
+        yield Pause(look_s)
+        look_s = min(look_s * 1.5, LONGEST_LOOK_S)
+    return seen
+
+
+def job_path(id: str, below: str = "") -> str:
+    """The path of a job.
+
+    Raises:
+        WrongUse: the id is empty.
+    """
+    if not id:
+        raise WrongUse("A job's id is needed.")
+    return f"jobs/{quote(id, safe='')}{below}"
+
+
+def error_of(outcome: Outcome) -> FewstepError | None:
+    """The exception for what came of a call, or None for an answer that is none."""
+    if isinstance(outcome, httpx.Response):
+        return None if outcome.is_success else api_error(outcome)
+    if isinstance(outcome, httpx.TimeoutException) and not isinstance(outcome, httpx.ConnectTimeout):
+        return TooLate("The service did not answer in time.")
+    reason = str(outcome) or type(outcome).__name__
+    return Unreachable(f"The service cannot be reached: {reason[:SHOWN_CHARS].rstrip('.')}.")
+
+
+def api_error(response: httpx.Response) -> ApiError:
+    """The exception for an answer that is an error; a proxy in between may have written it."""
+    try:
+        body = response.json()
+        told = body["error"]
+        message, request_id = str(told["message"]), body.get("request_id")
+    except (ValueError, KeyError, TypeError):
+        told, request_id = {}, None
+        message = f"The service answered {response.status_code} {response.reason_phrase}".rstrip() + "."
+    return error_class(response.status_code)(
+        message,
+        response.status_code,
+        code=told.get("code"),
+        param=told.get("param"),
+        request_id=request_id or response.headers.get("X-Request-ID"),
+        retry_after_s=retry_after_s(response.headers.get("Retry-After")),
+    )
+
+
+def retry_after_s(header: str | None) -> float | None:
+    """What a Retry-After header says: seconds, or a date (RFC 9110, 10.2.3). None where it says nothing."""
+    if header is None:
+        return None
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def read(response: httpx.Response, kind: type[M]) -> M:
+    """The typed answer.
+
+    Raises:
+        FewstepError: it is something else.
+    """
+    try:
+        return kind.model_validate_json(response.content)
+    except ValidationError:
+        address = response.request.url
+        raise FewstepError(f"{address} answered what no fewstep service answers; is the address right?") from None
+
+
+def loads(text: str) -> dict[str, Any]:
+    """The JSON object of an event, or an empty one."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _posting(
+    prompt: str, options: Options, key: str | None, headers: Mapping[str, str], patience_s: float | None
+) -> Call:
+    """With a key of its own, so that a second try finds the first one's job instead of drawing again."""
+    keyed = {KEY_HEADER: key or secrets.token_hex(16), **headers}
+    return Call("POST", "generate", body_of(prompt, options), keyed, patience_s)

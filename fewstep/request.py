@@ -1,0 +1,32 @@
+"""What can be asked for: the fields of POST /generate under their own names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+
+class Options(TypedDict, total=False):
+    """Everything beside the prompt. What is left out, or None, is the service's choice; see its /docs."""
+
+    num_inference_steps: int | None
+    n: int | None
+    seed: int | Sequence[int] | None
+    width: int | None
+    height: int | None
+    size: str | None
+    model: str | None
+    model_version: str | None
+    output_format: Literal["png", "jpeg", "webp"] | None
+    output_compression: int | None
+    response_format: Literal["b64_json", "url"] | None
+    priority: int | None
+    timeout_s: float | None
+    partial_images: int | None
+    user: str | None
+    metadata: Mapping[str, str] | None
+
+
+def body_of(prompt: str, options: Options) -> dict[str, Any]:
+    """The JSON body of a request."""
+    return {"prompt": prompt, **{name: value for name, value in options.items() if value is not None}}

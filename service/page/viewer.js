@@ -1,0 +1,49 @@
+// A picture, large, with everything that is known of it; arrows leaf through the gallery.
+
+import { $, element, rewardRows } from "./dom.js";
+
+const shown = new WeakMap(); // the figure of a picture → what is known of it
+let current = null;
+
+/** Remember what is known of a figure's picture: {source, name, prompt, seed, reward, told}. */
+export function remember(figure, known) {
+  shown.set(figure, known);
+  figure.querySelector(".frame").addEventListener("click", () => show(figure));
+}
+
+function show(figure) {
+  const known = shown.get(figure);
+  const box = $("viewer");
+  current = figure;
+  const img = box.querySelector("img");
+  img.src = known.source;
+  img.alt = `${known.prompt} (seed ${known.seed})`;
+  box.querySelector("h2").textContent = known.prompt;
+  box.querySelector(".rewards").replaceChildren(...rewardRows(known.reward));
+  const rows = Object.entries({ seed: known.seed, ...known.told() });
+  box.querySelector(".told").replaceChildren(
+    ...rows.flatMap(([name, value]) => [element("dt", "", name), element("dd", "", String(value))]),
+  );
+  const save = box.querySelector(".save");
+  save.href = known.source;
+  save.download = known.name;
+  if (!box.open) box.showModal();
+}
+
+function leaf(by) {
+  const all = [...document.querySelectorAll(".picture")].filter((figure) => shown.has(figure));
+  const next = all[all.indexOf(current) + by];
+  if (next) show(next);
+}
+
+/** `use` is called with the seed that the reader wants to use again. */
+export function startViewer(use) {
+  const box = $("viewer");
+  box.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowRight") leaf(1);
+    if (event.key === "ArrowLeft") leaf(-1);
+  });
+  box.addEventListener("click", (event) => { if (event.target === box) box.close(); });
+  box.querySelector(".close").addEventListener("click", () => box.close());
+  box.querySelector(".again").addEventListener("click", () => { box.close(); use(shown.get(current).seed); });
+}

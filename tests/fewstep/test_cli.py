@@ -1,0 +1,168 @@
+"""The command line against a real service: what it prints, what it writes, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from fewstep.cli import app
+from fewstep.client import Client
+from tests.service.support import REPOSITORY, Service, clean_environment, expected_pixels, pixels
+
+PROMPT = "a red heart above a blue star"
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def fewstep(live: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    monkeypatch.setenv("FEWSTEP_URL", live.url)
+    monkeypatch.chdir(tmp_path)
+    return call
+
+
+def test_generate_writes_the_picture(fewstep: Any, tmp_path: Path) -> None:
+    done = fewstep("generate", PROMPT, "-o", "heart.png", "--seed", 7, "--steps", 2)
+    assert done.exit_code == 0, done.output
+    assert (pixels((tmp_path / "heart.png").read_bytes()) == expected_pixels(PROMPT, 7, 2)).all()
+    assert done.stdout.startswith("heart.png  seed 7  trained ") and "in all" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "format"), [("a.jpg", "JPEG"), ("a.webp", "WEBP"), ("a.PNG", "PNG")])
+def test_the_files_name_says_the_format(fewstep: Any, tmp_path: Path, name: str, format: str) -> None:
+    assert fewstep("generate", PROMPT, "-o", name).exit_code == 0
+    with Image.open(tmp_path / name) as image:
+        assert image.format == format
+
+
+def test_several_pictures_have_their_seeds_in_their_names(fewstep: Any, tmp_path: Path) -> None:
+    done = fewstep("generate", PROMPT, "-n", 3, "--seed", 7, "-o", "x.png", "--json")
+    told = json.loads(done.stdout)
+    assert [picture["file"] for picture in told["data"]] == ["x-7.png", "x-8.png", "x-9.png"]
+    assert all("b64_json" not in picture for picture in told["data"])
+    for picture in told["data"]:
+        drawn = pixels((tmp_path / picture["file"]).read_bytes())
+        assert np.array_equal(drawn, expected_pixels(PROMPT, picture["seed"]))
+
+
+def test_a_picture_can_go_to_standard_output(live: Service) -> None:
+    command = [sys.executable, "-m", "fewstep", "generate", PROMPT, "--seed", "7", "-o", "-", "--url", live.url]
+    done = subprocess.run(command, cwd=REPOSITORY, env=clean_environment({}), capture_output=True, check=True)
+    assert (pixels(done.stdout) == expected_pixels(PROMPT, 7)).all() and done.stderr == b""
+
+
+def test_the_life_of_a_job(fewstep: Any, tmp_path: Path) -> None:
+    id = fewstep("generate", PROMPT, "--seed", 7, "--detach").stdout.strip()
+    waited = fewstep("jobs", "wait", id)
+    assert waited.exit_code == 0 and f"{id} is done: 1 image in " in waited.stdout
+    assert json.loads(fewstep("jobs", "get", id, "--json").stdout)["status"] == "done"
+    assert fewstep("jobs", "image", id, "-o", "again.png").exit_code == 0
+    assert (pixels((tmp_path / "again.png").read_bytes()) == expected_pixels(PROMPT, 7)).all()
+    events = [json.loads(line) for line in fewstep("jobs", "watch", id, "--json").stdout.splitlines()]
+    assert [event["event"] for event in events] == ["queued", "started", "image_generation.completed", "done"]
+    assert fewstep("jobs", "watch", id).stdout.splitlines()[-1] == "done"
+    assert json.loads(fewstep("jobs", "cancel", id, "--json").stdout)["status"] == "done"
+    listed = fewstep("jobs", "list")
+    assert listed.stdout.splitlines()[1].split()[:2] == [id, "done"] and PROMPT in listed.stdout
+    assert json.loads(fewstep("jobs", "list", "--json", "--limit", 1).stdout)["data"][0]["id"] == id
+
+
+def test_a_job_without_a_picture_has_an_exit_code(fewstep: Any) -> None:
+    id = fewstep("generate", "fake:raise", "--detach").stdout.strip()
+    done = fewstep("jobs", "wait", id)
+    assert done.exit_code == 8 and f"{id} is failed" in done.stdout
+    watched = fewstep("jobs", "watch", id)
+    assert watched.exit_code == 8 and watched.stderr.startswith("fewstep: ")
+
+
+def test_bench_prints_its_figures(fewstep: Any) -> None:
+    done = fewstep("bench", "--requests", 12, "--concurrency", 3, "--warmup", 1, "--json")
+    told = json.loads(done.stdout)
+    assert (told["requests"], told["images"], told["errors"]) == (12, 12, {})
+    assert set(told["latency"]) == {"mean_s", "p50_s", "p90_s", "p95_s", "p99_s", "max_s"}
+    done = fewstep("bench", "--requests", 4, "--steps", 1)
+    assert done.exit_code == 0 and "images/s" in done.stdout and "p99" in done.stdout and "█" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["generate", PROMPT, "--steps", 3], 3, "num_inference_steps is 3: fake was trained for 1, 2, 4."),
+        (["generate", PROMPT, "--model", "x"], 5, "model is not one that is served here."),
+        (["generate", PROMPT, "-o", "a.gif"], 2, "a.gif does not say which format"),
+        (["generate", PROMPT, "-o", "no/a.png"], 2, "There is no folder no."),
+        (["generate", PROMPT, "-o", "-", "-n", 2], 2, "Standard output takes one image"),
+        (["generate", "fake:raise"], 8, ""),
+        (["generate", "fake:sleep=3", "--timeout", 0.1], 7, ""),
+        (["jobs", "get", "0" * 32], 5, "There is no such job"),
+        (["jobs", "get", "a/b"], 5, "There is no such"),
+        (["jobs", "list", "--url", "http://127.0.0.1:9"], 9, "The service cannot be reached"),
+        (["jobs", "list", "--url", "nowhere"], 2, "nowhere is no address"),
+        (["bench", "--prompts", "missing.txt"], 2, "missing.txt cannot be read: No such file or directory."),
+        (["bench", "--requests", 3, "--steps", 3], 3, "num_inference_steps"),
+    ],
+)
+def test_an_error_is_one_sentence_with_an_exit_code(
+    fewstep: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[object], code: int, sentence: str
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the pauses of retries
+    done = fewstep(*arguments)
+    assert done.exit_code == code, done.output
+    assert done.stderr.startswith(f"fewstep: {sentence}") and done.stderr.count("\n") == 1 and done.stdout == ""
+    told = fewstep(*arguments, "--json")
+    assert told.exit_code == code and json.loads(told.stderr)["error"]["message"].startswith(sentence)
+
+
+def test_wrong_usage_is_code_2(fewstep: Any) -> None:
+    for arguments in ([], ["nonsense"], ["generate"], ["generate", PROMPT, "-n", "11"], ["bench", "--requests", "0"]):
+        assert fewstep(*arguments).exit_code == 2
+
+
+def test_every_command_has_help_and_json_where_it_prints_results(fewstep: Any) -> None:
+    for command in (["generate"], ["bench"], *(["jobs", name] for name in ("list", "get", "cancel", "watch", "wait"))):
+        help = fewstep(*command, "--help")
+        assert help.exit_code == 0 and "--json" in help.stdout and "--api-key" in help.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_can_complete_commands(shell: str) -> None:
+    environment = {
+        **clean_environment({}), "_FEWSTEP_COMPLETE": f"complete_{shell}", 
+        "COMP_WORDS": "fewstep ge", "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": "fewstep ge", "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "fewstep"], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+    assert "generate" in done.stdout and "bench" not in done.stdout
+
+
+def test_serve_and_worker_are_the_services_own(tmp_path: Path) -> None:
+    """Up to the sentence with which each refuses to start."""
+
+    def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "fewstep", *arguments]
+        environment = clean_environment({"DATA_DIR": str(tmp_path), **settings})
+        return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+
+    refused = run("serve", MODEL=str(tmp_path / "none"), API_KEY="fs_x", URL="http://here")
+    assert refused.returncode == 1 and "FEWSTEP_MODEL" in refused.stderr and refused.stderr.count("\n") == 1
+    refused = run("worker", "--name", "w", RUNTIME="fake")
+    assert refused.returncode == 1 and "FEWSTEP_REDIS_URL is not set" in refused.stderr
+    assert "--name" in run("worker", "--help").stdout
+
+
+def test_a_key_travels_with_every_command(live: Service) -> None:
+    with Client(live.url, "fs_any") as client:
+        assert client.jobs(1) is not None
+    assert call("jobs", "list", "--url", live.url, "--api-key", "not a key").exit_code == 2
