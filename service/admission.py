@@ -20,6 +20,8 @@ def check(student: Student, body: GenerateRequest, count_tokens: Callable[[str],
         InvalidRequest, NotFound, TooLarge: it cannot, and why; ``param`` names the field.
     """
     _check_model(student, body)
+    if student.image.frames is not None:
+        raise InvalidRequest(f"{student.id} draws videos: this service answers with pictures only.", "model")
     _check_fields_together(body)
     _check_size(student, body, max_pixels)
     _check_student(student, body)

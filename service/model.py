@@ -52,7 +52,8 @@ def token_counter(settings: Settings) -> Callable[[str], int]:
     """
     if settings.runtime == "fake":
         return lambda prompt: len(prompt.split())
-    path = settings.model / "tokenizer_2" / "tokenizer.json"
+    paths = [settings.model / name / "tokenizer.json" for name in ("tokenizer_2", "tokenizer")]
+    path = next((path for path in paths if path.is_file()), paths[0])
     if not path.is_file():
         raise StartupError(f"{path} is missing; FEWSTEP_MODEL says which student is served.")
     tokenizer = Tokenizer.from_file(str(path))
