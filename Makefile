@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 PIP = -m pip --disable-pip-version-check --quiet
 RUN = $(VENV)/bin/python -m
 
-.PHONY: help install serve lint check test lock docker-test clean
+.PHONY: help install serve lint check test gpu-test lock docker-test clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make test     the whole test suite"
 	@echo "make install  everything, into $(VENV)"
 	@echo "make lint     ruff     make check  mypy"
+	@echo "make gpu-test every runtime on this machine's NVIDIA GPU, proven and timed; says what is missing"
 	@echo "make docker-test  build the images and bring docker-compose.yml up for real"
 
 install: $(VENV)/.installed
@@ -34,6 +35,9 @@ check: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	@$(RUN) pytest $(PYTEST_ARGS)
+
+gpu-test: $(VENV)/.installed
+	@$(RUN) benchmarks.gpu_test
 
 docker-test:
 	@$(PYTHON) -m deploy.docker_test

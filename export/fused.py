@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.graph import Signature, export_graph
+from export.graph import Part, Signature
 from student.bundle import Student
 from student.families.family import Family
 from student.families.find import family_of_student
@@ -36,8 +36,8 @@ class Fused(nn.Module):
         return self.model.decode(x_BCHW)
 
 
-def export_fused(pipe: Any, student: Student, tokens: PromptTokens, steps: int) -> bytes:
-    """The ONNX file of ``steps`` steps; ``pipe`` is the student's pipeline in float32."""
+def fused_part(pipe: Any, student: Student, tokens: PromptTokens, steps: int) -> Part:
+    """What is to be exported for ``steps`` steps; ``pipe`` is the student's pipeline in float32."""
     pipe.text_encoder_2.set_attn_implementation("eager")  # T5's sdpa has not always decomposed
     module = Fused(family_of_student(pipe, student), student.sigmas[steps])
     ids_clip_BL, ids_t5_BL = (torch.from_numpy(ids) for ids in tokens.encode(["a", "b c"]))
@@ -49,4 +49,4 @@ def export_fused(pipe: Any, student: Student, tokens: PromptTokens, steps: int) 
         "steps": str(steps),
         "sigmas": " ".join(map(repr, student.sigmas[steps])),
     }
-    return export_graph(module, Signature(f"{student.id}-{steps}-steps", inputs, (OUTPUT,)), metadata)
+    return Part(module, Signature(f"{student.id}-{steps}-steps", inputs, (OUTPUT,)), metadata)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,10 +22,13 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 from torch import Tensor, nn
 
+from export.errors import ExportError
+
 OPSET = 20  # 23 has native attention, which ONNX Runtime's CPU kernel and tensorrt-rtx take only in part
 MAX_BATCH = 63  # diffusers' upsampling branches at a batch of 64
 HALVE_FROM = 1024  # numbers; smaller tensors are not worth a Cast
 NO_LIMIT = 2**62
+ONE_FILE_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB, and the nodes need some of it
 Shapes = dict[str, tuple[int | str, ...]]
 
 
@@ -35,36 +41,96 @@ class Signature:
     outputs: tuple[str, ...]
 
 
-def export_graph(module: nn.Module, signature: Signature, metadata: Mapping[str, str]) -> bytes:
-    """The module as a checked ONNX file; the first dimension of every input and output is ``batch``.
+@dataclass(frozen=True)
+class Part:
+    """One graph to be: the module, how it is called, and what its file says of itself."""
 
-    The exporter's own optimiser is left out: it drops ``x + eps`` for eps <= 1e-8.
-    """
-    batch = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
-    with _quiet():
-        program = torch.onnx.export(
-            module.eval(),
-            tuple(signature.inputs.values()),
-            input_names=list(signature.inputs),
-            output_names=list(signature.outputs),
-            dynamic_shapes=tuple(batch for _ in signature.inputs),
-            opset_version=OPSET,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-        )
-        assert program is not None
-        model = _tidy(program.model)
-    _halve(model.graph)
-    _describe(model, signature, metadata)
-    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    module: nn.Module
+    signature: Signature
+    metadata: Mapping[str, str]
+
+    def export(self, path: Path) -> None:
+        """Write the checked ONNX file; see ``trace`` and ``save``."""
+        save(trace(self.module, self.signature, self.metadata), path)
+
+
+def export_graph(module: nn.Module, signature: Signature, metadata: Mapping[str, str]) -> bytes:
+    """The module as one checked ONNX file; see ``trace``."""
+    data: bytes = ir.to_proto(trace(module, signature, metadata)).SerializeToString(deterministic=True)
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
     return data
 
 
-def shapes_of(data: bytes) -> tuple[Shapes, Shapes]:
+def save(model: ir.Model, path: Path, limit_bytes: int = ONE_FILE_BYTES) -> None:
+    """Write and check a graph; its weights go into ``<path>.data`` if they are more than a protobuf holds."""
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    if weights <= limit_bytes:
+        path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    else:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    onnx.checker.check_model(path, full_check=True)
+
+
+def trace(module: nn.Module, signature: Signature, metadata: Mapping[str, str]) -> ir.Model:
+    """The module as a tidy graph; the first dimension of every input and output is ``batch``.
+
+    The exporter's own optimiser is left out: it drops ``x + eps`` for eps <= 1e-8.
+
+    Raises:
+        ExportError: an operator that has no ONNX form, named with the module that it came from.
+    """
+    batch = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                tuple(signature.inputs.values()),
+                input_names=list(signature.inputs),
+                output_names=list(signature.outputs),
+                dynamic_shapes=tuple(batch for _ in signature.inputs),
+                opset_version=OPSET,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ExportError(f"{signature.name} has no ONNX form: {culprit(error)}") from error
+        assert program is not None
+        model = _tidy(program.model)
+    _halve(model.graph)
+    _describe(model, signature, metadata)
+    return model
+
+
+def culprit(error: BaseException) -> str:
+    """What of a module the exporter did not take: the operator, and the submodule that calls it, as far as known.
+
+    The exception itself says neither where; the exporter's frame that raised it still holds the node.
+    """
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    found = re.search(r"op='([^']+)'", " ".join(map(str, chain)))
+    if found is None:
+        return next(iter(str(chain[-1]).strip().splitlines()), type(chain[-1]).__name__)
+    where = next((place for one in chain if (place := _module_of(one))), None)
+    return f"the operator {found[1]}" + (f" in {where}" if where else "")
+
+
+def _module_of(error: BaseException) -> str | None:
+    frame = error.__traceback__
+    while frame is not None:
+        node = frame.tb_frame.f_locals.get("node")
+        if isinstance(node, torch.fx.Node) and (stack := node.meta.get("nn_module_stack")):
+            path, kind = list(stack.values())[-1]
+            return f"{path or 'the module itself'} ({kind if isinstance(kind, str) else kind.__name__})"
+        frame = frame.tb_next
+    return None
+
+
+def shapes_of(path: Path) -> tuple[Shapes, Shapes]:
     """The shapes of a graph's inputs and outputs, by name."""
-    graph = onnx.load_from_string(data).graph
+    graph = onnx.load(path, load_external_data=False).graph
     inputs, outputs = (
         {
             value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
@@ -77,6 +143,7 @@ def shapes_of(data: bytes) -> tuple[Shapes, Shapes]:
 
 def _tidy(model: ir.Model) -> ir.Model:
     """Fold what is constant and share what is equal: K steps repeat the same constants and the same text work."""
+    _name_transposed(model.graph)
     optimizer.fold_constants(model)
     share: Sequence[ir.passes.PassBase] = (
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -91,6 +158,17 @@ def _tidy(model: ir.Model) -> ir.Model:
     for value in (*graph.inputs, *graph.initializers.values(), *(out for node in graph for out in node.outputs)):
         value.metadata_props.clear()
     return model
+
+
+def _name_transposed(graph: ir.Graph) -> None:
+    """A weight that folding will turn over keeps a name that a person can read: ``blocks.0.to_q.weight.T``."""
+    seen: Counter[str] = Counter()
+    for node in graph:
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is not None and weight.is_initializer():
+            name = f"{weight.name}.T"
+            seen[name] += 1
+            node.outputs[0].name = name if seen[name] == 1 else f"{name}.{seen[name]}"  # once in each step
 
 
 def _halve(graph: ir.Graph) -> None:

@@ -3,70 +3,160 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from student.bundle import BundleError, read_student, verify_files
+from student.bundle import BundleError, Student, read_student, verify_files
 
-FORMS = ("fused", "staged")
+if TYPE_CHECKING:
+    from export.compile import Outcome
+    from export.request import Request
+    from export.targets import Target
+
 MODELS = Path(__file__).resolve().parents[1] / "models"
 
 
 def run(
     student: Annotated[Path, typer.Option(help="Folder of the student bundle.")],
-    to: Annotated[str, typer.Option(help="What to compile it to: onnx.")],
+    to: Annotated[str, typer.Option(help="What to compile it to: onnx, openvino, tensorrt or tensorrt_rtx.")],
+    form: Annotated[
+        str, typer.Option(help="staged (the loop over the steps stays outside), or fused (all steps in one graph).")
+    ] = "staged",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8; else the target's first.")] = "",
     scorers: Annotated[
         Path | None, typer.Option(help="Folder that holds the scorers; else STUDENT-scorers, then those in models/.")
     ] = None,
-    form: Annotated[
-        str, typer.Option(help="fused (all steps in one graph), or staged (the loop over the steps stays outside).")
-    ] = "fused",
+    prompts: Annotated[Path | None, typer.Option(help="Prompts of the proof, one a line; else the starter's.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that the proof may use.")] = 1,
     force: Annotated[bool, typer.Option(help="Compile again what is already there.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be built, with disk and memory, and stop.")] = False,
+    batches: Annotated[str, typer.Option(help="TensorRT: last batch size of each profile.")] = "1,2,4,8",
+    memory_gb: Annotated[float, typer.Option(min=0.1, help="TensorRT: most memory that a build may use.")] = 64.0,
+    portable: Annotated[bool, typer.Option(help="TensorRT: run on other GPUs too, more slowly.")] = False,
+    batch_invariant: Annotated[
+        bool, typer.Option(help="TensorRT: an image never depends on its batch mates, at some cost.")
+    ] = False,
 ) -> None:
     """Compile a student into its bundle, with its scorers; nothing that fails its proof is written."""
     from export.errors import ExportError  # the heavy imports wait until the arguments are read
 
     try:
-        if to not in TARGETS:
-            raise ExportError(f"cannot compile to {to!r}: accepted is {', '.join(TARGETS)}")
-        if form not in FORMS:
-            raise ExportError(f"form is {form!r}: accepted is {', '.join(FORMS)}")
-        TARGETS[to](student, scorers, form, threads, force)
+        from export.request import EngineOptions, Request, read_prompts
+        from export.targets import check_request, find_target
+
+        target = find_target(to)
+        manifest = read_student(student)
+        chosen = precision or next(iter(target.precisions))
+        check_request(target, form, chosen, manifest.family)
+        request = Request(
+            bundle=student,
+            student=manifest,
+            form=form,
+            precision=chosen,
+            scorers=(scorers,) if scorers else (student.with_name(f"{student.name}-scorers"), *_shipped()),
+            threads=threads,
+            force=force,
+            prompts=read_prompts(student, prompts, chosen),
+            engine=EngineOptions(_batches(batches), int(memory_gb * 2**30), 4 * 2**30, 3, portable, batch_invariant),
+            say=typer.echo,
+        )
+        if dry_run:
+            _plan(request, target)
+        else:
+            _compile(request, target)
     except (BundleError, ExportError, OSError) as error:
         typer.echo(f"export: {error}", err=True)
         raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("export: interrupted; finished stages are kept, and the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
 
 
-def _to_onnx(bundle: Path, scorers: Path | None, form: str, threads: int, force: bool) -> None:
-    student = read_student(bundle)
-    verify_files(bundle, student)
-    from export import to_onnx
+def _batches(text: str) -> tuple[int, ...]:
+    from export.errors import ExportError
+
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and 1 <= int(part) <= 63 for part in numbers):
+        raise ExportError(f"batches is {text!r}: accepted are numbers from 1 to 63 with commas between")
+    return tuple(sorted({int(part) for part in numbers}))
+
+
+def _shipped() -> list[Path]:
+    return sorted(MODELS.glob("*-scorers"))
+
+
+def _compile(request: Request, target: Target) -> None:
+    from export.errors import ExportError
+    from export.preflight import check_disk, estimates
+
+    if reason := target.refuse(request):
+        raise ExportError(reason)
+    verify_files(request.bundle, request.student)
+    check_disk(request.bundle, estimates(request.bundle, request.student, request.form, request.precision))
+    from export.card import update_card
+    from export.compile import compile_student
+
+    _compile_scorers(request.bundle, request.student, request.scorers, request.force)
+    outcome = compile_student(request, target)
+    update_card(request.bundle, outcome)
+    _summary(outcome)
+
+
+def _compile_scorers(bundle: Path, student: Student, folders: tuple[Path, ...], force: bool) -> None:
     from export.scorers import export_scorer, find_scorer, is_compiled
 
-    folders = [scorers] if scorers else [bundle.with_name(f"{bundle.name}-scorers"), *sorted(MODELS.glob("*-scorers"))]
-    for name in student.scorers:
+    for name, scorer in student.scorers.items():
         if force or not is_compiled(bundle, student, name):
             start = time.monotonic()
             worst = export_scorer(bundle, student, name, find_scorer(student, name, folders))
-            _say(bundle / student.scorers[name].file, start, worst)
-    start = time.monotonic()
-    if not force and to_onnx.is_compiled(bundle, student, form):
-        typer.echo(f"{to_onnx.folder(bundle, form)} is up to date")
+            file = bundle / scorer.file
+            size_mb, took_s = file.stat().st_size / 1e6, time.monotonic() - start
+            typer.echo(f"{file.name}: {size_mb:.1f} MB in {took_s:.0f} s, {worst:.1e} from torch at most")
+
+
+def _summary(outcome: Outcome) -> None:
+    """What was made, how long it took, and how near it is to torch."""
+    if not outcome.made:
+        typer.echo(f"{outcome.folder} is up to date")
         return
-    for file, worst in to_onnx.export_student(bundle, student, threads, form).items():
-        _say(file, start, worst)
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=outcome.manifest.name)
+    for column in ("stage", "MB", "s", "relative error", "worst"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for row in outcome.made:
+        error = outcome.manifest.stage_errors.get(row.name)
+        figures = (f"{error.relative:.1e}", f"{error.max_abs:.1e}") if error else ("", "")
+        table.add_row(row.name, f"{row.bytes / 1e6:.1f}", "kept" if row.reused else f"{row.seconds:.0f}", *figures)
+    for steps, parity in outcome.manifest.parity.items():
+        worst = max(parity.max_abs.values())
+        table.add_row(f"pictures, {steps} steps", "", "", f"{parity.psnr_db or 0:.0f} dB", f"{worst:.1e}")
+        for name, change in parity.reward.items():
+            table.add_row(f"  reward {name}", "", "", f"{change.mean:+.4f}", f"± {change.error:.4f}")
+    Console().print(table)
+    if not outcome.manifest.parity:
+        typer.echo("not proven: there is no GPU here; it is refused until export.run proves it where it will serve")
 
 
-def _say(file: Path, start: float, worst: float) -> None:
-    size_mb, took_s = file.stat().st_size / 1e6, time.monotonic() - start
-    typer.echo(f"{file}: {size_mb:.1f} MB in {took_s:.0f} s, {worst:.1e} from torch at most")
+def _plan(request: Request, target: Target) -> None:
+    """What a run would build."""
+    from export.compile import finished
+    from export.preflight import estimates, memory_bytes
 
+    rows = estimates(request.bundle, request.student, request.form, request.precision)
+    there = finished(request)
+    typer.echo(f"{request.bundle}/runtimes/{target.folder(request)} would be built:")
+    for row in rows:
+        kept = ", its graph is there" if row.stage in there else ""
+        typer.echo(f"  {row.stage}: {row.parameters / 1e6:.1f} M numbers, about {row.disk_bytes / 1e6:.1f} MB{kept}")
+    disk_mb = sum(row.disk_bytes for row in rows) / 1e6
+    typer.echo(f"about {disk_mb:.1f} MB of disk and {memory_bytes(rows) / 2**30:.2f} GiB of memory")
+    if reason := target.refuse(request):
+        typer.echo(f"but not here: {reason}")
 
-TARGETS: dict[str, Callable[[Path, Path | None, str, int, bool], None]] = {"onnx": _to_onnx}
 
 if __name__ == "__main__":
     typer.run(run)

@@ -17,6 +17,8 @@ def check(student: Student, body: GenerateRequest, count_tokens: Callable[[str],
     Raises:
         InvalidRequest, TooLarge: it cannot, and why; ``param`` names the field.
     """
+    if student.image.frames is not None:
+        raise InvalidRequest(f"{student.id} draws videos: this service answers with pictures only.", "model")
     _check_fields_together(body)
     _check_size(student, body, max_pixels)
     _check_student(student, body)

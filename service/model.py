@@ -95,7 +95,8 @@ def token_counter(bundle: Path, settings: Settings) -> Callable[[str], int]:
     """
     if settings.runtime == "fake":
         return lambda prompt: len(prompt.split())
-    path = bundle / "tokenizer_2" / "tokenizer.json"
+    paths = [bundle / name / "tokenizer.json" for name in ("tokenizer_2", "tokenizer")]
+    path = next((path for path in paths if path.is_file()), paths[0])
     if not path.is_file():
         raise StartupError(f"{path} is missing: without it a prompt's length is unknown.")
     tokenizer = Tokenizer.from_file(str(path))

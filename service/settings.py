@@ -23,7 +23,9 @@ SECRETS = ("FEWSTEP_REDIS_URL", "FEWSTEP_WEBHOOK_SECRET")  # a URL may hold a pa
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 LogLevel = Literal["debug", "info", "warning", "error"]
-RuntimeName = Literal["auto", "onnx", "openvino", "tensorrt", "tensorrt_rtx", "torch", "fake"]
+KIND = "(auto|onnx|openvino|tensorrt|tensorrt_rtx|torch)"
+# A kind, the folder of one ("onnx-staged-int8"), or several with commas between: the first that can be had serves.
+RuntimeName = Annotated[str, Field(pattern=rf"^(fake|{KIND}(-[\w.-]+)?(,{KIND}(-[\w.-]+)?)*)$")]
 
 
 def default_data_dir() -> Path:
@@ -61,7 +63,9 @@ class Settings(BaseSettings):
     model_memory_mb: int = Field(
         default=0, ge=0, description="Memory that the students of one worker may take together; 0: what is free."
     )
-    runtime: RuntimeName = Field(default="auto", description="How the student is run; fake needs no student.")
+    runtime: RuntimeName = Field(
+        default="auto", description="How the student is run: a kind, a runtime's folder, or a list of them."
+    )
     threads: int = Field(default=0, ge=0, description="Threads of one worker; 0: its share of the cores.")
     workers: int = Field(default=1, ge=1, le=64, description="Worker processes that serve starts.")
     max_pending: int = Field(default=1000, ge=1, description="Jobs that may wait; beyond, requests are answered 503.")

@@ -5,7 +5,9 @@ Legend: B prompts, L tokens: the first tokenizer's ``model_max_length`` for CLIP
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,29 +22,42 @@ IdArray = NDArray[np.int64]
 TOKENIZERS = {
     "flux": {"clip_ids": "tokenizer", "t5_ids": "tokenizer_2"},
     "sd3": {"clip_ids": "tokenizer", "clip_2_ids": "tokenizer_2", "t5_ids": "tokenizer_3"},
+    "wan": {"t5_ids": "tokenizer"},
 }
+MASK = "t5_mask"  # Wan's encoder is told which of its ids are padding
 
 
 class PromptTokens:
     """A bundle's tokenizers, the first of which the scorers read too; ``names`` are those of ``encode``'s arrays.
 
-    SD3 without T5 has no tokenizer for it.
+    SD3 without T5 has no tokenizer for it; Wan has a mask beside the ids of its only encoder.
     """
 
     def __init__(self, bundle: Path, max_tokens: int, family: str = "flux") -> None:
         folders = {name: bundle / folder for name, folder in TOKENIZERS[family].items() if (bundle / folder).is_dir()}
-        clip_tokens = int(_config(bundle / "tokenizer")["model_max_length"])
-        lengths = {name: max_tokens if name == "t5_ids" else clip_tokens for name in folders}
+        lengths = {
+            name: max_tokens if name == "t5_ids" else int(_config(bundle / "tokenizer")["model_max_length"])
+            for name in folders
+        }
         self._tokenizers = {name: _tokenizer(folder, lengths[name]) for name, folder in folders.items()}
-        self.names = tuple(folders)
+        self._masked = family == "wan"
+        self.names = (*folders, MASK) if self._masked else tuple(folders)
 
     def encode(self, prompts: Sequence[str]) -> tuple[IdArray, ...]:
-        """Ids for each encoder, int64 (B, L) each; an unknown word is the unknown token."""
+        """Ids for each encoder, int64 (B, L) each (and their mask); an unknown word is the unknown token."""
+        if self._masked:
+            (tokenizer,) = self._tokenizers.values()
+            return _masked_ids(tokenizer, [cleaned(prompt) for prompt in prompts])
         return tuple(_ids(tokenizer, prompts) for tokenizer in self._tokenizers.values())
 
     def encode_clip(self, prompts: Sequence[str]) -> IdArray:
         """Ids of the first tokenizer alone, int64 (B, L): what the scorers read."""
         return _ids(self._tokenizers["clip_ids"], prompts)
+
+
+def cleaned(prompt: str) -> str:
+    """A prompt as WanPipeline reads it: entities resolved twice, white space in single spaces."""
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt)).strip()).strip()
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -64,3 +79,9 @@ def _tokenizer(folder: Path, length: int) -> Tokenizer:
 def _ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> IdArray:
     rows = [encoding.ids for encoding in tokenizer.encode_batch([*prompts, ""])]
     return np.array(rows, dtype=np.int64)[:-1]  # the empty prompt gives the length where there are no prompts
+
+
+def _masked_ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> tuple[IdArray, IdArray]:
+    encodings = tokenizer.encode_batch([*prompts, ""])
+    ids, mask = ([getattr(row, name) for row in encodings] for name in ("ids", "attention_mask"))
+    return np.array(ids, dtype=np.int64)[:-1], np.array(mask, dtype=np.int64)[:-1]

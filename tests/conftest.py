@@ -17,11 +17,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same student with its ONNX runtime and scorers, made by the export command. Not to be written to."""
+    """The same student with its fused ONNX runtime and scorers, made by the export command. Not to be written to."""
     from export.run import run
     from tests import tiny
 
     models = tmp_path_factory.mktemp("compiled")
     tiny.build(models / "tiny", tiny.scorers(models / "tiny-scorers"))
-    run(student=models / "tiny", to="onnx")
+    run(student=models / "tiny", to="onnx", form="fused")
     return models / "tiny"

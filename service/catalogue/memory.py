@@ -42,8 +42,8 @@ def needed_bytes(bundle: Path, runtime: str) -> int:
 
     Weights of a pipeline are often stored in half the precision in which torch computes on a CPU.
     """
-    kind = "onnx" if runtime == "auto" else runtime.split("-")[0]
-    compiled = [folder for folder in (bundle / "runtimes").glob("*") if folder.name.split("-")[0] == kind]
+    kinds = {"onnx" if name == "auto" else name.split("-")[0] for name in runtime.split(",")}
+    compiled = [folder for folder in (bundle / "runtimes").glob("*") if folder.name.split("-")[0] in kinds]
     scorers = _weights(bundle / "scorers")
     if compiled:
         return ROOM_BYTES + GROWTH * (max(_weights(folder) for folder in compiled) + scorers)

@@ -8,30 +8,45 @@ from collections.abc import Callable
 from pathlib import Path
 
 from student.bundle import BundleError, Student, read_student, verify_files
+from student.runtimes.manifest import RUNTIMES
 from student.runtimes.runtime import Runtime
 from student.tokens import TOKENIZERS
 
-AUTO = ("onnx", "torch")
+# What serves where nothing is asked for, best first; a kind that the bundle has no folder of is passed over in silence.
+AUTO = ("tensorrt", "tensorrt_rtx", "openvino", "onnx", "torch")
+ALWAYS_TRIED = ("onnx", "torch")
 log = logging.getLogger(__name__)
 
 
 def load(bundle: Path, runtime: str = "auto", threads: int = 1) -> Runtime:
-    """The runtime asked for, verified and warm; ``auto`` is the first of onnx and torch that the bundle can have.
+    """The runtime asked for, verified and warm.
+
+    ``runtime`` is a kind ("onnx"), the folder of one ("onnx-staged-int8"), several of them with commas between, of
+    which the first that can be had serves, or ``auto``: the best kind that the bundle has and this machine can run.
+    Nothing else is ever served in its place.
 
     Raises:
         BundleError: one sentence that says why there is no such runtime here.
     """
     if runtime == "fake":
         return _fake()
-    if runtime != "auto" and runtime not in LOADERS:
-        raise BundleError(f"runtime is {runtime!r}: accepted is auto, {', '.join(LOADERS)} or fake")
+    names = runtime.split(",")
+    for name in names:
+        if name != "auto" and _kind(name) not in LOADERS:
+            raise BundleError(f"runtime is {name!r}: accepted is auto, {', '.join(LOADERS)} or fake")
     student = read_student(bundle)
-    if runtime != "auto":
-        return LOADERS[runtime](bundle, student, threads)
+    if names == ["auto"]:
+        names = [name for name in AUTO if name in ALWAYS_TRIED or _compiled(bundle, name)]
+    elif len(names) == 1:
+        return _load(bundle, student, runtime, threads)
+    return _first(bundle, student, names, threads)
+
+
+def _first(bundle: Path, student: Student, names: list[str], threads: int) -> Runtime:
     reasons: list[str] = []
-    for name in AUTO:
+    for name in names:
         try:
-            found = LOADERS[name](bundle, student, threads)
+            found = _load(bundle, student, name, threads)
         except BundleError as error:
             reasons.append(f"{name}: {error}")
             continue
@@ -41,20 +56,53 @@ def load(bundle: Path, runtime: str = "auto", threads: int = 1) -> Runtime:
     raise BundleError(f"no runtime can serve {bundle}: {'; '.join(reasons)}")
 
 
+def _load(bundle: Path, student: Student, name: str, threads: int) -> Runtime:
+    return LOADERS[_kind(name)](bundle, student, threads, None if name in LOADERS else name)
+
+
+def _kind(name: str) -> str:
+    return name.partition("-")[0]
+
+
+def _compiled(bundle: Path, kind: str) -> bool:
+    return any(path.is_dir() for path in (bundle / RUNTIMES).glob(f"{kind}-*"))
+
+
 def _fake() -> Runtime:
     from student.runtimes.fake import FakeRuntime
 
     return FakeRuntime()
 
 
-def _onnx(bundle: Path, student: Student, threads: int) -> Runtime:
+def _onnx(bundle: Path, student: Student, threads: int, name: str | None) -> Runtime:
     _require("onnxruntime")
-    from student.runtimes.onnx import OnnxRuntime
+    from student.runtimes.onnx import onnx_runtime
 
-    return OnnxRuntime(bundle, student, threads)
+    return onnx_runtime(bundle, student, threads, name)
 
 
-def _torch(bundle: Path, student: Student, threads: int) -> Runtime:
+def _openvino(bundle: Path, student: Student, threads: int, name: str | None) -> Runtime:
+    _require("openvino")
+    from student.runtimes.openvino import openvino_runtime
+
+    return openvino_runtime(bundle, student, threads, name)
+
+
+def _tensorrt(bundle: Path, student: Student, threads: int, name: str | None) -> Runtime:
+    _require("tensorrt", "torch")
+    from student.runtimes.tensorrt import tensorrt_runtime
+
+    return tensorrt_runtime(bundle, student, threads, name, "tensorrt")
+
+
+def _tensorrt_rtx(bundle: Path, student: Student, threads: int, name: str | None) -> Runtime:
+    _require("tensorrt_rtx", "torch")
+    from student.runtimes.tensorrt import tensorrt_runtime
+
+    return tensorrt_runtime(bundle, student, threads, name, "tensorrt_rtx")
+
+
+def _torch(bundle: Path, student: Student, threads: int, name: str | None) -> Runtime:
     _require("torch", "diffusers", "transformers")
     if student.family not in TOKENIZERS:
         raise BundleError(f"family is {student.family!r}: the torch runtime serves {', '.join(TOKENIZERS)}")
@@ -70,4 +118,10 @@ def _require(*packages: str) -> None:
             raise BundleError(f"{package} is not installed")
 
 
-LOADERS: dict[str, Callable[[Path, Student, int], Runtime]] = {"onnx": _onnx, "torch": _torch}
+LOADERS: dict[str, Callable[[Path, Student, int, str | None], Runtime]] = {
+    "onnx": _onnx,
+    "openvino": _openvino,
+    "tensorrt": _tensorrt,
+    "tensorrt_rtx": _tensorrt_rtx,
+    "torch": _torch,
+}

@@ -17,21 +17,54 @@ RUNTIMES = "runtimes"
 
 @dataclass(frozen=True)
 class Graph:
-    """One compiled file: the sigmas built into it (none in a stage), and its shapes by name (``batch`` is free)."""
+    """One compiled file: the sigmas built into it (none in a stage), and its shapes by name (``batch`` is free).
+
+    ``key`` names all that it was made from; ``data`` is the file of its weights, where they lie outside it.
+    """
 
     file: str
     sha256: str
     sigmas: tuple[float, ...]
     inputs: Mapping[str, tuple[int | str, ...]]
     outputs: Mapping[str, tuple[int | str, ...]]
+    key: str = ""
+    data: str = ""
+    data_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Paired change of a standardised reward, compiled minus torch: mean and standard error over the prompts."""
+
+    mean: float
+    error: float
+    prompts: int
+
+
+@dataclass(frozen=True)
+class StageError:
+    """How far a stage is from torch's when fed what torch's was: relative norm, and largest absolute difference.
+
+    ``per_step`` are the relative norms at each sigma of the longest schedule; only the step's stage has them.
+    """
+
+    relative: float
+    max_abs: float
+    per_step: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest absolute difference of an image value (0 to 1) from the torch pipeline's, by batch size."""
+    """Largest absolute difference of an image value (0 to 1) from the torch pipeline's, by batch size.
+
+    ``psnr_db`` over all pictures together has a floor where the precision has one; ``reward`` by scorer.
+    """
 
     max_abs: Mapping[int, float]
     tolerance: float
+    psnr_db: float | None = None
+    least_psnr_db: float | None = None
+    reward: Mapping[str, Change] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,6 +72,8 @@ class RuntimeManifest:
     """``graphs`` and ``parity`` by step count; ``source_sha256`` is the fingerprint of the student compiled.
 
     A staged runtime has no graph for each step count but ``stages`` by name; its sigmas are the student's.
+    ``wide`` says which operators were kept in float32 and why; ``requires`` what the machine must be (see
+    ``student.runtimes.machine``); ``profiles`` the batch sizes (least, best, most) that an engine was built for.
     """
 
     name: str
@@ -51,6 +86,11 @@ class RuntimeManifest:
     opset: int
     versions: Mapping[str, str]
     stages: Mapping[str, Graph] = field(default_factory=dict)
+    stage_errors: Mapping[str, StageError] = field(default_factory=dict)
+    wide: Mapping[str, str] = field(default_factory=dict)
+    requires: Mapping[str, str] = field(default_factory=dict)
+    profiles: tuple[tuple[int, int, int], ...] = ()
+    cache_key: str = ""
     format: int = FORMAT
 
 
@@ -75,7 +115,10 @@ def read_manifest(folder: Path) -> RuntimeManifest:
         graphs = {int(steps): _graph(row) for steps, row in data.pop("graphs").items()}
         stages = {name: _graph(row) for name, row in data.pop("stages", {}).items()}
         parity = {int(steps): _parity(row) for steps, row in data.pop("parity").items()}
-        return RuntimeManifest(graphs=graphs, stages=stages, parity=parity, **data)
+        errors = {name: _stage_error(row) for name, row in data.pop("stage_errors", {}).items()}
+        profiles: Any = tuple(tuple(row) for row in data.pop("profiles", ()))
+        parts: dict[str, Any] = {"graphs": graphs, "stages": stages, "parity": parity}
+        return RuntimeManifest(**parts, stage_errors=errors, profiles=profiles, **data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BundleError(f"{path} cannot be used: {error}; make the runtime again with export.run") from error
 
@@ -94,10 +137,17 @@ def check_runtime(folder: Path, student: Student, manifest: RuntimeManifest) -> 
     if manifest.source_sha256 != student.fingerprint():
         raise BundleError(f"{folder} was made from another student (source_sha256 differs): {again}")
     for graph in (*manifest.graphs.values(), *manifest.stages.values()):
-        if not (folder / graph.file).is_file():
-            raise BundleError(f"{folder / graph.file} is missing: {again}")
-        if sha256(folder / graph.file) != graph.sha256:
-            raise BundleError(f"{folder / graph.file} has changed since it was made (sha256 differs): {again}")
+        check_file(folder / graph.file, graph.sha256, again)
+        if graph.data:
+            check_file(folder / graph.data, graph.data_sha256, again)
+
+
+def check_file(path: Path, expected: str, again: str) -> None:
+    """Refuse a file that is not there, or not as it was made."""
+    if not path.is_file():
+        raise BundleError(f"{path} is missing: {again}")
+    if sha256(path) != expected:
+        raise BundleError(f"{path} has changed since it was made (sha256 differs): {again}")
 
 
 def _check_fused(folder: Path, student: Student, steps: int, manifest: RuntimeManifest, again: str) -> None:
@@ -115,12 +165,25 @@ def _check_parity(folder: Path, steps: int, parity: Parity | None) -> None:
         raise BundleError(
             f"{folder} is {worst} off the torch pipeline at {steps} steps: accepted is {parity.tolerance}"
         )
+    floor = parity.least_psnr_db
+    if floor is not None and not (parity.psnr_db or 0.0) >= floor:
+        raise BundleError(f"{folder} has {parity.psnr_db} dB of PSNR at {steps} steps: accepted is {floor} or more")
 
 
 def _graph(row: dict[str, Any]) -> Graph:
-    shapes = [{name: tuple(dims) for name, dims in row[key].items()} for key in ("inputs", "outputs")]
-    return Graph(row["file"], row["sha256"], tuple(row["sigmas"]), *shapes)
+    plain = dict(row)
+    shapes: dict[str, Any] = {
+        key: {name: tuple(dims) for name, dims in plain.pop(key).items()} for key in ("inputs", "outputs")
+    }
+    return Graph(sigmas=tuple(plain.pop("sigmas")), **shapes, **plain)
 
 
 def _parity(row: dict[str, Any]) -> Parity:
-    return Parity({int(batch): float(value) for batch, value in row["max_abs"].items()}, float(row["tolerance"]))
+    plain = dict(row)
+    max_abs = {int(batch): float(value) for batch, value in plain.pop("max_abs").items()}
+    reward = {name: Change(**change) for name, change in plain.pop("reward", {}).items()}
+    return Parity(max_abs, float(plain.pop("tolerance")), reward=reward, **plain)
+
+
+def _stage_error(row: dict[str, Any]) -> StageError:
+    return StageError(row["relative"], row["max_abs"], tuple(row["per_step"]))

@@ -1,4 +1,4 @@
-"""How this project opens an ONNX Runtime session on the CPU."""
+"""How this project opens an ONNX Runtime session, on the CPU or, where onnxruntime-gpu finds one, on a GPU."""
 
 from __future__ import annotations
 
@@ -6,18 +6,49 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 
 from student.bundle import BundleError
 
+# Full float32 products: TF32 would fail the proof that was made on a CPU.
+CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
+CPU = "CPUExecutionProvider"
+
 
 class Session(Protocol):
-    """The one method of an InferenceSession that is used."""
+    """A compiled graph, whichever library runs it."""
 
     def run(self, output_names: Sequence[str], feed: Mapping[str, Any], /) -> Any: ...
 
 
-def open_session(path: Path, threads: int) -> Session:
+class OrtSession:
+    """An InferenceSession with its inputs and outputs bound: nothing is copied on a CPU, and once each way on a GPU.
+
+    ``place`` puts an array where the graph reads it, for an input that many calls share.
+    """
+
+    def __init__(self, session: Any, device: str) -> None:
+        self._session = session
+        self._device = device
+
+    def place(self, array: Any) -> Any:
+        """The array on the graph's device."""
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
+
+    def run(self, output_names: Sequence[str], feed: Mapping[str, Any], /) -> list[Any]:
+        """The outputs as numpy arrays; an input is a numpy array or what ``place`` gave."""
+        binding = self._session.io_binding()
+        for name, value in feed.items():
+            binding.bind_ortvalue_input(name, value if isinstance(value, ort.OrtValue) else self.place(value))
+        for name in output_names:
+            binding.bind_output(name, self._device)
+        self._session.run_with_iobinding(binding)
+        arrays: list[Any] = binding.copy_outputs_to_cpu()
+        return arrays
+
+
+def open_session(path: Path, threads: int) -> OrtSession:
     """A session of ``threads`` threads, the caller's among them, that sleep between two pieces of work.
 
     Threads that spin instead took 226 ms for a batch of 8, against 120 ms, where two cores were busy with other work
@@ -33,9 +64,10 @@ def open_session(path: Path, threads: int) -> Session:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    on_gpu = CUDA[0] in ort.get_available_providers()
     try:
-        session: Session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=[CUDA, CPU] if on_gpu else [CPU])
     except Exception as error:  # onnxruntime's own exceptions share no public base
         reason = " ".join(str(error).split())
         raise BundleError(f"{path} does not open in onnxruntime {ort.__version__}: {reason}") from error
-    return session
+    return OrtSession(session, "cuda" if CUDA[0] in session.get_providers() else "cpu")

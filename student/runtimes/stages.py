@@ -1,11 +1,11 @@
 """The names of a staged student's graphs, and the loop that runs them: torch-free, step by step.
 
-Legend: B images, C latent channels, H x W latent cells.
+Legend: B images, C latent channels, H x W latent cells (a video has frames F before them).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,74 @@ import numpy as np
 
 from student.bundle import Student
 from student.noise import noise
-from student.runtimes.runtime import FloatArray
-from student.runtimes.session import open_session
+from student.runtimes.runtime import FloatArray, Watch
+from student.runtimes.session import Session
 from student.sampler import denoise
 from student.tokens import PromptTokens
 
 TEXT, STEP, DECODER = STAGES = ("text", "step", "decoder")
+POOLED = frozenset({"flux", "sd3"})  # families whose text encoders give one more vector for the whole prompt
+Opener = Callable[[Path], Session]
+
+
+def text_outputs(family: str) -> tuple[str, ...]:
+    """What the text stage gives and the step's stage takes."""
+    return ("tokens", "pooled") if family in POOLED else ("tokens",)
 
 
 class StagedGraphs:
-    """The compiled stages of one student, for every step count that it knows sigmas of."""
+    """The compiled stages of one student, for every step count that it knows sigmas of.
 
-    def __init__(self, bundle: Path, student: Student, files: Mapping[str, Path], threads: int) -> None:
+    With ``one_by_one`` the images of a batch go through each stage alone, where its kernels would mix them.
+    """
+
+    def __init__(self, bundle: Path, student: Student, files: Mapping[str, Path], open_: Opener) -> None:
         self.tokens = PromptTokens(bundle, student.max_tokens, student.family)
+        self.one_by_one = False
         self._student = student
-        self._sessions = {stage: open_session(files[stage], threads) for stage in STAGES}
+        self._sessions = {stage: open_(files[stage]) for stage in STAGES}
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
-        """images_BCHW, one call of the step's graph after the other."""
-        ids = dict(zip(self.tokens.names, self.tokens.encode(prompts), strict=True))
-        tokens_BLE, pooled_BP = self._sessions[TEXT].run(["tokens", "pooled"], ids)
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch | None = None) -> FloatArray:
+        """images_BCHW, one call of the step's graph after the other; ``watch`` as for ``draw_watched``."""
+        text = self._placed(self.encode(prompts))
 
-        def velocity(x_BCHW: Any, sigma: float) -> Any:
-            sigma_B = np.full(len(prompts), sigma, dtype=np.float32)
-            feed = {"latents": x_BCHW, "sigma": sigma_B, "tokens": tokens_BLE, "pooled": pooled_BP}
-            return self._sessions[STEP].run(["velocity"], feed)[0]
+        def look(i: int, sigma: float, x_BCHW: Any, v_BCHW: Any) -> None:
+            if watch is not None and i < steps - 1:
+                watch(i, lambda rows: self.decode((x_BCHW - v_BCHW * np.float32(sigma))[list(rows)]))
 
         start_BCHW: Any = noise(seeds, self._student.latents.shape)
-        x_BCHW: Any = denoise(velocity, start_BCHW, self._student.sigmas[steps])
-        images_BCHW: FloatArray = self._sessions[DECODER].run(["images"], {"latents": x_BCHW})[0]
+        x_BCHW: Any = denoise(
+            lambda x, sigma: self.velocity(x, sigma, text), start_BCHW, self._student.sigmas[steps], look
+        )
+        return self.decode(x_BCHW)
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """The text stage: what the step's stage reads, by name."""
+        ids = dict(zip(self.tokens.names, self.tokens.encode(prompts), strict=True))
+        names = text_outputs(self._student.family)
+        return dict(zip(names, self._run(TEXT, names, ids), strict=True))
+
+    def velocity(self, x_BCHW: Any, sigma: float, text: Mapping[str, Any]) -> Any:
+        """The step's stage at one sigma for the whole batch."""
+        sigma_B = np.full(len(x_BCHW), sigma, dtype=np.float32)
+        return self._run(STEP, ["velocity"], {"latents": x_BCHW, "sigma": sigma_B, **text})[0]
+
+    def decode(self, x_BCHW: Any) -> FloatArray:
+        """The decoder's stage."""
+        images_BCHW: FloatArray = self._run(DECODER, ["images"], {"latents": x_BCHW})[0]
         return images_BCHW
+
+    def _placed(self, text: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Where the step's graph reads it, if that is elsewhere: every step reads the same text."""
+        place = getattr(self._sessions[STEP], "place", None)
+        if place is None or self.one_by_one:
+            return text
+        return {name: place(array) for name, array in text.items()}
+
+    def _run(self, stage: str, names: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
+        session = self._sessions[stage]
+        if not self.one_by_one:
+            return list(session.run(names, feed))
+        batch = len(next(iter(feed.values())))
+        rows = [session.run(names, {name: array[b : b + 1] for name, array in feed.items()}) for b in range(batch)]
+        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.graph import OPSET, Signature, export_graph
+from export.errors import ExportError
+from export.graph import OPSET, Signature, export_graph, save, trace
 
 
 class Guarded(nn.Module):
@@ -103,22 +104,23 @@ def test_what_is_constant_is_folded() -> None:
 
 
 EXPORT_FUSED = """
-import hashlib, pathlib, sys
-from export.fused import export_fused
-from student.bundle import read_student
+import pathlib, sys
+from export.fused import fused_part
+from student.bundle import read_student, sha256
 from student.pipeline import open_pipeline
 from student.tokens import PromptTokens
 bundle = pathlib.Path(sys.argv[1])
 student = read_student(bundle)
-data = export_fused(open_pipeline(bundle), student, PromptTokens(bundle, student.max_tokens), 2)
-print(hashlib.sha256(data).hexdigest())
+path = pathlib.Path(sys.argv[2])
+fused_part(open_pipeline(bundle), student, PromptTokens(bundle, student.max_tokens), 2).export(path)
+print(sha256(path))
 """
 
 
-def test_the_same_student_gives_the_same_bytes_and_no_path_of_this_machine(compiled: Path) -> None:
+def test_the_same_student_gives_the_same_bytes_and_no_path_of_this_machine(compiled: Path, tmp_path: Path) -> None:
     """Another process, with another order of its sets and dictionaries' hashes."""
     done = subprocess.run(
-        [sys.executable, "-c", EXPORT_FUSED, str(compiled)],
+        [sys.executable, "-c", EXPORT_FUSED, str(compiled), str(tmp_path / "again.onnx")],
         capture_output=True,
         text=True,
         check=True,
@@ -129,5 +131,38 @@ def test_the_same_student_gives_the_same_bytes_and_no_path_of_this_machine(compi
     graph = compiled / "runtimes" / "onnx-fused-fp32" / "2-steps.onnx"
     assert done.stdout.strip() == sha256(graph)
     data = graph.read_bytes()
-    for trace in (str(Path(__file__).parents[2]), str(Path.home()), sys.prefix, ".py", "site-packages", str(compiled)):
-        assert trace.encode() not in data
+    for sign in (str(Path(__file__).parents[2]), str(Path.home()), sys.prefix, ".py", "site-packages", str(compiled)):
+        assert sign.encode() not in data
+
+
+class Eigen(nn.Module):
+    """A product that ONNX has, then one that it has not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.spectrum = Spectrum()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.spectrum(self.inner(x))
+
+
+class Spectrum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.eigvals(x.view(-1, 2, 2)).real
+
+
+def test_an_operator_without_an_onnx_form_is_named_with_its_module() -> None:
+    with pytest.raises(ExportError, match=r"test has no ONNX form: the operator aten\.linalg_eig\S* in .*spectrum"):
+        export(Eigen(), width=4)
+
+
+def test_weights_beyond_the_limit_lie_beside_the_graph(tmp_path: Path) -> None:
+    module, path = Repeated(), tmp_path / "big.onnx"
+    signature = Signature("test", {"x": torch.zeros(2, 64)}, ("y",))
+    save(trace(module, signature, {}), path, limit_bytes=1000)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data"]
+    assert path.stat().st_size < 6000 < 64 * 64 * 4 <= (tmp_path / "big.onnx.data").stat().st_size
+    x = np.ones((3, 64), np.float32)
+    ours = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(["y"], {"x": x})[0]
+    np.testing.assert_array_equal(ours, run(export(module), x))

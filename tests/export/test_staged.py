@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +14,27 @@ import torch
 import typer
 
 from export import run as command
-from export import to_onnx
-from export.errors import ExportError
-from export.staged import export_stages
+from export.staged import staged_parts
 from student.bundle import BundleError, Student, read_student
 from student.families.find import family_of_student
 from student.noise import noise
 from student.pipeline import open_pipeline, reproduce
 from student.runtimes.load import load
-from student.runtimes.onnx import STAGED_FP32, OnnxRuntime
+from student.runtimes.onnx import STAGED_FP32, onnx_runtime
+from student.runtimes.runtime import StepwiseRuntime
 from student.runtimes.session import open_session
+from student.runtimes.stages import text_outputs
 from student.tokens import PromptTokens
+from tests.export.conftest import MAKERS, Compile
 from tests.student.families import tiny
 
 PROMPTS, SEEDS = [*tiny.PROMPTS, "star", "ring of a star"], [0, 1, 2, 3, 2**32 - 1]
-MAKERS: dict[str, Callable[[], Any]] = {
-    "flux": lambda: tiny.flux(guidance_embeds=True),
-    "sd3": tiny.sd3,
-    "sd3 without T5": lambda: tiny.sd3(with_t5=False, dual=False),
-}
 
 
 @pytest.fixture(scope="module", params=list(MAKERS))
-def staged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student made and compiled on the spot. Not to be written to."""
-    bundle = tmp_path_factory.mktemp("staged") / "tiny"
-    tiny.build(bundle, MAKERS[request.param]())
-    command.run(student=bundle, to="onnx", form="staged")
-    return bundle
+def staged(request: pytest.FixtureRequest, compile_family: Compile) -> Path:
+    """A student compiled from its seed. Not to be written to."""
+    return compile_family(request.param)
 
 
 def sessions(bundle: Path) -> dict[str, Any]:
@@ -51,11 +43,12 @@ def sessions(bundle: Path) -> dict[str, Any]:
 
 def test_diffusers_draws_the_same_pictures_at_every_step_count(staged: Path) -> None:
     student = read_student(staged)
-    runtime = OnnxRuntime(staged, student, threads=1)
+    runtime = onnx_runtime(staged, student, threads=1)
     pipe = open_pipeline(staged)
     for steps in student.steps:
         images = runtime.draw(PROMPTS, SEEDS, steps)
-        assert images.shape == (5, 3, 64, 32) and images.std() > 0.05
+        frames = () if student.image.frames is None else (1,)
+        assert images.shape == (5, *frames, 3, 64, 32) and images.std() > 0.02
         np.testing.assert_allclose(images, reproduce(pipe, student, PROMPTS, SEEDS, steps), atol=1e-4)
 
 
@@ -69,10 +62,11 @@ def test_each_stage_is_that_of_torch(staged: Path) -> None:
         v, images = model.velocity(x, sigma_B, condition), model.decode(x)
     tokens = PromptTokens(staged, student.max_tokens, student.family)
     ids = dict(zip(tokens.names, tokens.encode(PROMPTS), strict=True))
-    text = dict(zip(("tokens", "pooled"), stages["text"].run(["tokens", "pooled"], ids), strict=True))
-    assert condition.pooled_BP is not None
+    names = text_outputs(student.family)
+    text = dict(zip(names, stages["text"].run(names, ids), strict=True))
     np.testing.assert_allclose(text["tokens"], condition.tokens_BLE, atol=1e-5)
-    np.testing.assert_allclose(text["pooled"], condition.pooled_BP, atol=1e-5)
+    if condition.pooled_BP is not None:
+        np.testing.assert_allclose(text["pooled"], condition.pooled_BP, atol=1e-5)
     feed = {"latents": x.numpy(), "sigma": sigma_B.numpy(), **text}
     np.testing.assert_allclose(stages["step"].run(["velocity"], feed)[0], v, atol=1e-4)
     np.testing.assert_allclose(stages["decoder"].run(["images"], {"latents": x.numpy()})[0], images, atol=1e-5)
@@ -93,27 +87,62 @@ def test_graphs_are_whole_and_say_whose_they_are(staged: Path) -> None:
 
 
 @pytest.mark.parametrize("staged", ["sd3"], indirect=True)
-def test_two_exports_are_equal_to_the_byte(staged: Path) -> None:
+def test_two_exports_are_equal_to_the_byte(staged: Path, tmp_path: Path) -> None:
     student = read_student(staged)
     tokens = PromptTokens(staged, student.max_tokens, student.family)
-    again = export_stages(family_of_student(open_pipeline(staged), student), student, tokens)
-    for path in (staged / "runtimes" / STAGED_FP32).glob("*.onnx"):
-        assert path.read_bytes() == again[path.stem]
+    for stage, part in staged_parts(family_of_student(open_pipeline(staged), student), student, tokens).items():
+        part.export(tmp_path / f"{stage}.onnx")
+        first = staged / "runtimes" / STAGED_FP32 / f"{stage}.onnx"
+        assert first.read_bytes() == (tmp_path / f"{stage}.onnx").read_bytes()
 
 
 def test_the_loader_takes_it_and_the_manifest_tells_its_shapes(staged: Path) -> None:
     assert load(staged).name == STAGED_FP32
+    student = read_student(staged)
     manifest = json.loads((staged / "runtimes" / STAGED_FP32 / "manifest.json").read_text("utf-8"))
     assert manifest["form"] == "staged" and set(manifest["stages"]) == {"text", "step", "decoder"}
-    assert manifest["stages"]["step"]["inputs"]["latents"] == ["batch", 4, 8, 4]
-    assert manifest["stages"]["decoder"]["outputs"] == {"images": ["batch", 3, 64, 32]}
-    assert all(0 < value < 1e-4 for parity in manifest["parity"].values() for value in parity["max_abs"].values())
+    assert manifest["stages"]["step"]["inputs"]["latents"] == ["batch", *student.latents.shape]
+    assert manifest["stages"]["decoder"]["outputs"]["images"][-3:] == [3, 64, 32]
+    assert all(0 <= value < 1e-4 for parity in manifest["parity"].values() for value in parity["max_abs"].values())
+    assert all(parity["psnr_db"] > 80 for parity in manifest["parity"].values())
+    errors = manifest["stage_errors"]
+    assert set(errors) == {"text", "step", "decoder"} and len(errors["step"]["per_step"]) == 3
+    assert all(0 < row["relative"] < 1e-5 for row in errors.values())
 
 
 def test_torch_serves_the_same_pictures(staged: Path) -> None:
     student = read_student(staged)
     ours = load(staged, "torch").draw(PROMPTS, SEEDS, 3)
-    np.testing.assert_allclose(ours, OnnxRuntime(staged, student, 1).draw(PROMPTS, SEEDS, 3), atol=1e-4)
+    np.testing.assert_allclose(ours, onnx_runtime(staged, student, 1).draw(PROMPTS, SEEDS, 3), atol=1e-4)
+
+
+def test_steps_can_be_watched_and_stopped(staged: Path) -> None:
+    """A preview is what the network predicts there; a preview of the last step but one of one step is the picture."""
+    runtime = onnx_runtime(staged, read_student(staged), 1)
+    assert isinstance(runtime, StepwiseRuntime)
+    seen: list[tuple[int, np.ndarray]] = []
+    watched = runtime.draw_watched(PROMPTS, SEEDS, 3, lambda step, preview: seen.append((step, preview([4, 1]))))
+    np.testing.assert_array_equal(watched, runtime.draw(PROMPTS, SEEDS, 3))
+    assert [step for step, _ in seen] == [0, 1]
+    model = family_of_student(open_pipeline(staged), runtime.student)
+    sigma = runtime.student.sigmas[3][0]
+    x = torch.from_numpy(noise(SEEDS, runtime.student.latents.shape))
+    with torch.no_grad():
+        predicted = model.decode(x - sigma * model.velocity(x, sigma, model.encode(PROMPTS)))
+    np.testing.assert_allclose(seen[0][1], predicted[[4, 1]], atol=1e-4)
+
+    def stop(step: int, preview: object) -> None:
+        raise InterruptedError(step)
+
+    with pytest.raises(InterruptedError, match="0"):
+        runtime.draw_watched(PROMPTS, SEEDS, 3, stop)
+
+
+def test_one_by_one_through_the_stages_gives_the_same_pictures(staged: Path) -> None:
+    runtime = onnx_runtime(staged, read_student(staged), 1)
+    alone = np.concatenate([runtime.draw([p], [s], 2) for p, s in zip(PROMPTS, SEEDS, strict=True)])
+    runtime._graphs.one_by_one = True  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(runtime.draw(PROMPTS, SEEDS, 2), alone)
 
 
 @pytest.fixture(scope="module")
@@ -124,14 +153,18 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bundle
 
 
-def test_a_wrong_timestep_is_caught_and_nothing_is_written(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_timestep_is_caught_and_nothing_is_written(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from student.families.sd3 import SD3
 
     right = SD3._predict
     monkeypatch.setattr(SD3, "_predict", lambda self, x, sigma_B, condition: right(self, x, sigma_B * 0.9, condition))
-    with pytest.raises(ExportError, match="the images of 3 steps differ from torch by .* nothing was written"):
-        to_onnx.export_student(copy, read_student(copy), threads=1, form="staged")
-    assert not (copy / "runtimes" / STAGED_FP32).exists()
+    with pytest.raises(typer.Exit):
+        command.run(student=copy, to="onnx")
+    said = capsys.readouterr().err
+    assert "the images of 3 steps differ from torch by" in said and "each stage alone agrees with torch" in said
+    assert "nothing was written" in said and not (copy / "runtimes" / STAGED_FP32).exists()
 
 
 def test_a_student_with_guidance_is_refused(copy: Path, tmp_path: Path) -> None:
@@ -145,7 +178,7 @@ def test_a_student_with_guidance_is_refused(copy: Path, tmp_path: Path) -> None:
 def test_an_unknown_form_is_one_sentence(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit):
         command.run(student=copy, to="onnx", form="folded")
-    assert capsys.readouterr().err == "export: form is 'folded': accepted is fused, staged\n"
+    assert capsys.readouterr().err == "export: form is 'folded': accepted is staged, fused\n"
 
 
 def test_ids_are_those_of_the_pipeline(staged: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from service.admission import check, new_job
 from service.errors import InvalidRequest
 from service.schema import GenerateRequest
+from student.bundle import ImageSize
 from student.runtimes.fake import fake_student
 
 
@@ -25,6 +26,12 @@ def test_the_guidance_that_was_baked_in_may_be_named_and_no_other() -> None:
         checked(baked, guidance_scale=3.4)
     with pytest.raises(InvalidRequest, match="fixed at 3.5"):
         checked(baked, guidance_scale=0.0)
+
+
+def test_a_student_of_videos_is_refused_in_one_sentence() -> None:
+    video = {"image": ImageSize(64, 64, 5), "latents": replace(fake_student().latents, frames=2)}
+    with pytest.raises(InvalidRequest, match="fake draws videos: this service answers with pictures only."):
+        checked(video)
 
 
 def test_steps_are_those_of_the_student_and_the_most_unless_chosen() -> None:

@@ -33,7 +33,9 @@ def test_the_fake_needs_no_bundle(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_and_an_absent_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="runtime is 'tpu': accepted is auto, onnx, torch or fake"):
+    with pytest.raises(
+        BundleError, match="runtime is 'tpu': accepted is auto, onnx, openvino, tensorrt, tensorrt_rtx, torch or fake"
+    ):
         load(tmp_path, "tpu")
     with pytest.raises(BundleError, match=r"is not a student: it has no student\.json"):
         load(tmp_path)

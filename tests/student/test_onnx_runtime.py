@@ -17,8 +17,9 @@ from rewards import shapes
 from student.bundle import BundleError, read_student, to_json
 from student.pipeline import reproduce
 from student.runtimes import onnx
+from student.runtimes.compiled import CompiledRuntime
 from student.runtimes.load import load
-from student.runtimes.onnx import OnnxRuntime
+from student.runtimes.onnx import onnx_runtime
 from student.tokens import PromptTokens
 from tests import tiny
 
@@ -26,8 +27,8 @@ SEEDS = (0, 1, 2, 3, 2**32 - 1, 5, 5)
 
 
 @pytest.fixture(scope="module")
-def runtime(compiled: Path) -> OnnxRuntime:
-    return OnnxRuntime(compiled, read_student(compiled), threads=1)
+def runtime(compiled: Path) -> CompiledRuntime:
+    return onnx_runtime(compiled, read_student(compiled), threads=1)
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def copy(compiled: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("steps", [2, 4])
-def test_diffusers_draws_the_same_pictures(compiled: Path, runtime: OnnxRuntime, steps: int) -> None:
+def test_diffusers_draws_the_same_pictures(compiled: Path, runtime: CompiledRuntime, steps: int) -> None:
     """What a served picture promises: within 2/255 of diffusers, opened as anyone would, seed for seed."""
     pipe = DiffusionPipeline.from_pretrained(compiled)
     theirs = reproduce(pipe, runtime.student, tiny.PROMPTS, SEEDS, steps)
@@ -47,7 +48,7 @@ def test_diffusers_draws_the_same_pictures(compiled: Path, runtime: OnnxRuntime,
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_bytes_do_not_depend_on_batch_mates(compiled: Path, threads: int) -> None:
-    runtime = OnnxRuntime(compiled, read_student(compiled), threads)
+    runtime = onnx_runtime(compiled, read_student(compiled), threads)
     prompts, seeds = [*tiny.PROMPTS, "a blue heart"], [*SEEDS, 9]
     together = runtime.draw(prompts, seeds, 4)
     for size in range(1, 8):
@@ -73,7 +74,7 @@ def test_where_kernels_depend_on_the_batch_images_are_drawn_one_by_one(
 ) -> None:
     session = BatchSensitive()
     monkeypatch.setattr(onnx, "open_session", lambda path, threads: session)
-    runtime = OnnxRuntime(compiled, read_student(compiled), threads=1)
+    runtime = onnx_runtime(compiled, read_student(compiled), threads=1)
     assert not runtime.batches_are_independent
     session.sizes.clear()
     together = runtime.draw(["a", "b", "c"], [1, 2, 3], 4)
@@ -81,7 +82,7 @@ def test_where_kernels_depend_on_the_batch_images_are_drawn_one_by_one(
     np.testing.assert_array_equal(runtime.draw(["b"], [2], 4), together[1:2])
 
 
-def test_scores_are_those_of_the_torch_modules_standardised(compiled: Path, runtime: OnnxRuntime) -> None:
+def test_scores_are_those_of_the_torch_modules_standardised(compiled: Path, runtime: CompiledRuntime) -> None:
     images = runtime.draw(tiny.PROMPTS, SEEDS, 4)
     scores = runtime.score(images, tiny.PROMPTS)
     ids = torch.from_numpy(PromptTokens(compiled, tiny.MAX_TOKENS).encode_clip(tiny.PROMPTS))
@@ -95,7 +96,7 @@ def test_scores_are_those_of_the_torch_modules_standardised(compiled: Path, runt
     assert scores.keys() == {"trained", "heldout"}
 
 
-def test_calls_out_of_range_are_refused(runtime: OnnxRuntime) -> None:
+def test_calls_out_of_range_are_refused(runtime: CompiledRuntime) -> None:
     for prompts, seeds, steps, message in (
         ([], [], 4, "prompts and seeds are 0 and 0"),
         (["a"] * 9, range(9), 4, "the batch has 9 images: accepted is 1 to 8"),

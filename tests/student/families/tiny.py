@@ -154,6 +154,7 @@ def build(path: Path, pipe: Any, steps: tuple[int, ...] = (3, 2), height_px: int
     """Save the pipeline as a student of pictures that was trained for these step counts."""
     family = family_of(pipe, max_tokens=MAX_TOKENS)
     latents = family.geometry(height_px, width_px)
+    frames = 1 if latents.frames else None
     student = Student(
         id=f"tiny-{family.name}",
         version="1",
@@ -161,7 +162,7 @@ def build(path: Path, pipe: Any, steps: tuple[int, ...] = (3, 2), height_px: int
         steps=steps,
         sigmas={nfe: family.sigmas(nfe, latents.shape) for nfe in steps},
         latents=latents,
-        image=ImageSize(height_px, width_px),
+        image=ImageSize(height_px, width_px, frames),
         max_tokens=MAX_TOKENS,
         baked={"guidance_scale": family.guidance or 1.0 if isinstance(family, Flux) else 1.0},
         teacher="tiny",

@@ -1,0 +1,93 @@
+"""Why a runtime cannot be made here, before anything is computed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.errors import ExportError
+from student.bundle import Student
+
+WORKING_COPIES = 3  # the weights while they are traced: the module's, the program's, the file's
+PARTS = {"transformer": "step", "vae": "decoder"}  # every other folder of weights is the text stage's
+BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Numbers in a stage's weights, and the bytes that its file is expected to take."""
+
+    stage: str
+    parameters: int
+    disk_bytes: int
+
+
+def missing_library(*names: str) -> str | None:
+    """One sentence on the first library that is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            return f"{name} is not installed"
+    return None
+
+
+def estimates(bundle: Path, student: Student, form: str, precision: str) -> list[Estimate]:
+    """What each graph will take, from the headers of the weights' files: none of them is read.
+
+    Weights that are float16 on disk stay so in a float32 graph (with a Cast), and so take half.
+    """
+    numbers: dict[str, int] = {}
+    disk: dict[str, float] = {}
+    for path in sorted(bundle.glob("*/*.safetensors")):
+        stage = PARTS.get(path.parent.name, "text")
+        for row in _header(path).values():
+            count, width = _count(row["shape"]), min(BYTES[precision], _width(row["dtype"]))
+            numbers[stage] = numbers.get(stage, 0) + count
+            disk[stage] = disk.get(stage, 0.0) + count * (width if stage == "step" else _width(row["dtype"]))
+    if form == "staged":
+        return [Estimate(stage, numbers[stage], int(disk[stage])) for stage in sorted(numbers, reverse=True)]
+    whole = sum(numbers.values()), int(sum(disk.values()))
+    return [Estimate(f"{steps}-steps", *whole) for steps in student.steps]
+
+
+def check_disk(bundle: Path, wanted: list[Estimate]) -> None:
+    """Refuse to begin what cannot be ended: twice the files, since the new stand beside the old until they are proven.
+
+    Raises:
+        ExportError: there is not enough room.
+    """
+    needed = 2 * sum(row.disk_bytes for row in wanted)
+    free = shutil.disk_usage(bundle).free
+    if free < needed:
+        raise ExportError(f"{bundle} needs {_gb(needed)} of free disk for this, and {_gb(free)} are there")
+
+
+def memory_bytes(wanted: list[Estimate]) -> int:
+    """What tracing the largest of them is expected to take."""
+    return max((WORKING_COPIES * 4 * row.parameters for row in wanted), default=0)
+
+
+def _gb(value: int) -> str:
+    return f"{value / 1e9:.2f} GB"
+
+
+def _header(path: Path) -> dict[str, dict[str, list[int]]]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, dict[str, list[int]]] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header
+
+
+def _count(shape: list[int]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+def _width(dtype: object) -> float:
+    return {"F64": 8.0, "F32": 4.0, "I64": 8.0, "I32": 4.0}.get(str(dtype), 2.0)

@@ -1,0 +1,63 @@
+"""What a user asks of an export, whichever target it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from export.errors import ExportError
+from export.verify import MORE_PROMPTS, PROMPTS
+from student.bundle import Student
+
+CALIBRATION = "calibration.txt"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a TensorRT engine is built; ``memory_bytes`` is the most that the building process may use.
+
+    ``batches``: the last batch size of each optimisation profile. ``portable``: runs on other GPUs too, and slower.
+    ``batch_invariant``: an image does not depend on its batch mates, at some cost.
+    """
+
+    batches: tuple[int, ...] = (1, 2, 4, 8)
+    memory_bytes: int = 64 * 2**30
+    workspace_bytes: int = 4 * 2**30
+    level: int = 3
+    portable: bool = False
+    batch_invariant: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """One student, one form, one precision; ``scorers`` are the folders to look for scorers in."""
+
+    bundle: Path
+    student: Student
+    form: str
+    precision: str
+    scorers: tuple[Path, ...] = ()
+    threads: int = 1
+    force: bool = False
+    prompts: tuple[str, ...] = PROMPTS
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    say: Say = print
+
+
+def read_prompts(bundle: Path, file: Path | None, precision: str) -> tuple[str, ...]:
+    """The prompts of the proof: those of ``file``, of the bundle's ``calibration.txt``, or the starter world's.
+
+    Raises:
+        ExportError: the file is not there, or has fewer than two lines.
+    """
+    wanted = file or bundle / CALIBRATION
+    if not wanted.is_file():
+        if file is not None:
+            raise ExportError(f"{file} is not a file of prompts")
+        return PROMPTS if precision == "fp32" else MORE_PROMPTS
+    lines = tuple(line for line in wanted.read_text("utf-8").splitlines() if line.strip())
+    if len(lines) < 2:
+        raise ExportError(f"{wanted} holds {len(lines)} prompts: accepted are two or more, one a line")
+    return lines

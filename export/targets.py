@@ -1,0 +1,147 @@
+"""What a student can be compiled to; a new target is one more row of ``TARGETS``.
+
+A target says which precisions it has in which form, why it cannot be made here, what a graph of float32 becomes for
+it, and how that is opened to be proven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import onnx_ir as ir
+
+from export.errors import ExportError
+from export.graph import save
+from export.narrow import WIDE_STAGES, narrow, wide_reasons
+from export.preflight import missing_library
+from export.quantise import WIDE as WIDE_IN_INT8
+from export.request import Request
+from export.store import place
+from student.runtimes.stages import Opener
+
+FORMS = ("staged", "fused")
+FUSED_FAMILIES = ("flux",)
+STAGED_FAMILIES = ("flux", "sd3", "wan")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What became of a graph: its file, and the file that stands for it in the proof, where no CPU runs it."""
+
+    file: Path
+    proof: Path
+
+
+class Target(Protocol):
+    """One way to run a student."""
+
+    name: str
+    precisions: Mapping[str, tuple[str, ...]]  # the forms of each, the default precision first
+
+    def refuse(self, request: Request) -> str | None: ...
+    def folder(self, request: Request) -> str: ...
+    def convert(self, request: Request, stage: str, graph: Path, target: Path) -> Converted: ...
+    def opener(self, request: Request) -> Opener | None: ...
+    def wide(self, precision: str) -> dict[str, str]: ...
+    def requires(self, request: Request) -> dict[str, str]: ...
+
+
+def check_request(target: Target, form: str, precision: str, family: str) -> None:
+    """Raises ExportError for what this target does not have."""
+    if form not in FORMS:
+        raise ExportError(f"form is {form!r}: accepted is {', '.join(FORMS)}")
+    if precision not in target.precisions:
+        raise ExportError(f"precision is {precision!r}: {target.name} has {', '.join(target.precisions)}")
+    if form not in target.precisions[precision]:
+        forms = ", ".join(target.precisions[precision])
+        raise ExportError(f"{target.name} in {precision} has no {form} form: accepted is {forms}")
+    families = FUSED_FAMILIES if form == "fused" else STAGED_FAMILIES
+    if family not in families:
+        raise ExportError(f"cannot export the family {family!r} in {form} form: accepted is {', '.join(families)}")
+
+
+@dataclass(frozen=True)
+class Onnx:
+    """Graphs for ONNX Runtime; bfloat16 ones are for TensorRT (no CPU kernel). Narrow ones are proven by emulation."""
+
+    name: str = "onnx"
+    precisions: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {"fp32": FORMS, "fp16": ("staged",), "bf16": ("staged",), "int8": ("staged",)}
+    )
+
+    def refuse(self, request: Request) -> str | None:
+        return missing_library("onnxruntime")
+
+    def folder(self, request: Request) -> str:
+        return f"{self.name}-{request.form}-{request.precision}"
+
+    def convert(self, request: Request, stage: str, graph: Path, target: Path) -> Converted:
+        """A graph of float32 in this precision; the int8 step is made by ``export.compile``, which has its inputs."""
+        return narrowed(request, stage, graph, target.with_suffix(".onnx"))
+
+    def opener(self, request: Request) -> Opener | None:
+        from student.runtimes.session import open_session
+
+        return lambda path: open_session(path, request.threads)
+
+    def wide(self, precision: str) -> dict[str, str]:
+        return WIDE_IN_INT8 if precision == "int8" else wide_reasons(precision)
+
+    def requires(self, request: Request) -> dict[str, str]:
+        return {}
+
+
+@dataclass(frozen=True)
+class OpenVino:
+    """The float32 graphs, computed by OpenVINO on a CPU in float32 or, by a hint, in bfloat16."""
+
+    name: str = "openvino"
+    precisions: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"bf16": FORMS, "fp32": FORMS})
+
+    def refuse(self, request: Request) -> str | None:
+        return missing_library("openvino")
+
+    def folder(self, request: Request) -> str:
+        return f"{self.name}-{request.form}-{request.precision}"
+
+    def convert(self, request: Request, stage: str, graph: Path, target: Path) -> Converted:
+        place(graph, target.with_suffix(".onnx"))
+        return Converted(target.with_suffix(".onnx"), target.with_suffix(".onnx"))
+
+    def opener(self, request: Request) -> Opener | None:
+        from student.runtimes.openvino import opener
+
+        return opener(request.threads, request.precision)
+
+    def wide(self, precision: str) -> dict[str, str]:
+        return {}
+
+    def requires(self, request: Request) -> dict[str, str]:
+        return {}
+
+
+def narrowed(request: Request, stage: str, graph: Path, target: Path) -> Converted:
+    """The graph in the request's narrow type, or as it is where this stage stays wide."""
+    precision = request.precision
+    if precision not in WIDE_STAGES or stage in WIDE_STAGES[precision]:
+        place(graph, target)
+        return Converted(target, target)
+    save(narrow(ir.load(graph), precision), target)
+    proof = target.with_name(f".{stage}.proof.onnx")
+    save(narrow(ir.load(graph), precision, emulate=True), proof)
+    return Converted(target, proof)
+
+
+def find_target(name: str) -> Target:
+    """Raises ExportError for a name that is none."""
+    from export.to_tensorrt import TensorRT
+
+    targets: dict[str, Target] = {
+        target.name: target for target in (Onnx(), OpenVino(), TensorRT("tensorrt"), TensorRT("tensorrt_rtx"))
+    }
+    if name not in targets:
+        raise ExportError(f"cannot compile to {name!r}: accepted is {', '.join(targets)}")
+    return targets[name]

@@ -1,0 +1,109 @@
+"""TensorRT and TensorRT-RTX engines from a student's staged graphs: one code path, two libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from export.builder import build_engine
+from export.engine import Order
+from export.graph import shapes_of
+from export.narrow import wide_reasons
+from export.preflight import missing_library
+from export.request import Request
+from export.targets import Converted, narrowed
+from student.runtimes.machine import facts, find_gpu
+from student.runtimes.stages import Opener
+
+PACKAGES = {
+    "tensorrt": ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+    "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu13-bindings"),
+}
+ANY_GPU = "anygpu"
+SUFFIX = ".engine"
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """``name`` is the library: tensorrt needs a GPU to build, tensorrt_rtx builds without one, unproven then."""
+
+    name: str
+    precisions: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {"bf16": ("staged",), "fp16": ("staged",), "fp32": ("staged",)}
+    )
+
+    def refuse(self, request: Request) -> str | None:
+        """The library, and for ``tensorrt`` the GPU: constructing its objects without a driver crashes at exit."""
+        if reason := missing_library(self.name):
+            return reason
+        gpu, why_not = find_gpu()
+        if gpu is None and self.name == "tensorrt":
+            return f"tensorrt builds for the GPU of the machine, and {why_not}"
+        return None
+
+    def folder(self, request: Request) -> str:
+        """``tensorrt-staged-bf16-h100-80gb-hbm3-11.4.0``: it runs on that GPU with that library."""
+        gpu, _ = find_gpu()
+        return f"{self.name}-{request.form}-{request.precision}-{gpu.slug if gpu else ANY_GPU}-{self.version()}"
+
+    def version(self) -> str:
+        """Of the library, without importing it: that would load it into this process."""
+        for package in PACKAGES[self.name]:
+            try:
+                return version(package)
+            except PackageNotFoundError:
+                continue
+        return "unknown"
+
+    def convert(self, request: Request, stage: str, graph: Path, target: Path) -> Converted:
+        """The narrow graph, then its engine, built in a process of its own."""
+        onnx = target.with_name(f".{stage}.source.onnx")
+        made = narrowed(request, stage, graph, onnx)
+        plan = target.with_suffix(SUFFIX)
+        inputs, _ = shapes_of(made.file)
+        build_engine(
+            self._order(request, made.file, plan, inputs), request.engine.memory_bytes, request.say, target.parent
+        )
+        return Converted(plan, plan)
+
+    def _order(self, request: Request, onnx: Path, plan: Path, inputs: Mapping[str, tuple[int | str, ...]]) -> Order:
+        options, gpu = request.engine, find_gpu()[0]
+        cache = onnx.parent.parent / f".{self.name}-{gpu.slug}.timing" if gpu else None
+        return Order(
+            library=self.name,
+            onnx=str(onnx),
+            plan=str(plan),
+            inputs=inputs,
+            profiles=profiles(options.batches),
+            workspace_bytes=options.workspace_bytes,
+            level=options.level,
+            portable=options.portable,
+            batch_invariant=options.batch_invariant,
+            timing_cache=str(cache) if cache else "",
+        )
+
+    def opener(self, request: Request) -> Opener | None:
+        """None without a GPU: then nothing can be proven, and the runtime is refused until it is."""
+        if find_gpu()[0] is None:
+            return None
+        from student.runtimes.tensorrt import open_engine
+
+        return lambda path: open_engine(path, self.name)
+
+    def wide(self, precision: str) -> dict[str, str]:
+        return wide_reasons(precision)
+
+    def requires(self, request: Request) -> dict[str, str]:
+        """The machine and the library that the plan runs with; a portable one is not bound to one GPU."""
+        found = facts() | {self.name: self.version()}
+        if request.engine.portable:
+            found = {name: value for name, value in found.items() if name not in ("gpu", "compute_capability")}
+        return found
+
+
+def profiles(batches: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
+    """One for each last batch size, from behind the one before it: (1, 2, 4, 8) -> 1, 2, 3-4, 5-8."""
+    ordered = sorted(set(batches))
+    return tuple((before + 1, last, last) for before, last in zip([0, *ordered], ordered, strict=False))

@@ -1,0 +1,93 @@
+"""What this machine can do, found out without a network library and without starting anything on a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from student.bundle import BundleError
+
+CPU_INFO = Path("/proc/cpuinfo")
+AMX = frozenset({"amx_tile", "amx_bf16"})
+_COMPUTE_MAJOR, _COMPUTE_MINOR = 75, 76  # cuDeviceGetAttribute
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first NVIDIA GPU that the driver shows."""
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    cuda: str
+
+    @property
+    def slug(self) -> str:
+        """The name in a folder's name: ``h100-80gb-hbm3``."""
+        words = self.name.lower().removeprefix("nvidia ").split()
+        return "-".join("".join(c for c in word if c.isalnum() or c == "-") for word in words)
+
+
+def cpu_flags(info: Path = CPU_INFO) -> frozenset[str]:
+    """The instruction sets that the processor names, as Linux calls them; empty elsewhere."""
+    try:
+        lines = info.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.split())
+
+
+def has_amx() -> bool:
+    """Whether bfloat16 matrices are multiplied in tiles (AMX): what makes bfloat16 pay on a CPU."""
+    return cpu_flags() >= AMX
+
+
+def find_gpu() -> tuple[Gpu | None, str]:
+    """The GPU, or None and the reason why there is none."""
+    try:
+        cuda = ctypes.CDLL(ctypes.util.find_library("cuda") or "libcuda.so.1")
+    except OSError:
+        return None, "no NVIDIA driver is installed (libcuda.so.1 is missing)"
+    if status := cuda.cuInit(0):
+        return None, f"the NVIDIA driver does not start (cuInit answers {status})"
+    count, version = ctypes.c_int(), ctypes.c_int()
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    if not count.value:
+        return None, "the NVIDIA driver shows no GPU"
+    cuda.cuDriverGetVersion(ctypes.byref(version))
+    name, memory, number = ctypes.create_string_buffer(256), ctypes.c_size_t(), ctypes.c_int()
+    capability = []
+    for attribute in (_COMPUTE_MAJOR, _COMPUTE_MINOR):
+        cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, 0)
+        capability.append(str(number.value))
+    cuda.cuDeviceGetName(name, len(name), 0)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), 0)
+    cuda_version = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return Gpu(name.value.decode("utf-8", "replace"), ".".join(capability), memory.value, cuda_version), ""
+
+
+def facts() -> dict[str, str]:
+    """What a compiled engine depends on, beside its library: by the names that a manifest's ``requires`` has."""
+    gpu, _ = find_gpu()
+    found = {"os": platform.system(), "arch": platform.machine()}
+    if gpu is not None:
+        found |= {"gpu": gpu.name, "compute_capability": gpu.compute_capability, "cuda": gpu.cuda}
+    return found
+
+
+def check_machine(folder: Path, requires: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Refuse a runtime that was compiled for another machine.
+
+    Raises:
+        BundleError: names the first thing that differs.
+    """
+    for what, wanted in requires.items():
+        here = found.get(what)
+        if here != wanted:
+            place = f"here it is {here}" if here else "there is none here"
+            raise BundleError(f"{folder} was compiled for {what} {wanted}, and {place}: make it again with export.run")

@@ -1,0 +1,35 @@
+"""Students of every family, compiled once for all tests of this folder. Not to be written to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export import run as command
+from tests.student.families import tiny
+
+MAKERS: dict[str, Callable[[], Any]] = {
+    "flux": lambda: tiny.flux(guidance_embeds=True),
+    "sd3": tiny.sd3,
+    "sd3 without T5": lambda: tiny.sd3(with_t5=False, dual=False),
+    "wan": tiny.wan,
+}
+Compile = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def compile_family(tmp_path_factory: pytest.TempPathFactory) -> Compile:
+    """The bundle of a family with its staged ONNX runtime; compiled when it is first asked for."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("staged") / "tiny"
+            tiny.build(made[name], MAKERS[name]())
+            command.run(student=made[name], to="onnx")
+        return made[name]
+
+    return get

@@ -1,0 +1,130 @@
+"""Engines are built by a process that may fail in any way: each is one sentence, and nothing is left behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from export import builder
+from export.builder import build_engine
+from export.engine import Order
+from export.errors import ExportError
+from export.graph import Signature, export_graph
+from export.to_tensorrt import profiles
+from tests.export.conftest import Compile
+
+NEEDS_RTX = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed: pip install tensorrt-rtx"
+)
+GIB = 2**30
+
+
+class Product(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ x.transpose(1, 2)
+
+
+class Determinant(nn.Module):
+    """ONNX has it, TensorRT has not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.det(x)
+
+
+def order(folder: Path, module: nn.Module) -> Order:
+    signature = Signature("test", {"x": torch.zeros(2, 4, 4)}, ("y",))
+    (folder / "graph.onnx").write_bytes(export_graph(module, signature, {}))
+    return Order(
+        library="tensorrt_rtx",
+        onnx=str(folder / "graph.onnx"),
+        plan=str(folder / "step.engine"),
+        inputs={"x": ("batch", 4, 4)},
+        profiles=profiles((1, 8)),
+        workspace_bytes=GIB,
+        level=1,
+    )
+
+
+def test_one_profile_for_each_batch_size_from_behind_the_one_before() -> None:
+    assert profiles((8, 1, 2, 4)) == ((1, 1, 1), (2, 2, 2), (3, 4, 4), (5, 8, 8))
+    assert profiles((1,)) == ((1, 1, 1),)
+
+
+@NEEDS_RTX
+def test_an_engine_is_built_without_a_gpu_and_says_how_it_goes(tmp_path: Path) -> None:
+    said: list[str] = []
+    last = build_engine(order(tmp_path, Product()), 4 * GIB, said.append, tmp_path)
+    assert last["bytes"] == (tmp_path / "step.engine").stat().st_size > 1000 and last["layers"] > 0
+    assert said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.onnx", "step.engine"]
+
+
+@NEEDS_RTX
+def test_an_operator_that_it_does_not_take_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"graph.onnx is not for tensorrt_rtx: the operator Det "):
+        build_engine(order(tmp_path, Determinant()), 4 * GIB, lambda text: None, tmp_path)
+    assert not (tmp_path / "step.engine").exists()
+
+
+@NEEDS_RTX
+def test_a_build_that_takes_too_much_memory_is_ended(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"building step took more than 0.0 GiB of memory: see --memory-gb"):
+        build_engine(order(tmp_path, Product()), 10 * 2**20, lambda text: None, tmp_path)
+    assert not (tmp_path / "step.engine").exists()
+
+
+def test_a_library_that_is_not_there(tmp_path: Path) -> None:
+    absent = replace(order(tmp_path, Product()), library="tensorrt_of_another_planet")
+    with pytest.raises(ExportError, match="No module named 'tensorrt_of_another_planet'"):
+        build_engine(absent, 4 * GIB, lambda text: None, tmp_path)
+
+
+def test_a_process_that_dies_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho gone wrong >&2\nkill -SEGV $$\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(builder.sys, "executable", str(script))
+    with pytest.raises(ExportError, match="the process that built step died with status -11: gone wrong"):
+        build_engine(order(tmp_path, Product()), 4 * GIB, lambda text: None, tmp_path)
+
+
+def test_an_interrupted_build_ends_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "python"
+    script.write_text(
+        "#!/bin/sh\necho $$ > " + str(tmp_path / "pid") + '\necho \'{"phase": "waiting"}\'\nexec sleep 60\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(builder.sys, "executable", str(script))
+
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(order(tmp_path, Product()), 4 * GIB, interrupt, tmp_path)
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+    assert threading.active_count() < 10
+
+
+@NEEDS_RTX
+@pytest.mark.parametrize("family", ["flux", "sd3", "wan"])
+def test_every_graph_of_every_family_builds(compile_family: Compile, tmp_path: Path, family: str) -> None:
+    """What "TensorRT-compatible" means here: each stage in bfloat16, as a GPU would get it, is parsed and built."""
+    import onnx_ir as ir
+
+    from export.graph import save, shapes_of
+    from export.narrow import WIDE_STAGES, narrow
+
+    folder = compile_family(family) / "runtimes" / "onnx-staged-fp32"
+    for stage in ("text", "step", "decoder"):
+        graph, target = folder / f"{stage}.onnx", tmp_path / f"{stage}.onnx"
+        keep = None if stage not in WIDE_STAGES["bf16"] else {node.op_type for node in ir.load(graph).graph}
+        save(narrow(ir.load(graph), "bf16", keep=keep), target)
+        one = Order("tensorrt_rtx", str(target), str(tmp_path / f"{stage}.engine"), shapes_of(target)[0],
+                    profiles((4,)), GIB, level=1)  # fmt: skip
+        assert build_engine(one, 4 * GIB, lambda text: None, tmp_path)["bytes"] > 1000

@@ -1,0 +1,42 @@
+"""What a machine is, and why a runtime that was compiled for another one is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from student.bundle import BundleError
+from student.runtimes import machine
+from student.runtimes.machine import Gpu, check_machine, cpu_flags, facts, find_gpu, has_amx
+
+
+def test_flags_are_read_as_linux_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nflags\t\t: fpu amx_bf16 amx_tile avx512f\nprocessor\t: 1\nflags\t\t: other\n")
+    assert cpu_flags(info) == {"fpu", "amx_bf16", "amx_tile", "avx512f"}
+    assert cpu_flags(tmp_path / "none") == frozenset()
+    for flags, expected in (({"amx_bf16", "amx_tile"}, True), ({"avx512_bf16"}, False)):
+        monkeypatch.setattr(machine, "cpu_flags", lambda flags=flags: frozenset(flags))
+        assert has_amx() is expected
+
+
+def test_a_gpu_or_a_reason() -> None:
+    gpu, reason = find_gpu()
+    assert (gpu is None) == bool(reason)
+    assert {"os", "arch"} <= facts().keys()
+
+
+def test_a_name_for_folders() -> None:
+    assert Gpu("NVIDIA H100 80GB HBM3", "9.0", 1, "13.0").slug == "h100-80gb-hbm3"
+
+
+def test_another_machine_is_refused_with_what_differs(tmp_path: Path) -> None:
+    here = {"gpu": "NVIDIA L40S", "os": "Linux", "tensorrt": "11.4"}
+    check_machine(tmp_path, {"os": "Linux"}, here)
+    with pytest.raises(
+        BundleError, match="was compiled for gpu NVIDIA H100, and here it is NVIDIA L40S: make it again"
+    ):
+        check_machine(tmp_path, {"os": "Linux", "gpu": "NVIDIA H100"}, here)
+    with pytest.raises(BundleError, match="was compiled for cuda 13.0, and there is none here"):
+        check_machine(tmp_path, {"cuda": "13.0"}, here)
