@@ -38,8 +38,12 @@ class Converted:
 class Target(Protocol):
     """One way to run a student."""
 
-    name: str
-    precisions: Mapping[str, tuple[str, ...]]  # the forms of each, the default precision first
+    @property
+    def name(self) -> str: ...
+    @property
+    def precisions(self) -> Mapping[str, tuple[str, ...]]:
+        """The forms of each, the default precision first."""
+        ...
 
     def refuse(self, request: Request) -> str | None: ...
     def folder(self, request: Request) -> str: ...
@@ -139,9 +143,8 @@ def find_target(name: str) -> Target:
     """Raises ExportError for a name that is none."""
     from export.to_tensorrt import TensorRT
 
-    targets: dict[str, Target] = {
-        target.name: target for target in (Onnx(), OpenVino(), TensorRT("tensorrt"), TensorRT("tensorrt_rtx"))
-    }
+    known: tuple[Target, ...] = (Onnx(), OpenVino(), TensorRT("tensorrt"), TensorRT("tensorrt_rtx"))
+    targets = {target.name: target for target in known}
     if name not in targets:
         raise ExportError(f"cannot compile to {name!r}: accepted is {', '.join(targets)}")
     return targets[name]

@@ -137,7 +137,7 @@ def open_engine(path: Path, library: str) -> EngineSession:
     _require_gpu(library)
     engine = Engine(path, library)
     engine.use(torch.empty(max(engine.scratch_bytes, 1), dtype=torch.uint8, device=DEVICE))
-    return EngineSession(engine, torch.cuda.Stream(DEVICE))
+    return EngineSession(engine, torch.cuda.Stream(DEVICE))  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class EngineGraphs(StagedGraphs):
 
     def __init__(self, bundle: Path, student: Student, files: Mapping[str, Path], library: str) -> None:
         _require_gpu(library)
-        self._stream = torch.cuda.Stream(DEVICE)
+        self._stream = torch.cuda.Stream(DEVICE)  # type: ignore[no-untyped-call]
         super().__init__(bundle, student, files, lambda path: EngineSession(Engine(path, library), self._stream))
         self._engines = {stage: self._sessions[stage].engine for stage in STAGES}  # type: ignore[attr-defined]
         most = max(engine.scratch_bytes for engine in self._engines.values())
@@ -205,7 +205,8 @@ class EngineGraphs(StagedGraphs):
             step["latents"].copy_(x)
             step["sigma"].fill_(sigma)
             self._engines[STEP].launch(batch, self._stream)
-            return step["velocity"]
+            found: Tensor = step["velocity"]
+            return found
 
         def run() -> None:
             self._engines[TEXT].launch(batch, self._stream)
