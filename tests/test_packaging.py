@@ -12,7 +12,7 @@ import pytest
 from tests.test_imports import ROOMS, imports
 
 ROOT = Path(__file__).resolve().parents[1]
-DISTRIBUTION = {"PIL": "pillow", "c2pa": "c2pa-python", "opentelemetry": "opentelemetry-api"}
+DISTRIBUTION = {"PIL": "pillow", "c2pa": "c2pa-python", "opentelemetry": "opentelemetry-api", "yaml": "pyyaml"}
 TORCH = {"torch", "diffusers", "transformers"}
 SIGNING = {"c2pa-python", "cryptography"}  # what a service that signs its pictures needs
 TRACING = {"opentelemetry-api"}  # service/spans.py, for whoever has the extra otel
