@@ -1,5 +1,5 @@
 # Targets: api (the HTTP process), worker-cpu (draws through ONNX Runtime), worker-gpu (through TensorRT and torch), and
-# for where no image of them can be had: queue (Valkey out of a Python package) and prometheus (Debian's package).
+# queue (a Valkey out of a Python package, for where no image of one can be had).
 # BASE is any Debian with Python >= 3.11 and its venv module. BUILD_BASE, by default the same, may know more
 # (certificates, settings of pip): of it only /opt/venv goes into an image. The order of the stages matters to builders
 # that build all of them down to the target.
@@ -67,13 +67,6 @@ HEALTHCHECK --interval=5s --timeout=5s CMD ["python", "-I", "-S", "-c", "import 
     s = socket.create_connection(('127.0.0.1', 6379), 2); s.sendall(b'PING\\r\\n'); assert s.recv(5) in (b'+PONG', b'-NOAU')"]
 # Inside a container's network the port is open to the network's members, as it is in the images of Valkey and Redis.
 ENTRYPOINT ["valkey-server"]
-
-FROM ${BASE} AS prometheus
-RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends prometheus \
-    && rm -rf /var/lib/apt/lists/* && install -d -o nobody -g nogroup /prometheus
-USER nobody
-EXPOSE 9090
-ENTRYPOINT ["prometheus"]
 
 FROM build AS gpu-dependencies
 COPY requirements/gpu.lock /tmp/gpu.lock

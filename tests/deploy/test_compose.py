@@ -102,8 +102,8 @@ def test_final_stages_have_no_build_tools_and_run_as_nobody_in_particular() -> N
     found = stages()
     for name in ("api", "worker-cpu", "worker-gpu", "queue", "bare", "runtime"):
         assert not re.search(r"\bpip\b|PIP_|gcc|build-essential", found[name]), name
-    for name in ("runtime", "queue", "worker-gpu", "prometheus"):
-        assert re.findall(r"^USER (\S+)", found[name], re.M)[-1] in ("fewstep", "nobody")
+    for name in ("runtime", "queue", "worker-gpu"):
+        assert re.findall(r"^USER (\S+)", found[name], re.M)[-1] == "fewstep"
     for name in ("dependencies", "gpu-dependencies"):
         assert "--require-hashes" in found[name] and "--no-deps" in found[name]
     labels = ("title", "description", "licenses", "version", "revision")
