@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -177,11 +177,11 @@ def read_settings() -> Settings:
         StartupError: a variable with the prefix that is not a setting, or a value outside its range.
     """
     _refuse_unknown(os.environ)
-    folder = _secrets_dir(os.environ)
+    options: dict[str, Any] = {"_secrets_dir": _secrets_dir(os.environ)}  # mypy knows only the fields
     if PREFIX + "MODEL" in os.environ and PREFIX + "MODELS" in os.environ:
         raise StartupError("FEWSTEP_MODEL is one student and FEWSTEP_MODELS a directory of several: set one of them.")
     try:
-        return Settings(_secrets_dir=folder)
+        return Settings(**options)
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + str(first["loc"][0]).upper() if first["loc"] else PREFIX

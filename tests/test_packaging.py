@@ -75,6 +75,16 @@ def test_a_lock_file_holds_what_is_declared_with_hashes(lock: str, extra: str | 
     assert not re.search(r"https?://|file:|index-url|find-links|^torch==|^nvidia", text, flags=re.MULTILINE)
 
 
+def test_the_lock_file_of_the_gpu_image_has_what_it_needs_with_hashes_and_no_host() -> None:
+    """It is for one platform, so torch is in it."""
+    text = (ROOT / "requirements" / "gpu.lock").read_text("utf-8")
+    pins = re.split(r"^(?=\w)", text, flags=re.MULTILINE)[1:]
+    names = {distribution(pin.split("==")[0]) for pin in pins}
+    assert all(re.match(r"[\w.-]+==\S+", pin) and "--hash=sha256:" in pin for pin in pins)
+    assert declared("gpu") - names == set() and "torch==2.13.0 " in text
+    assert not re.search(r"https?://|file:|index-url|find-links", text)
+
+
 def test_both_lock_files_agree() -> None:
     def versions(lock: str) -> set[str]:
         return set(re.findall(r"^[\w.-]+==[^\\]+", (ROOT / "requirements" / f"{lock}.lock").read_text("utf-8"), re.M))
