@@ -28,11 +28,15 @@ SCOPE_OF = {
     ("GET", "/jobs/{id}/events"): "read",
     ("GET", "/jobs/{id}/images/{k}"): "read",
     ("GET", "/v1/models"): "read",
-    ("GET", "/v1/models/{id}"): "read",
+    ("GET", "/v1/models/{model}"): "read",
     ("GET", "/info"): "read",
     ("GET", "/docs"): "read",
     ("GET", "/openapi.json"): "read",
     ("GET", "/metrics"): "metrics",
+    ("GET", "/admin/models"): "admin",
+    ("POST", "/admin/models/{model}/{version}/load"): "admin",
+    ("POST", "/admin/models/{model}/{version}/promote"): "admin",
+    ("POST", "/admin/models/{model}/{version}/unload"): "admin",
 }
 OTHERWISE = "admin"
 CHALLENGE = 'Bearer realm="fewstep"'

@@ -129,9 +129,30 @@ def _prompts(config: RatsConfig) -> Prompts:
 
 
 def world(setup: Setup, run_dir: Path) -> World:
+    """What the trainer needs; ``setup.model`` must still be the teacher."""
     reward = partial(setup.scale.score, TRAINED)
     validate = partial(_validate, setup, run_dir)
-    return World(setup.prompts.train, reward, validate, setup.latents.shape, setup.reward_p999)
+    floor = setup.config.min_diversity * _teacher_diversity(setup) if setup.config.min_diversity else 0.0
+    return World(setup.prompts.train, reward, validate, setup.latents.shape, setup.reward_p999, floor)
+
+
+def _teacher_diversity(setup: Setup) -> float:
+    """The teacher's, at its full step count, on the prompts and seeds on which the student's is watched."""
+    painter = setup.painter(setup.model, "teacher", setup.config.reference_nfe)
+    varied, seeds = _watched(setup)
+
+    def measure() -> Evaluation:
+        images = painter.draw(varied, seeds, setup.latents.shape, setup.config.draw_batch)
+        diversity = setup.measure.diversity(images)
+        return Evaluation("watched", len(painter.sigmas), painter.guidance, {}, {}, diversity)
+
+    return float(np.mean(cached(CACHE, fingerprint(painter, varied, "watched"), measure).diversity))
+
+
+def _watched(setup: Setup) -> tuple[list[str], list[int]]:
+    """The prompts, each several times, and the seeds on which diversity is watched while a run trains."""
+    varied = [text for text in setup.prompts.validation[:WATCHED_PROMPTS] for _ in range(DIVERSITY_SEEDS)]
+    return varied, [2 * VALIDATION_SEED + i for i in range(len(varied))]
 
 
 @torch.no_grad()
@@ -154,8 +175,7 @@ def _look(setup: Setup, painter: Painter) -> tuple[Tensor, dict[str, float]]:
     texts, shape, batch = setup.prompts.validation, setup.latents.shape, setup.config.draw_batch
     images = painter.draw(texts, [VALIDATION_SEED + i for i in range(len(texts))], shape, batch)
     watched = texts[:WATCHED_PROMPTS]
-    varied = [text for text in watched for _ in range(DIVERSITY_SEEDS)]
-    others = painter.draw(varied, [2 * VALIDATION_SEED + i for i in range(len(varied))], shape, batch)
+    others = painter.draw(*_watched(setup), shape, batch)
     noise = torch.randn(len(watched), *shape, generator=torch.Generator().manual_seed(VALIDATION_SEED))
     velocities = painter.trajectory(noise.to(painter.model.device), watched).v
     return images, {

@@ -39,7 +39,8 @@ class World:
 
     ``prompts(step, num)`` are one step's prompts; ``reward`` is standardised; ``validate(painters, step)`` returns the
     figures of the validation prompts, of which ``heldout_validation`` alone picks the checkpoint; ``reward_p999`` is
-    the 99.9th percentile of the teacher's reward on the calibration prompts.
+    the 99.9th percentile of the teacher's reward on the calibration prompts; no checkpoint whose diversity is under
+    ``diversity_floor`` is chosen.
     """
 
     prompts: Callable[[int, int], list[str]]
@@ -47,6 +48,7 @@ class World:
     validate: Callable[[Sequence[Painter], int], dict[str, float]]
     latent_shape: tuple[int, ...]
     reward_p999: float = math.inf
+    diversity_floor: float = 0.0
 
 
 class Trainer:
@@ -148,9 +150,14 @@ class Trainer:
 
     def _validate(self, step: int) -> dict[str, float]:
         values = self._world.validate(self.painters(), step)
-        if values["heldout_validation"] > self._best_score:
-            self._best_score, self._best_at = values["heldout_validation"], step
+        score = values["heldout_validation"]
+        varied = values.get("diversity_validation", math.inf) >= self._world.diversity_floor
+        # Before the first step anything may be chosen, so that there is always something to go back to. Of checkpoints
+        # that cannot be told apart the later one is kept: its learning rate is lower.
+        if (varied or step == 0) and score >= self._best_score - self._config.heldout_margin:
             self._best = self.networks.student_state()
+            if score > self._best_score:
+                self._best_score, self._best_at = score, step
         return values
 
     def _note(self, log: StepLog | None, step: int, values: dict[str, float]) -> None:
