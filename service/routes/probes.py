@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from service.answers import error_responses
 from service.catalogue.folder import Name
 from service.errors import Unavailable
+from service.metrics import Memory
 from service.queue.producer import Worker
 from service.services import Services
 
@@ -59,12 +60,26 @@ async def readyz(request: Request) -> dict[str, str | int | float]:
 async def metrics(request: Request) -> Response:
     """Prometheus' text format; without the queue's figures while it is out of reach."""
     services: Services = request.app.state.services
+    services.metrics.references(served.student for served in services.models.choice.served.values())
     try:
-        services.metrics.queue(await asyncio.wait_for(services.producer.depth(), LOOK_S))
-        services.metrics.models(_held(await asyncio.wait_for(services.producer.workers(), LOOK_S)))
+        services.metrics.reached(await asyncio.wait_for(_look(services), LOOK_S))
     except (RedisError, TimeoutError):
-        pass
+        services.metrics.reached(None)
     return Response(services.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _look(services: Services) -> Memory:
+    """Note how the queue is; returns how its server is.
+
+    Raises:
+        RedisError: it is out of reach.
+    """
+    services.metrics.queue(await services.producer.depth())
+    workers = await services.producer.workers()
+    services.metrics.models(_held(workers), sum(bool(worker.models) for worker in workers))
+    said = await services.producer.client.info()
+    written = said.get("aof_last_write_status", "ok") == "ok"
+    return Memory(int(said["used_memory"]), int(said.get("maxmemory", 0)), written)
 
 
 def _held(workers: Sequence[Worker]) -> Counter[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import COUNTERS, Metrics
+from service.metrics import COUNTERS, Memory, Metrics
 from service.queue.job import Record, State
 from service.queue.producer import Depth
-from student.runtimes.fake import FakeRuntime
+from student.bundle import RewardReference
+from student.runtimes.fake import FakeRuntime, fake_student
 from tests.service.support import eventually, post, running_service
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -80,7 +82,9 @@ def test_one_scrape_shows_what_was_asked_and_what_was_measured(tmp_path: Path) -
         for bound in (-0.25, 0.0, 0.25):
             below = value(samples, "reward_score_bucket", **NAMED, scorer=scorer, le=str(bound))
             assert below == (score_B <= bound).sum()
-    assert value(samples, "workers") == 1 and value(samples, "queue_depth") == value(samples, "running_jobs") == 0
+    assert value(samples, "workers") == value(samples, "ready_workers") == value(samples, "queue_up") == 1
+    assert value(samples, "redis_memory_used_bytes") > 100_000 and value(samples, "redis_append_ok") == 1
+    assert value(samples, "queue_depth") == value(samples, "running_jobs") == 0
     assert value(samples, "inflight_requests") == 0
     assert [labels for name, labels in samples if name == "fewstep_build_info"]
 
@@ -124,3 +128,46 @@ def test_the_queue_is_shown_as_it_was_last_seen() -> None:
     assert {name: value(samples, f"jobs_{name}_total") for name in COUNTERS} == {
         "finished": 9, "redelivered": 1, "fenced": 0, "dead": 0,
     }  # fmt: skip
+
+
+def test_a_mean_can_be_had_from_the_sums_above_and_below() -> None:
+    """The library shows no sum of a histogram with buckets below 0, and a counter must not fall."""
+    metrics = Metrics("m", "1", {})
+    metrics.record(done(images=[{"reward": {"s": score}} for score in (1.5, -0.5, -2.0, 0.0)]))
+    samples, named = read(metrics.text().decode()), {"model": "m", "version": "1", "scorer": "s"}
+    assert value(samples, "reward_above_total", **named) == 1.5 and value(samples, "reward_below_total", **named) == 2.5
+    assert value(samples, "reward_score_count", **named) == 4
+
+
+def test_stages_are_those_that_the_worker_measured() -> None:
+    metrics = Metrics("m", "1", {})
+    metrics.record(done())
+    samples = read(metrics.text().decode())
+    found = {stage: value(samples, "stage_duration_seconds_sum", model="m", version="1", stage=stage)
+             for stage in ("queue", "inference", "score", "encode")}  # fmt: skip
+    assert found == {"queue": 0.2, "inference": 0.02, "score": 0, "encode": 0}
+
+
+def test_what_drift_is_measured_against_comes_and_goes_with_the_student() -> None:
+    metrics = Metrics("m", "1", {})
+    student = replace(fake_student(), reward_reference={"trained": RewardReference(0.4, 0.5, {})})
+    metrics.references([student])
+    named = {**NAMED, "scorer": "trained"}
+    samples = read(metrics.text().decode())
+    assert value(samples, "reward_reference_mean", **named) == 0.4
+    assert value(samples, "reward_reference_std", **named) == 0.5
+    metrics.references([])
+    assert "reward_reference_mean{" not in metrics.text().decode()
+
+
+def test_a_server_out_of_reach_is_told_and_its_last_figures_stay() -> None:
+    metrics = Metrics("m", "1", {})
+    metrics.reached(Memory(used_bytes=9, max_bytes=10, appends=False))
+    metrics.models({("m", "1"): 2}, ready=2)
+    before = read(metrics.text().decode())
+    metrics.reached(None)
+    after = read(metrics.text().decode())
+    assert (value(before, "queue_up"), value(after, "queue_up")) == (1, 0)
+    for samples in (before, after):
+        assert value(samples, "redis_memory_used_bytes") == 9 and value(samples, "redis_memory_max_bytes") == 10
+        assert value(samples, "redis_append_ok") == 0 and value(samples, "ready_workers") == 2

@@ -76,3 +76,24 @@ def test_a_wrong_url_is_not_printed_for_it_may_hold_a_password(monkeypatch: pyte
     with pytest.raises(StartupError, match="^FEWSTEP_REDIS_URL is wrong: ") as caught:
         read_settings()
     assert "canary" not in str(caught.value)
+
+
+def test_secrets_come_from_files_and_the_environment_goes_before_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "fewstep_redis_url").write_text("redis://:canary@queue:6379\n")
+    (tmp_path / "password").write_text("of somebody else")
+    monkeypatch.setenv("FEWSTEP_SECRETS_DIR", str(tmp_path))
+    assert read_settings().redis_url == "redis://:canary@queue:6379"
+    monkeypatch.setenv("FEWSTEP_REDIS_URL", "redis://other")
+    assert read_settings().redis_url == "redis://other"
+
+
+def test_a_file_of_secrets_that_is_no_setting_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "fewstep_redis").write_text("x")
+    monkeypatch.setenv("FEWSTEP_SECRETS_DIR", str(tmp_path))
+    with pytest.raises(StartupError, match="fewstep_redis is not a setting; the nearest one is FEWSTEP_REDIS_URL"):
+        read_settings()
+    monkeypatch.setenv("FEWSTEP_SECRETS_DIR", str(tmp_path / "missing"))
+    with pytest.raises(StartupError, match="^FEWSTEP_SECRETS_DIR .*missing cannot be read"):
+        read_settings()
