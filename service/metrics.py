@@ -57,6 +57,7 @@ class Metrics:
         self._job = self._histogram("job_duration_seconds", "From acceptance to the pictures.", named, SECONDS)
         self._inference = self._histogram("inference_duration_seconds", "One call of the runtime.", drawn, SECONDS)
         self._batch = self._histogram("batch_size", "Images in one call of the runtime.", drawn, BATCH)
+        self._splits = self._counter("oom_splits", "Calls that were halved for want of memory.", drawn)
         self._reward = self._histogram("reward_score", "Standardised scores.", [*named, "scorer"], SCORES)
         self.inflight = self._gauge("inflight_requests", "Requests for images that wait for an answer.")
         self._waiting = self._gauge("queue_depth", "Jobs that wait for a worker.")
@@ -100,6 +101,7 @@ class Metrics:
         for call in result.get("calls", []):
             self._batch.labels(*names, runtime).observe(call["images"])
             self._inference.labels(*names, runtime).observe(call["inference_s"])
+            self._splits.labels(*names, runtime).inc(call.get("splits", 0))
         if record.state is not State.DONE:
             self._failures.labels(result["error"]["code"] if "error" in result else record.state.value).inc()
             return

@@ -82,7 +82,7 @@ class Producer:
             "bonus": job.priority * self._priority_images * job.cost // len(job.seeds),
             "reply": self._api, "webhook": terms.webhook, "watch": terms.watched, "client": terms.client,
             "model": f"{job.model}/{job.version}" if self._managed else "",
-            "idem": terms.idempotency, "body": terms.body, "timeout_ms": round(terms.timeout_s * 1000),
+            "idem": terms.idempotency, "body": terms.body, "solo": terms.solo, "timeout_ms": round(terms.timeout_s * 1000),
         }  # fmt: skip
         quota = self._limits["quota"] if terms.quota is None else terms.quota
         word, id, wait_ms, left = await self._run("enqueue", json.dumps({**asked, **self._limits, "quota": quota}))
