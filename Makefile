@@ -6,16 +6,19 @@ TORCH ?= torch==2.13.0
 # More arguments for the pip call that installs torch, for example the index of its CPU builds: --index-url ...
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+CHAOS_SEED ?= 1
+CHAOS_JOBS ?= 100
 
 PIP = -m pip --disable-pip-version-check --quiet
 RUN = $(VENV)/bin/python -m
 
-.PHONY: help install serve lint check test gpu-test lock docker-test clean
+.PHONY: help install serve lint check test chaos gpu-test lock docker-test clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make serve    draw pictures at http://127.0.0.1:8000 (FEWSTEP_PORT, FEWSTEP_HOST)"
 	@echo "make test     the whole test suite"
+	@echo "make chaos    every row of the fault matrix, larger; writes the table in docs/reliability.md (CHAOS_SEED, CHAOS_JOBS)"
 	@echo "make install  everything, into $(VENV)"
 	@echo "make lint     ruff     make check  mypy"
 	@echo "make gpu-test every runtime on this machine's NVIDIA GPU, proven and timed; says what is missing"
@@ -35,6 +38,9 @@ check: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	@$(RUN) pytest $(PYTEST_ARGS)
+
+chaos: $(VENV)/.installed
+	@CHAOS_JOBS=$(CHAOS_JOBS) $(RUN) pytest tests/chaos --chaos --chaos-seed $(CHAOS_SEED) $(PYTEST_ARGS)
 
 gpu-test: $(VENV)/.installed
 	@$(RUN) benchmarks.gpu_test

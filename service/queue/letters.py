@@ -32,7 +32,7 @@ class Letters:
     async def newest(self, limit: int) -> list[Letter]:
         """The newest first."""
         entries = await self._client.zrevrange(f"{self._prefix}dead", 0, limit - 1, withscores=True)
-        return await self._read([(str(id), float(died_us)) for id, died_us in entries])
+        return await self._read([(str(entry[0]), float(entry[1])) for entry in entries])
 
     async def find(self, id: str) -> Letter | None:
         died_us = await self._client.zscore(f"{self._prefix}dead", id)

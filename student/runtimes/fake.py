@@ -2,7 +2,8 @@
 
 The whole service can be tried and tested with it. Words in a prompt make it misbehave: ``fake:sleep=0.2`` (the call
 takes 0.2 s longer), ``fake:step=0.2`` (each of its steps does), ``fake:raise`` (the call fails), ``fake:nan`` (that
-picture is not finite), ``fake:oom`` (a call of more than two images has no memory), ``fake:die`` (the process is gone in the middle of the call).
+picture is not finite), ``fake:oom`` (a call of more than two images has no memory), ``fake:die`` (the process is
+gone in the middle of the call).
 
 Legend: B images, C = 3 colour channels, H x W pixels.
 """
