@@ -161,12 +161,12 @@ end
 
 -- A job that was lost with its worker: it may have been the reason, so from now on it travels alone.
 local function bury_or_requeue(id, max_attempts)
-  local job = redis.call('HMGET', P .. 'j:' .. id, 'state', 'attempts', 'worker')
+  local job = redis.call('HMGET', P .. 'j:' .. id, 'state', 'attempts', 'cancel')
   if job[1] ~= 'running' then
     redis.call('ZREM', P .. 'l', id)
     return
   end
-  if tonumber(job[2]) < max_attempts then
+  if job[3] or tonumber(job[2]) < max_attempts then
     redis.call('HINCRBY', P .. 'n', 'redelivered', 1)
     return requeue(id, job[2], true)
   end
