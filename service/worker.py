@@ -26,7 +26,8 @@ from service.provenance import Provenance
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
 from service.queue.job import Claimed, Job, PayloadError, State
-from service.results import ResultStore
+from service.results.choose import open_store
+from service.results.store import ResultStore
 from service.settings import Settings
 from service.signing import Seal, SigningError, open_seal
 from service.steps import Steps
@@ -238,7 +239,7 @@ def run_worker(settings: Settings, name: str) -> None:
     _stop_on_signal(stopping, heartbeat, leaver, settings.grace_s + STOP_MARGIN_S)
     with heartbeat:
         Worker(
-            rack, _consumer(settings, queue, name), heartbeat, ResultStore(settings.results_dir), stopping,
+            rack, _consumer(settings, queue, name), heartbeat, open_store(settings), stopping,
             provenance=settings.provenance, tracing=tracing, seal=seal,
         ).run()  # fmt: skip
     leaver.release([])

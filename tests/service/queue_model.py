@@ -117,7 +117,8 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.stale)
     @rule(number=numbers)
     def come_back_from_the_dead(self, number: int) -> None:
-        id, token = self.stale[number % len(self.stale)]
+        contested = [claim for claim in self.stale if self.jobs[claim[0]].state == "running"]
+        id, token = (contested or self.stale)[number % len(contested or self.stale)]
         job = self.jobs[id]
         found = self.consumers["w0"].finish(id, token, "done", RESULT)
         assert found == (job.state if job.ended and job.token == token else "fenced")
@@ -147,6 +148,16 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue.client.zadd(f"{self.queue.prefix}l", {id: 1})
         assert self.queue.reap() == 1
         self.was_lost(id)
+
+    @precondition(lambda self: self.pick(0, "running"))
+    @rule(number=numbers, heir=workers)
+    def be_taken_for_dead(self, number: int, heir: str) -> None:
+        """It falls silent, its job goes to another, and it comes back: in steps of their own that is too rare."""
+        id = str(self.pick(number, "running"))
+        self.fall_silent([job for job in self.jobs if self.jobs[job].state == "running"].index(id))
+        while self.jobs[id].state == "queued":
+            self.claim(heir, 8)
+        self.come_back_from_the_dead(len(self.stale) - 1)
 
     @rule(worker=workers)
     def die(self, worker: str) -> None:

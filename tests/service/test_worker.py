@@ -15,7 +15,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from service.heartbeat import Heartbeat
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
-from service.results import ResultMissing, ResultStore
+from service.results.folder import FolderStore
+from service.results.store import ResultMissing
 from service.worker import Worker
 from student.runtimes.fake import FakeRuntime
 from student.runtimes.runtime import FloatArray, Watch
@@ -45,7 +46,7 @@ class Bench:
     def __init__(self, queue: Queue, folder: Path) -> None:
         self.queue = queue
         self.runtime = Spy(queue.model)
-        self.store = ResultStore(folder)
+        self.store = FolderStore(folder)
         self.consumer = queue.consumer("w", lease_s=LEASE_S)
         beater = Consumer(connect(queue.url), queue.model, "w", lease_s=LEASE_S, max_attempts=3)
         self.heartbeat = Heartbeat(beater, {"runtime": "fake", "host": "h", "max_batch": 8}, LEASE_S / 6)
