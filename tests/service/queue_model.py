@@ -114,6 +114,14 @@ class QueueMachine(RuleBasedStateMachine):
         for _ in range(2):
             assert self.consumers[job.worker].finish(id, job.token, state, RESULT) == job.state
 
+    @precondition(lambda self: self.pick(0, "running"))
+    @rule(number=numbers)
+    def finish_what_was_cancelled(self, number: int) -> None:
+        id = str(self.pick(number, "running"))
+        self.jobs[id].marked = True
+        assert self.queue.cancel(id) == "running"
+        self.finish([job for job in self.jobs if self.jobs[job].state == "running"].index(id), "done")
+
     @precondition(lambda self: self.stale)
     @rule(number=numbers)
     def come_back_from_the_dead(self, number: int) -> None:
