@@ -72,7 +72,7 @@ class Member:
 class Fleet:
     """A queue's server, HTTP processes and workers, joined by two proxies, one on each side of the queue."""
 
-    def __init__(self, folder: Path, apis: int = 2, workers: int = 2) -> None:
+    def __init__(self, folder: Path, apis: int = 2, workers: int = 2, **settings: str) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
         self._program = _ignoring_full_disks(folder)
@@ -83,6 +83,7 @@ class Fleet:
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._nurse = threading.Thread(target=self._look_after, daemon=True)
+        self._settings = settings
         self.apis = [self.add("api") for _ in range(apis)]
         self.workers = [self.add("worker") for _ in range(workers)]
         self._nurse.start()
@@ -105,7 +106,7 @@ class Fleet:
         proxy = self.api_side if role == "api" else self.worker_side
         values = {
             "RUNTIME": "fake", "REDIS_URL": proxy.url, "DATA_DIR": str(self.folder / "data"), "LEASE_S": str(LEASE_S),
-            "MAX_ATTEMPTS": str(MAX_ATTEMPTS), "LOG_FORMAT": "json", **settings,
+            "MAX_ATTEMPTS": str(MAX_ATTEMPTS), "LOG_FORMAT": "json", **self._settings, **settings,
         }  # fmt: skip
         with self._lock:
             member = Member(role, 0, values, preamble, self.folder / f"{role}-{len(self.members)}.log")
