@@ -21,6 +21,7 @@ import httpx
 
 PATIENCE_S = 30.0
 UNFINISHED = (b"Content-Length: 9999", b"chunked", b"Expect:")  # else the server waits for the rest, as it should
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 NO_ANSWER = 0  # the server closed the connection without a word: what it does with what is no HTTP
 FIELDS = (
     "prompt", "seed", "seeds", "n", "num_images_per_prompt", "steps", "num_inference_steps", "size", "height", "width",
@@ -95,12 +96,12 @@ def send(address: tuple[str, int], request: bytes) -> int:
             connection.sendall(request)
             if any(word in request for word in UNFINISHED):
                 connection.shutdown(socket.SHUT_WR)
-            answer = connection.recv(4096)
-            while answer and connection.recv(65536):
-                pass
+            answer = connection.recv(65536)
+            while data := connection.recv(65536):
+                answer = (answer + data)[:65536]
         except (ConnectionError, TimeoutError):
             return NO_ANSWER
-    parts = answer.split(b" ", 2)
+    parts = answer.removeprefix(CONTINUE).split(b" ", 2)
     return int(parts[1]) if len(parts) > 2 and parts[1].isdigit() else NO_ANSWER
 
 

@@ -122,6 +122,14 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.queue.cancel(id) == "running"
         self.finish([job for job in self.jobs if self.jobs[job].state == "running"].index(id), "done")
 
+    @precondition(lambda self: self.pick(0, "running"))
+    @rule(number=numbers, gently=st.booleans())
+    def lose_what_was_cancelled(self, number: int, gently: bool) -> None:
+        id = str(self.pick(number, "running"))
+        self.jobs[id].marked = True
+        assert self.queue.cancel(id) == "running"
+        (self.leave if gently else self.die)(self.jobs[id].worker)
+
     @precondition(lambda self: self.stale)
     @rule(number=numbers)
     def come_back_from_the_dead(self, number: int) -> None:

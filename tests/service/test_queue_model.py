@@ -67,5 +67,5 @@ def test_the_model_notices(
     monkeypatch.setattr(consumer, "source", source)
     monkeypatch.setattr(producer, "source", source)
     with pytest.raises((AssertionError, ExceptionGroup, RedisError)):
-        run(redis_url, runner, 100, (Phase.generate,))
+        run(redis_url, runner, 200, (Phase.generate,))
     assert changed, "the line that was to be changed is not there any more"
