@@ -10,6 +10,7 @@ const SAMPLE = /^([a-z_]+)(?:\{(.*)\})? ([-+.\deInfNa]+)$/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 let history = []; // [{at, read}], the oldest first
 let timer = 0;
+let refused; // the key that may not see this: asking again would only fill the console
 
 /** Prometheus' text as [{name, labels, value}]. */
 export function samples(text) {
@@ -145,6 +146,11 @@ function explain(text) {
 async function look() {
   clearTimeout(timer);
   if (!$("panel").open || document.hidden) return;
+  if (refused !== storedKey()) await read();
+  timer = setTimeout(look, EVERY_MS);
+}
+
+async function read() {
   try {
     show(samples(await (await quietly("metrics")).text()));
     explain("");
@@ -152,8 +158,8 @@ async function look() {
     if (error.status === 401) explain("An API key is needed to see this: it is asked for when you draw.");
     else if (error.status === 403) explain("This API key may not see the metrics.");
     else explain("The metrics cannot be reached.");
+    if (error.status === 401 || error.status === 403) refused = storedKey();
   }
-  timer = setTimeout(look, EVERY_MS);
 }
 
 /** Look every now and then for as long as somebody can see it. */

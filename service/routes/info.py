@@ -22,7 +22,7 @@ router = APIRouter(tags=["operation"])
 class WorkerInfo(Strict):
     """A live worker."""
 
-    host: str
+    host: str = Field(description="The machine that it runs on.")
     runtime: str = Field(description="How it runs the student (the first one, if it holds several).")
     models: dict[str, Any] = Field(description="The same for each student that it holds, by id/version.")
     max_batch: int = Field(description="Images in one call of the runtime.")
@@ -36,7 +36,7 @@ class Info(Strict):
 
     model: str | None = Field(description="The model of a request that names none; null where none is served.")
     model_version: str | None
-    workers: list[WorkerInfo]
+    workers: list[WorkerInfo] = Field(description="The live ones.")
     config: dict[str, Any] | None = Field(
         description="Every setting and its value, without secrets; null for a key without the scope admin."
     )

@@ -312,7 +312,7 @@ def test_the_description_names_every_status_that_can_come(live: Service) -> None
     api = httpx.get(f"{live.url}/openapi.json", trust_env=False).json()
     operation = api["paths"]["/generate"]["post"]
     assert set(operation["responses"]) == {
-        "200", "202", "400", "404", "409", "413", "422", "429", "500", "503", "504",
+        "200", "202", "400", "401", "403", "404", "409", "413", "422", "429", "500", "503", "504",
     }  # fmt: skip
     assert set(operation["responses"]["200"]["content"]) == {
         "application/json",

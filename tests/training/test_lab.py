@@ -72,7 +72,7 @@ def test_the_first_paragraph_says_what_holds_and_what_does_not() -> None:
     }
     rows += [row(method, nfe, level, seed) for (method, nfe), level in levels.items() for seed in (1, 2)]
     first = report._summary(report.Table(rows), 0).split("\n\n")[0]
-    assert "a constant gate, does not hold at 2 steps (-" in first and "holds at 4 steps (+" in first
+    assert "a constant gate does not hold at 2 steps (-" in first and "holds at 4 steps (+" in first
     assert "largest at the fewest holds (2 steps +" in first
 
 
@@ -116,7 +116,7 @@ def test_two_cells_are_run_kept_and_reported(tmp_path: Path, monkeypatch: pytest
     report.write(found, tmp_path / "docs", missing=3, logs=logs)
     text = (tmp_path / "docs" / "README.md").read_text()
     first = text.split("\n\n")[1]
-    assert "3 of the planned runs are missing" in first and "That the gate beats a constant gate, " in first
+    assert "3 of the planned runs are missing" in first and "That the gate beats a constant gate " in first
     assert "the gate beats a constant gate at 4 steps (diversity)".capitalize() in text
     assert (tmp_path / "docs" / "curves.png").stat().st_size > 20_000
     assert (tmp_path / "docs" / "quality.png").stat().st_size > 5_000

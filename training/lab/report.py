@@ -87,7 +87,7 @@ def _summary(table: Table, missing: int) -> str:
         found = {nfe: table.difference(("RATS", nfe), other, "heldout") for nfe, other in others.items()}
         verdicts = [f"{estimate.verdict} at {nfe} steps ({estimate})" for nfe, estimate in found.items() if estimate]
         if verdicts:
-            said.append(f"That {words}, {', '.join(verdicts)}.")
+            said.append(f"That {words} {', '.join(verdicts)}.")
         for measure in ("heldout", "right", "diversity"):
             lines += [
                 _claim(f"{words} at {nfe} steps ({measure})", table.difference(("RATS", nfe), other, measure))

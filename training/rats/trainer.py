@@ -150,11 +150,14 @@ class Trainer:
 
     def _validate(self, step: int) -> dict[str, float]:
         values = self._world.validate(self.painters(), step)
+        score = values["heldout_validation"]
         varied = values.get("diversity_validation", math.inf) >= self._world.diversity_floor
-        # Before the first step anything may be chosen, so that there is always something to go back to.
-        if values["heldout_validation"] > self._best_score and (varied or step == 0):
-            self._best_score, self._best_at = values["heldout_validation"], step
+        # Before the first step anything may be chosen, so that there is always something to go back to. Of checkpoints
+        # that cannot be told apart the later one is kept: its learning rate is lower.
+        if (varied or step == 0) and score >= self._best_score - self._config.heldout_margin:
             self._best = self.networks.student_state()
+            if score > self._best_score:
+                self._best_score, self._best_at = score, step
         return values
 
     def _note(self, log: StepLog | None, step: int, values: dict[str, float]) -> None:

@@ -21,8 +21,11 @@ from training.rats.trainer import Trainer, World
 LOOKS = {0: (0.0, 2.0), 1: (0.3, 1.9), 2: (0.2, 2.0), 3: (0.9, 1.0)}
 
 
-@pytest.mark.parametrize(("floor", "chosen"), [(1.8, 1), (1.95, 2), (0.0, 3), (5.0, 0)])
-def test_the_best_that_is_varied_enough_is_kept(floor: float, chosen: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("floor", "margin", "chosen"),
+    [(1.8, 0.0, 1), (1.95, 0.0, 2), (0.0, 0.0, 3), (5.0, 0.0, 0), (1.8, 0.09, 1), (1.8, 0.11, 2)],
+)
+def test_the_best_that_is_varied_enough_is_kept(floor: float, margin: float, chosen: int, tmp_path: Path) -> None:
     small.write_models(tmp_path)
     model = Flux(open_pipeline(tmp_path / "shapes-teacher"), max_tokens=12)
     states: dict[int, Tensor] = {}
@@ -37,6 +40,7 @@ def test_the_best_that_is_varied_enough_is_kept(floor: float, chosen: int, tmp_p
         return images_BCHW[:, 0].mean((1, 2))
 
     config = replace(shapes(), steps=3, validate_every=1, batch=1, alpha=0.0, precision="fp32", lr=1e-2, warmup=1)
+    config = replace(config, heldout_margin=margin)
     shape = model.latent_shape(64, 64)
     world = World(lambda step, num: ["a red heart"] * num, reward, validate, shape, diversity_floor=floor)
     Trainer(config, model, world, tmp_path / "run").run()
