@@ -6,16 +6,22 @@ TORCH ?= torch==2.13.0
 # More arguments for the pip call that installs torch, for example the index of its CPU builds: --index-url ...
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+CHAOS_SEED ?= 1
+CHAOS_JOBS ?= 100
+SOAK_MINUTES ?= 10
+UVX ?= uv tool run
 
 PIP = -m pip --disable-pip-version-check --quiet
 RUN = $(VENV)/bin/python -m
 
-.PHONY: help install serve lint check test gpu-test lock docker-test clean
+.PHONY: help install serve lint check test chaos soak audit sbom gpu-test lock docker-test clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make serve    draw pictures at http://127.0.0.1:8000 (FEWSTEP_PORT, FEWSTEP_HOST)"
 	@echo "make test     the whole test suite"
+	@echo "make chaos    every row of the fault matrix, larger; writes the table in docs/reliability.md (CHAOS_SEED, CHAOS_JOBS)"
+	@echo "make soak     steady load with kills for SOAK_MINUTES, plotted in out/soak/     make audit, make sbom  the supply chain"
 	@echo "make install  everything, into $(VENV)"
 	@echo "make lint     ruff     make check  mypy"
 	@echo "make gpu-test every runtime on this machine's NVIDIA GPU, proven and timed; says what is missing"
@@ -35,6 +41,21 @@ check: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	@$(RUN) pytest $(PYTEST_ARGS)
+
+chaos: $(VENV)/.installed
+	@CHAOS_JOBS=$(CHAOS_JOBS) $(RUN) pytest tests/chaos --chaos --chaos-seed $(CHAOS_SEED) $(PYTEST_ARGS)
+
+soak: $(VENV)/.installed
+	@$(RUN) tests.chaos.soak --minutes $(SOAK_MINUTES) --seed $(CHAOS_SEED)
+
+# Both need uv and the package index; audit asks a database of known holes besides. torch is in no lock.
+audit:
+	$(UVX) pip-audit --disable-pip --require-hashes -r requirements/serve.lock
+	$(UVX) pip-audit --disable-pip --require-hashes -r requirements/dev.lock
+
+sbom:
+	@mkdir -p out
+	$(UVX) --from cyclonedx-bom cyclonedx-py requirements requirements/serve.lock --pyproject pyproject.toml -o out/sbom.json
 
 gpu-test: $(VENV)/.installed
 	@$(RUN) benchmarks.gpu_test

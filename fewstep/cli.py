@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from fewstep.commands import bench, generate, jobs, keys, models, serve, worker
+from fewstep.commands import bench, dlq, generate, jobs, keys, models, serve, worker
 from fewstep.errors import FewstepError
 from fewstep.options import JSON_META
 from fewstep.output import print_error
@@ -48,6 +48,7 @@ app.command("bench")(bench.bench)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
+app.add_typer(dlq.app, name="dlq")
 
 
 def main(arguments: list[str] | None = None) -> None:

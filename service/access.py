@@ -37,6 +37,9 @@ SCOPE_OF = {
     ("POST", "/admin/models/{model}/{version}/load"): "admin",
     ("POST", "/admin/models/{model}/{version}/promote"): "admin",
     ("POST", "/admin/models/{model}/{version}/unload"): "admin",
+    ("GET", "/admin/dlq"): "admin",
+    ("POST", "/admin/dlq/{id}/retry"): "admin",
+    ("POST", "/admin/dlq/{id}/drop"): "admin",
 }
 OTHERWISE = "admin"
 CHALLENGE = 'Bearer realm="fewstep"'

@@ -17,7 +17,7 @@ from service.keys import KeyStore
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext
 from service.model import check_models
-from service.routes import images, info, jobs, models, openai, pages, probes
+from service.routes import dlq, images, info, jobs, models, openai, pages, probes
 from service.services import open_services
 from service.settings import Settings
 from service.tracing import Tracing, open_tracing
@@ -63,7 +63,16 @@ def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
     app.add_middleware(Access, keys=keys)
     app.add_middleware(RequestContext, metrics=metrics, tracing=tracing)
     add_handlers(app)
-    routers = (images.router, openai.router, jobs.router, models.public, models.admin, probes.router, info.router)
+    routers = (
+        images.router,
+        openai.router,
+        jobs.router,
+        models.public,
+        models.admin,
+        dlq.router,
+        probes.router,
+        info.router,
+    )
     for router in (*routers, pages.router):
         app.include_router(router)
     return app

@@ -43,6 +43,7 @@ STATUS = {
     "internal_error": 500,
     "generation_failed": 500,
     "worker_lost": 500,
+    "storage_failed": 500,
     "result_missing": 500,
     "queue_full": 503,
     "unavailable": 503,

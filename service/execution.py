@@ -44,10 +44,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the runtime, as measured."""
+    """One call of the runtime, as measured; ``splits`` is how often a larger one had to be halved for it."""
 
     images: int
     inference_s: float
+    splits: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class _Drawn:
     scores: dict[str, FloatArray]
     inference_s: float
     score_s: float
+    splits: int = 0
 
 
 def execute(runtime: Runtime, jobs: Sequence[Job], watching: Watching | None = None) -> Executed:
@@ -78,7 +80,8 @@ def execute(runtime: Runtime, jobs: Sequence[Job], watching: Watching | None = N
     if not jobs:
         return Executed((), ())
     try:
-        calls = [_draw(runtime, slots, jobs[0].steps, watching) for slots in plan(jobs, runtime.max_batch)]
+        planned = plan(jobs, runtime.max_batch)
+        calls = [call for slots in planned for call in _draw_or_halve(runtime, slots, jobs[0].steps, watching)]
     except Exception as error:  # a network may fail in any way; its process goes on
         if len(jobs) > 1:
             log.warning("a batch of %d jobs failed (%s); each is tried alone", len(jobs), type(error).__name__)
@@ -87,7 +90,7 @@ def execute(runtime: Runtime, jobs: Sequence[Job], watching: Watching | None = N
         return Executed((Failure("generation_failed", "The picture could not be drawn."),), ())
     drawn = [call for call in calls if call is not None]
     outcomes = tuple(_outcome(drawn, number, len(job.seeds)) for number, job in enumerate(jobs))
-    return Executed(outcomes, tuple(Call(len(call.slots), call.inference_s) for call in drawn))
+    return Executed(outcomes, tuple(Call(len(call.slots), call.inference_s, call.splits) for call in drawn))
 
 
 def _each_alone(runtime: Runtime, jobs: Sequence[Job], watching: Watching | None) -> Executed:
@@ -103,6 +106,26 @@ def _of_job(watching: Watching, number: int) -> Watching:
         watching([replace(slot, job=number) for slot in slots], step, preview)
 
     return watch
+
+
+def _draw_or_halve(runtime: Runtime, slots: list[Slot], steps: int, watching: Watching | None) -> list[_Drawn | None]:
+    """One call; where the memory is too small for it, two of half the size, and so on."""
+    try:
+        return [_draw(runtime, slots, steps, watching)]
+    except Exception as error:
+        if len(slots) < 2 or not _out_of_memory(error):
+            raise
+    log.warning("no memory for %d images in one call; they are drawn in halves", len(slots))
+    half = len(slots) // 2  # outside of the handler, whose traceback would keep the failed call's arrays alive
+    first, *rest = _draw_or_halve(runtime, slots[:half], steps, watching)
+    counted = first and replace(first, splits=first.splits + 1)
+    return [counted, *rest, *_draw_or_halve(runtime, slots[half:], steps, watching)]
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether a runtime says so: torch and Python by the exception's name, ONNX Runtime and TensorRT in words."""
+    words = f"{type(error).__name__} {error}".lower()
+    return any(sign in words for sign in ("memoryerror", "out of memory", "failed to allocate memory", "bad_alloc"))
 
 
 def _draw(runtime: Runtime, slots: list[Slot], steps: int, watching: Watching | None) -> _Drawn | None:

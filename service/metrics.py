@@ -76,6 +76,7 @@ class Metrics:
         self._below = self._counter("reward_below", "Sum of the scores below 0, without their sign.", scored)
         self._mean = self._gauge("reward_reference_mean", "Mean score on held-out prompts, of the bundle.", scored)
         self._std = self._gauge("reward_reference_std", "Standard deviation of the same.", scored)
+        self._splits = self._counter("oom_splits", "Calls that were halved for want of memory.", drawn)
         self.inflight = self._gauge("inflight_requests", "Requests for images that wait for an answer.")
         self._waiting = self._gauge("queue_depth", "Jobs that wait for a worker.")
         self._running = self._gauge("running_jobs", "Jobs that a worker holds.")
@@ -123,6 +124,7 @@ class Metrics:
         for call in result.get("calls", []):
             self._batch.labels(*names, runtime).observe(call["images"])
             self._inference.labels(*names, runtime).observe(call["inference_s"])
+            self._splits.labels(*names, runtime).inc(call.get("splits", 0))
         if record.state is not State.DONE:
             self._failures.labels(result["error"]["code"] if "error" in result else record.state.value).inc()
             return

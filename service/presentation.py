@@ -13,7 +13,7 @@ from service.answers import ErrorDetail, GeneratedImage, GenerateResponse, JobSt
 from service.catalogue.folder import Name
 from service.errors import Cancelled, DeadlineExceeded, GenerationFailed, ServiceError, Unavailable, error_detail
 from service.queue.job import Job, Record, State
-from service.results import ResultMissing
+from service.results.store import ResultMissing
 from service.schema import MEDIA_TYPES
 from service.services import Services
 from student.bundle import Student
@@ -131,6 +131,8 @@ async def read_image(services: Services, reference: str) -> bytes:
         return await asyncio.to_thread(services.results.get, reference)
     except ResultMissing:
         raise ServiceError("The picture was drawn, but its file is gone.", code="result_missing") from None
+    except OSError as error:
+        raise Unavailable("The store of the pictures is out of reach.") from error
 
 
 async def in_base64(services: Services, reference: str) -> str:

@@ -19,7 +19,8 @@ from service.model import queue_name
 from service.queue.connection import connect_async
 from service.queue.producer import Producer
 from service.queue.replies import BLOCK_S, Replies
-from service.results import ResultStore
+from service.results.choose import open_store
+from service.results.store import ResultStore
 from service.settings import Settings
 from service.tasks import end
 from service.tracing import Tracing
@@ -52,7 +53,8 @@ async def background(services: Services) -> AsyncIterator[None]:
         await services.producer.reap()
 
     async def sweep() -> None:
-        await asyncio.to_thread(services.results.sweep, services.settings.result_ttl_s)
+        quota_bytes = services.settings.results_quota_mb * 2**20
+        await asyncio.to_thread(services.results.sweep, services.settings.result_ttl_s, quota_bytes)
 
     tasks = [
         asyncio.create_task(services.replies.read_forever()),
@@ -91,7 +93,7 @@ async def open_services(
         models=one or Overseer(settings, Folder(settings.required_models), Board(client, queue), producer),
         producer=producer,
         replies=Replies(reader, producer, queue, api, metrics.record),
-        results=ResultStore(settings.results_dir),
+        results=open_store(settings),
         metrics=metrics,
         stopping=asyncio.Event(),
         tracing=tracing,

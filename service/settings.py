@@ -20,7 +20,7 @@ SECRETS_DIR = "FEWSTEP_SECRETS_DIR"  # a directory with a file for each setting 
 OF_CLIENTS = {"FEWSTEP_URL", "FEWSTEP_API_KEY"}  # what the client and the command line read
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-SECRETS = ("FEWSTEP_REDIS_URL", "FEWSTEP_WEBHOOK_SECRET")  # a URL may hold a password
+SECRETS = ("FEWSTEP_REDIS_URL", "FEWSTEP_RESULTS", "FEWSTEP_WEBHOOK_SECRET")  # a URL may hold a password
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -91,6 +91,15 @@ class Settings(BaseSettings):
         default=15.0, gt=0, description="A stream of events says so often that it is alive when nothing happens."
     )
     result_ttl_s: float = Field(default=3600.0, gt=0, description="How long images and job records are kept.")
+    results: str | None = Field(
+        default=None,
+        pattern="^(s3|redis|rediss|unix)://",
+        description="Where images lie: s3://bucket/prefix (extra s3) or a second server; unset: files in the data "
+        "directory.",
+    )
+    results_quota_mb: int = Field(
+        default=0, ge=0, description="Beyond that many MiB of images the oldest are swept away; 0: no limit."
+    )
     max_pixels: int = Field(default=2**24, ge=1, description="Pixels that one request may ask for; beyond, 413.")
     provenance: bool = Field(default=True, description="Whether image files say in XMP that a model drew them.")
     c2pa_cert: AbsolutePath | None = Field(

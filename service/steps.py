@@ -14,7 +14,7 @@ from service.pictures import encode
 from service.provenance import Provenance
 from service.queue.consumer import Consumer
 from service.queue.job import Claimed, Job
-from service.results import ResultStore
+from service.results.store import ResultStore
 from student.runtimes.runtime import Preview
 
 log = logging.getLogger(__name__)

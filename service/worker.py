@@ -26,7 +26,8 @@ from service.provenance import Provenance
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
 from service.queue.job import Claimed, Job, PayloadError, State
-from service.results import ResultStore
+from service.results.choose import open_store
+from service.results.store import ResultStore
 from service.settings import Settings
 from service.signing import Seal, SigningError, open_seal
 from service.steps import Steps
@@ -36,6 +37,7 @@ from student.runtimes.runtime import Runtime
 WAIT_S = 1.0
 PAUSE_AFTER_ERROR_S = 0.2
 SETTLE_FOR_S = 60.0
+STORE_PAUSES_S = (0.1, 0.4)  # a store that is away for a moment is asked again, then the job fails
 STOP_MARGIN_S = 0.2  # whoever waits is told first
 
 log = logging.getLogger(__name__)
@@ -144,13 +146,15 @@ class Worker:
             return self._settle_failure(claimed, outcome, calls)
         started = time.perf_counter()
         try:
-            images = [self._keep(claimed, job, k, outcome) for k in range(len(outcome.images))]
-        except (OSError, SigningError) as error:
-            done = "signed" if isinstance(error, SigningError) else "stored"
-            log.error("job %s cannot be %s: %s", job.id, done, error)
-            return self._settle_failure(
-                claimed, Failure("generation_failed", f"The picture could not be {done}."), calls
-            )
+            images = self._keep_all(claimed, job, outcome)
+        except SigningError as error:
+            log.error("job %s cannot be signed: %s", job.id, error)
+            failure = Failure("generation_failed", "The picture could not be signed.")
+            return self._settle_failure(claimed, failure, calls)
+        except OSError as error:
+            log.error("job %s cannot be stored: %s", job.id, error)
+            failure = Failure("storage_failed", "The picture was drawn, but could not be stored.")
+            return self._settle_failure(claimed, failure, calls)
         timings = {
             "queue_s": claimed.queue_s,
             "inference_s": outcome.inference_s,
@@ -159,7 +163,17 @@ class Worker:
         }
         result = {"images": images, "timings": timings, "batch_size": outcome.batch_size}
         if self._finish(claimed, State.DONE, result, calls) != State.DONE:
-            self._store.discard(claimed.id, claimed.token)
+            self._discard(claimed)
+
+    def _keep_all(self, claimed: Claimed, job: Job, drawing: Drawing) -> list[dict[str, Any]]:
+        """Encode and store every picture of a job; a store that fails is asked a few times."""
+        for pause_s in STORE_PAUSES_S:
+            try:
+                return [self._keep(claimed, job, k, drawing) for k in range(len(drawing.images))]
+            except OSError as error:
+                log.warning("job %s cannot be stored yet: %s", job.id, error)
+                self._stopping.wait(pause_s)
+        return [self._keep(claimed, job, k, drawing) for k in range(len(drawing.images))]
 
     def _keep(self, claimed: Claimed, job: Job, index: int, drawing: Drawing) -> dict[str, Any]:
         """Encode and store one picture; returns what the client is told about it."""
@@ -178,7 +192,14 @@ class Worker:
 
     def _settle_failure(self, claimed: Claimed, failure: Failure, calls: Sequence[Call]) -> None:
         self._finish(claimed, State.FAILED, {"error": asdict(failure)}, calls)
-        self._store.discard(claimed.id, claimed.token)
+        self._discard(claimed)
+
+    def _discard(self, claimed: Claimed) -> None:
+        """Remove what a claim has stored; what cannot be removed now is swept away later."""
+        try:
+            self._store.discard(claimed.id, claimed.token)
+        except OSError as error:
+            log.warning("what job %s has stored is left to the sweeper: %s", claimed.id, error)
 
     def _finish(self, claimed: Claimed, state: State, result: dict[str, Any], calls: Sequence[Call]) -> str | None:
         """Tell the queue, through an outage of the server if need be; None if that was in vain."""
@@ -218,7 +239,7 @@ def run_worker(settings: Settings, name: str) -> None:
     _stop_on_signal(stopping, heartbeat, leaver, settings.grace_s + STOP_MARGIN_S)
     with heartbeat:
         Worker(
-            rack, _consumer(settings, queue, name), heartbeat, ResultStore(settings.results_dir), stopping,
+            rack, _consumer(settings, queue, name), heartbeat, open_store(settings), stopping,
             provenance=settings.provenance, tracing=tracing, seal=seal,
         ).run()  # fmt: skip
     leaver.release([])

@@ -5,6 +5,11 @@ from pathlib import Path
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chaos", action="store_true", help="All rows of the fault matrix, larger, with their table.")
+    parser.addoption("--chaos-seed", type=int, default=1, help="What the chaos runs' random choices follow from.")
+
+
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random student that serves through torch; its scorers lie in ``tiny-scorers``. Not to be written to."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -16,6 +20,9 @@ FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.5
 CONNECT_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 5.0
+LONGEST_CALL_S = 8.0  # with its repetitions: a server that swallows everything must not hold a client for a minute
+
+T = TypeVar("T")
 
 
 def check_server(url: str) -> None:
@@ -57,3 +64,16 @@ def connect_async(url: str, *, block_s: float = 0.0, retries: int = RETRIES) -> 
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         retry=AsyncRetry(ExponentialBackoff(cap=LONGEST_PAUSE_S, base=FIRST_PAUSE_S), retries),
     )
+
+
+async def bounded(call: Awaitable[T]) -> T:
+    """The answer of a call.
+
+    Raises:
+        redis.TimeoutError: it took longer than ``LONGEST_CALL_S``, repetitions included.
+    """
+    try:
+        async with asyncio.timeout(LONGEST_CALL_S):
+            return await call
+    except TimeoutError as error:
+        raise redis.TimeoutError(f"no answer within {LONGEST_CALL_S:g} s") from error

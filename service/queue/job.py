@@ -107,7 +107,8 @@ class Terms:
     ``client`` names an open connection that waits for it (empty: nobody, it is asked for later). ``watched``: whoever
     accepted it wants to hear of more than its end. ``idempotency`` is the digest of a client's Idempotency-Key and of
     the client itself (empty: none), ``body`` that of what was asked. ``webhook`` is what to send where at its end.
-    ``quota`` is the key's own one, in thousands of pixel-steps a minute (None: the usual one).
+    ``quota`` is the key's own one, in thousands of pixel-steps a minute (None: the usual one). ``solo``: it shares its
+    batch with nobody.
     """
 
     timeout_s: float
@@ -117,6 +118,7 @@ class Terms:
     body: str = ""
     webhook: str = ""
     quota: int | None = None
+    solo: bool = False
 
 
 @dataclass(frozen=True)

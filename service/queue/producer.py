@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import redis.asyncio
 
+from service.queue.connection import bounded
 from service.queue.job import Job, Place, Record, State, Terms, Verdict
 from service.queue.scripts import prefix, source
 
@@ -82,7 +83,8 @@ class Producer:
             "bonus": job.priority * self._priority_images * job.cost // len(job.seeds),
             "reply": self._api, "webhook": terms.webhook, "watch": terms.watched, "client": terms.client,
             "model": f"{job.model}/{job.version}" if self._managed else "",
-            "idem": terms.idempotency, "body": terms.body, "timeout_ms": round(terms.timeout_s * 1000),
+            "idem": terms.idempotency, "body": terms.body, "solo": terms.solo,
+            "timeout_ms": round(terms.timeout_s * 1000),
         }  # fmt: skip
         quota = self._limits["quota"] if terms.quota is None else terms.quota
         word, id, wait_ms, left = await self._run("enqueue", json.dumps({**asked, **self._limits, "quota": quota}))
@@ -118,7 +120,7 @@ class Producer:
         pipeline = self._client.pipeline(transaction=False)
         for id in ids:
             pipeline.hmget(f"{self._prefix}j:{id}", FIELDS)
-        rows = zip(ids, await pipeline.execute(), strict=True)
+        rows = zip(ids, await bounded(pipeline.execute()), strict=True)
         return {id: _record(id, dict(zip(FIELDS, row, strict=True))) for id, row in rows if row[0]}
 
     async def owned(self, key: str, limit: int) -> list[Record]:
@@ -161,7 +163,7 @@ class Producer:
         return int(seconds) * 1_000_000 + int(micros)
 
     async def _run(self, name: str, *args: str | int) -> Any:
-        return await self._scripts[name](keys=[self._prefix], args=list(args))
+        return await bounded(self._scripts[name](keys=[self._prefix], args=list(args)))
 
 
 def _worker(name: str, info: Mapping[str, Any]) -> Worker:

@@ -2,7 +2,8 @@
 
 The whole service can be tried and tested with it. Words in a prompt make it misbehave: ``fake:sleep=0.2`` (the call
 takes 0.2 s longer), ``fake:step=0.2`` (each of its steps does), ``fake:raise`` (the call fails), ``fake:nan`` (that
-picture is not finite), ``fake:die`` (the process is gone in the middle of the call).
+picture is not finite), ``fake:oom`` (a call of more than two images has no memory), ``fake:die`` (the process is
+gone in the middle of the call).
 
 Legend: B images, C = 3 colour channels, H x W pixels.
 """
@@ -87,7 +88,7 @@ class FakeRuntime:
         """The same, watched; see ``StepwiseRuntime.draw_watched``."""
         self._check(prompts, seeds, steps)
         words = " ".join(prompts)
-        _misbehave(words)
+        _misbehave(words, len(prompts))
         for step in range(steps):
             _sleep(STEP, words)
             if step < steps - 1:
@@ -121,9 +122,11 @@ def _sleep(words_of_it: re.Pattern[str], words: str) -> None:
     time.sleep(max([float(seconds) for seconds in words_of_it.findall(words)], default=0.0))
 
 
-def _misbehave(words: str) -> None:
+def _misbehave(words: str, images: int) -> None:
     _sleep(SLEEP, words)
     if "fake:die" in words:
         os.kill(os.getpid(), signal.SIGKILL)
+    if "fake:oom" in words and images > 2:
+        raise MemoryError
     if "fake:raise" in words:
         raise RuntimeError("the prompt asked for a failure")

@@ -8,23 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from service.results import ResultMissing, ResultStore
+from service.results.folder import FolderStore
+from service.results.store import ResultMissing
 
 JOB = "ab" + "0" * 30
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ResultStore:
-    return ResultStore(tmp_path / "the results")
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "the results")
 
 
-def test_what_is_put_is_got(store: ResultStore, tmp_path: Path) -> None:
+def test_what_is_put_is_got(store: FolderStore, tmp_path: Path) -> None:
     reference = store.put(JOB, "17", "2", "png", b"bytes")
     assert reference == f"ab/{JOB}/17/2.png" and store.get(reference) == b"bytes"
     assert [path.name for path in (tmp_path / "the results").rglob("*") if path.is_file()] == ["2.png"]
 
 
-def test_two_claims_of_a_job_do_not_share_a_file(store: ResultStore) -> None:
+def test_two_claims_of_a_job_do_not_share_a_file(store: FolderStore) -> None:
     first, second = store.put(JOB, "1", "0", "png", b"zombie"), store.put(JOB, "2", "0", "png", b"heir")
     store.discard(JOB, "1")
     store.discard(JOB, "1")
@@ -33,7 +34,7 @@ def test_two_claims_of_a_job_do_not_share_a_file(store: ResultStore) -> None:
         store.get(first)
 
 
-def test_a_file_that_is_being_written_is_not_there_yet(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_being_written_is_not_there_yet(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: object) -> None:
         raise OSError("the machine has stopped")
 
@@ -45,14 +46,14 @@ def test_a_file_that_is_being_written_is_not_there_yet(store: ResultStore, monke
 
 
 @pytest.mark.parametrize("reference", ["../../etc/passwd", f"ab/{JOB}/1/../../../x.png", "", f"ab/{JOB}/1/0.png/.."])
-def test_nothing_outside_the_store_can_be_named(store: ResultStore, reference: str) -> None:
+def test_nothing_outside_the_store_can_be_named(store: FolderStore, reference: str) -> None:
     with pytest.raises(ResultMissing):
         store.get(reference)
     with pytest.raises(ValueError, match="no reference"):
         store.put("../" + JOB, "1", "0", "png", b"")
 
 
-def test_old_jobs_are_swept_and_young_ones_are_not(store: ResultStore, tmp_path: Path) -> None:
+def test_old_jobs_are_swept_and_young_ones_are_not(store: FolderStore, tmp_path: Path) -> None:
     old, young = "cd" + "1" * 30, "ef" + "2" * 30
     references = [store.put(job, "1", "0", "png", b"bytes") for job in (old, young)]
     an_hour_ago = time.time() - 3600
@@ -63,5 +64,5 @@ def test_old_jobs_are_swept_and_young_ones_are_not(store: ResultStore, tmp_path:
         store.get(references[0])
 
 
-def test_an_empty_store_can_be_swept(store: ResultStore) -> None:
+def test_an_empty_store_can_be_swept(store: FolderStore) -> None:
     assert store.sweep(0) == 0

@@ -214,7 +214,7 @@ def test_a_prompt_that_kills_workers_is_given_up_and_its_mates_are_drawn(tmp_pat
             check_answer(mate.result().json(), f"mate {k}", [k])
         assert poison.result().status_code == 500
         assert poison.result().json()["error"]["code"] == "worker_lost"
-        assert service.redis.xlen("fewstep:{fake}:dlq") == 1
+        assert service.redis.zcard("fewstep:{fake}:dead") == 1
 
 
 def test_another_server_is_used_when_one_is_named(redis_url: str, tmp_path: Path) -> None:

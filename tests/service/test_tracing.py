@@ -22,7 +22,7 @@ from service.heartbeat import Heartbeat
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
 from service.redis_server import EmbeddedServer
-from service.results import ResultStore
+from service.results.folder import FolderStore
 from service.settings import Settings
 from service.spans import EXPORTER, OpenTelemetry
 from service.tracing import Tracing, open_tracing
@@ -48,7 +48,7 @@ class Traced:
         runtime = FakeRuntime()
         limits = {"lease_s": 60.0, "max_attempts": 3}
         consumer, beater = (Consumer(connect(redis_url), "fake", "w", **limits) for _ in range(2))  # type: ignore[arg-type]
-        store = ResultStore(self.settings.results_dir)
+        store = FolderStore(self.settings.results_dir)
         info = {"runtime": "fake", "host": "h", "max_batch": 8}
         heartbeat = Heartbeat(beater, info, 60.0)
         return Worker(runtime, consumer, heartbeat, store, threading.Event(), tracing=self.tracing)

@@ -15,7 +15,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from service.heartbeat import Heartbeat
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
-from service.results import ResultMissing, ResultStore
+from service.results.folder import FolderStore
+from service.results.store import ResultMissing
 from service.worker import Worker
 from student.runtimes.fake import FakeRuntime
 from student.runtimes.runtime import FloatArray, Watch
@@ -45,7 +46,7 @@ class Bench:
     def __init__(self, queue: Queue, folder: Path) -> None:
         self.queue = queue
         self.runtime = Spy(queue.model)
-        self.store = ResultStore(folder)
+        self.store = FolderStore(folder)
         self.consumer = queue.consumer("w", lease_s=LEASE_S)
         beater = Consumer(connect(queue.url), queue.model, "w", lease_s=LEASE_S, max_attempts=3)
         self.heartbeat = Heartbeat(beater, {"runtime": "fake", "host": "h", "max_batch": 8}, LEASE_S / 6)
@@ -235,10 +236,35 @@ def test_a_store_that_is_full_fails_the_job_and_not_the_worker(bench: Bench, mon
     monkeypatch.setattr(bench.store, "put", full)
     bench.worker.step()
     assert bench.queue.state(bad) == "failed" and bench.files() == []
+    assert bench.queue.result(bad)["error"]["code"] == "storage_failed"
     monkeypatch.setattr(bench.store, "put", put)
     good = bench.queue.add(prompt="good", seeds=(1,))
     bench.worker.step()
     bench.check(good, "good", (1,))
+
+
+def test_a_store_that_is_away_for_a_moment_is_asked_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = bench.queue.add(prompt="patient", seeds=(1,))
+    put = bench.store.put
+    failures = iter([OSError("away"), OSError("still away")])
+
+    def sometimes(*arguments: Any) -> str:
+        if failure := next(failures, None):
+            raise failure
+        return put(*arguments)
+
+    monkeypatch.setattr(bench.store, "put", sometimes)
+    bench.worker.step()
+    bench.check(id, "patient", (1,))
+
+
+def test_a_call_without_memory_is_halved_until_it_fits_and_nobody_fails(bench: Bench) -> None:
+    ids = {bench.queue.add(prompt=f"{k} fake:oom", seeds=(k,)): k for k in range(7)}
+    bench.worker.step()
+    results = [bench.check(id, f"{k} fake:oom", (k,)) for id, k in ids.items()]
+    assert bench.runtime.calls == [7, 3, 1, 2, 4, 2, 2]
+    assert [call["splits"] for result in results for call in result["calls"]] == [2, 0, 1, 0]
+    assert {result["batch_size"] for result in results} == {1, 2}
 
 
 def test_bytes_are_stored_before_the_job_is_done(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

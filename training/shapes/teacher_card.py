@@ -53,7 +53,7 @@ def write(path: Path, rows: Sequence[Evaluation], guidance: float, settings: str
         "with seed i, mean ± standard error; guidance is FluxPipeline's `true_cfg_scale`, negative prompt empty.\n\n"
         + "\n".join(lines)
         + f"\n\nIts aim was 0.80 fully right and 0.90 right on all but the shape at 50 steps. {verdict} "
-        f"(guidance {guidance:g}: {best[0]:.3f} and {best[1]:.3f}).\n\n" + _usage(guidance)
+        f"(guidance {guidance:g}: {best[0]:.3f} and {best[1]:.3f}).\n\nTraining: `{settings}`\n\n" + _usage(guidance)
     )
 
 

@@ -19,7 +19,7 @@
 --   n           hash    counters: finished, redelivered, fenced, dead
 --   m           hash    what is to become of each model, by <id>/<version> (only with FEWSTEP_MODELS)
 --   ma          hash    the version of each model that 'latest' means
---   dlq         stream  jobs that were given up
+--   dead        zset    jobs that were given up with their workers, by the moment of it: their records are kept a week
 --   wh          zset    jobs whose webhook is still to be sent, by the moment of the next try
 -- A bucket is <lane>|<size>|<steps>, with |solo behind it for a job that has been lost with a worker before.
 -- All times are the server's, in microseconds: it is the only clock. A cost is in thousands of pixel-steps.
@@ -33,6 +33,7 @@ local CLAIM_KEPT_MS = 600000
 local STREAM_KEPT_MS = 3600000
 local WEEK_MS = 604800000
 local RATE_OVER_US = 30000000
+local DEAD_KEPT = 1000
 
 local function now_us()
   local t = redis.call('TIME')
@@ -160,20 +161,22 @@ end
 
 -- A job that was lost with its worker: it may have been the reason, so from now on it travels alone.
 local function bury_or_requeue(id, max_attempts)
-  local job = redis.call('HMGET', P .. 'j:' .. id, 'state', 'attempts', 'worker')
+  local job = redis.call('HMGET', P .. 'j:' .. id, 'state', 'attempts', 'cancel')
   if job[1] ~= 'running' then
     redis.call('ZREM', P .. 'l', id)
     return
   end
-  if tonumber(job[2]) < max_attempts then
+  if job[3] or tonumber(job[2]) < max_attempts then
     redis.call('HINCRBY', P .. 'n', 'redelivered', 1)
     return requeue(id, job[2], true)
   end
   redis.call('HINCRBY', P .. 'n', 'dead', 1)
-  redis.call('XADD', P .. 'dlq', 'MAXLEN', '~', 1000, '*', 'id', id, 'attempts', job[2], 'worker', job[3])
-  redis.call('PEXPIRE', P .. 'dlq', WEEK_MS)
   close(id, 'failed', cjson.encode({error = {
     code = 'worker_lost', message = 'The worker died ' .. job[2] .. ' times while it drew this.'}}))
+  redis.call('ZADD', P .. 'dead', int(now_us()), id)
+  redis.call('ZREMRANGEBYRANK', P .. 'dead', 0, -1 - DEAD_KEPT)
+  redis.call('ZREMRANGEBYSCORE', P .. 'dead', '-inf', int(now_us() - WEEK_MS * 1000))
+  for _, kept in ipairs({'dead', 'j:' .. id}) do keep(P .. kept, WEEK_MS) end
 end
 
 local function due(set, limit)

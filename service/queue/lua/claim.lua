@@ -41,9 +41,10 @@ if not bucket then
   nothing_waits()
   return {int(now_us()), '0', {}}
 end
-local token = int(redis.call('INCR', P .. 'token'))
-keep(P .. 'token', WEEK_MS)
 local ids, images, now, max_images = {}, 0, now_us(), 1
+-- Not a mere counter: a server that lost its data, or a replica that lags, would give out a token a second time.
+local token = int(math.max(now, tonumber(redis.call('GET', P .. 'token') or 0) + 1))
+redis.call('SET', P .. 'token', token, 'PX', WEEK_MS)
 local virtual = tonumber(redis.call('GET', P .. 'v') or 0)
 
 -- False ends the batch: the job does not fit into it any more.

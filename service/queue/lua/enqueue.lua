@@ -2,7 +2,7 @@
 -- process), watch (true: it wants to hear of more than the end), client ('' for nobody on an open connection), idem
 -- ('' or the digest of an Idempotency-Key and its owner), body (digest of what was asked); limits: timeout_ms, ttl_ms,
 -- max_pending, quota (cost a minute, 0 for none); webhook: '' or what is to be sent where at its end; model: '' or the
--- <id>/<version> that must be served for it.
+-- <id>/<version> that must be served for it; solo (true: it must not share a batch).
 -- → {verdict, id, ms, left}: 'ok'; 'known' (repeating a call changes nothing: the id is chosen by the caller);
 -- 'attached' to job id, which the Idempotency-Key stands for; or refused: 'mismatch' (of the body), 'quota', 'full',
 -- 'late' (it would wait longer than its timeout), with the ms after which it is worth another try; or 'gone': the model
@@ -81,6 +81,6 @@ end
 redis.call('ZADD', P .. 'f', int(start + a.cost), a.flow)
 keep(P .. 'f', WEEK_MS)
 redis.call('ZADD', P .. 'd', int(now + a.timeout_ms * 1000), a.id)
-push(a.id, a.lane .. '|' .. a.shape, a.timeout_ms + a.ttl_ms)
+push(a.id, a.lane .. '|' .. a.shape .. (a.solo and '|solo' or ''), a.timeout_ms + a.ttl_ms)
 wake(a.lane)
 return {'ok', a.id, int(wait_ms), int(left)}

@@ -1,0 +1,68 @@
+"""Dead letters: jobs that were given up because one worker after the other died while it drew them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from service.queue.job import Job, Record, Terms, Verdict
+from service.queue.producer import Producer
+from service.queue.scripts import prefix, source
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A job that was given up; ``died_s`` is the Unix time of it, ``worker`` the last one that it took with it."""
+
+    record: Record
+    attempts: int
+    worker: str
+    died_s: float
+
+
+class Letters:
+    """The dead letters of one queue; they and their jobs' records are kept for a week, the newest 1,000 of them."""
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+        self._client = producer.client
+        self._prefix = prefix(producer.queue)
+        self._bin = producer.client.register_script(source("bin"))
+
+    async def newest(self, limit: int) -> list[Letter]:
+        """The newest first."""
+        entries = await self._client.zrevrange(f"{self._prefix}dead", 0, limit - 1, withscores=True)
+        return await self._read([(str(entry[0]), float(entry[1])) for entry in entries])
+
+    async def find(self, id: str) -> Letter | None:
+        died_us = await self._client.zscore(f"{self._prefix}dead", id)
+        found = await self._read([(id, float(died_us))] if died_us is not None else [])
+        return found[0] if found else None
+
+    async def retry(self, job: Job, timeout_s: float) -> Verdict:
+        """Queue a job like a letter's, alone in its batch, and drop the letter once it is queued.
+
+        It is a job of its own, for one that has ended stays so. Its id follows from the old one: a repeated call finds
+        what the first one did.
+        """
+        again = replace(job, id=hashlib.sha256(f"retry {job.id}".encode()).hexdigest()[:32])
+        verdict = await self._producer.enqueue(again, Terms(timeout_s, quota=0, solo=True))
+        if verdict.word in ("ok", "known"):
+            await self.drop(job.id)
+        return verdict
+
+    async def drop(self, id: str) -> bool:
+        """Forget a letter; False if there is none."""
+        return bool(await self._bin(keys=[self._prefix], args=[id]))
+
+    async def _read(self, entries: list[tuple[str, float]]) -> list[Letter]:
+        records = await self._producer.records([id for id, _ in entries])
+        pipeline = self._client.pipeline(transaction=False)
+        for id, _ in entries:
+            pipeline.hmget(f"{self._prefix}j:{id}", ["attempts", "worker"])
+        rows = await pipeline.execute()
+        return [
+            Letter(records[id], int(attempts or 0), worker or "", died_us / 1e6)
+            for (id, died_us), (attempts, worker) in zip(entries, rows, strict=True)
+            if id in records
+        ]

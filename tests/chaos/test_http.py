@@ -1,0 +1,106 @@
+"""Rows 15, 16, 18 and 20: slow clients, repeated requests, too much at once, and an HTTP process that is killed."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import statistics
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from tests.chaos.clients import Clients
+from tests.chaos.conftest import Ledger
+from tests.chaos.fleet import LEASE_S, Fleet
+from tests.service.support import call, eventually, open_post
+
+SLOW_CLIENTS = 20
+
+
+@contextmanager
+def slow_clients(url: str) -> Iterator[None]:
+    """Half of them send a request a byte at a time, half read their answer so."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    end = threading.Event()
+
+    def trickle(connection: socket.socket) -> None:
+        for byte in b"POST /generate HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n" + b"x" * 1000:
+            if end.wait(0.2):
+                return
+            connection.sendall(bytes([byte]))
+
+    def sip(connection: socket.socket) -> None:
+        while not end.wait(0.2):
+            connection.recv(1)
+
+    with ExitStack() as stack, ThreadPoolExecutor(SLOW_CLIENTS) as pool:
+        for k in range(SLOW_CLIENTS):
+            if k % 2:
+                connection = stack.enter_context(socket.create_connection((host, int(port))))
+            else:
+                connection = stack.enter_context(open_post(url, prompt=f"sipped {k}", seed=k, n=4))
+            connection.settimeout(30)
+            pool.submit(trickle if k % 2 else sip, connection)
+        try:
+            yield
+        finally:
+            end.set()
+
+
+def test_15_slow_clients_hold_up_nobody(fleet: Fleet, clients: Clients, ledger: Ledger, jobs: int) -> None:
+    with slow_clients(fleet.apis[0].url):
+        clients.send(jobs)
+        clients.settle()
+    ledger.close(15, f"{SLOW_CLIENTS} clients that send or read 5 bytes a second", clients)
+    assert clients.account.answered == clients.account.sent
+
+
+def test_16_a_request_is_sent_many_times_at_once(fleet: Fleet, clients: Clients, ledger: Ledger) -> None:
+    before = fleet.counter("finished")
+    body, headers = {"prompt": "fake:sleep=0.3 once", "seed": 5}, {"Idempotency-Key": "the-same"}
+
+    def ask(k: int) -> dict[str, object]:
+        url = fleet.apis[k % 2].url
+        answer = call("POST", f"{url}/generate", json=body, headers=headers)
+        return dict(answer.json())
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(ask, range(20)))
+    assert fleet.counter("finished") - before == 1, [answer.get("id", answer) for answer in answers]
+    assert [answer for answer in answers if answer != answers[0]] == []
+    other = call("POST", f"{fleet.apis[0].url}/generate", json={**body, "seed": 6}, headers=headers)
+    assert other.status_code == 422 and other.json()["error"]["code"] == "idempotency_mismatch"
+    clients.send(4)
+    ledger.close(16, "the same request 20 times at once", clients, "one execution, 20 equal answers; another body: 422")
+
+
+@pytest.mark.slow
+def test_18_five_times_as_much_as_can_be_done(fleet: Fleet, ledger: Ledger, jobs: int, seed: int) -> None:
+    small = fleet.add("api", MAX_PENDING="10")
+    try:
+        eventually(lambda: call("GET", f"{small.url}/readyz").status_code == 200, "it answers", patience_s=120)
+        with Clients([small.url], seed, threads=5 * 16, patient=False) as crowd:
+            crowd.send(2 * jobs, "fake:sleep=0.3")
+            account = crowd.settle()
+            fast = statistics.median(account.refusal_s) if account.refusal_s else 0.0
+            seen = f"median refusal after {fast * 1000:.0f} ms (80 clients on one core)"
+            ledger.close(18, "five times as many clients as places", crowd, seen)
+            assert set(account.refused) == {"queue_full"} and account.answered > 0
+        assert call("GET", f"{small.url}/readyz").status_code == 200
+    finally:
+        fleet.remove(small)
+
+
+def test_20_an_http_process_is_killed_while_clients_wait(
+    fleet: Fleet, clients: Clients, ledger: Ledger, jobs: int
+) -> None:
+    clients.send(jobs, "fake:sleep=0.5")
+    fleet.wait_until_busy()
+    fleet.apis[0].send(signal.SIGKILL)
+    clients.settle()
+    ledger.close(20, "HTTP process killed with waiting clients", clients, "asked again elsewhere, not executed again")
+    assert {fleet.job(id)["attempts"] for id in clients.account.ids.values()} == {"1"}
+    assert LEASE_S > 0
