@@ -36,8 +36,8 @@ class DeadLetter(Strict):
     worker: str = Field(description="The last of them.")
     created: int = Field(description="Unix time of acceptance, in seconds.")
     died: int = Field(description="Unix time at which it was given up, in seconds.")
-    steps: int | None
-    images: int | None
+    steps: int | None = Field(description="Of one picture.")
+    images: int | None = Field(description="How many were asked for.")
     prompt: str | None = Field(description="Null unless FEWSTEP_LOG_PROMPTS allows to show it.")
     prompt_chars: int | None = Field(description="How long the prompt is.")
     prompt_sha256: str | None = Field(description="The beginning of its hash.")
