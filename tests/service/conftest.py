@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.keys import KeyStore
 from service.redis_server import EmbeddedServer
+from tests.service.browser import Page, chromium, open_browser
 from tests.service.support import Api, Queue, Service, running_service
 
 
@@ -49,6 +52,27 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A whole service, for tests that leave it as they found it."""
     with running_service(tmp_path_factory.mktemp("live") / "data") as service:
         yield service
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, KeyStore]]:
+    """A whole service that needs keys."""
+    data_dir = tmp_path_factory.mktemp("keyed") / "data"
+    keys = KeyStore(data_dir)
+    keys.create("first")
+    with running_service(data_dir) as service:
+        yield service, keys
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A real browser; skipped without one, but not in a continuous integration."""
+    program = chromium()
+    if program is None:
+        assert not os.environ.get("CI"), "no chromium on PATH, and this is a continuous integration"
+        pytest.skip("no chromium on PATH")
+    with open_browser(program, tmp_path_factory.mktemp("profile")) as page:
+        yield page
 
 
 @pytest.fixture

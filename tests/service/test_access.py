@@ -26,7 +26,6 @@ from tests.service.support import (
     clean_environment,
     eventually,
     post,
-    running_service,
 )
 from tests.service.test_http import check_error
 
@@ -154,16 +153,6 @@ class Caller:
         accepted = self("POST", "/generate", headers=headers, json={"prompt": prompt, "seed": 1})
         assert accepted.status_code == 202, accepted.text
         return str(accepted.json()["id"])
-
-
-@pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, KeyStore]]:
-    """A whole service that needs keys."""
-    data_dir = tmp_path_factory.mktemp("keyed") / "data"
-    keys = KeyStore(data_dir)
-    keys.create("first")
-    with running_service(data_dir) as service:
-        yield service, keys
 
 
 def test_a_job_is_its_owners_and_nobody_elses_can_know_of_it(keyed: tuple[Service, KeyStore]) -> None:

@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 
 import pytest
 
 from service.keys import KeyStore
-from tests.service.browser import Page, chromium, open_browser
-from tests.service.support import Service, running_service
+from tests.service.browser import Page
+from tests.service.support import Service
 
 ASKED = "document.querySelector('dialog.key[open]')"
 ASK = """window.answers = []; fetch('generate', {method: 'POST', headers: {'Content-Type': 'application/json'},
   body: JSON.stringify({prompt: 'a red heart', seed: 1})}).then(async (response) =>
   window.answers.push([response.status, (await response.json()).data?.length ?? 0])); 0"""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    program = chromium()
-    if program is None:
-        assert not os.environ.get("CI"), "no chromium on PATH, and this is a continuous integration"
-        pytest.skip("no chromium on PATH")
-    with open_browser(program, tmp_path_factory.mktemp("profile")) as page:
-        yield page
-
-
-@pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, KeyStore]]:
-    data_dir = tmp_path_factory.mktemp("keyed") / "data"
-    keys = KeyStore(data_dir)
-    keys.create("first")
-    with running_service(data_dir) as service:
-        yield service, keys
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -19,21 +18,11 @@ import pytest
 from service.routes.pages import ASSETS, FOLDER
 from service.schema import GenerateRequest
 from student.runtimes.fake import fake_preview
-from tests.service.browser import Page, chromium, open_browser
+from tests.service.browser import Page
 from tests.service.support import REPOSITORY, Service, clean_environment, expected_pixels, pixels, post
 
 DRAWN = "document.querySelectorAll('.run:not(.waiting) .picture img').length"
 PROMPT = "a red heart above a blue star"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    program = chromium()
-    if program is None:
-        assert not os.environ.get("CI"), "no chromium on PATH, and this is a continuous integration"
-        pytest.skip("no chromium on PATH")
-    with open_browser(program, tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 @pytest.fixture
