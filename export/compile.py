@@ -13,6 +13,7 @@ import torch
 from export.errors import ExportError
 from export.fused import fused_part
 from export.graph import OPSET, Part, shapes_of
+from export.quantise import PRECISIONS as QUANTISED
 from export.quantise import quantise
 from export.request import Request
 from export.staged import staged_parts
@@ -122,6 +123,7 @@ class _Making:
         self._tokens = PromptTokens(request.bundle, self._student.max_tokens, self._student.family)
         self._pipe = open_pipeline(request.bundle)
         self._made: list[Made] = []
+        self._left_wide: dict[str, str] = {}
 
     def run(self, folder: Path, keys: Mapping[str, str], whole_key: str) -> Outcome:
         graphs = {name: self._graph(name, part, keys[name]) for name, part in self._parts().items()}
@@ -155,14 +157,23 @@ class _Making:
 
     def _convert(self, name: str, stored: Stored, folder: Path) -> Converted:
         start = time.monotonic()
-        if self._request.precision == "int8" and name == STEP:
-            file = folder / f"{name}.onnx"
-            quantise(stored.path, file, calibration_feeds(self._model(), self._request, self._tokens))
-            converted = Converted(file, file)
+        if self._request.precision in QUANTISED and name == STEP:
+            converted = self._quantise(name, stored.path, folder)
         else:
             converted = self._target.convert(self._request, name, stored.path, folder / name)
         self._done(name, converted.file, start, reused=False)
         return converted
+
+    def _quantise(self, name: str, graph: Path, folder: Path) -> Converted:
+        """int8 is what ONNX Runtime opens; the rest of an fp8 graph is made bfloat16 by the target."""
+        precision, feeds = self._request.precision, calibration_feeds(self._model(), self._request, self._tokens)
+        file = folder / (f"{name}.onnx" if precision == "int8" else f".{name}.{precision}.onnx")
+        choice = quantise(graph, file, feeds, precision)
+        self._request.say(f"{name}: {choice}")
+        self._left_wide |= choice.reasons()
+        if precision == "int8":
+            return Converted(file, file)
+        return self._target.convert(self._request, name, file, folder / name)
 
     def _done(self, name: str, file: Path, start: float, reused: bool) -> None:
         row = Made(name, file.stat().st_size, time.monotonic() - start, reused)
@@ -212,7 +223,7 @@ class _Making:
             versions=versions(),
             stages=rows if staged else {},
             stage_errors=errors,
-            wide=self._target.wide(request.precision),
+            wide={**self._target.wide(request.precision), **self._left_wide},
             requires=self._target.requires(request),
             profiles=profiles(request.engine.batches) if isinstance(self._target, TensorRT) else (),
             cache_key=whole_key,

@@ -14,7 +14,7 @@ from student.bundle import Student
 
 WORKING_COPIES = 3  # the weights while they are traced: the module's, the program's, the file's
 PARTS = {"transformer": "step", "vae": "decoder"}  # every other folder of weights is the text stage's
-BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0}
+BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def run(
     form: Annotated[
         str, typer.Option(help="staged (the loop over the steps stays outside), or fused (all steps in one graph).")
     ] = "staged",
-    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8; else the target's first.")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or fp8; else the target's first.")] = "",
     scorers: Annotated[
         Path | None, typer.Option(help="Folder that holds the scorers; else STUDENT-scorers, then those in models/.")
     ] = None,
