@@ -33,6 +33,7 @@ from service.signing import Seal, SigningError, open_seal
 from service.steps import Steps
 from service.tracing import Tracing, open_tracing
 from student.runtimes.runtime import Runtime
+from student.runtimes.sizes import own_size
 
 WAIT_S = 1.0
 PAUSE_AFTER_ERROR_S = 0.2
@@ -135,7 +136,7 @@ class Worker:
         student = self._runtime.student
         if job.steps not in student.steps:
             return Failure("generation_failed", f"The worker's student was not trained for {job.steps} steps.")
-        if (job.height, job.width) != (student.image.height, student.image.width):
+        if (job.height, job.width) not in getattr(self._runtime, "sizes", [own_size(student)]):
             return Failure("generation_failed", f"The worker's student does not draw {job.width}x{job.height} pixels.")
         return job
 
