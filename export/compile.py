@@ -149,7 +149,9 @@ class _Making:
             try:
                 graphs[name] = self._graph(name, part, keys[name])
             except NoOnnxForm as error:
-                if self._request.form == "fused" or (name == STEP and self._request.precision in QUANTISED):
+                if self._request.form == "fused" or (
+                    name.partition("-")[0] == STEP and self._request.precision in QUANTISED
+                ):
                     raise
                 self._in_torch[name] = f"{error}"
                 self._request.say(f"{name} stays in torch: {error}")

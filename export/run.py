@@ -99,7 +99,9 @@ def _compile(request: Request, target: Target) -> None:
     if reason := target.refuse(request):
         raise ExportError(reason)
     verify_files(request.bundle, request.student)
-    check_disk(request.bundle, estimates(request.bundle, request.student, request.form, request.precision))
+    check_disk(
+        request.bundle, estimates(request.bundle, request.student, request.form, request.precision, request.sizes)
+    )
     from export.card import update_card
     from export.compile import compile_student
 
@@ -156,7 +158,7 @@ def _plan(request: Request, target: Target) -> None:
     from export.compile import finished
     from export.preflight import estimates, memory_bytes
 
-    rows = estimates(request.bundle, request.student, request.form, request.precision)
+    rows = estimates(request.bundle, request.student, request.form, request.precision, request.sizes)
     there = finished(request)
     typer.echo(f"{request.bundle}/runtimes/{target.folder(request)} would be built:")
     for row in rows:

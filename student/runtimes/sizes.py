@@ -56,8 +56,10 @@ def buckets(student: Student, manifest: RuntimeManifest) -> dict[Size, Student]:
     """The student at each size of a runtime beside its own."""
     found = {}
     for name in manifest.buckets:
-        shape = manifest.stages[f"{STEP}-{name}"].inputs["latents"]
-        size = read_size(name)
+        compiled = [f"{stage}-{name}" for stage in (STEP, DECODER) if f"{stage}-{name}" in manifest.stages]
+        if not compiled:
+            raise BundleError(f"the runtime {manifest.name} has no graph for {name}: make it again with export.run")
+        shape, size = manifest.stages[compiled[0]].inputs["latents"], read_size(name)
         found[size] = at_size(student, size, (int(shape[-2]), int(shape[-1])))
     return found
 

@@ -35,10 +35,11 @@ class TorchStage:
 def torch_stages(
     bundle: Path, student: Student, names: Collection[str], threads: int, device: str = "cpu"
 ) -> dict[str, TorchStage]:
-    """These stages of the bundle's own pipeline."""
+    """These stages of the bundle's own pipeline; torch's draw every size, so that a bucket's is the same."""
     if not names:
         return {}
     torch.set_num_threads(threads)
     modules = stage_modules(family_of_student(open_pipeline(bundle), student).to(device))
     outputs = {TEXT: text_outputs(student.family), STEP: ("velocity",), DECODER: ("images",)}
-    return {name: TorchStage(modules[name], outputs[name], device) for name in names}
+    stages = {name.partition("-")[0] for name in names}
+    return {stage: TorchStage(modules[stage], outputs[stage], device) for stage in sorted(stages)}

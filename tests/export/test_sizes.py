@@ -88,6 +88,12 @@ def complaint(capsys: pytest.CaptureFixture[str], bundle: Path, **options: Any) 
     return said
 
 
+def test_a_dry_run_counts_every_size(sized: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command.run(student=sized, to="onnx", size=["64x32"], dry_run=True)
+    said = capsys.readouterr().out
+    assert "  decoder-64x32: " in said and "  step-64x32: " in said and said.count("text: ") == 1
+
+
 def test_sizes_that_cannot_be(bundle: Path, sized: Path, capsys: pytest.CaptureFixture[str]) -> None:
     student: Student = read_student(sized)
     assert own_size(student) == (64, 32)
