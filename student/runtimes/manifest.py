@@ -13,6 +13,7 @@ from student.bundle import BundleError, Student, sha256
 FORMAT = 1
 MANIFEST = "manifest.json"
 RUNTIMES = "runtimes"
+STAGE_NAMES = ("text", "step", "decoder")
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from student.bundle import BundleError, ImageSize, Student
-from student.runtimes.manifest import RUNTIMES, RuntimeManifest, read_manifest
-from student.runtimes.stages import DECODER, STEP, TEXT
+from student.runtimes.manifest import RUNTIMES, STAGE_NAMES, RuntimeManifest, read_manifest
 
+TEXT, STEP, DECODER = STAGE_NAMES  # not from ``stages``: the API reads sizes too, and loads no numpy for it
 Size = tuple[int, int]  # height, width
 NAME = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 

@@ -14,12 +14,13 @@ import numpy as np
 
 from student.bundle import Student
 from student.noise import noise
+from student.runtimes.manifest import STAGE_NAMES
 from student.runtimes.runtime import FloatArray, Watch
 from student.runtimes.session import Session
 from student.sampler import denoise
 from student.tokens import PromptTokens
 
-TEXT, STEP, DECODER = STAGES = ("text", "step", "decoder")
+TEXT, STEP, DECODER = STAGES = STAGE_NAMES
 POOLED = frozenset({"flux", "sd3"})  # families whose text encoders give one more vector for the whole prompt
 Opener = Callable[[Path], Session]
 
