@@ -18,6 +18,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 }
 # At one step count with one seed: enough to see large effects, and marked as such.
 BASELINES: Mapping[str, Mapping[str, Any]] = {
+    "reward only, slow": {"alpha": 0.0, "lr": 3e-5},
     "DRaFT-1": {"alpha": 0.0, "gradient": "last_k", "last_k": 1},
     "DRaFT-LV": {"alpha": 0.0, "gradient": "low_variance"},
     "no horizon": {"horizons": "end"},

@@ -53,6 +53,7 @@ def write(results: Sequence[Result], folder: Path, missing: int, logs: Mapping[s
     _csv(results, folder / "cells.csv")
     plots.quality(table.results, folder / "quality.png")
     plots.curves(table.results, logs, folder / "curves.png")
+    plots.frontier(table.results, folder / "frontier.png")
     text = [
         "# Laboratory report\n",
         _summary(table, missing),
@@ -64,6 +65,10 @@ def write(results: Sequence[Result], folder: Path, missing: int, logs: Mapping[s
         "![quality against the number of steps](quality.png)\n",
         *_methods(table),
         *_one_seed(table),
+        "## What a score costs\n\nA reward is easily raised by drawing the same picture for every seed. Right of the "
+        "dotted line nine tenths of the 50-step teacher's diversity are kept, which is what `training.run` asks of a "
+        "checkpoint; nothing was asked here.\n\n![held-out score against diversity](frontier.png)\n",
+        _gates(table, logs),
         "## Reward while training\n\nThe student's and the teacher's reward on each step's prompts, and the gap "
         "between them: here (mean over the seeds), and as read from the figure on the authors' page (HPSv2.1 on "
         "FLUX.1-dev). The teacher here is guided for the first two thirds of a run and then follows the student.\n\n"
@@ -93,7 +98,7 @@ def _summary(table: Table, missing: int) -> str:
                 _claim(f"{words} at {nfe} steps ({measure})", table.difference(("RATS", nfe), other, measure))
                 for nfe, other in others.items()
             ]
-    said.append(_largest_gain(table))
+    said += [_largest_gain(table), _cost(table)]
     head = f"**{missing} of the planned runs are missing; what follows is from the others.** " if missing else ""
     first = f"{head}On the held-out scorer, which nothing here is trained on: {' '.join(s for s in said if s)}\n\n"
     return first + "\n".join(line for line in lines if line) + "\n"
@@ -108,6 +113,39 @@ def _largest_gain(table: Table) -> str:
     verdict = "holds" if largest == min(NFES) else "does not hold"
     figures = ", ".join(f"{nfe} steps {gain}" for nfe, gain in known.items())
     return f"That the gain over the guided teacher at as many steps is largest at the fewest {verdict} ({figures})."
+
+
+def _cost(table: Table) -> str:
+    """What reward only pays for its score."""
+    kept = {name: _kept(table, name, ABLATION_NFE) for name in ("reward only", "RATS")}
+    if None in kept.values():
+        return ""
+    figures = ", ".join(f"{name} {share:.0%}" for name, share in kept.items())
+    return f"Of the 50-step teacher's diversity are kept at {ABLATION_NFE} steps: {figures}."
+
+
+def _kept(table: Table, method: str, nfe: int) -> float | None:
+    ours = table.runs(method, nfe, "diversity")
+    teachers = table.runs("teacher", base().reference_nfe, "diversity")
+    return estimate(ours).mean / estimate(teachers).mean if ours and teachers else None
+
+
+def _gates(table: Table, logs: Mapping[str, Rows]) -> str:
+    """How far the gate moved in each run that had one: a gate that stands still is a constant."""
+    names = ("gate_mean", "gate_std", "gap_std", "share_ahead")
+    found = []
+    for result in table.results:
+        rows = [row for row in logs.get(result.key, ()) if row.get("gate_std")]
+        if rows and result.nfe == ABLATION_NFE:
+            means = [f"{sum(row[name] for row in rows) / len(rows):.2f}" for name in names]
+            found.append([result.method, str(result.seed), *means])
+    if not found:
+        return ""
+    head = ["method", "seed", "gate", "its deviation in a batch", "deviation of the gap", "share of samples ahead"]
+    return (
+        "## What the gate did\n\nMeans over a run's steps. A gate whose deviation is small beside its mean weighs all "
+        "samples alike, as a constant one does.\n\n" + _markdown(head, found)
+    )
 
 
 def _claim(words: str, found: Estimate | None) -> str:
