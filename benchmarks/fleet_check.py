@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.fleet_load import CONNECTIONS, Seen, Target, drawing_s, times_of, workers_of
-from benchmarks.fleet_simulation import WARM_UP, Times, poisson, replay
+from benchmarks.fleet_simulation import FULL, WARM_UP, Times, poisson, replay
 from fewstep.async_client import AsyncClient
 from fewstep.load import percentile
 from fewstep.retries import Retries
 
 TOLERANCE = 0.15
 UNSTEADY = 0.15  # a machine that changed by more while a window lasted says nothing about a prediction
-FULL = 0.95  # share of the capacity beyond which a queue has no steady state within minutes
 REPLAYS = 20
 
 

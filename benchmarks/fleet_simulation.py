@@ -20,6 +20,7 @@ import simpy
 
 from fewstep.load import percentile
 
+FULL = 0.95  # share of the capacity beyond which a queue has no steady state within minutes
 WARM_UP = 0.1  # share of the jobs that only fill the queue
 
 
@@ -172,14 +173,14 @@ def replay(times: Times, moments: Sequence[float], workers: int, seed: int = 1) 
 
 
 def fewest_workers(times: Times, rate: float, p99_s: float, count: int = 20000) -> Prediction:
-    """The smallest fleet that keeps the objective.
+    """The smallest fleet that keeps the objective and is never busier than ``FULL``.
 
     Raises:
         ValueError: no fleet can: one call alone takes longer.
     """
     if times.claim_s + times.calls.mean(1) + times.settle_s + times.outside.mean(1) > p99_s:
         raise ValueError(f"p99 is {p99_s} s: one call alone takes longer")
-    low = max(1, math.ceil(rate / times.capacity))
+    low = max(1, math.ceil(rate / (FULL * times.capacity)))
     high = low
     while predict(times, rate, high, count).p99_s > p99_s:
         low, high = high + 1, high * 2
