@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from training.lab.cells import ABLATION_NFE, METHODS, NFES, base
+from training.lab.cells import ABLATION_NFE, METHODS, NFES, VARIANTS, base
 from training.lab.statistics import FloatArray, estimate
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def quality(results: Sequence[Result], path: Path) -> None:
     """Each method's held-out score, judge and diversity against its step count, with the 50-step teacher as a line."""
     figure, axes = plt.subplots(1, len(PANELS), figsize=(13, 4))
     for axis, (measure, title) in zip(axes, PANELS, strict=True):
-        for method in ("teacher", *METHODS):
+        for method in ("teacher", *METHODS, *VARIANTS):
             points = [(nfe, _runs(results, method, nfe, measure)) for nfe in NFES]
             drawn = [(nfe, estimate(runs)) for nfe, runs in points if runs]
             if drawn:
