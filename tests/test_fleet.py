@@ -108,6 +108,7 @@ def test_the_loads_next_to_a_rate_are_those_that_count() -> None:
     assert {one.rate for one in near([*loads, *full], 1.0) if one.size == 1} == {0.0, 2.0, 2.1}
     assert {one.rate for one in near([*loads, *full], 9.0) if one.size == 1} == {8.0}
     assert [one for one in near([*loads, *full], 3.0) if one.size == 4] == full, "no other load has these calls"
+    assert times_of([*loads, *full], rate=3.0).calls.mean(1) == pytest.approx((0.02 + 0.021 + 0.04) / 3)
 
 
 def test_a_verdict_leaves_out_what_the_machine_did() -> None:
