@@ -100,9 +100,8 @@ async def check(
             if rate > FULL * capacity:
                 if number == 0:
                     raise ValueError(f"{rate:g} requests/s are too many: this service carries {capacity:.1f} at most")
-                before = await target.measure(
-                    calibration_s, seed + number + 1
-                )  # slowed down by others: a window is lost
+                # Others slow the machine down: this window is lost.
+                before = await target.measure(calibration_s, seed + number + 1)
                 continue
             moments = poisson(rate, max(20, round(rate * window_s)), seed + 1000 * (number + 1))
             answers = await target.observe(moments, seed)
