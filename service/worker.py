@@ -15,6 +15,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from service.accelerators import Accelerators
 from service.catalogue.loader import open_rack
 from service.catalogue.rack import Rack
 from service.execution import Call, Drawing, Failure, execute
@@ -235,7 +236,7 @@ def run_worker(settings: Settings, name: str) -> None:
     tracing, seal = open_tracing(settings, "worker"), open_seal(settings)
     queue = queue_name(settings)
     rack = open_rack(settings, stopping)
-    heartbeat = Heartbeat(_consumer(settings, queue, name), rack.info, settings.lease_s / 3)
+    heartbeat = Heartbeat(_consumer(settings, queue, name), rack.info, settings.lease_s / 3, Accelerators())
     leaver = _consumer(settings, queue, name)
     _stop_on_signal(stopping, heartbeat, leaver, settings.grace_s + STOP_MARGIN_S)
     with heartbeat:
