@@ -26,7 +26,7 @@ JUDGED = 16  # feeds that the choice is made by; calibration takes all
 # Per cent of an input's values that are cut off on each side, so that a few large ones do not make all others coarse.
 # Which is best is measured at the answer: the starter student's large values matter, and cutting any off harms it.
 CUTS = (0.0, 0.001, 0.01, 0.1)
-MARGIN = 0.8  # of the gate's tolerance: its prompts are others than those of the choice
+MARGIN = 0.8  # of the gate's tolerance, which looks at more pictures than the choice does
 WIDE = {
     "the text stage": "runs once, and every step reads it",
     "the decoder stage": "its errors are pixels",
