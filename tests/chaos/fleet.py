@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx
 import redis
 
 from service.listener import listen
@@ -191,7 +192,10 @@ def _ignoring_full_disks(folder: Path) -> Path:
 
 
 def _workers(url: str) -> int:
-    answer = call("GET", f"{url}/readyz")
+    try:
+        answer = call("GET", f"{url}/readyz")
+    except httpx.HTTPError:  # a machine with much else to do
+        return 0
     return int(answer.json()["workers"]) if answer.status_code == 200 else 0
 
 
