@@ -21,7 +21,7 @@ LONGEST_PAUSE_S = 0.5
 CONNECT_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 5.0
 LONGEST_CALL_S = 8.0  # with its repetitions: a server that swallows everything must not hold a client for a minute
-MOST_CONNECTIONS = 64  # of one event loop; a call that finds all of them taken waits for one
+MOST_CONNECTIONS = 32  # of one event loop; a call that finds all of them taken waits for one
 CONNECTION_WAIT_S = 4.0
 
 T = TypeVar("T")

@@ -88,7 +88,11 @@ class Fleet:
         self.apis = [self.add("api") for _ in range(apis)]
         self.workers = [self.add("worker") for _ in range(workers)]
         self._nurse.start()
-        self.wait_until_ready()
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
 
     def new_server(self, name: str) -> EmbeddedServer:
         server = EmbeddedServer(self.folder / name, program=self._program)
