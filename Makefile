@@ -54,7 +54,7 @@ audit: $(VENV_AUDIT)/.installed
 
 sbom: $(VENV_AUDIT)/.installed
 	@mkdir -p out
-	@$(VENV_AUDIT)/bin/cyclonedx-py requirements requirements/serve.lock --pyproject pyproject.toml --validate -o out/sbom.json
+	@$(VENV_AUDIT)/bin/python -W ignore -m cyclonedx_py requirements requirements/serve.lock --pyproject pyproject.toml --validate --output-reproducible -o out/sbom.json
 	@echo "out/sbom.json: what serving is made of (CycloneDX)"
 
 gpu-test: $(VENV)/.installed
