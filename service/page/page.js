@@ -17,6 +17,7 @@ const SEED_LIMIT = 2 ** 32;
 const LOOK_AGAIN_MS = 5000;
 const MOST_VARIANTS = 6;
 let lookAgain = 0;
+let listed = null; // the first question for what follows
 let offered = []; // [{model, version, latest, steps, shows}]
 
 /** What is served, and whether it is ready; looks again for as long as it is not. */
@@ -88,7 +89,8 @@ function body(one, steps) {
   return asked;
 }
 
-const looks = (one) => one?.shows ?? true;
+// A model that is not known yet may not show its steps, and to ask for them would be refused.
+const looks = (one) => one?.shows ?? false;
 
 function variants() {
   const boxes = [...$("variants").querySelectorAll("input:checked")];
@@ -116,6 +118,7 @@ async function submitted() {
   $("empty").hidden = true;
   $("draw").disabled = true;
   try {
+    await listed;
     await start();
     if (!offered.length) showChoices(); // with the key that the reader has given meanwhile
   } catch (error) {
@@ -163,4 +166,4 @@ startGallery(use);
 startViewer(use);
 startPanel();
 showAbout();
-showChoices();
+listed = showChoices();

@@ -19,7 +19,7 @@ def test_the_plan_compares_what_it_says() -> None:
     plan = cells.cells()
     assert len({cell.key for cell in plan}) == len(plan)
     main = [cell for cell in plan if cell.part == "main"]
-    assert len(main) == len(cells.METHODS) * len(cells.NFES) * len(cells.SEEDS)
+    assert len(main) == (len(cells.METHODS) + len(cells.VARIANTS)) * len(cells.NFES) * len(cells.SEEDS)
     for cell in plan:
         cell.config.check()
         assert cell.config.nfe == (cell.nfe,) and cell.expected_s > 0
@@ -51,6 +51,31 @@ def test_pairing_takes_out_what_prompts_share() -> None:
 def test_a_reference_of_one_run_is_paired_with_every_seed() -> None:
     found = statistics.difference([[1.0, 2.0], [3.0, 4.0]], [[1.0, 1.0]])
     assert found.mean == pytest.approx(1.5) and found.seeds == 2
+
+
+def _row(method: str, nfe: int, diversity: float, seed: int = 401) -> run.Result:
+    values = [0.0, 1.0, 2.0, 3.0]
+    return run.Result(
+        f"{method}-{nfe}-{seed}", method, "main", nfe, seed, values, values, {"right": values}, [diversity] * 4, values
+    )
+
+
+def test_what_is_paid_for_a_score_is_a_share_of_the_teachers_diversity() -> None:
+    rows = [_row("teacher", 50, 4.0), _row("reward only", 4, 2.0), _row("RATS", 4, 3.0), _row("RATS", 4, 4.0, 402)]
+    assert "reward only 50%, RATS 88%." in report._cost(report.Table(rows))
+    assert report._cost(report.Table(rows[:1])) == ""
+
+
+def test_the_gate_of_a_run_is_the_mean_over_its_steps() -> None:
+    rows = [_row("RATS", 4, 1.0), _row("constant gate", 4, 1.0), _row("RATS", 8, 1.0)]
+    steps = [
+        {"gate_mean": 0.4, "gate_std": 0.1, "gap_std": 0.3, "share_ahead": 0.75},
+        {"gate_mean": 0.6, "gate_std": 0.3, "gap_std": 0.5, "share_ahead": 0.25},
+    ]
+    logs = {rows[0].key: steps, rows[1].key: [{**step, "gate_std": 0.0} for step in steps], rows[2].key: steps}
+    lines = [line for line in report._gates(report.Table(rows), logs).splitlines() if "401" in line]
+    assert lines == ["| RATS | 401 | 0.50 | 0.20 | 0.40 | 0.50 |"]
+    assert report._gates(report.Table(rows), {}) == ""
 
 
 def test_the_first_paragraph_says_what_holds_and_what_does_not() -> None:
@@ -117,6 +142,7 @@ def test_two_cells_are_run_kept_and_reported(tmp_path: Path, monkeypatch: pytest
     text = (tmp_path / "docs" / "README.md").read_text()
     first = text.split("\n\n")[1]
     assert "3 of the planned runs are missing" in first and "That the gate beats a constant gate " in first
+    assert "What the gate did" in text and (tmp_path / "docs" / "frontier.png").stat().st_size > 10_000
     assert "the gate beats a constant gate at 4 steps (diversity)".capitalize() in text
     assert (tmp_path / "docs" / "curves.png").stat().st_size > 20_000
     assert (tmp_path / "docs" / "quality.png").stat().st_size > 5_000

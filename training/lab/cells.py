@@ -16,8 +16,11 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "constant gate": {"gate": "constant"},
     "distillation only": {"reward_weight": 0.0, "gate": "one"},
 }
+# Our own form, in the same comparison.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {"RATS, steered": {"steer": 0.9, "validate_every": 20}}
 # At one step count with one seed: enough to see large effects, and marked as such.
 BASELINES: Mapping[str, Mapping[str, Any]] = {
+    "reward only, slow": {"alpha": 0.0, "lr": 3e-5},
     "DRaFT-1": {"alpha": 0.0, "gradient": "last_k", "last_k": 1},
     "DRaFT-LV": {"alpha": 0.0, "gradient": "low_variance"},
     "no horizon": {"horizons": "end"},
@@ -55,7 +58,7 @@ class Cell:
     @property
     def key(self) -> str:
         """The folder that its run lies in."""
-        name = self.method.lower().replace(":", "").replace(" ", "-")
+        name = self.method.lower().replace(":", "").replace(",", "").replace(" ", "-")
         return f"{name}-nfe{self.nfe}-seed{self.config.seed}"
 
     @property
@@ -80,7 +83,7 @@ def cells() -> list[Cell]:
         _cell(method, "main", change, nfe, seed)
         for nfe in (4, 2, 8)
         for seed in SEEDS
-        for method, change in METHODS.items()
+        for method, change in {**METHODS, **VARIANTS}.items()
     ]
     one_seed = [
         _cell(method, part, change, ABLATION_NFE, SEEDS[0])

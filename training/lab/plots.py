@@ -13,12 +13,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from training.lab.cells import METHODS, NFES, base
+from training.lab.cells import ABLATION_NFE, METHODS, NFES, VARIANTS, base
 from training.lab.statistics import FloatArray, estimate
 
 if TYPE_CHECKING:
     from training.lab.run import Result
 
+KEPT_DIVERSITY, MARKERS = 0.9, "osD^"  # the trainer keeps no checkpoint below it by default
 PUBLISHED, SMOOTHED = Path(__file__).with_name("published_curves.csv"), 15
 PANELS = (("heldout", "held-out scorer"), ("right", "fully right (exact judge)"), ("diversity", "diversity (Vendi)"))
 
@@ -27,7 +28,7 @@ def quality(results: Sequence[Result], path: Path) -> None:
     """Each method's held-out score, judge and diversity against its step count, with the 50-step teacher as a line."""
     figure, axes = plt.subplots(1, len(PANELS), figsize=(13, 4))
     for axis, (measure, title) in zip(axes, PANELS, strict=True):
-        for method in ("teacher", *METHODS):
+        for method in ("teacher", *METHODS, *VARIANTS):
             points = [(nfe, _runs(results, method, nfe, measure)) for nfe in NFES]
             drawn = [(nfe, estimate(runs)) for nfe, runs in points if runs]
             if drawn:
@@ -67,6 +68,28 @@ def curves(results: Sequence[Result], logs: Mapping[str, Sequence[Mapping[str, f
     axes[0][0].set_ylabel("standardised reward")
     axes[1][0].set_ylabel("HPSv2.1")
     axes[1][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def frontier(results: Sequence[Result], path: Path) -> None:
+    """Held-out score against diversity at one step count: what each method pays for its score."""
+    figure, axis = plt.subplots(figsize=(8, 5.5))
+    reference = [_runs(results, "teacher", base().reference_nfe, measure) for measure in ("diversity", "heldout")]
+    kept = 1.0
+    if all(reference):
+        kept, score = (estimate(runs).mean for runs in reference)
+        axis.plot(1.0, score, "k*", markersize=12, label="teacher, 50 steps")
+    axis.axvline(KEPT_DIVERSITY, color="black", linestyle=":", linewidth=1)
+    for i, method in enumerate(dict.fromkeys(r.method for r in results if r.nfe == ABLATION_NFE)):
+        x, y = (estimate(_runs(results, method, ABLATION_NFE, measure)) for measure in ("diversity", "heldout"))
+        axis.errorbar(x.mean / kept, y.mean, yerr=y.error, marker=MARKERS[i // 10], color=f"C{i % 10}", label=method)
+    axis.set_xlabel("diversity, as a share of the 50-step teacher's")
+    axis.set_ylabel("held-out score")
+    axis.set_title(f"{ABLATION_NFE} steps: what each method pays for its score", fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, bbox_to_anchor=(1.02, 1), loc="upper left")
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)

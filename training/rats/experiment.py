@@ -35,7 +35,7 @@ from training.result import Outcome, write
 from training.rundir import FINISHED
 
 SHORT_RUN_STEPS, SHORT_RUN_PROMPTS = 50, 64
-VALIDATION_SEED, WATCHED_PROMPTS, WATCHED_PICTURES = 1_000_000, 16, 8
+VALIDATION_SEED, WATCHED_PROMPTS, WATCHED_PICTURES = 1_000_000, 32, 8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -132,8 +132,8 @@ def world(setup: Setup, run_dir: Path) -> World:
     """What the trainer needs; ``setup.model`` must still be the teacher."""
     reward = partial(setup.scale.score, TRAINED)
     validate = partial(_validate, setup, run_dir)
-    floor = setup.config.min_diversity * _teacher_diversity(setup) if setup.config.min_diversity else 0.0
-    return World(setup.prompts.train, reward, validate, setup.latents.shape, setup.reward_p999, floor)
+    diversity = _teacher_diversity(setup) if setup.config.min_diversity or setup.config.steer else 0.0
+    return World(setup.prompts.train, reward, validate, setup.latents.shape, setup.reward_p999, diversity)
 
 
 def _teacher_diversity(setup: Setup) -> float:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from training.drawing import Painter, velocity_of
 from training.rats.gradients import differentiate
-from training.rats.loss import gate, reward_loss, shaping, velocity_excess
+from training.rats.loss import gate, reward_loss, shaping, steered, velocity_excess
 from training.rats.networks import Networks
 from training.rats.preset import RatsConfig
 from training.rats.trajectory import Trajectory, named_horizons
@@ -31,6 +31,7 @@ class Objective:
 
     def __init__(self, config: RatsConfig, networks: Networks, reward: RewardFn, grids: Grids) -> None:
         self._config, self._networks, self._reward_of, self._grids = config, networks, reward, grids
+        self.alpha = config.alpha
         self.spread = 1.0  # running deviation of the gap, the unit of tau where the configuration says so
 
     def losses(
@@ -60,16 +61,21 @@ class Objective:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep."""
-        return {"spread": self.spread}
+        return {"spread": self.spread, "alpha": self.alpha}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go back to what ``state`` gave."""
-        self.spread = state["spread"]
+        self.spread, self.alpha = state["spread"], state["alpha"]
 
     def after(self, values: Mapping[str, float], first: bool) -> None:
         """Take a step's mean figures into the running spread of the gap."""
         if "gap_std" in values:
             self.spread = values["gap_std"] if first else 0.9 * self.spread + 0.1 * values["gap_std"]
+
+    def looked(self, diversity: float, teachers: float) -> None:
+        """Take a validation's diversity, and the teacher's, into alpha where the configuration says so."""
+        if self._config.steer:
+            self.alpha = steered(self.alpha, diversity, self._config.steer * teachers)
 
     def _more_noise(self, step: int, noise_BCHW: Tensor) -> list[Tensor]:
         """For the low-variance gradient, which repeats the last step once."""
@@ -110,8 +116,9 @@ class Objective:
             "gate_std": gate_B.std(correction=0).item(),
             "share_ahead": (gap_B > 0).float().mean().item(),
             "shaping": shaping_B.mean().item(),
+            "alpha": self.alpha,
         }
-        return config.alpha * (gate_B * shaping_B + velocity_excess(student, teacher, config.velocity_hinge))
+        return self.alpha * (gate_B * shaping_B + velocity_excess(student, teacher, config.velocity_hinge))
 
     def _reward(self, x_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
         def score(x: Tensor) -> Tensor:

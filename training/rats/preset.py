@@ -29,7 +29,7 @@ RANGES: tuple[tuple[tuple[str, ...], Check, str], ...] = (
         lambda value: value >= 0,
         "0 or more",
     ),
-    (("ema", "lr_decay", "min_diversity"), lambda value: 0 <= value <= 1, "0 to 1"),
+    (("ema", "lr_decay", "min_diversity", "steer"), lambda value: 0 <= value <= 1, "0 to 1"),
 )
 
 
@@ -67,6 +67,7 @@ class RatsConfig:
     reward_weight: float = 1.0
     reward_hinge: float = math.inf  # rewards above it count no more
     alpha: float = 1.0
+    steer: float = 0.0  # the share of the teacher's diversity that alpha is led to at each validation; 0 leaves alpha
     gate: str = "reward"  # "constant": 0.5 everywhere; "one": 1 everywhere
     tau: float = 1.0
     tau_in_spreads: bool = False  # tau times the running deviation of the gap
@@ -117,6 +118,8 @@ class RatsConfig:
             raise ConfigError(f"last_k is {self.last_k}: accepted is 1 to {min(self.nfe)}, the fewest steps of nfe")
         if self.shard and self.method == "matching":
             raise ConfigError("shard is true: accepted with every method but matching, whose critic is not spread")
+        if self.steer and (self.method != "rats" or self.alpha == 0 or self.reward_weight == 0):
+            raise ConfigError(f"steer is {self.steer}: it leads alpha, so it needs method rats, a reward and an alpha")
         if self.reward_weight == 0 and self.alpha == 0:
             raise ConfigError("reward_weight and alpha are both 0: there is nothing to train on")
 
@@ -171,6 +174,11 @@ def no_horizon() -> RatsConfig:
 def frozen_teacher() -> RatsConfig:
     """RATS whose teacher never follows the student."""
     return replace(shapes(), guided_steps=shapes().steps)
+
+
+def steered() -> RatsConfig:
+    """RATS whose alpha is found while it trains: as much reward as leaves nine tenths of the teacher's diversity."""
+    return replace(shapes(), steer=0.9, min_diversity=0.87, validate_every=20)
 
 
 def _paper(model: str, student_id: str, nfe: int, side_px: int) -> RatsConfig:
@@ -247,6 +255,7 @@ PRESETS: dict[str, Callable[[], RatsConfig]] = {
     "shapes-constant-gate": constant_gate,
     "shapes-no-horizon": no_horizon,
     "shapes-frozen-teacher": frozen_teacher,
+    "shapes-steered": steered,
     "shapes-consistency": consistency,
     "shapes-matching": matching,
     "flux-dev": flux_dev,

@@ -39,8 +39,8 @@ class World:
 
     ``prompts(step, num)`` are one step's prompts; ``reward`` is standardised; ``validate(painters, step)`` returns the
     figures of the validation prompts, of which ``heldout_validation`` alone picks the checkpoint; ``reward_p999`` is
-    the 99.9th percentile of the teacher's reward on the calibration prompts; no checkpoint whose diversity is under
-    ``diversity_floor`` is chosen.
+    the 99.9th percentile of the teacher's reward on the calibration prompts; ``teacher_diversity`` is what the
+    configuration's shares of diversity are shares of.
     """
 
     prompts: Callable[[int, int], list[str]]
@@ -48,7 +48,7 @@ class World:
     validate: Callable[[Sequence[Painter], int], dict[str, float]]
     latent_shape: tuple[int, ...]
     reward_p999: float = math.inf
-    diversity_floor: float = 0.0
+    teacher_diversity: float = 0.0
 
 
 class Trainer:
@@ -150,11 +150,14 @@ class Trainer:
 
     def _validate(self, step: int) -> dict[str, float]:
         values = self._world.validate(self.painters(), step)
-        varied = values.get("diversity_validation", math.inf) >= self._world.diversity_floor
+        diversity, teachers = values.get("diversity_validation", math.inf), self._world.teacher_diversity
+        varied = diversity >= self._config.min_diversity * teachers
         # Before the first step anything may be chosen, so that there is always something to go back to.
         if values["heldout_validation"] > self._best_score and (varied or step == 0):
             self._best_score, self._best_at = values["heldout_validation"], step
             self._best = self.networks.student_state()
+        if step > 0:
+            self._objective.looked(diversity, teachers)
         return values
 
     def _note(self, log: StepLog | None, step: int, values: dict[str, float]) -> None:

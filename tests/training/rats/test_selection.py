@@ -14,6 +14,8 @@ from student.families.flux import Flux
 from student.pipeline import open_pipeline
 from tests.training.shapes import small
 from training.drawing import Painter
+from training.progress import read_log
+from training.rats.loss import steered
 from training.rats.preset import shapes
 from training.rats.trainer import Trainer, World
 
@@ -21,7 +23,7 @@ from training.rats.trainer import Trainer, World
 LOOKS = {0: (0.0, 2.0), 1: (0.3, 1.9), 2: (0.2, 2.0), 3: (0.9, 1.0)}
 
 
-@pytest.mark.parametrize(("floor", "chosen"), [(1.8, 1), (1.95, 2), (0.0, 3), (5.0, 0)])
+@pytest.mark.parametrize(("floor", "chosen"), [(0.9, 1), (0.975, 2), (0.0, 3), (1.0, 2)])
 def test_the_best_that_is_varied_enough_is_kept(floor: float, chosen: int, tmp_path: Path) -> None:
     small.write_models(tmp_path)
     model = Flux(open_pipeline(tmp_path / "shapes-teacher"), max_tokens=12)
@@ -37,8 +39,33 @@ def test_the_best_that_is_varied_enough_is_kept(floor: float, chosen: int, tmp_p
         return images_BCHW[:, 0].mean((1, 2))
 
     config = replace(shapes(), steps=3, validate_every=1, batch=1, alpha=0.0, precision="fp32", lr=1e-2, warmup=1)
+    config = replace(config, min_diversity=floor)
     shape = model.latent_shape(64, 64)
-    world = World(lambda step, num: ["a red heart"] * num, reward, validate, shape, diversity_floor=floor)
+    world = World(lambda step, num: ["a red heart"] * num, reward, validate, shape, teacher_diversity=2.0)
     Trainer(config, model, world, tmp_path / "run").run()
     assert len({float(value.sum()) for value in states.values()}) == 4
     assert torch.equal(next(model.transformer.parameters()), states[chosen])
+
+
+def test_alpha_follows_the_diversity_of_each_look(tmp_path: Path) -> None:
+    small.write_models(tmp_path)
+    model = Flux(open_pipeline(tmp_path / "shapes-teacher"), max_tokens=12)
+    looks = {0: 5.0, 2: 1.9, 4: 1.5}
+
+    def validate(painters: Sequence[Painter], step: int) -> dict[str, float]:
+        watched = {"diversity_validation": looks[step], "saturation": 0.0, "velocity_norm": 1.0}
+        return {"heldout_validation": 0.0, "reward_validation": 0.0, **watched}
+
+    def reward(images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        return images_BCHW[:, 0].mean((1, 2))
+
+    config = replace(shapes(), steps=4, validate_every=2, batch=1, teacher_nfe=2, precision="fp32", steer=0.9)
+    world = World(lambda step, num: ["a red heart"] * num, reward, validate, model.latent_shape(64, 64), 9.0, 2.0)
+    run = tmp_path / "run"
+    Trainer(replace(config, steps=2), model, world, run).run()
+    Trainer(config, Flux(open_pipeline(tmp_path / "shapes-teacher"), max_tokens=12), world, run).run()
+    alphas = [row["alpha"] for row in read_log(run / "log.jsonl") if "alpha" in row]
+    lower = 8.0 * (0.9 * 2.0 / 1.9) ** 10
+    assert alphas == pytest.approx([8.0, 8.0, lower, lower]), "the look before the first step counts for nothing"
+    assert steered(4.0, 1.5, 1.8) == pytest.approx(4.0 * 1.2**10)
+    assert steered(4.0, 1.8, 1.8) == 4.0
