@@ -47,6 +47,29 @@ def test_lines_that_nobody_reads_are_dropped_counted_and_told_of() -> None:
         os.close(end)
 
 
+def test_a_signal_may_come_in_the_middle_of_a_line() -> None:
+    """Its handler logs, too, in the thread that it interrupts: over and over, so that it meets every place."""
+    code = (
+        "import logging, signal, sys\n"
+        "from service.outlet import Outlet\n"
+        "log = logging.Logger('alone')\n"
+        "log.addHandler(Outlet(sys.stderr.fileno()))\n"
+        "heard = 0\n"
+        "def hear(*_):\n"
+        "    global heard\n"
+        "    heard += 1\n"
+        "    log.warning('heard')\n"
+        "signal.signal(signal.SIGALRM, hear)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)\n"
+        "while heard < 2000:\n"
+        "    log.warning('line')\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=4 * PATIENCE_S)
+    assert done.returncode == 0 and "heard\n" in done.stderr and "line\n" in done.stderr
+
+
 def test_a_service_whose_output_nobody_reads_goes_on_and_ends(tmp_path: Path) -> None:
     reading, writing = narrow_pipe()
     settings = {"RUNTIME": "fake", "PORT": "0", "DATA_DIR": str(tmp_path / "data"), "LOG_LEVEL": "debug"}
