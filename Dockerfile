@@ -10,8 +10,10 @@ FROM ${BUILD_BASE:-$BASE} AS build
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
+# s3.lock: with what pictures in an S3-compatible store need (FEWSTEP_RESULTS).
+ARG LOCK=serve.lock
 RUN python3 -m venv /tmp/installer && python3 -m venv --without-pip /opt/venv
-COPY requirements/serve.lock /tmp/serve.lock
+COPY requirements/${LOCK} /tmp/serve.lock
 
 FROM build AS dependencies
 RUN /tmp/installer/bin/pip --python /opt/venv/bin/python3 --disable-pip-version-check --quiet \
@@ -41,7 +43,7 @@ COPY student /app/student
 COPY service /app/service
 COPY fewstep /app/fewstep
 COPY models /app/models
-USER fewstep
+USER 10001:10001
 
 FROM runtime AS worker-cpu
 HEALTHCHECK --interval=20s --timeout=15s --start-period=60s CMD ["python", "-m", "service.run", "probe"]
@@ -59,7 +61,7 @@ FROM runtime AS queue
 USER root
 RUN ln -s "$(python -c 'from service.redis_server import find_program; print(find_program())')" \
     /usr/local/bin/valkey-server
-USER fewstep
+USER 10001:10001
 WORKDIR /data
 EXPOSE 6379
 # Healthchecks run for as long as the container does: these start an interpreter and nothing more.
@@ -80,7 +82,7 @@ COPY student /app/student
 COPY service /app/service
 COPY fewstep /app/fewstep
 COPY models /app/models
-USER fewstep
+USER 10001:10001
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 HEALTHCHECK --interval=20s --timeout=15s --start-period=300s CMD ["python", "-m", "service.run", "probe"]

@@ -67,9 +67,10 @@ docker-test:
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock:
 	$(COMPILE) pyproject.toml -o requirements/serve.lock
+	$(COMPILE) pyproject.toml --extra s3 -c requirements/serve.lock -o requirements/s3.lock
 	$(COMPILE) pyproject.toml requirements/torch-needs.in --extra dev -c requirements/serve.lock \
 		--overrides requirements/without-torch.txt --no-emit-package torch -o requirements/dev.lock
-	$(COMPILE:--universal=--python-platform x86_64-manylinux_2_28) pyproject.toml --extra gpu \
+	$(COMPILE:--universal=--python-platform x86_64-manylinux_2_28) pyproject.toml --extra gpu --extra s3 \
 		-c requirements/serve.lock -o requirements/gpu.lock
 	$(COMPILE) requirements/audit.in -o requirements/audit.lock
 

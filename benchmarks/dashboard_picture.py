@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--out", type=Path, default=Path("docs/dashboard.png"))
     chosen = parser.parse_args()
-    shown = panels()
+    shown = [panel for panel in panels() if not all(query.needs_gpu for query in panel.queries)]
     draw(shown, {panel.title: lines(chosen.prometheus, panel, chosen.minutes * 60) for panel in shown}, chosen.out)
 
 

@@ -1,13 +1,13 @@
 """How many workers a load needs, what p99 it then has and what a million images cost: a simulation of the service.
 
-python -m benchmarks.fleet measure --url http://127.0.0.1:8000 --out times.json   service times of one running worker
-python -m benchmarks.fleet check --url ... --times times.json --rate 6            the prediction against the service
-python -m benchmarks.fleet plan --times times.json --price 2.5                    1 to 10 million images a day
+python -m benchmarks.fleet check --rate 12                       predicted and measured, on a service that it starts
+python -m benchmarks.fleet check --rate 12 --url URL --key KEY   the same on one that runs
+python -m benchmarks.fleet measure --url URL --out times.json    service times of a running service
+python -m benchmarks.fleet plan --times times.json --price 2.5   1 to 10 million images a day
+python -m benchmarks.fleet cost --fixed 0.03 --step 0.05 --steps 1 4 --price 2.5    the same from assumed times
 
-What is simulated: jobs of one image arrive at random (Poisson) and wait in one queue. A free worker takes what waits,
-up to its largest batch, and waits for nothing. The call takes ``calls[size]``; then its jobs are encoded, stored and
-settled one after the other, ``settle_s`` each, and only then the worker claims again. ``fixed_s`` is what lies outside
-the worker: HTTP, queue, the way back.
+A check takes about (WINDOWS + 1) x 5 x CALIBRATION + WINDOWS x WINDOW seconds: twelve minutes unless told otherwise.
+Service times are measured before and after each window, at other loads than the one that is checked.
 """
 
 from __future__ import annotations
@@ -15,222 +15,43 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
-import random
-import statistics
-import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import simpy
-
-from fewstep.answers import Answer
+from benchmarks.fleet_check import Window, check, table, verdict
+from benchmarks.fleet_load import Target, started_service, times_of, workers_of
+from benchmarks.fleet_simulation import Spread, Times, dollars_per_million, fewest_workers
 from fewstep.async_client import AsyncClient
-from fewstep.load import percentile
+from fewstep.errors import FewstepError
 
 DAY_S = 86400.0
-WARM_UP = 0.1  # share of the jobs that only fill the queue
 PROMPT = "a red heart above a blue star"
-CONCURRENCIES = (1, 2, 4, 8, 16, 32)
-
-FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
-    "mean": statistics.fmean,
-    "p50": lambda values: percentile(values, 50),
-    "p99": lambda values: percentile(values, 99),
-}
+MILLIONS = (1, 2, 5, 10)
+QUANTILES = 100  # that are kept of each size
 
 
-@dataclass(frozen=True)
-class Times:
-    """Measured times in seconds; ``calls`` by batch size, with the largest batch among them."""
-
-    calls: Mapping[int, float]
-    settle_s: float = 0.0
-    fixed_s: float = 0.0
-
-    @property
-    def max_batch(self) -> int:
-        return max(self.calls)
-
-    def call_s(self, size: int) -> float:
-        """Between two measured sizes the line through them; below the smallest its own time."""
-        below = max((known for known in self.calls if known <= size), default=min(self.calls))
-        above = min((known for known in self.calls if known >= size), default=self.max_batch)
-        if below == above:
-            return self.calls[below]
-        share = (size - below) / (above - below)
-        return self.calls[below] * (1 - share) + self.calls[above] * share
-
-    @property
-    def capacity(self) -> float:
-        """Images that one worker can draw in a second at best."""
-        return max(size / (self.call_s(size) + size * self.settle_s) for size in range(1, self.max_batch + 1))
+def read(path: Path) -> Times:
+    """Times that ``write`` has written."""
+    data = json.loads(path.read_text("utf-8"))
+    calls, outside = (
+        Spread({int(size): values for size, values in data[name]["by_size"].items()}) for name in ("calls", "outside")
+    )
+    return Times(calls, data["settle_s"], data["claim_s"], outside)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """Latencies in seconds, from the request to its answer; ``busy`` is the share of time that workers draw."""
-
-    rate: float
-    workers: int
-    mean_s: float
-    p50_s: float
-    p99_s: float
-    batch: float
-    busy: float
+def write(times: Times, path: Path) -> None:
+    path.write_text(json.dumps(asdict(_thinned(times)), indent=1) + "\n", "utf-8")
 
 
-class Fleet:
-    """Workers and their queue in simulated time."""
+def _thinned(times: Times) -> Times:
+    def thin(spread: Spread) -> Spread:
+        shares = [(2 * k + 1) / (2 * QUANTILES) for k in range(QUANTILES)]
+        return Spread({size: [spread.at(size, share) for share in shares] for size in spread.by_size})
 
-    def __init__(self, times: Times, workers: int) -> None:
-        self.env = simpy.Environment()
-        self.latencies_s: list[float] = []
-        self.sizes: list[int] = []
-        self.busy_s = 0.0
-        self._times = times
-        self._waiting: deque[float] = deque()
-        self._idle: deque[simpy.Event] = deque()
-        for _ in range(workers):
-            self.env.process(self._work())
-
-    def run(self, arrivals_s: Iterable[float]) -> None:
-        """Until the last of these jobs is done."""
-        jobs = list(arrivals_s)
-        self.env.process(self._arrive(jobs))
-        while len(self.latencies_s) < len(jobs):
-            self.env.step()
-
-    def _arrive(self, arrivals_s: Sequence[float]) -> Generator[simpy.Event, Any, None]:
-        for at in arrivals_s:
-            yield self.env.timeout(at - self.env.now)
-            self._waiting.append(at)
-            if self._idle:
-                self._idle.popleft().succeed()
-
-    def _work(self) -> Generator[simpy.Event, Any, None]:
-        while True:
-            if not self._waiting:
-                free = self.env.event()
-                self._idle.append(free)
-                yield free
-            size = min(len(self._waiting), self._times.max_batch)
-            if not size:
-                continue  # another worker was faster
-            batch = [self._waiting.popleft() for _ in range(size)]
-            began = self.env.now
-            yield self.env.timeout(self._times.call_s(size))
-            for arrived in batch:
-                yield self.env.timeout(self._times.settle_s)
-                self.latencies_s.append(self.env.now - arrived + self._times.fixed_s)
-            self.sizes.append(size)
-            self.busy_s += self.env.now - began
-
-
-def poisson(rate: float, count: int, seed: int) -> list[float]:
-    """Moments of arrival, in seconds."""
-    chance, at, moments = random.Random(seed), 0.0, []
-    for _ in range(count):
-        at += chance.expovariate(rate)
-        moments.append(at)
-    return moments
-
-
-def predict(times: Times, rate: float, workers: int, count: int = 20000, seed: int = 1) -> Prediction:
-    """What ``count`` jobs at ``rate`` a second would see."""
-    fleet = Fleet(times, workers)
-    fleet.run(poisson(rate, count, seed))
-    settled = fleet.latencies_s[int(WARM_UP * count) :]
-    return Prediction(
-        rate, workers, statistics.fmean(settled), percentile(settled, 50), percentile(settled, 99),
-        statistics.fmean(fleet.sizes), fleet.busy_s / fleet.env.now / workers,
-    )  # fmt: skip
-
-
-def fewest_workers(times: Times, rate: float, p99_s: float, count: int = 20000) -> Prediction:
-    """The smallest fleet that keeps the objective.
-
-    Raises:
-        ValueError: no fleet can: one call alone takes longer.
-    """
-    if times.fixed_s + times.call_s(1) + times.settle_s > p99_s:
-        raise ValueError(f"p99 is {p99_s} s: one call alone takes longer")
-    low = max(1, math.ceil(rate / times.capacity))
-    high = low
-    while predict(times, rate, high, count).p99_s > p99_s:
-        low, high = high + 1, high * 2
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if predict(times, rate, middle, count).p99_s <= p99_s else (middle + 1, high)
-    return predict(times, rate, low, count)
-
-
-def dollars_per_million(workers: int, images_per_day: float, price: float) -> float:
-    """``price`` of one worker's GPU in an hour, paid all day."""
-    return workers * 24 * price / (images_per_day / 1e6)
-
-
-async def ask(client: AsyncClient, prompt: str, seed: int) -> tuple[float, Answer]:
-    """The time that one answer took, and the answer."""
-    started = time.perf_counter()
-    answer = await client.generate(prompt, seed=seed)
-    return time.perf_counter() - started, answer
-
-
-async def closed(client: AsyncClient, prompt: str, concurrency: int, count: int) -> tuple[float, list[Any]]:
-    """(how long it took, the answers) of ``count`` requests, so many at a time."""
-    seeds, found = iter(range(count)), []
-
-    async def user() -> None:
-        for seed in seeds:
-            found.append(await ask(client, prompt, seed))
-
-    started = time.perf_counter()
-    await asyncio.gather(*(user() for _ in range(concurrency)))
-    return time.perf_counter() - started, found
-
-
-async def measure(url: str, key: str | None, prompt: str, count: int) -> Times:
-    """The service times of a service with one worker, from closed loops of growing width."""
-    calls: dict[int, list[float]] = defaultdict(list)
-    settles = []
-    async with AsyncClient(url, api_key=key) as client:
-        await closed(client, prompt, 4, 8)
-        _, alone = await closed(client, prompt, 1, count)
-        for concurrency in CONCURRENCIES:
-            wall_s, answers = await closed(client, prompt, concurrency, count)
-            for _, answer in answers:
-                calls[answer.batch_size].append(answer.timings.inference_s + answer.timings.score_s)
-            drawing_s = sum((a.timings.inference_s + a.timings.score_s) / a.batch_size for _, a in answers)
-            if concurrency >= 2 * max(calls):  # the worker never waits: what is left of its time is not drawing
-                settles.append(max(0.0, wall_s - drawing_s) / count)
-    means = {size: statistics.fmean(values) for size, values in sorted(calls.items()) if len(values) >= 2 * size}
-    settle_s = statistics.median(settles)
-    fixed_s = statistics.fmean(took - a.timings.inference_s - a.timings.score_s for took, a in alone) - settle_s
-    return Times(means, settle_s, max(0.0, fixed_s))
-
-
-async def observe(url: str, key: str | None, prompt: str, moments: Sequence[float]) -> list[float]:
-    """Latencies of requests that are sent at these moments, whatever became of those before."""
-    async with AsyncClient(url, api_key=key) as client:
-        started = time.perf_counter()
-
-        async def one(number: int, at: float) -> float:
-            await asyncio.sleep(max(0.0, started + at - time.perf_counter()))
-            await ask(client, prompt, number)
-            return time.perf_counter() - started - at
-
-        return list(await asyncio.gather(*(one(number, at) for number, at in enumerate(moments))))
-
-
-def replay(times: Times, moments: Sequence[float], workers: int) -> list[float]:
-    """The simulated latencies of the same arrivals."""
-    fleet = Fleet(times, workers)
-    fleet.run(moments)
-    return fleet.latencies_s
+    return Times(thin(times.calls), times.settle_s, times.claim_s, thin(times.outside))
 
 
 def plan(times: Times, price: float, p99_s: float, peak: float) -> str:
@@ -239,7 +60,7 @@ def plan(times: Times, price: float, p99_s: float, peak: float) -> str:
         "| images a day | peak images/s | workers | p99 s | busy | images a call | $ a million |",
         "|--:" * 7 + "|",
     ]
-    for millions in (1, 2, 5, 10):
+    for millions in MILLIONS:
         found = fewest_workers(times, millions * 1e6 / DAY_S * peak, p99_s)
         cost = dollars_per_million(found.workers, millions * 1e6, price)
         cells = f"{found.rate:.1f} | {found.workers} | {found.p99_s:.2f} | {found.busy:.0%} | {found.batch:.1f}"
@@ -247,45 +68,102 @@ def plan(times: Times, price: float, p99_s: float, peak: float) -> str:
     return "\n".join(lines)
 
 
-def read(path: Path) -> Times:
-    data = json.loads(path.read_text("utf-8"))
-    return Times({int(size): float(s) for size, s in data["calls"].items()}, data["settle_s"], data["fixed_s"])
+def cost(
+    fixed_s: float, step_s: float, steps: Sequence[int], prices: Sequence[float], p99_s: float, peak: float,
+    millions: Sequence[int] = MILLIONS,
+) -> str:  # fmt: skip
+    """GPUs, and dollars for a million images at each price, by step count.
+
+    A call takes ``fixed_s + steps * step_s`` and draws one image.
+    """
+    titles = ["images a day", "steps", "GPUs", "p99 s", "busy", *(f"at ${price:.2f} an hour" for price in prices)]
+    lines = [f"| {' | '.join(titles)} |", "|--:" * len(titles) + "|"]
+    for count in steps:
+        times = Times.steady({1: fixed_s + count * step_s})
+        for each in millions:
+            found = fewest_workers(times, each * 1e6 / DAY_S * peak, p99_s)
+            costs = " | ".join(f"{dollars_per_million(found.workers, each * 1e6, price):.0f}" for price in prices)
+            cells = f"{each} M | {count} | {found.workers} | {found.p99_s:.2f} | {found.busy:.0%}"
+            lines.append(f"| {cells} | {costs} |")
+    return "\n".join(lines)
 
 
-def main() -> None:
+@contextmanager
+def service(url: str | None) -> Iterator[str]:
+    if url:
+        yield url.rstrip("/")
+    else:
+        with started_service() as started:
+            yield started
+
+
+async def measure(url: str, key: str | None, prompt: str, seconds: float) -> Times:
+    """The service times of a running service; so many seconds at each of five loads."""
+    async with AsyncClient(url, api_key=key) as client:
+        return times_of(await Target(client, prompt, workers_of(url)).measure(seconds))
+
+
+def run_check(chosen: argparse.Namespace) -> int:
+    """0 if the prediction held, 1 if not, 2 if the machine was too unsteady to tell."""
+
+    def show(window: Window) -> None:
+        print(table([window], first=shown == []), flush=True)
+        shown.append(window)
+
+    shown: list[Window] = []
+    with service(chosen.url) as url:
+        asyncio.run(
+            check(
+                url, chosen.key, chosen.prompt, rate=chosen.rate, windows=chosen.windows, window_s=chosen.window,
+                calibration_s=chosen.calibration, seed=chosen.seed, show=show,
+            )
+        )  # fmt: skip
+    said, status = verdict(shown)
+    print(said)
+    return status
+
+
+def main() -> int:
+    chosen = arguments().parse_args()
+    try:
+        if chosen.what == "check":
+            return run_check(chosen)
+        if chosen.what == "measure":
+            with service(chosen.url) as url:
+                found = asyncio.run(measure(url, chosen.key, chosen.prompt, chosen.calibration))
+            write(found, chosen.out)
+            print(f"{chosen.out}: at most {found.capacity:.1f} images/s for a worker")
+        elif chosen.what == "plan":
+            print(plan(read(chosen.times), chosen.price[0], chosen.p99, chosen.peak))
+        else:
+            print(cost(chosen.fixed, chosen.step, chosen.steps, chosen.price, chosen.p99, chosen.peak))
+    except (FewstepError, RuntimeError, ValueError, OSError) as error:
+        print(f"fleet: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["measure", "check", "plan"])
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("what", choices=["check", "measure", "plan", "cost"])
+    parser.add_argument("--url", help="A running service; without it one is started, as FEWSTEP_ variables say.")
     parser.add_argument("--key", default=None, help="API key.")
     parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--count", type=int, default=200, help="Requests of each loop, or of the check.")
+    parser.add_argument("--rate", type=float, default=5.0, help="Requests a second.")
+    parser.add_argument("--windows", type=int, default=6)
+    parser.add_argument("--window", type=float, default=60.0, help="Seconds of open load in each.")
+    parser.add_argument("--calibration", type=float, default=10.0, help="Seconds at each of five loads.")
+    parser.add_argument("--seed", type=int, default=1, help="Of the arrivals.")
     parser.add_argument("--out", type=Path, default=Path("times.json"))
     parser.add_argument("--times", type=Path, default=Path("times.json"))
-    parser.add_argument("--rate", type=float, default=5.0, help="Requests a second.")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--price", type=float, default=2.5, help="Dollars for one worker's GPU in an hour.")
+    parser.add_argument("--price", type=float, nargs="+", default=[2.5], help="Dollars for a worker's GPU in an hour.")
     parser.add_argument("--p99", type=float, default=2.0, help="Objective in seconds.")
     parser.add_argument("--peak", type=float, default=2.0, help="Busiest hour over the day's mean.")
-    chosen = parser.parse_args()
-    if chosen.what == "measure":
-        found = asyncio.run(measure(chosen.url, chosen.key, chosen.prompt, chosen.count))
-        chosen.out.write_text(json.dumps(asdict(found), indent=2) + "\n", "utf-8")
-        print(found, f"at most {found.capacity:.1f} images/s", sep="\n")
-    elif chosen.what == "check":
-        compare(chosen)
-    else:
-        print(plan(read(chosen.times), chosen.price, chosen.p99, chosen.peak))
-
-
-def compare(chosen: argparse.Namespace) -> None:
-    """Print what was predicted for these arrivals and what was seen."""
-    moments = poisson(chosen.rate, chosen.count, seed=7)
-    predicted = replay(read(chosen.times), moments, chosen.workers)
-    seen = asyncio.run(observe(chosen.url, chosen.key, chosen.prompt, moments))
-    for name, figure in FIGURES.items():
-        expected, found = figure(predicted), figure(seen)
-        print(f"{name:5s} predicted {expected:.3f} s, seen {found:.3f} s: {found / expected - 1:+.1%}")
+    parser.add_argument("--fixed", type=float, default=0.03, help="Seconds of one image for text and decoding.")
+    parser.add_argument("--step", type=float, default=0.05, help="Seconds of one image for each step.")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 4])
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

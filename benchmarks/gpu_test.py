@@ -23,7 +23,7 @@ from student.runtimes.machine import find_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTER = ROOT / "models" / "shapes"
-LIMIT_S = 120.0  # five parts
+LIMIT_S = 100.0  # six parts in ten minutes
 BATCHES = (1, 4, 8)
 REPEATS = 30
 
@@ -42,6 +42,7 @@ PARTS = (
     Part("torch eager", ("torch", "diffusers")),
     Part("torch.compile, CUDA graphs", ("torch", "diffusers")),
     Part("onnx", ("onnxruntime",), "onnx", "fp32"),
+    Part("onnx, TensorRT provider", ("onnxruntime",), "onnx", "fp32"),
     Part("tensorrt", ("tensorrt",), "tensorrt", "bf16"),
     Part("tensorrt_rtx", ("tensorrt_rtx",), "tensorrt_rtx", "bf16"),
 )
@@ -133,14 +134,15 @@ def _drawer(part: Part, bundle: Path):  # type: ignore[no-untyped-def]
     """How this part draws: (prompts, seeds, steps) -> images on the CPU."""
     if not part.target:
         return _torch_drawer(bundle, compiled="compile" in part.name)
-    from student.bundle import BundleError
+    from student.bundle import BundleError, read_student
     from student.runtimes.load import load
 
     if part.target == "onnx":
         import onnxruntime as ort
 
-        if "CUDAExecutionProvider" not in ort.get_available_providers():
-            raise BundleError("onnxruntime is installed without its CUDA provider (onnxruntime-gpu)")
+        wanted = "TensorrtExecutionProvider" if "TensorRT" in part.name else "CUDAExecutionProvider"
+        if wanted not in ort.get_available_providers():
+            raise BundleError(f"onnxruntime is installed without its {wanted} (onnxruntime-gpu)")
     done = subprocess.run(
         [sys.executable, "-m", "export.run", "--student", str(bundle), "--to", part.target]
         + ["--precision", part.precision],
@@ -148,7 +150,11 @@ def _drawer(part: Part, bundle: Path):  # type: ignore[no-untyped-def]
     )  # fmt: skip
     if done.returncode:
         raise BundleError((done.stderr.strip().splitlines() or ["export.run said nothing"])[-1])
-    return load(bundle, "onnx-staged-fp32" if part.target == "onnx" else part.target).draw
+    if part.target == "onnx":
+        from student.runtimes.onnx import STAGED_FP32, onnx_runtime
+
+        return onnx_runtime(bundle, read_student(bundle), 1, STAGED_FP32, tensorrt="TensorRT" in part.name).draw
+    return load(bundle, part.target).draw
 
 
 def _torch_drawer(bundle: Path, compiled: bool):  # type: ignore[no-untyped-def]

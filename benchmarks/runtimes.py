@@ -2,7 +2,8 @@
 
 Two models: the starter student whole (ids to pictures), and one step of a DiT of 18 M parameters and 256 tokens. All
 contenders of a model take turns, so that a busy moment falls on each alike; the figure is the median. Ratios are to
-torch eager in float32; the share is of the machine's own float32 matrix product, measured in the same run.
+torch eager in float32; the share is of the machine's own float32 matrix product, measured in the same run. What the
+student's bundle does not hold yet is exported into a copy, with its proof; what fails it does not take part.
 """
 
 from __future__ import annotations
@@ -24,9 +25,21 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from student.runtimes.machine import has_amx
+
 STARTER = Path(__file__).resolve().parents[1] / "models" / "shapes"
 BATCHES = (1, 4, 8)
 MATRIX = 1024
+# Target, form and precision of what takes part; what a bundle holds besides does too.
+RUNTIMES = (
+    ("onnx", "fused", "fp32"),
+    ("onnx", "staged", "fp32"),
+    ("onnx", "staged", "int8"),
+    ("openvino", "fused", "fp32"),
+    ("openvino", "fused", "bf16"),
+    ("openvino", "staged", "fp32"),
+    ("openvino", "staged", "bf16"),
+)
 PROMPT = "a small red heart above a large blue star on a gray background"
 Run = Callable[[], object]
 Contenders = dict[str, Callable[[int], Run]]
@@ -60,13 +73,49 @@ def main(
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     peak = peak_flops(repeats)
-    Console().print(f"{threads} thread(s); float32 matrix product: {peak / 1e9:.0f} GFLOP/s")
+    tiles = "with AMX" if has_amx() else "without AMX"
+    clock = "CPU time" if threads == 1 else "wall time"
+    say(f"{cpu_name()} {tiles}, {threads} thread(s), {clock}; float32 matrix product: {peak / 1e9:.0f} GFLOP/s")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(student, Path(folder) / "student"))
+        export_all(copy, threads)
         contenders, flops = starter(copy, threads, compiled)
         report(f"{student.name}, whole pictures", contenders, flops, peak, repeats)
         contenders, flops = medium(Path(folder), threads, compiled)
         report("DiT of 18 M parameters, one step", contenders, flops, peak, repeats)
+
+
+def export_all(bundle: Path, threads: int) -> None:
+    """Make every runtime that is not there; says which cannot be had here, and why."""
+    from export.compile import compile_student
+    from export.errors import ExportError
+    from export.request import Request, read_prompts
+    from export.targets import check_request, find_target
+    from student.bundle import BundleError, read_student
+
+    student = read_student(bundle)
+    for name, form, precision in RUNTIMES:
+        target, prompts = find_target(name), read_prompts(bundle, None, precision)
+        request = Request(bundle, student, form, precision, threads=threads, prompts=prompts, say=lambda text: None)
+        start = time.perf_counter()
+        try:
+            check_request(target, form, precision, student.family)
+            with torch.enable_grad():  # the exporter traces as it would in a process of its own
+                compile_student(request, target)
+            say(f"{name}-{form}-{precision} is there after {time.perf_counter() - start:.0f} s")
+        except (ExportError, BundleError) as error:
+            say(f"{name}-{form}-{precision} is left out: {error}")
+
+
+def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:
+    """What the processor calls itself, where the system says it."""
+    lines = info.read_text("utf-8", "replace").splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "this CPU")
+
+
+def say(text: str) -> None:
+    """One line, as it is."""
+    Console(soft_wrap=True).print(text, highlight=False)
 
 
 def peak_flops(repeats: int) -> float:
@@ -74,9 +123,9 @@ def peak_flops(repeats: int) -> float:
     a, b = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX)
     seconds = []
     for _ in range(repeats + 3):
-        start = time.perf_counter()
+        start = _clock()()
         torch.mm(a, b)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(_clock()() - start)
     return 2 * MATRIX**3 / min(seconds)
 
 
@@ -109,11 +158,11 @@ def starter(bundle: Path, threads: int, compiled: bool) -> tuple[Contenders, flo
     if compiled:
         fast = torch.compile(model.velocity)
         found["torch.compile"] = lambda batch: eager(batch, fast)
-    for folder in sorted((bundle / "runtimes").iterdir()):
+    for folder in sorted((bundle / "runtimes").glob("[!.]*")):
         try:
             runtime = load(bundle, folder.name, threads)
         except BundleError as error:
-            Console().print(f"{folder.name} is left out: {error}")
+            say(f"{folder.name} is left out: {error}")
             continue
         found[folder.name] = lambda batch, runtime=runtime: (
             lambda: runtime.draw([PROMPT] * batch, list(range(batch)), min(about.steps))
@@ -127,6 +176,7 @@ def medium(work: Path, threads: int, compiled: bool) -> tuple[Contenders, float]
     """The DiT in torch, ONNX Runtime (float32, int8) and OpenVINO (float32, bfloat16)."""
     from export.graph import Signature, export_graph
     from export.quantise import quantise
+    from student.bundle import BundleError
     from student.runtimes.session import open_session
 
     module = Medium().eval()
@@ -158,7 +208,10 @@ def medium(work: Path, threads: int, compiled: bool) -> tuple[Contenders, float]
         from student.runtimes.openvino import open_openvino
 
         for precision in ("fp32", "bf16"):
-            found[f"OpenVINO {precision}"] = _session(open_openvino(graph, threads, precision))
+            try:
+                found[f"OpenVINO {precision}"] = _session(open_openvino(graph, threads, precision))
+            except BundleError as error:
+                say(f"OpenVINO {precision} is left out: {error}")
     with FlopCounterMode(display=False) as counter:
         torch_run(1)()
     return found, float(counter.get_total_flops())
@@ -197,11 +250,8 @@ def report(title: str, contenders: Contenders, flops: float, peak: float, repeat
 
 
 def measure(contenders: Mapping[str, Callable[[int], Run]], batch: int, repeats: int) -> dict[str, float]:
-    """Median seconds of CPU time of each, in turns; on a shared machine the wall clock measures the neighbours.
-
-    Threads of a contender that wait for each other cost CPU time too, so with several threads it is the wall clock.
-    """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    """Median seconds of each, in turns."""
+    clock = _clock()
     runs = {name: make(batch) for name, make in contenders.items()}
     for run in runs.values():
         run()
@@ -212,6 +262,14 @@ def measure(contenders: Mapping[str, Callable[[int], Run]], batch: int, repeats:
             run()
             seconds[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _clock() -> Callable[[], float]:
+    """CPU time with one thread: on a shared machine the wall clock measures the neighbours.
+
+    Threads that wait for each other cost CPU time too, so with several it is the wall clock.
+    """
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 if __name__ == "__main__":

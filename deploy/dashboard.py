@@ -24,6 +24,11 @@ class Query:
     expression: str
     legend: str
 
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it has an answer only where a worker sees a GPU of NVIDIA's."""
+        return "fewstep_gpu_" in self.expression
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -41,9 +46,9 @@ def panels(path: Path = DASHBOARD) -> list[Panel]:
     return [_panel(panel) for panel in listed if panel["type"] != "row"]
 
 
-def queries(path: Path = DASHBOARD) -> list[Query]:
-    """All queries of the dashboard."""
-    return [query for panel in panels(path) for query in panel.queries]
+def queries(path: Path = DASHBOARD, gpus: bool = True) -> list[Query]:
+    """The queries of the dashboard; without ``gpus`` those that have an answer on any machine."""
+    return [query for panel in panels(path) for query in panel.queries if gpus or not query.needs_gpu]
 
 
 def names(expression: str) -> set[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
+BRIDGE = "docker0"
 
 
 class NoEngine(Exception):
@@ -71,6 +72,7 @@ def _daemon(folder: Path, data_root: Path) -> Iterator[Path]:
     socket, log = folder / "docker.sock", folder / "dockerd.log"
     command = ["dockerd", "--host", f"unix://{socket}", "--data-root", str(data_root)]
     command += ["--exec-root", str(folder / "run"), "--pidfile", str(folder / "pid")]
+    bridged = _has_bridge()
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     try:
@@ -89,6 +91,13 @@ def _daemon(folder: Path, data_root: Path) -> Iterator[Path]:
             process.kill()
             process.wait()
         _unmount_below(folder)
+        if _has_bridge() and not bridged and shutil.which("ip"):
+            subprocess.run(["ip", "link", "delete", BRIDGE], check=False)
+
+
+def _has_bridge() -> bool:
+    """Whether this host has the network that dockerd makes, and leaves behind."""
+    return Path("/sys/class/net", BRIDGE).exists()
 
 
 def _unmount_below(folder: Path) -> None:

@@ -60,7 +60,7 @@ class Stack:
 
     def wait_for_data(self) -> None:
         """Until Prometheus answers every query of the dashboard."""
-        asked = [query for query in queries() if not (FAKE and "reward:drift" in query.expression)]
+        asked = [query for query in queries(gpus=False) if not (FAKE and "reward:drift" in query.expression)]
         self._wait(lambda: without_data(asked, ask_prometheus), "answered")
 
     def _wait(self, missing: Callable[[], list[str]], what: str) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from export.errors import ExportError
+from export.errors import ExportError, NoOnnxForm
+from export.feeds import calibration_feeds
 from export.fused import fused_part
 from export.graph import OPSET, Part, shapes_of
+from export.quantise import PRECISIONS as QUANTISED
 from export.quantise import quantise
 from export.request import Request
-from export.staged import staged_parts
+from export.staged import resized, staged_parts
 from export.store import CONVERTED, Store, Stored, key_of
 from export.targets import Converted, Target
 from export.to_tensorrt import TensorRT, profiles
@@ -23,10 +23,9 @@ from export.tolerances import TOLERANCES
 from export.verify import Score, prove
 from export.versions import versions
 from export.writing import whole_folder
-from student.bundle import BundleError, sha256
+from student.bundle import BundleError, Student, sha256
 from student.families.family import Family
 from student.families.find import family_of_student
-from student.noise import noise
 from student.pipeline import open_pipeline
 from student.runtimes.compiled import FusedGraphs
 from student.runtimes.manifest import (
@@ -40,11 +39,12 @@ from student.runtimes.manifest import (
     write_manifest,
 )
 from student.runtimes.scoring import Scorers
-from student.runtimes.stages import STAGES, STEP, Opener, StagedGraphs, text_outputs
-from student.sampler import denoise
+from student.runtimes.sizes import read_size, size_name, stage_name
+from student.runtimes.stages import STAGES, STEP, TEXT, Opener, StagedGraphs
+from student.runtimes.torch_stage import torch_stages
 from student.tokens import PromptTokens
 
-CALIBRATION_BATCH = 4
+Proof = tuple[dict[int, Parity], dict[str, StageError], dict[str, dict[int, Parity]]]
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,15 @@ def compile_student(request: Request, target: Target) -> Outcome:
 def stage_keys(request: Request) -> dict[str, str]:
     """The key of each graph: all that its float32 form is made from."""
     student = request.student
-    names = STAGES if request.form == "staged" else [f"{steps}-steps" for steps in student.steps]
+    names = _stages(request) if request.form == "staged" else [f"{steps}-steps" for steps in student.steps]
     return {
         name: key_of({"student": student.fingerprint(), "id": f"{student.id} {student.version}", "graph": name})
         for name in names
     }
+
+
+def _stages(request: Request) -> list[str]:
+    return list(dict.fromkeys(stage_name(stage, size) for size in (None, *request.sizes) for stage in STAGES))
 
 
 def cache_key(request: Request, target: Target, keys: Mapping[str, str]) -> str:
@@ -122,23 +126,42 @@ class _Making:
         self._tokens = PromptTokens(request.bundle, self._student.max_tokens, self._student.family)
         self._pipe = open_pipeline(request.bundle)
         self._made: list[Made] = []
+        self._left_wide: dict[str, str] = {}
+        self._in_torch: dict[str, str] = {}
 
     def run(self, folder: Path, keys: Mapping[str, str], whole_key: str) -> Outcome:
-        graphs = {name: self._graph(name, part, keys[name]) for name, part in self._parts().items()}
+        graphs = self._graphs(keys)
         with whole_folder(folder) as unproven:
             converted = {name: self._convert(name, stored, unproven) for name, stored in graphs.items()}
             start = time.monotonic()
-            parity, errors = self._prove(converted)
+            parity, errors, buckets = self._prove(converted)
             proof_s = time.monotonic() - start
             for left_over in unproven.glob(".*"):
                 left_over.unlink()
-            manifest = self._manifest(folder.name, graphs, converted, parity, errors, whole_key)
+            manifest = self._manifest(folder.name, graphs, converted, parity, errors, buckets, whole_key)
             write_manifest(unproven, manifest)
         return Outcome(folder, manifest, tuple(self._made), proof_s)
 
+    def _graphs(self, keys: Mapping[str, str]) -> dict[str, Stored]:
+        """All that the exporter takes; a stage that it does not stays in torch, if that leaves something to compile."""
+        graphs: dict[str, Stored] = {}
+        for name, part in self._parts().items():
+            try:
+                graphs[name] = self._graph(name, part, keys[name])
+            except NoOnnxForm as error:
+                if self._request.form == "fused" or (
+                    name.partition("-")[0] == STEP and self._request.precision in QUANTISED
+                ):
+                    raise
+                self._in_torch[name] = f"{error}"
+                self._request.say(f"{name} stays in torch: {error}")
+        if not graphs:
+            raise ExportError(f"nothing can be compiled: {'; '.join(self._in_torch.values())}")
+        return graphs
+
     def _parts(self) -> dict[str, Part]:
         if self._request.form == "staged":
-            return staged_parts(self._model(), self._student, self._tokens)
+            return staged_parts(self._model(), self._student, self._tokens, self._request.sizes)
         return {
             f"{steps}-steps": fused_part(self._pipe, self._student, self._tokens, steps)
             for steps in self._student.steps
@@ -155,14 +178,28 @@ class _Making:
 
     def _convert(self, name: str, stored: Stored, folder: Path) -> Converted:
         start = time.monotonic()
-        if self._request.precision == "int8" and name == STEP:
-            file = folder / f"{name}.onnx"
-            quantise(stored.path, file, calibration_feeds(self._model(), self._request, self._tokens))
-            converted = Converted(file, file)
+        if self._request.precision in QUANTISED and name.partition("-")[0] == STEP:
+            converted = self._quantise(name, stored.path, folder)
         else:
             converted = self._target.convert(self._request, name, stored.path, folder / name)
         self._done(name, converted.file, start, reused=False)
         return converted
+
+    def _quantise(self, name: str, graph: Path, folder: Path) -> Converted:
+        """int8 is what ONNX Runtime opens; the rest of an fp8 graph is made bfloat16 by the target."""
+        precision, feeds = self._request.precision, self._feeds(name)
+        file = folder / (f"{name}.onnx" if precision == "int8" else f".{name}.{precision}.onnx")
+        choice = quantise(graph, file, feeds, precision)
+        self._request.say(f"{name}: {choice}")
+        self._left_wide |= choice.reasons()
+        if precision == "int8":
+            return Converted(file, file)
+        return self._target.convert(self._request, name, file, folder / name)
+
+    def _feeds(self, name: str) -> Iterator[dict[str, Any]]:
+        _, _, size = name.partition("-")
+        student = resized(self._model(), self._student, read_size(size)) if size else self._student
+        return calibration_feeds(self._model(), replace(self._request, student=student), self._tokens)
 
     def _done(self, name: str, file: Path, start: float, reused: bool) -> None:
         row = Made(name, file.stat().st_size, time.monotonic() - start, reused)
@@ -170,22 +207,33 @@ class _Making:
         self._request.say(f"{name}: {row.bytes / 1e6:.1f} MB in {row.seconds:.0f} s{kept}")
         self._made.append(row)
 
-    def _prove(self, converted: Mapping[str, Converted]) -> tuple[dict[int, Parity], dict[str, StageError]]:
+    def _prove(self, converted: Mapping[str, Converted]) -> Proof:
         opener = self._target.opener(self._request)
         if opener is None:
-            return {}, {}
-        graphs = self._open({name: one.proof for name, one in converted.items()}, opener)
-        tolerance = TOLERANCES[self._request.precision]
-        return prove(graphs, self._pipe, self._student, tolerance, self._request.prompts, self._score())
+            return {}, {}, {}
+        proofs = {name: one.proof for name, one in converted.items()}
+        tolerance, prompts = TOLERANCES[self._request.precision], self._request.prompts
+        graphs = self._open(proofs, opener, self._student)
+        parity, errors = prove(graphs, self._pipe, self._student, tolerance, prompts, self._score())
+        buckets = {}
+        for size in self._request.sizes:
+            student = resized(self._model(), self._student, size)
+            files = {stage: proofs[name] for stage in STAGES if (name := stage_name(stage, size)) in proofs}
+            found, there = prove(self._open(files, opener, student), self._pipe, student, tolerance, prompts)
+            buckets[size_name(size)] = found
+            errors |= {stage_name(stage, size): row for stage, row in there.items() if stage != TEXT}
+        return parity, errors, buckets
 
-    def _open(self, files: Mapping[str, Path], opener: Opener) -> StagedGraphs | FusedGraphs:
-        bundle, student = self._request.bundle, self._student
+    def _open(self, files: Mapping[str, Path], opener: Opener, student: Student) -> StagedGraphs | FusedGraphs:
+        bundle = self._request.bundle
         if isinstance(self._target, TensorRT):  # with the recorded loop that will serve
-            from student.runtimes.tensorrt import EngineGraphs
+            from student.runtimes.tensorrt import DEVICE, engine_graphs
 
-            return EngineGraphs(bundle, student, files, self._target.name)
+            torch_too = torch_stages(bundle, student, self._in_torch, self._request.threads, DEVICE)
+            return engine_graphs(bundle, student, files, self._target.name, torch_too)
         if self._request.form == "staged":
-            return StagedGraphs(bundle, student, files, opener)
+            torch_too = torch_stages(bundle, student, self._in_torch, self._request.threads)
+            return StagedGraphs(bundle, student, files, opener, torch_too)
         return FusedGraphs(bundle, student, {int(name.partition("-")[0]): path for name, path in files.items()}, opener)
 
     def _score(self) -> Score | None:
@@ -195,7 +243,8 @@ class _Making:
 
     def _manifest(
         self, name: str, graphs: Mapping[str, Stored], converted: Mapping[str, Converted],
-        parity: Mapping[int, Parity], errors: Mapping[str, StageError], whole_key: str,
+        parity: Mapping[int, Parity], errors: Mapping[str, StageError],
+        buckets: Mapping[str, Mapping[int, Parity]], whole_key: str,
     ) -> RuntimeManifest:  # fmt: skip
         request, student = self._request, self._student
         rows = {stage: self._row(stage, graphs[stage], converted[stage].file) for stage in graphs}
@@ -212,9 +261,11 @@ class _Making:
             versions=versions(),
             stages=rows if staged else {},
             stage_errors=errors,
-            wide=self._target.wide(request.precision),
+            wide={**self._target.wide(request.precision), **self._left_wide},
             requires=self._target.requires(request),
+            in_torch=self._in_torch,
             profiles=profiles(request.engine.batches) if isinstance(self._target, TensorRT) else (),
+            buckets=buckets or {size_name(size): {} for size in request.sizes},
             cache_key=whole_key,
         )
 
@@ -233,34 +284,6 @@ class _Making:
             data=data.name if data.is_file() else "",
             data_sha256=sha256(data) if data.is_file() else "",
         )
-
-
-@torch.no_grad()
-def calibration_feeds(model: Family, request: Request, tokens: PromptTokens) -> Iterator[dict[str, Any]]:
-    """What the step's stage will be fed: torch's own path from the noise of seeds, at every trained step count."""
-    student, names = request.student, text_outputs(request.student.family)
-    for first in range(0, len(request.prompts), CALIBRATION_BATCH):
-        prompts = request.prompts[first : first + CALIBRATION_BATCH]
-        condition = model.encode_ids(*(torch.from_numpy(ids) for ids in tokens.encode(prompts)))
-        parts = [part for part in (condition.tokens_BLE, condition.pooled_BP) if part is not None]
-        text = {name: part.numpy() for name, part in zip(names, parts, strict=True)}
-        start = torch.from_numpy(noise(range(1000 + first, 1000 + first + len(prompts)), student.latents.shape))
-        for steps in student.steps:
-            seen: list[dict[str, Any]] = []
-            denoise(
-                lambda x, sigma, condition=condition: model.velocity(x, sigma, condition),  # type: ignore[misc]
-                start,
-                student.sigmas[steps],
-                _remember(seen, text),
-            )
-            yield from seen
-
-
-def _remember(seen: list[dict[str, Any]], text: Mapping[str, Any]) -> Callable[[int, float, Any, Any], None]:
-    def look(_: int, sigma: float, x: Any, v: Any) -> None:
-        seen.append({"latents": x.numpy(), "sigma": torch.full((len(x),), sigma).numpy(), **text})
-
-    return look
 
 
 def finished(request: Request) -> Sequence[str]:

@@ -22,7 +22,7 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from export.errors import ExportError
+from export.errors import NoOnnxForm
 
 OPSET = 20  # 23 has native attention, which ONNX Runtime's CPU kernel and tensorrt-rtx take only in part
 MAX_BATCH = 63  # diffusers' upsampling branches at a batch of 64
@@ -77,7 +77,7 @@ def trace(module: nn.Module, signature: Signature, metadata: Mapping[str, str]) 
     The exporter's own optimiser is left out: it drops ``x + eps`` for eps <= 1e-8.
 
     Raises:
-        ExportError: an operator that has no ONNX form, named with the module that it came from.
+        NoOnnxForm: an operator that has no ONNX form, named with the module that it came from.
     """
     batch = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
     with _quiet():
@@ -94,7 +94,7 @@ def trace(module: nn.Module, signature: Signature, metadata: Mapping[str, str]) 
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ExportError(f"{signature.name} has no ONNX form: {culprit(error)}") from error
+            raise NoOnnxForm(f"{signature.name} has no ONNX form: {culprit(error)}") from error
         assert program is not None
         model = _tidy(program.model)
     _halve(model.graph)

@@ -6,15 +6,18 @@ import importlib.util
 import json
 import shutil
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.errors import ExportError
 from student.bundle import Student
+from student.runtimes.sizes import Size, stage_name
+from student.runtimes.stages import TEXT
 
 WORKING_COPIES = 3  # the weights while they are traced: the module's, the program's, the file's
 PARTS = {"transformer": "step", "vae": "decoder"}  # every other folder of weights is the text stage's
-BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0}
+BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0}
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ def missing_library(*names: str) -> str | None:
     return None
 
 
-def estimates(bundle: Path, student: Student, form: str, precision: str) -> list[Estimate]:
+def estimates(bundle: Path, student: Student, form: str, precision: str, sizes: Sequence[Size] = ()) -> list[Estimate]:
     """What each graph will take, from the headers of the weights' files: none of them is read.
 
     Weights that are float16 on disk stay so in a float32 graph (with a Cast), and so take half.
@@ -48,7 +51,9 @@ def estimates(bundle: Path, student: Student, form: str, precision: str) -> list
             numbers[stage] = numbers.get(stage, 0) + count
             disk[stage] = disk.get(stage, 0.0) + count * (width if stage == "step" else _width(row["dtype"]))
     if form == "staged":
-        return [Estimate(stage, numbers[stage], int(disk[stage])) for stage in sorted(numbers, reverse=True)]
+        rows = [Estimate(stage, numbers[stage], int(disk[stage])) for stage in sorted(numbers, reverse=True)]
+        sized = [row for row in rows if row.stage != TEXT]  # each size has a step and a decoder of its own
+        return rows + [replace(row, stage=stage_name(row.stage, size)) for size in sizes for row in sized]
     whole = sum(numbers.values()), int(sum(disk.values()))
     return [Estimate(f"{steps}-steps", *whole) for steps in student.steps]
 

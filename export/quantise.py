@@ -1,74 +1,137 @@
-"""The step's graph in int8 for CPUs: weights by output channel, activations by one scale each, measured beforehand.
+"""The step's graph in eight bits: int8 for CPUs, fp8 (E4M3) for GPUs from Ada and Hopper on.
 
-Scales that are fixed keep an image independent of its batch mates, which those found anew in each batch do not.
-Only products of tokens with weights are int8; text encoders and decoder stay float32.
+All products of tokens with weights are, but for those that the picture does not bear: which ones is measured. Text
+encoders and decoder keep the precision around it (float32, or bfloat16 for a GPU).
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
+import numpy as np
 import onnx_ir as ir
-from onnxruntime import quantization  # type: ignore[import-untyped]
 
+from export.calibrate import Array, Seen, observe
 from export.graph import save
 from export.narrow import widen_weights
+from export.qdq import layers, quantised
+from export.tolerances import TOLERANCES
+from student.runtimes.session import open_session
 
-QUANTISED = ("MatMul",)  # linear maps of tokens; those of one vector for each image are Gemm
+PRECISIONS = ("int8", "fp8")
+JUDGED = 16  # feeds that the choice is made by; calibration takes all
+# Per cent of an input's values that are cut off on each side, so that a few large ones do not make all others coarse.
+# Which is best is measured at the answer: the starter student's large values matter, and cutting any off harms it.
+CUTS = (0.0, 0.001, 0.01, 0.1)
+MARGIN = 0.8  # of the gate's tolerance: its prompts are others than those of the choice
 WIDE = {
     "the text stage": "runs once, and every step reads it",
     "the decoder stage": "its errors are pixels",
     "products of two activations": "attention weights are small where they matter",
     "Gemm": "times and modulation are a small part of the work, and every token reads them",
 }
+LEFT_OUT = "alone in eight bits it moves the answer by {:.2g}"
 
 
-class _Feeds(quantization.CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, feeds: Iterable[Mapping[str, Any]]) -> None:
-        self._feeds: Iterator[Mapping[str, Any]] = iter(feeds)
+@dataclass(frozen=True)
+class Choice:
+    """What was found: the worst relative error with every layer quantised and with those of ``left_out`` wide.
 
-    def get_next(self) -> Mapping[str, Any] | None:
-        return next(self._feeds, None)
+    ``sensitivity`` is the error that each layer makes when it alone is quantised; empty where no layer had to be
+    left out.
+    """
 
+    count: int
+    all_error: float
+    error: float
+    left_out: tuple[str, ...] = ()
+    sensitivity: Mapping[str, float] | None = None
 
-def quantise(graph: Path, target: Path, feeds: Iterable[Mapping[str, Any]]) -> None:
-    """Write the int8 form of ``graph``; ``feeds`` are inputs like those that it will get (calibration)."""
-    wide = ir.load(graph)
-    widen_weights(wide.graph)
-    metadata = dict(wide.metadata_props)
-    source = target.with_name(f"{target.stem}.wide.onnx")
-    save(wide, source)
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # advises a pre-processing that this graph has had
-    try:
-        quantization.quantize_static(
-            source,
-            target,
-            _Feeds(feeds),
-            op_types_to_quantize=list(QUANTISED),
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},
-        )
-    finally:
-        root.setLevel(level)
-        for left_over in (source, source.with_name(f"{source.name}.data")):
-            left_over.unlink(missing_ok=True)
-    _describe(target, metadata)
+    def reasons(self) -> dict[str, str]:
+        """For the manifest: the layers that stay wide, and why."""
+        return {name: LEFT_OUT.format((self.sensitivity or {})[name]) for name in self.left_out}
+
+    def __str__(self) -> str:
+        kept = f", {len(self.left_out)} left out: relative error {self.error:.2g}" if self.left_out else ""
+        return f"{self.count} layers in eight bits: relative error {self.all_error:.2g}{kept}"
 
 
-def _describe(path: Path, metadata: Mapping[str, str]) -> None:
-    """The student's own metadata and no clock: the same graph, the same bytes."""
-    model = onnx.load(path)
-    del model.metadata_props[:]
-    model.producer_name, model.producer_version = "fewstep", ""
-    for key, value in sorted(metadata.items()):
-        model.metadata_props.add(key=key, value=value)
-    path.write_bytes(model.SerializeToString(deterministic=True))
-    onnx.checker.check_model(path)
+def quantise(graph: Path, target: Path, feeds: Iterable[Mapping[str, Any]], precision: str = "int8") -> Choice:
+    """Write the quantised form of ``graph``; ``feeds`` are inputs like those that it will get (calibration)."""
+    calibration = list(feeds)
+    work = target.with_name(f".{target.stem}.work.onnx")
+    wide = _wide(graph)
+    inputs = sorted({f"{node.inputs[0].name}" for node in layers(wide.graph).values() if node.inputs[0]})
+    seen = observe(wide, inputs, calibration, work)
+    judge = _Judge(graph, seen, _spread(calibration), precision, work)
+    cut = min(CUTS, key=lambda cut: judge.error((), cut))
+    most = MARGIN * TOLERANCES[precision].stage
+    choice = choose(list(layers(wide.graph)), lambda left_out: judge.error(left_out, cut), most)
+    save(quantised(_wide(graph), seen, precision, choice.left_out, cut), target)
+    return choice
+
+
+def choose(names: Sequence[str], error: Callable[[Sequence[str]], float], most: float) -> Choice:
+    """The fewest of the most sensitive layers that must stay wide for an error of ``most``.
+
+    ``error(left_out)`` measures. Layers are ranked by the error that each makes alone; how many of the worst are left
+    out is found by halving, so that a graph of n layers is measured n + log n times, and not at all if all may go.
+    """
+    everything = error(())
+    if everything <= most:
+        return Choice(len(names), everything, everything)
+    alone = {name: error([other for other in names if other != name]) for name in names}
+    ranked = sorted(names, key=lambda name: (-alone[name], name))
+    low, high, found = 0, len(names), 0.0
+    while low + 1 < high:
+        middle = (low + high) // 2
+        measured = error(ranked[:middle])
+        if measured <= most:
+            high, found = middle, measured
+        else:
+            low = middle
+    return Choice(len(names), everything, found, tuple(ranked[:high]), alone)
+
+
+def _spread(feeds: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Some of all: one more than evenly spaced, so that each of a schedule's sigmas comes up."""
+    stride = -(-len(feeds) // JUDGED)
+    return [feeds[k * (stride + 1) % len(feeds)] for k in range(min(JUDGED, len(feeds)))]
+
+
+class _Judge:
+    """Measures the answer of a graph with some layers quantised against that with none."""
+
+    def __init__(
+        self, graph: Path, seen: Mapping[str, Seen], feeds: Sequence[Mapping[str, Any]], precision: str, work: Path
+    ) -> None:
+        self._graph, self._seen, self._feeds, self._precision, self._work = graph, seen, feeds, precision, work
+        self._right = self._answers(_wide(graph))
+
+    def error(self, left_out: Sequence[str], cut: float) -> float:
+        """The worst relative norm over the feeds."""
+        ours = self._answers(quantised(_wide(self._graph), self._seen, self._precision, left_out, cut))
+        gaps = [
+            float(np.linalg.norm(mine - right) / np.linalg.norm(right))
+            for mine, right in zip(ours, self._right, strict=True)
+        ]
+        return max(gaps) if np.isfinite(gaps).all() else float("inf")
+
+    def _answers(self, model: ir.Model) -> list[Array]:
+        outputs = [f"{value.name}" for value in model.graph.outputs]
+        save(model, self._work)
+        try:
+            session = open_session(self._work, 1)
+            return [session.run(outputs[:1], feed)[0] for feed in self._feeds]
+        finally:
+            for left_over in (self._work, self._work.with_name(f"{self._work.name}.data")):
+                left_over.unlink(missing_ok=True)
+
+
+def _wide(graph: Path) -> ir.Model:
+    model = ir.load(graph)
+    widen_weights(model.graph)
+    return model

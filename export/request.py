@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.errors import ExportError
 from export.verify import MORE_PROMPTS, PROMPTS
 from student.bundle import Student
+from student.runtimes.sizes import Size, own_size, read_size
 
 CALIBRATION = "calibration.txt"
 Say = Callable[[str], None]
@@ -32,7 +33,10 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """One student, one form, one precision; ``scorers`` are the folders to look for scorers in."""
+    """One student, one form, one precision; ``scorers`` are the folders to look for scorers in.
+
+    ``sizes`` are those beside the student's own.
+    """
 
     bundle: Path
     student: Student
@@ -42,8 +46,27 @@ class Request:
     threads: int = 1
     force: bool = False
     prompts: tuple[str, ...] = PROMPTS
+    sizes: tuple[Size, ...] = ()
     engine: EngineOptions = field(default_factory=EngineOptions)
     say: Say = print
+
+
+def read_sizes(student: Student, names: Sequence[str], form: str) -> tuple[Size, ...]:
+    """The sizes of ``--size``, without the student's own, which there always is.
+
+    Raises:
+        ExportError: one is none, or the form has one size only.
+    """
+    try:
+        sizes = tuple(dict.fromkeys(map(read_size, names)))
+    except ValueError as error:
+        raise ExportError(f"{error}") from error
+    others = tuple(size for size in sizes if size != own_size(student))
+    if others and form != "staged":
+        raise ExportError(f"the {form} form has the student's own size only: accepted with --size is --form staged")
+    if others and student.image.frames is not None:
+        raise ExportError(f"{student.id} draws videos: accepted is its own size only")
+    return others
 
 
 def read_prompts(bundle: Path, file: Path | None, precision: str) -> tuple[str, ...]:

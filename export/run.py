@@ -24,11 +24,15 @@ def run(
     form: Annotated[
         str, typer.Option(help="staged (the loop over the steps stays outside), or fused (all steps in one graph).")
     ] = "staged",
-    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8; else the target's first.")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or fp8; else the target's first.")] = "",
     scorers: Annotated[
         Path | None, typer.Option(help="Folder that holds the scorers; else STUDENT-scorers, then those in models/.")
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Prompts of the proof, one a line; else the starter's.")] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="A size beside the student's own, WIDTHxHEIGHT in pixels; repeatable."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that the proof may use.")] = 1,
     force: Annotated[bool, typer.Option(help="Compile again what is already there.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be built, with disk and memory, and stop.")] = False,
@@ -43,7 +47,7 @@ def run(
     from export.errors import ExportError  # the heavy imports wait until the arguments are read
 
     try:
-        from export.request import EngineOptions, Request, read_prompts
+        from export.request import EngineOptions, Request, read_prompts, read_sizes
         from export.targets import check_request, find_target
 
         target = find_target(to)
@@ -59,6 +63,7 @@ def run(
             threads=threads,
             force=force,
             prompts=read_prompts(student, prompts, chosen),
+            sizes=read_sizes(manifest, size or [], form),
             engine=EngineOptions(_batches(batches), int(memory_gb * 2**30), 4 * 2**30, 3, portable, batch_invariant),
             say=typer.echo,
         )
@@ -94,7 +99,9 @@ def _compile(request: Request, target: Target) -> None:
     if reason := target.refuse(request):
         raise ExportError(reason)
     verify_files(request.bundle, request.student)
-    check_disk(request.bundle, estimates(request.bundle, request.student, request.form, request.precision))
+    check_disk(
+        request.bundle, estimates(request.bundle, request.student, request.form, request.precision, request.sizes)
+    )
     from export.card import update_card
     from export.compile import compile_student
 
@@ -137,6 +144,11 @@ def _summary(outcome: Outcome) -> None:
         for name, change in parity.reward.items():
             table.add_row(f"  reward {name}", "", "", f"{change.mean:+.4f}", f"± {change.error:.4f}")
     Console().print(table)
+    for name, rows in outcome.manifest.buckets.items():
+        worst = max(value for parity in rows.values() for value in parity.max_abs.values())
+        typer.echo(f"{name} pixels: {worst:.1e} from torch at most")
+    for stage, reason in outcome.manifest.in_torch.items():
+        typer.echo(f"{stage} stays in torch, which must be there to serve: {reason}")
     if not outcome.manifest.parity:
         typer.echo("not proven: there is no GPU here; it is refused until export.run proves it where it will serve")
 
@@ -146,7 +158,7 @@ def _plan(request: Request, target: Target) -> None:
     from export.compile import finished
     from export.preflight import estimates, memory_bytes
 
-    rows = estimates(request.bundle, request.student, request.form, request.precision)
+    rows = estimates(request.bundle, request.student, request.form, request.precision, request.sizes)
     there = finished(request)
     typer.echo(f"{request.bundle}/runtimes/{target.folder(request)} would be built:")
     for row in rows:

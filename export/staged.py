@@ -6,72 +6,52 @@ Legend: B images or videos, C latent channels, H x W latent cells, L tokens, E t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from export.errors import ExportError
 from export.graph import Part, Signature
 from student.bundle import Student
-from student.families.family import Condition, Family
+from student.families.family import Family, SizeError
+from student.families.stages import stage_modules
+from student.runtimes.sizes import Size, at_size, size_name, stage_name
 from student.runtimes.stages import DECODER, STEP, TEXT, text_outputs
 from student.tokens import PromptTokens
 
 
-class Text(nn.Module):
-    """Token ids (and Wan's mask) -> tokens_BLE and, where the family has it, pooled_BP."""
+def resized(model: Family, student: Student, size: Size) -> Student:
+    """The student at another size.
 
-    def __init__(self, model: Family) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor, ids_2: Tensor, ids_3: Tensor | None = None) -> tuple[Tensor, ...]:
-        """One argument for each array that the student's tokens give."""
-        condition = self.model.encode_ids(*(part for part in (ids, ids_2, ids_3) if part is not None))
-        return (condition.tokens_BLE,) if condition.pooled_BP is None else (condition.tokens_BLE, condition.pooled_BP)
-
-
-class Step(nn.Module):
-    """Latents at sigma_B -> the velocity there."""
-
-    def __init__(self, model: Family) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor, sigma_B: Tensor, tokens_BLE: Tensor, pooled_BP: Tensor | None = None) -> Tensor:
-        """One call of the transformer."""
-        return self.model.velocity(x, sigma_B, Condition(tokens_BLE, pooled_BP))
+    Raises:
+        ExportError: the family cannot draw it.
+    """
+    try:
+        latents = model.geometry(*size)
+    except SizeError as error:
+        raise ExportError(f"{size_name(size)} is no size of {student.family}: {error}") from error
+    return at_size(student, size, (latents.height, latents.width))
 
 
-class Decoder(nn.Module):
-    """Latents -> images_BCHW (videos BFCHW) in [0, 1]."""
-
-    def __init__(self, model: Family) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """One call of the autoencoder's decoder."""
-        return self.model.decode(x)
-
-
-def staged_parts(model: Family, student: Student, tokens: PromptTokens) -> dict[str, Part]:
-    """What is to be exported, by stage; ``model`` is the student's in float32."""
+def staged_parts(model: Family, student: Student, tokens: PromptTokens, sizes: Sequence[Size] = ()) -> dict[str, Part]:
+    """What is to be exported, by stage; ``model`` is the student's in float32, ``sizes`` those beside its own."""
     t5 = getattr(model, model.encoders[-1])
     if t5 is not None:
         t5.set_attn_implementation("eager")  # T5's sdpa has not always decomposed
     ids = {name: torch.from_numpy(rows) for name, rows in zip(tokens.names, tokens.encode(["a", "b c"]), strict=True)}
-    x, sigma_B = torch.zeros(2, *student.latents.shape), torch.ones(2)
-    names = text_outputs(student.family)
+    sigma_B = torch.ones(2)
+    names, modules = text_outputs(student.family), stage_modules(model)
     with torch.no_grad():
-        text = dict(zip(names, Text(model)(*ids.values()), strict=True))
-    wanted: dict[str, tuple[nn.Module, Mapping[str, Tensor], tuple[str, ...]]] = {
-        TEXT: (Text(model), ids, names),
-        STEP: (Step(model), {"latents": x, "sigma": sigma_B, **text}, ("velocity",)),
-        DECODER: (Decoder(model), {"latents": x}, ("images",)),
-    }
+        text = dict(zip(names, modules[TEXT](*ids.values()), strict=True))
+    wanted: dict[str, tuple[str, Mapping[str, Tensor], tuple[str, ...]]] = {TEXT: (TEXT, ids, names)}
+    for size in (None, *sizes):
+        shape = (student if size is None else resized(model, student, size)).latents.shape
+        x = torch.zeros(2, *shape)
+        wanted[stage_name(STEP, size)] = (STEP, {"latents": x, "sigma": sigma_B, **text}, ("velocity",))
+        wanted[stage_name(DECODER, size)] = (DECODER, {"latents": x}, ("images",))
     metadata = {"student": f"{student.id} {student.version}", "source_sha256": student.fingerprint()}
     return {
-        stage: Part(module, Signature(f"{student.id}-{stage}", inputs, outputs), metadata | {"stage": stage})
-        for stage, (module, inputs, outputs) in wanted.items()
+        name: Part(modules[stage], Signature(f"{student.id}-{name}", inputs, outputs), metadata | {"stage": name})
+        for name, (stage, inputs, outputs) in wanted.items()
     }

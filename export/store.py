@@ -18,7 +18,9 @@ from student.runtimes.manifest import RUNTIMES, Graph, read_manifest
 WORK = ".work"
 # Whoever changes how a graph comes about changes one of these files, and with it every key.
 TRACED = ("fused.py", "graph.py", "staged.py")
-CONVERTED = ("narrow.py", "quantise.py", "targets.py", "to_tensorrt.py", "engine.py")
+CONVERTED = (
+    "narrow.py", "calibrate.py", "qdq.py", "quantise.py", "feeds.py", "targets.py", "to_tensorrt.py", "engine.py",
+)  # fmt: skip
 
 
 def key_of(facts: object, code: Sequence[str] = TRACED) -> str:

@@ -17,7 +17,8 @@ from export.errors import ExportError
 from export.graph import save
 from export.narrow import WIDE_STAGES, narrow, wide_reasons
 from export.preflight import missing_library
-from export.quantise import WIDE as WIDE_IN_INT8
+from export.quantise import PRECISIONS as EIGHT_BITS
+from export.quantise import WIDE as WIDE_IN_EIGHT_BITS
 from export.request import Request
 from export.store import place
 from student.runtimes.stages import Opener
@@ -25,6 +26,7 @@ from student.runtimes.stages import Opener
 FORMS = ("staged", "fused")
 FUSED_FAMILIES = ("flux",)
 STAGED_FAMILIES = ("flux", "sd3", "wan")
+AROUND = {"fp8": "bf16"}  # the precision of all that is not quantised
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,11 @@ def check_request(target: Target, form: str, precision: str, family: str) -> Non
 
 @dataclass(frozen=True)
 class Onnx:
-    """Graphs for ONNX Runtime; bfloat16 ones are for TensorRT (no CPU kernel). Narrow ones are proven by emulation."""
+    """Graphs for ONNX Runtime; bfloat16 and fp8 ones are for TensorRT (no CPU kernel). They are proven by emulation."""
 
     name: str = "onnx"
     precisions: Mapping[str, tuple[str, ...]] = field(
-        default_factory=lambda: {"fp32": FORMS, "fp16": ("staged",), "bf16": ("staged",), "int8": ("staged",)}
+        default_factory=lambda: {"fp32": FORMS, **dict.fromkeys(("fp16", "bf16", "int8", "fp8"), ("staged",))}
     )
 
     def refuse(self, request: Request) -> str | None:
@@ -92,7 +94,7 @@ class Onnx:
         return lambda path: open_session(path, request.threads)
 
     def wide(self, precision: str) -> dict[str, str]:
-        return WIDE_IN_INT8 if precision == "int8" else wide_reasons(precision)
+        return reasons(precision)
 
     def requires(self, request: Request) -> dict[str, str]:
         return {}
@@ -127,9 +129,15 @@ class OpenVino:
         return {}
 
 
+def reasons(precision: str) -> dict[str, str]:
+    """What is kept wider than this precision, and why: for the manifest."""
+    quantised = WIDE_IN_EIGHT_BITS if precision in EIGHT_BITS else {}
+    return {**wide_reasons(AROUND.get(precision, precision)), **quantised}
+
+
 def narrowed(request: Request, stage: str, graph: Path, target: Path) -> Converted:
     """The graph in the request's narrow type, or as it is where this stage stays wide."""
-    precision = request.precision
+    precision = AROUND.get(request.precision, request.precision)
     if precision not in WIDE_STAGES or stage in WIDE_STAGES[precision]:
         place(graph, target)
         return Converted(target, target)

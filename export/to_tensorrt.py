@@ -10,10 +10,9 @@ from pathlib import Path
 from export.builder import build_engine
 from export.engine import Order
 from export.graph import shapes_of
-from export.narrow import wide_reasons
 from export.preflight import missing_library
 from export.request import Request
-from export.targets import Converted, narrowed
+from export.targets import Converted, narrowed, reasons
 from student.runtimes.machine import facts, find_gpu
 from student.runtimes.stages import Opener
 
@@ -31,7 +30,7 @@ class TensorRT:
 
     name: str
     precisions: Mapping[str, tuple[str, ...]] = field(
-        default_factory=lambda: {"bf16": ("staged",), "fp16": ("staged",), "fp32": ("staged",)}
+        default_factory=lambda: {"bf16": ("staged",), "fp16": ("staged",), "fp32": ("staged",), "fp8": ("staged",)}
     )
 
     def refuse(self, request: Request) -> str | None:
@@ -93,7 +92,7 @@ class TensorRT:
         return lambda path: open_engine(path, self.name)
 
     def wide(self, precision: str) -> dict[str, str]:
-        return wide_reasons(precision)
+        return reasons(precision)
 
     def requires(self, request: Request) -> dict[str, str]:
         """The machine and the library that the plan runs with; a portable one is not bound to one GPU."""

@@ -26,4 +26,5 @@ FP32 = Tolerance(stage=1e-4, image=1e-3, psnr_db=None, reward=0.01)
 FP16 = Tolerance(stage=1e-2, image=0.25, psnr_db=40.0, reward=0.03)
 BF16 = Tolerance(stage=5e-2, image=1.0, psnr_db=30.0, reward=0.05)
 INT8 = Tolerance(stage=1e-1, image=1.0, psnr_db=25.0, reward=0.05)
-TOLERANCES: Mapping[str, Tolerance] = {"fp32": FP32, "fp16": FP16, "bf16": BF16, "int8": INT8}
+FP8 = Tolerance(stage=1e-1, image=1.0, psnr_db=25.0, reward=0.05)
+TOLERANCES: Mapping[str, Tolerance] = {"fp32": FP32, "fp16": FP16, "bf16": BF16, "int8": INT8, "fp8": FP8}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from service.errors import InvalidRequest, TooLarge
 from service.queue.job import Job
 from service.schema import SEED_LIMIT, GenerateRequest
 from student.bundle import Student
+from student.runtimes.sizes import Size, own_size, refusal
 
 
-def check(student: Student, body: GenerateRequest, count_tokens: Callable[[str], int], max_pixels: int) -> None:
-    """Return if the student can draw this.
+def check(
+    student: Student, body: GenerateRequest, count_tokens: Callable[[str], int], max_pixels: int,
+    sizes: Sequence[Size] = (),
+) -> None:  # fmt: skip
+    """Return if the student can draw this; ``sizes`` are those that it was compiled for beside its own.
 
     Raises:
         InvalidRequest, TooLarge: it cannot, and why; ``param`` names the field.
@@ -20,7 +24,7 @@ def check(student: Student, body: GenerateRequest, count_tokens: Callable[[str],
     if student.image.frames is not None:
         raise InvalidRequest(f"{student.id} draws videos: this service answers with pictures only.", "model")
     _check_fields_together(body)
-    _check_size(student, body, max_pixels)
+    _check_size(student, body, max_pixels, (own_size(student), *sizes))
     _check_student(student, body)
     tokens = count_tokens(body.prompt)
     if tokens > student.max_tokens:
@@ -83,7 +87,7 @@ def _check_fields_together(body: GenerateRequest) -> None:
         raise InvalidRequest("output_compression is for jpeg and webp: png is lossless.", "output_compression")
 
 
-def _check_size(student: Student, body: GenerateRequest, max_pixels: int) -> None:
+def _check_size(student: Student, body: GenerateRequest, max_pixels: int, sizes: Sequence[Size]) -> None:
     width, height = size_of(student, body)
     sides = [name for name in ("size", "width", "height") if getattr(body, name) is not None]
     if width * height * body.count > max_pixels:
@@ -92,11 +96,9 @@ def _check_size(student: Student, body: GenerateRequest, max_pixels: int) -> Non
             f"one request may ask for {max_pixels}.",
             sides[0] if sides else _count_field(body),
         )
-    if (width, height) != (student.image.width, student.image.height):
+    if (height, width) not in sizes:
         wrong = sides[0] if width != student.image.width else sides[-1]
-        raise InvalidRequest(
-            f"{wrong}: {student.id} draws {student.image.width}x{student.image.height} pixels and no other size.", wrong
-        )
+        raise InvalidRequest(f"{wrong}: {refusal(student.id, dict.fromkeys(sizes))}", wrong)
 
 
 def _check_student(student: Student, body: GenerateRequest) -> None:

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from service.batching import Slot, largest_call, plan
 from service.queue.job import Job
 from student.runtimes.runtime import FloatArray, Preview, Runtime, StepwiseRuntime
+from student.runtimes.sizes import own_size
 
 Watching = Callable[[Sequence[Slot], int, Preview], None]
 
@@ -81,7 +83,7 @@ def execute(runtime: Runtime, jobs: Sequence[Job], watching: Watching | None = N
         return Executed((), ())
     try:
         planned = plan(jobs, runtime.max_batch)
-        calls = [call for slots in planned for call in _draw_or_halve(runtime, slots, jobs[0].steps, watching)]
+        calls = [call for slots in planned for call in _draw_or_halve(runtime, slots, jobs[0], watching)]
     except Exception as error:  # a network may fail in any way; its process goes on
         if len(jobs) > 1:
             log.warning("a batch of %d jobs failed (%s); each is tried alone", len(jobs), type(error).__name__)
@@ -108,18 +110,18 @@ def _of_job(watching: Watching, number: int) -> Watching:
     return watch
 
 
-def _draw_or_halve(runtime: Runtime, slots: list[Slot], steps: int, watching: Watching | None) -> list[_Drawn | None]:
+def _draw_or_halve(runtime: Runtime, slots: list[Slot], job: Job, watching: Watching | None) -> list[_Drawn | None]:
     """One call; where the memory is too small for it, two of half the size, and so on."""
     try:
-        return [_draw(runtime, slots, steps, watching)]
+        return [_draw(runtime, slots, job, watching)]
     except Exception as error:
         if len(slots) < 2 or not _out_of_memory(error):
             raise
     log.warning("no memory for %d images in one call; they are drawn in halves", len(slots))
     half = len(slots) // 2  # outside of the handler, whose traceback would keep the failed call's arrays alive
-    first, *rest = _draw_or_halve(runtime, slots[:half], steps, watching)
+    first, *rest = _draw_or_halve(runtime, slots[:half], job, watching)
     counted = first and replace(first, splits=first.splits + 1)
-    return [counted, *rest, *_draw_or_halve(runtime, slots[half:], steps, watching)]
+    return [counted, *rest, *_draw_or_halve(runtime, slots[half:], job, watching)]
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -128,15 +130,19 @@ def _out_of_memory(error: Exception) -> bool:
     return any(sign in words for sign in ("memoryerror", "out of memory", "failed to allocate memory", "bad_alloc"))
 
 
-def _draw(runtime: Runtime, slots: list[Slot], steps: int, watching: Watching | None) -> _Drawn | None:
+def _draw(runtime: Runtime, slots: list[Slot], job: Job, watching: Watching | None) -> _Drawn | None:
+    """``job`` is any of the batch: they are alike in steps and size."""
     prompts, seeds = [slot.prompt for slot in slots], [slot.seed for slot in slots]
+    steps, size, sized = job.steps, (job.height, job.width), dict[str, Any]()
+    if size != own_size(runtime.student):
+        sized["size"] = size  # a SizedRuntime takes it
     started = time.perf_counter()
     try:
         if watching and isinstance(runtime, StepwiseRuntime):
             watch = partial(watching, slots)
-            images_BCHW = runtime.draw_watched(prompts, seeds, steps, watch)
+            images_BCHW = runtime.draw_watched(prompts, seeds, steps, watch, **sized)
         else:
-            images_BCHW = runtime.draw(prompts, seeds, steps)
+            images_BCHW = runtime.draw(prompts, seeds, steps, **sized)
     except Stopped:
         return None
     drawn = time.perf_counter()

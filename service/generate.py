@@ -97,7 +97,7 @@ async def _look(services: Services) -> None:
 
 async def _generate(services: Services, body: GenerateRequest, ask: Ask, receive: Receive) -> Response:
     served = services.models.choice.pick(body.model, body.model_version)
-    check(served.student, body, served.count_tokens, services.settings.max_pixels)
+    check(served.student, body, served.count_tokens, services.settings.max_pixels, served.sizes)
     await _check_manner(services, served, body, ask.preference)
     submission = _submission(services, served, body, ask)
     if body.stream:

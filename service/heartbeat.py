@@ -10,6 +10,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from service.accelerators import Accelerators
 from service.queue.consumer import Consumer
 from service.queue.job import Claimed
 
@@ -17,12 +18,16 @@ log = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Renews leases every ``interval_s``; ``consumer`` must be its own, not the worker's."""
+    """Renews leases every ``interval_s``, and tells of the GPUs; ``consumer`` must be its own, not the worker's."""
 
-    def __init__(self, consumer: Consumer, info: Mapping[str, Any], interval_s: float) -> None:
+    def __init__(
+        self, consumer: Consumer, info: Mapping[str, Any], interval_s: float, accelerators: Accelerators | None = None
+    ) -> None:
         self._consumer = consumer
         self._info = info
         self._interval_s = interval_s
+        self._accelerators = accelerators
+        self._gpus: Mapping[str, Mapping[str, float]] = {}
         self._held: dict[str, str] = {}
         self._dropped: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -30,6 +35,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
+        self._look()
         self.beat(self._consumer)
         self._thread.start()
         return self
@@ -63,7 +69,7 @@ class Heartbeat:
     def beat(self, consumer: Consumer) -> None:
         """One beat now; the worker's thread may ask for one, with a consumer of its own."""
         try:
-            news = consumer.beat(self._info, self.held())
+            news = consumer.beat({**self._info, "gpus": self._gpus}, self.held())
         except RedisError as error:
             log.warning("no heartbeat: %s", error)
             return
@@ -72,4 +78,10 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._end.wait(self._interval_s):
+            self._look()
             self.beat(self._consumer)
+
+    def _look(self) -> None:
+        """Not in ``beat``, which the worker's thread calls too: a driver may take its time."""
+        if self._accelerators is not None:
+            self._gpus = self._accelerators.look()

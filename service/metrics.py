@@ -27,6 +27,15 @@ COUNTERS = {
     "fenced": "Results that came from a worker which had been taken for dead.",
     "dead": "Jobs that were given up after too many lost workers.",
 }
+# No sample where no worker sees a GPU of NVIDIA's; the unit is the name's end.
+GPU = {
+    "busy_ratio": "Share of the time in which the GPU computed (0 to 1).",
+    "memory_used_bytes": "Memory of the GPU in use.",
+    "memory_total_bytes": "Memory of the GPU.",
+    "power_watts": "Power that the GPU draws.",
+    "temperature_celsius": "Temperature of the GPU.",
+}
+TOLD = dict(zip(GPU, ("busy", "used_bytes", "total_bytes", "power_w", "temperature_c"), strict=True))
 
 
 class QueueCounters(Collector):
@@ -88,6 +97,7 @@ class Metrics:
         self._max_memory = self._gauge("redis_memory_max_bytes", "Its bound; 0: none.")
         self._appends = self._gauge("redis_append_ok", "Whether its last write to the append-only file succeeded.")
         self._models = self._gauge("model_workers", "Workers that hold a student.", named)
+        self._gpus = {name: self._gauge(f"gpu_{name}", text, ["host", "gpu"]) for name, text in GPU.items()}
         self._queue = QueueCounters()
         self.registry.register(self._queue)
         info = {"model": model, "version": version, **build}
@@ -170,6 +180,15 @@ class Metrics:
         self._models.clear()
         for names, count in workers.items():
             self._models.labels(*names).set(count)
+
+    def accelerators(self, seen: Iterable[tuple[str, Mapping[str, Mapping[str, float]]]]) -> None:
+        """Note how each worker's GPUs are: its host, and what ``Accelerators.look`` said there."""
+        for gauge in self._gpus.values():
+            gauge.clear()
+        for host, gpus in seen:
+            for gpu, told in gpus.items():
+                for name, gauge in self._gpus.items():
+                    gauge.labels(host, gpu).set(told[TOLD[name]])
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

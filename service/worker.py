@@ -15,6 +15,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from service.accelerators import Accelerators
 from service.catalogue.loader import open_rack
 from service.catalogue.rack import Rack
 from service.execution import Call, Drawing, Failure, execute
@@ -33,6 +34,7 @@ from service.signing import Seal, SigningError, open_seal
 from service.steps import Steps
 from service.tracing import Tracing, open_tracing
 from student.runtimes.runtime import Runtime
+from student.runtimes.sizes import own_size
 
 WAIT_S = 1.0
 PAUSE_AFTER_ERROR_S = 0.2
@@ -135,7 +137,7 @@ class Worker:
         student = self._runtime.student
         if job.steps not in student.steps:
             return Failure("generation_failed", f"The worker's student was not trained for {job.steps} steps.")
-        if (job.height, job.width) != (student.image.height, student.image.width):
+        if (job.height, job.width) not in getattr(self._runtime, "sizes", [own_size(student)]):
             return Failure("generation_failed", f"The worker's student does not draw {job.width}x{job.height} pixels.")
         return job
 
@@ -234,7 +236,7 @@ def run_worker(settings: Settings, name: str) -> None:
     tracing, seal = open_tracing(settings, "worker"), open_seal(settings)
     queue = queue_name(settings)
     rack = open_rack(settings, stopping)
-    heartbeat = Heartbeat(_consumer(settings, queue, name), rack.info, settings.lease_s / 3)
+    heartbeat = Heartbeat(_consumer(settings, queue, name), rack.info, settings.lease_s / 3, Accelerators())
     leaver = _consumer(settings, queue, name)
     _stop_on_signal(stopping, heartbeat, leaver, settings.grace_s + STOP_MARGIN_S)
     with heartbeat:

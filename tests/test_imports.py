@@ -36,6 +36,7 @@ WITHOUT_TORCH = (
     "student/runtimes/runtime.py",
     "student/runtimes/scoring.py",
     "student/runtimes/session.py",
+    "student/runtimes/sizes.py",
     "student/runtimes/stages.py",
 )
 

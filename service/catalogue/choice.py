@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 from service.catalogue.folder import Name, age
 from service.errors import InvalidRequest, NotFound
 from student.bundle import Student
+from student.runtimes.sizes import Size
 
 LATEST = "latest"
 
 
 @dataclass(frozen=True)
 class Served:
-    """A student that requests can be made of."""
+    """A student that requests can be made of; ``sizes`` are those beside its own."""
 
     student: Student
     count_tokens: Callable[[str], int]
+    sizes: tuple[Size, ...] = ()
 
     @property
     def name(self) -> Name:

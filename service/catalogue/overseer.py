@@ -21,6 +21,7 @@ from service.model import open_student, token_counter
 from service.queue.producer import Producer, Worker
 from service.settings import Settings
 from student.bundle import BundleError
+from student.runtimes.sizes import sizes_of
 
 LOOK_EVERY_S = 0.5
 BUSY_LOOK_S = 0.1
@@ -44,7 +45,9 @@ class OneModel:
     """The one student of FEWSTEP_MODEL."""
 
     def __init__(self, settings: Settings) -> None:
-        served = Served(open_student(settings), token_counter(settings.model, settings))
+        student = open_student(settings)
+        sizes = () if settings.runtime == "fake" else sizes_of(settings.model, student)
+        served = Served(student, token_counter(settings.model, settings), sizes)
         self.choice = Choice({served.name: served})
 
     async def look(self) -> None:
@@ -164,7 +167,8 @@ class Overseer:
         for name in names:
             try:
                 count_tokens = token_counter(self.folder.bundle(name), self._settings)
-                opened[name] = Served(self.folder.student(name), count_tokens)
+                student = self.folder.student(name)
+                opened[name] = Served(student, count_tokens, sizes_of(self.folder.bundle(name), student))
             except (BundleError, StartupError) as error:
                 log.warning("%s is loaded, but its files cannot be read here: %s", name, error)
         return opened

@@ -27,6 +27,7 @@ class Worker:
 
     ``models`` tells of each model that it holds by ``id/version``: runtime, max_batch, shows_steps; ``refused`` of each
     that it could not load: the reason, and which try it was. The fields beside them are those of its first model.
+    ``gpus`` says by UUID how those are that it sees: busy (0 to 1), used_bytes, total_bytes, power_w, temperature_c.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Worker:
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     load_s: float = 0.0
     warm_up_s: float = 0.0
+    gpus: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def shows(self, model: str) -> bool:
         """Whether it shows the steps of ``id/version``. One of an older release tells of its only model alone."""
@@ -199,6 +201,7 @@ def _worker(name: str, info: Mapping[str, Any]) -> Worker:
         info.get("refused", {}),
         info.get("load_s", 0.0),
         info.get("warm_up_s", 0.0),
+        info.get("gpus", {}),
     )
 
 

@@ -77,6 +77,7 @@ async def _look(services: Services) -> Memory:
     services.metrics.queue(await services.producer.depth())
     workers = await services.producer.workers()
     services.metrics.models(_held(workers), sum(bool(worker.models) for worker in workers))
+    services.metrics.accelerators((worker.host, worker.gpus) for worker in workers)
     said = await services.producer.client.info()
     written = said.get("aof_last_write_status", "ok") == "ok"
     return Memory(int(said["used_memory"]), int(said.get("maxmemory", 0)), written)

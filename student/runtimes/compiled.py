@@ -5,23 +5,30 @@ Legend: B images.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 
-from student.bundle import Student, verify_files
+from student.bundle import BundleError, Student, verify_files
 from student.noise import noise
 from student.runtimes.machine import check_machine, facts
 from student.runtimes.manifest import RUNTIMES, RuntimeManifest, check_runtime, read_manifest
 from student.runtimes.runtime import FloatArray, Watch, check_call
 from student.runtimes.scoring import Scorers
+from student.runtimes.session import Session
+from student.runtimes.sizes import Size, buckets, files_of, own_size, refusal
 from student.runtimes.stages import Opener, StagedGraphs
 from student.tokens import TOKENIZERS, PromptTokens
 
 OUTPUT = "images"
+IN_TORCH = ("torch", "diffusers", "transformers")  # what a stage needs that is not compiled
 
 
 class Graphs(Protocol):
@@ -48,15 +55,15 @@ class FusedGraphs:
         return images_BCHW
 
 
-def open_graphs(
-    bundle: Path, student: Student, folder: Path, manifest: RuntimeManifest, open_: Opener
-) -> FusedGraphs | StagedGraphs:
-    """The graphs that a manifest names; nothing is checked."""
-    if manifest.form == "staged":
-        stages = {name: folder / graph.file for name, graph in manifest.stages.items()}
-        return StagedGraphs(bundle, student, stages, open_)
-    files = {steps: folder / graph.file for steps, graph in manifest.graphs.items()}
-    return FusedGraphs(bundle, student, files, open_)
+def stages_in_torch(
+    bundle: Path, student: Student, manifest: RuntimeManifest, threads: int, device: str = "cpu"
+) -> Mapping[str, Session]:
+    """The stages that have no compiled form; torch is only imported where there is one."""
+    if not manifest.in_torch:
+        return {}
+    from student.runtimes.torch_stage import torch_stages
+
+    return torch_stages(bundle, student, manifest.in_torch, threads, device)
 
 
 def checked_manifest(
@@ -72,7 +79,13 @@ def checked_manifest(
     if manifest.requires:
         check_machine(folder, manifest.requires, {**facts(), **(libraries or {})})
     check_runtime(folder, student, manifest)
-    verify_files(bundle, student, inside=tuple(TOKENIZERS[student.family].values()))
+    if manifest.in_torch:
+        if missing := [name for name in IN_TORCH if importlib.util.find_spec(name) is None]:
+            stages = ", ".join(f"{stage} ({reason})" for stage, reason in manifest.in_torch.items())
+            raise BundleError(f"{folder} leaves a stage to torch, and {missing[0]} is not installed: {stages}")
+        verify_files(bundle, student)
+    else:
+        verify_files(bundle, student, inside=tuple(TOKENIZERS[student.family].values()))
     return manifest
 
 
@@ -85,34 +98,53 @@ class CompiledRuntime:
 
     max_batch = 8
 
-    def __init__(self, bundle: Path, student: Student, threads: int, name: str, graphs: Graphs) -> None:
+    def __init__(
+        self, bundle: Path, student: Student, threads: int, name: str, graphs: Graphs,
+        others: Mapping[Size, Graphs] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.name = name
         self.student = student
         self._graphs = graphs
+        self._others = others
         self._scorers = Scorers(bundle, student, graphs.tokens, threads)
         started = time.perf_counter()
         self.batches_are_independent = self._warm_up()
         self.warm_up_s = time.perf_counter() - started
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
-        """See ``Runtime.draw``."""
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """See ``SizedRuntime.sizes``."""
+        return (own_size(self.student), *self._others)
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None) -> FloatArray:
+        """See ``Runtime.draw``, and ``SizedRuntime.draw``."""
         check_call(self.student, prompts, seeds, steps, self.max_batch)
+        graphs = self._at(size)
         if self.batches_are_independent:
-            return self._graphs.draw(prompts, seeds, steps)
-        return np.concatenate([self._graphs.draw([p], [s], steps) for p, s in zip(prompts, seeds, strict=True)])
+            return graphs.draw(prompts, seeds, steps)
+        return np.concatenate([graphs.draw([p], [s], steps) for p, s in zip(prompts, seeds, strict=True)])
+
+    def _at(self, size: Size | None) -> Graphs:
+        if size is None or size == own_size(self.student):
+            return self._graphs
+        if size not in self._others:
+            raise ValueError(refusal(self.student.id, self.sizes))
+        return self._others[size]
 
     def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
-        """See ``Runtime.score``."""
+        """See ``Runtime.score``; the scorers look at pictures of the student's own size."""
+        if images_BCHW.shape[-2:] != own_size(self.student):
+            return {}
         return self._scorers.score(images_BCHW, prompts)
 
     def _warm_up(self) -> bool:
         """Draw batches of every size; True if each image is bit for bit the one that is drawn alone."""
         prompts = [" ".join(["a"] * b) for b in range(self.max_batch)]
         equal = True
-        for steps in self.student.steps:
-            alone = np.concatenate([self._graphs.draw([prompts[b]], [b], steps) for b in range(self.max_batch)])
+        for graphs, steps in product((*self._others.values(), self._graphs), self.student.steps):
+            alone = np.concatenate([graphs.draw([prompts[b]], [b], steps) for b in range(self.max_batch)])
             for size in range(2, self.max_batch + 1):
-                together = self._graphs.draw(prompts[:size], range(size), steps)
+                together = graphs.draw(prompts[:size], range(size), steps)
                 equal = equal and np.array_equal(together, alone[:size])
         if self.student.image.frames is None:
             self.score(alone[:1], prompts[:1])
@@ -123,19 +155,25 @@ class SteppedRuntime(CompiledRuntime):
     """A staged one: its steps can be looked at, and it can be stopped between them."""
 
     _graphs: StagedGraphs
+    _others: Mapping[Size, StagedGraphs]
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
-        """See ``Runtime.draw``."""
-        return self.draw_watched(prompts, seeds, steps, None)
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None) -> FloatArray:
+        """See ``Runtime.draw``, and ``SizedRuntime.draw``."""
+        return self.draw_watched(prompts, seeds, steps, None, size)
 
-    def draw_watched(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch | None) -> FloatArray:
+    def draw_watched(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch | None, size: Size | None = None
+    ) -> FloatArray:
         """See ``StepwiseRuntime.draw_watched``."""
         check_call(self.student, prompts, seeds, steps, self.max_batch)
-        return self._graphs.draw(prompts, seeds, steps, watch)
+        graphs = self._at(size)
+        assert isinstance(graphs, StagedGraphs)
+        return graphs.draw(prompts, seeds, steps, watch)
 
     def _warm_up(self) -> bool:
         independent = super()._warm_up()
-        self._graphs.one_by_one = not independent
+        for graphs in (self._graphs, *self._others.values()):
+            graphs.one_by_one = not independent
         return independent
 
 
@@ -148,6 +186,14 @@ def make_runtime(
         BundleError: it does not belong to this student or machine, or does not open.
     """
     manifest = checked_manifest(bundle, student, name)
-    graphs = open_graphs(bundle, student, bundle / RUNTIMES / name, manifest, open_)
-    kind = SteppedRuntime if isinstance(graphs, StagedGraphs) else CompiledRuntime
-    return kind(bundle, student, threads, name, graphs)
+    folder, open_once = bundle / RUNTIMES / name, functools.cache(open_)  # every size reads the same text stage
+    if manifest.form != "staged":
+        files = {steps: folder / graph.file for steps, graph in manifest.graphs.items()}
+        return CompiledRuntime(bundle, student, threads, name, FusedGraphs(bundle, student, files, open_))
+    in_torch = stages_in_torch(bundle, student, manifest, threads)
+
+    def at(size: Size | None, resized: Student) -> StagedGraphs:
+        return StagedGraphs(bundle, resized, files_of(folder, manifest, size), open_once, in_torch)
+
+    others = {size: at(size, resized) for size, resized in buckets(student, manifest).items()}
+    return SteppedRuntime(bundle, student, threads, name, at(None, student), others)

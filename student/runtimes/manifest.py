@@ -13,6 +13,7 @@ from student.bundle import BundleError, Student, sha256
 FORMAT = 1
 MANIFEST = "manifest.json"
 RUNTIMES = "runtimes"
+STAGE_NAMES = ("text", "step", "decoder")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class RuntimeManifest:
 
     A staged runtime has no graph for each step count but ``stages`` by name; its sigmas are the student's.
     ``wide`` says which operators were kept in float32 and why; ``requires`` what the machine must be (see
-    ``student.runtimes.machine``); ``profiles`` the batch sizes (least, best, most) that an engine was built for.
+    ``student.runtimes.machine``); ``in_torch`` which stages have no compiled form, and why; ``profiles`` the batch
+    sizes (least, best, most) that an engine was built for; ``buckets`` other sizes (WIDTHxHEIGHT) with their parity.
     """
 
     name: str
@@ -89,7 +91,9 @@ class RuntimeManifest:
     stage_errors: Mapping[str, StageError] = field(default_factory=dict)
     wide: Mapping[str, str] = field(default_factory=dict)
     requires: Mapping[str, str] = field(default_factory=dict)
+    in_torch: Mapping[str, str] = field(default_factory=dict)
     profiles: tuple[tuple[int, int, int], ...] = ()
+    buckets: Mapping[str, Mapping[int, Parity]] = field(default_factory=dict)
     cache_key: str = ""
     format: int = FORMAT
 
@@ -116,8 +120,12 @@ def read_manifest(folder: Path) -> RuntimeManifest:
         stages = {name: _graph(row) for name, row in data.pop("stages", {}).items()}
         parity = {int(steps): _parity(row) for steps, row in data.pop("parity").items()}
         errors = {name: _stage_error(row) for name, row in data.pop("stage_errors", {}).items()}
+        buckets = {
+            name: {int(steps): _parity(row) for steps, row in rows.items()}
+            for name, rows in data.pop("buckets", {}).items()
+        }
         profiles: Any = tuple(tuple(row) for row in data.pop("profiles", ()))
-        parts: dict[str, Any] = {"graphs": graphs, "stages": stages, "parity": parity}
+        parts: dict[str, Any] = {"graphs": graphs, "stages": stages, "parity": parity, "buckets": buckets}
         return RuntimeManifest(**parts, stage_errors=errors, profiles=profiles, **data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BundleError(f"{path} cannot be used: {error}; make the runtime again with export.run") from error
@@ -133,7 +141,8 @@ def check_runtime(folder: Path, student: Student, manifest: RuntimeManifest) -> 
     for steps in student.steps:
         if manifest.form == "fused":
             _check_fused(folder, student, steps, manifest, again)
-        _check_parity(folder, steps, manifest.parity.get(steps))
+        for found in (manifest.parity, *manifest.buckets.values()):
+            _check_parity(folder, steps, found.get(steps))
     if manifest.source_sha256 != student.fingerprint():
         raise BundleError(f"{folder} was made from another student (source_sha256 differs): {again}")
     for graph in (*manifest.graphs.values(), *manifest.stages.values()):

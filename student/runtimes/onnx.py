@@ -23,8 +23,9 @@ def compiled_form(bundle: Path) -> str:
     return next((name for name in FORMS if (bundle / RUNTIMES / name).is_dir()), FUSED_FP32)
 
 
-def onnx_runtime(bundle: Path, student: Student, threads: int, name: str | None = None) -> CompiledRuntime:
-    """The bundle's ONNX runtime, or the one in the folder ``name``; see ``make_runtime``."""
-    return make_runtime(
-        bundle, student, threads, name or compiled_form(bundle), lambda path: open_session(path, threads)
-    )
+def onnx_runtime(
+    bundle: Path, student: Student, threads: int, name: str | None = None, tensorrt: bool = False
+) -> CompiledRuntime:
+    """The bundle's ONNX runtime, or the one in the folder ``name``; see ``make_runtime`` and ``open_session``."""
+    name = name or compiled_form(bundle)
+    return make_runtime(bundle, student, threads, name, lambda path: open_session(path, threads, tensorrt))

@@ -59,6 +59,23 @@ class StepwiseRuntime(Runtime, Protocol):
         """
 
 
+@runtime_checkable
+class SizedRuntime(Runtime, Protocol):
+    """A runtime that was compiled for more sizes than the student's own; each is a static bucket."""
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) in pixels of what it draws, the student's own first."""
+
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: tuple[int, int] | None = None
+    ) -> FloatArray:
+        """See ``Runtime.draw``; ``size`` is one of ``sizes``, else it raises ValueError with their names.
+
+        Where it shows its steps, ``draw_watched`` takes ``size`` last too.
+        """
+
+
 def check_call(student: Student, prompts: Sequence[str], seeds: Sequence[int], steps: int, max_batch: int) -> None:
     """Raise the errors of ``Runtime.draw`` (but for a seed's range, which the noise checks)."""
     if not prompts or len(prompts) != len(seeds):

@@ -14,6 +14,8 @@ from student.bundle import BundleError
 # Full float32 products: TF32 would fail the proof that was made on a CPU.
 CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
 CPU = "CPUExecutionProvider"
+# Only where it is asked for: it builds an engine for each shape at every start, and may round products to TF32.
+TENSORRT = ("TensorrtExecutionProvider", {"trt_fp16_enable": "0", "trt_bf16_enable": "0", "trt_int8_enable": "0"})
 
 
 class Session(Protocol):
@@ -48,7 +50,13 @@ class OrtSession:
         return arrays
 
 
-def open_session(path: Path, threads: int) -> OrtSession:
+def providers(available: Sequence[str], tensorrt: bool) -> list[Any]:
+    """In the order in which they are offered each operator: TensorRT if asked for, CUDA where it is, the CPU."""
+    wanted = [*([TENSORRT] if tensorrt else []), CUDA]
+    return [*(one for one in wanted if one[0] in available), CPU]
+
+
+def open_session(path: Path, threads: int, tensorrt: bool = False) -> OrtSession:
     """A session of ``threads`` threads, the caller's among them, that sleep between two pieces of work.
 
     Threads that spin instead took 226 ms for a batch of 8, against 120 ms, where two cores were busy with other work
@@ -64,10 +72,11 @@ def open_session(path: Path, threads: int) -> OrtSession:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    on_gpu = CUDA[0] in ort.get_available_providers()
     try:
-        session = ort.InferenceSession(str(path), options, providers=[CUDA, CPU] if on_gpu else [CPU])
+        chosen = providers(ort.get_available_providers(), tensorrt)
+        session = ort.InferenceSession(str(path), options, providers=chosen)
     except Exception as error:  # onnxruntime's own exceptions share no public base
         reason = " ".join(str(error).split())
         raise BundleError(f"{path} does not open in onnxruntime {ort.__version__}: {reason}") from error
-    return OrtSession(session, "cuda" if CUDA[0] in session.get_providers() else "cpu")
+    on_gpu = {CUDA[0], TENSORRT[0]} & set(session.get_providers())
+    return OrtSession(session, "cuda" if on_gpu else "cpu")

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from student.bundle import Student
 from student.noise import noise
+from student.runtimes.manifest import STAGE_NAMES
 from student.runtimes.runtime import FloatArray, Watch
 from student.runtimes.session import Session
 from student.sampler import denoise
 from student.tokens import PromptTokens
 
-TEXT, STEP, DECODER = STAGES = ("text", "step", "decoder")
+TEXT, STEP, DECODER = STAGES = STAGE_NAMES
 POOLED = frozenset({"flux", "sd3"})  # families whose text encoders give one more vector for the whole prompt
 Opener = Callable[[Path], Session]
 
@@ -31,14 +33,18 @@ def text_outputs(family: str) -> tuple[str, ...]:
 class StagedGraphs:
     """The compiled stages of one student, for every step count that it knows sigmas of.
 
-    With ``one_by_one`` the images of a batch go through each stage alone, where its kernels would mix them.
+    ``in_torch`` has the stages that are not compiled. With ``one_by_one`` the images of a batch go through each stage
+    alone, where its kernels would mix them.
     """
 
-    def __init__(self, bundle: Path, student: Student, files: Mapping[str, Path], open_: Opener) -> None:
+    def __init__(
+        self, bundle: Path, student: Student, files: Mapping[str, Path], open_: Opener,
+        in_torch: Mapping[str, Session] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.tokens = PromptTokens(bundle, student.max_tokens, student.family)
         self.one_by_one = False
         self._student = student
-        self._sessions = {stage: open_(files[stage]) for stage in STAGES}
+        self._sessions = {stage: in_torch[stage] if stage in in_torch else open_(files[stage]) for stage in STAGES}
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch | None = None) -> FloatArray:
         """images_BCHW, one call of the step's graph after the other; ``watch`` as for ``draw_watched``."""

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from student.bundle import BundleError, Student
 from student.noise import noise
-from student.runtimes.compiled import CompiledRuntime, SteppedRuntime, checked_manifest
+from student.runtimes.compiled import CompiledRuntime, SteppedRuntime, checked_manifest, stages_in_torch
 from student.runtimes.machine import find_gpu
-from student.runtimes.manifest import RUNTIMES, RuntimeManifest
+from student.runtimes.manifest import RUNTIMES
 from student.runtimes.runtime import FloatArray, Watch
+from student.runtimes.session import Session
+from student.runtimes.sizes import Size, buckets, files_of
 from student.runtimes.stages import DECODER, STAGES, STEP, TEXT, StagedGraphs
 from student.sampler import denoise
 
@@ -219,6 +221,15 @@ class EngineGraphs(StagedGraphs):
         return run
 
 
+def engine_graphs(
+    bundle: Path, student: Student, files: Mapping[str, Path], library: str, in_torch: Mapping[str, Session]
+) -> StagedGraphs:
+    """With the loop recorded, unless a stage stays in torch: then stage by stage."""
+    if in_torch:
+        return StagedGraphs(bundle, student, files, lambda path: open_engine(path, library), in_torch)
+    return EngineGraphs(bundle, student, files, library)
+
+
 def tensorrt_runtime(bundle: Path, student: Student, threads: int, name: str | None, library: str) -> CompiledRuntime:
     """The bundle's engine runtime for this GPU and library, or the one in the folder ``name``.
 
@@ -228,12 +239,14 @@ def tensorrt_runtime(bundle: Path, student: Student, threads: int, name: str | N
     _require_gpu(library)
     folder = name or _fitting(bundle, library)
     manifest = checked_manifest(bundle, student, folder, {library: _version(library)})
-    graphs = EngineGraphs(bundle, student, _files(bundle, folder, manifest), library)
-    return SteppedRuntime(bundle, student, threads, folder, graphs)
+    in_torch = stages_in_torch(bundle, student, manifest, threads, DEVICE)
 
+    def at(size: Size | None, resized: Student) -> StagedGraphs:
+        files = files_of(bundle / RUNTIMES / folder, manifest, size)
+        return engine_graphs(bundle, resized, files, library, in_torch)
 
-def _files(bundle: Path, folder: str, manifest: RuntimeManifest) -> dict[str, Path]:
-    return {stage: bundle / RUNTIMES / folder / graph.file for stage, graph in manifest.stages.items()}
+    others = {size: at(size, resized) for size, resized in buckets(student, manifest).items()}
+    return SteppedRuntime(bundle, student, threads, folder, at(None, student), others)
 
 
 def _fitting(bundle: Path, library: str) -> str:

@@ -21,6 +21,7 @@ MAIN: dict[str, Any] = yaml.safe_load(FILES[0].read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = MAIN["services"]
 GPUS: dict[str, dict[str, Any]] = yaml.safe_load(FILES[2].read_text("utf-8"))["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
+IGNORED = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
 COMPOSE = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
 
 
@@ -102,12 +103,14 @@ def test_final_stages_have_no_build_tools_and_run_as_nobody_in_particular() -> N
     found = stages()
     for name in ("api", "worker-cpu", "worker-gpu", "queue", "bare", "runtime"):
         assert not re.search(r"\bpip\b|PIP_|gcc|build-essential", found[name]), name
-    for name in ("runtime", "queue", "worker-gpu"):
-        assert re.findall(r"^USER (\S+)", found[name], re.M)[-1] == "fewstep"
+    for name in ("runtime", "queue", "worker-gpu"):  # a number: Kubernetes cannot tell of a name that it is not root
+        assert re.findall(r"^USER (\S+)", found[name], re.M)[-1] == "10001:10001"
     for name in ("dependencies", "gpu-dependencies"):
         assert "--require-hashes" in found[name] and "--no-deps" in found[name]
     labels = ("title", "description", "licenses", "version", "revision")
     assert all(f"org.opencontainers.image.{label}=" in found["bare"] for label in labels)
+    for lock in set(re.findall(r"\w+\.lock", DOCKERFILE + FILES[0].read_text("utf-8"))):
+        assert (ROOT / "requirements" / lock).exists() and f"!requirements/{lock}" in IGNORED, lock
     order = list(found)
     assert order.index("api") < order.index("gpu-dependencies"), "a plain builder would fetch CUDA for the API's image"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +23,35 @@ from student.bundle import read_student
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "deploy/kubernetes/base"
 GPU = ROOT / "deploy/kubernetes/gpu"
+GPU_S3 = ROOT / "deploy/kubernetes/gpu-s3"
 KUBERNETES = ("1.31.0", "1.34.0", kubernetes_validate.latest_version())
 Manifest = dict[str, Any]
 
 
-def resolved(folder: Path) -> list[Manifest]:
-    """What ``kubectl kustomize`` would write, for the parts of it that are used here; an unknown part is an error."""
+def resolved(folder: Path, found: list[Manifest] | None = None) -> list[Manifest]:
+    """What ``kubectl kustomize`` would write, for the parts of it that are used here; an unknown part is an error.
+
+    A component changes what was ``found`` before it.
+    """
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text("utf-8"))
-    known = {"apiVersion", "kind", "namespace", "resources", "configMapGenerator", "images", "patches"}
+    known = {"apiVersion", "kind", "namespace", "resources", "configMapGenerator", "images", "patches",
+             "components"}  # fmt: skip
     assert set(kustomization) <= known
-    found: list[Manifest] = []
-    for name in kustomization["resources"]:
+    found = found or []
+    for name in kustomization.get("resources", []):
         path = folder / name
         found += resolved(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text("utf-8")))
     for generated in kustomization.get("configMapGenerator", []):
         data = dict(literal.split("=", 1) for literal in generated["literals"])
-        found.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": generated["name"]}, "data": data})
+        if generated.get("behavior") == "merge":
+            one(found, "ConfigMap", generated["name"])["data"].update(data)
+        else:
+            named = {"name": generated["name"]}
+            found.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": named, "data": data})
     for patch in kustomization.get("patches", []):
-        (target,) = (m for m in found if (m["kind"], m["metadata"]["name"]) == tuple(patch["target"].values()))
-        merge(target, yaml.safe_load(patch["patch"]))
+        apply(patch, found)
+    for name in kustomization.get("components", []):
+        resolved(folder / name, found)
     for image in kustomization.get("images", []):
         changed = [c for m in found for c in containers(m) if c["image"].split(":")[0] == image["name"]]
         assert changed, f"{image['name']} is nobody's image"
@@ -52,11 +64,26 @@ def resolved(folder: Path) -> list[Manifest]:
     return found
 
 
+def apply(patch: Manifest, found: list[Manifest]) -> None:
+    """A patch of either kind; of JSON patches the one that is used."""
+    target, change = one(found, *patch["target"].values()), yaml.safe_load(patch["patch"])
+    if isinstance(change, list):
+        ((op, path, value),) = (tuple(row.values()) for row in change)
+        assert (op, path) == ("add", "/spec/egress/-")
+        target["spec"]["egress"].append(value)
+    elif change.get("$patch") == "delete":
+        found.remove(target)
+    else:
+        merge(target, change)
+
+
 def merge(into: Manifest, patch: Manifest) -> None:
     """A strategic merge, as far as maps and lists of named things go."""
     for key, value in patch.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             merge(into[key], value)
+        elif value is None:
+            into.pop(key, None)
         elif isinstance(value, list) and value and "name" in value[0] and key in into:
             for item in value:
                 (named,) = (old for old in into[key] if old["name"] == item["name"])
@@ -78,7 +105,7 @@ def pod(manifests: list[Manifest], name: str) -> Manifest:
     return one(manifests, "Deployment", name)["spec"]["template"]["spec"]  # type: ignore[no-any-return]
 
 
-@pytest.fixture(scope="module", params=[BASE, GPU], ids=["base", "gpu"])
+@pytest.fixture(scope="module", params=[BASE, GPU, GPU_S3], ids=["base", "gpu", "gpu-s3"])
 def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
     return resolved(request.param)
 
@@ -97,6 +124,36 @@ def test_kubernetes_own_schemas_agree(manifests: list[Manifest]) -> None:
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
+@pytest.mark.parametrize("folder", [BASE, GPU, GPU_S3], ids=["base", "gpu", "gpu-s3"])
+def test_kustomize_itself_makes_the_same_of_them(folder: Path) -> None:
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # The name of a generated map ends in the hash of its content.
+    said = list(yaml.safe_load_all(re.sub(r"name: fewstep-[0-9a-z]{10}$", "name: fewstep", done.stdout, flags=re.M)))
+
+    def sorted_(manifests: list[Manifest]) -> list[Manifest]:
+        for manifest in manifests:
+            if manifest["kind"] == "Deployment":
+                manifest["spec"]["template"]["spec"]["volumes"].sort(key=lambda volume: str(volume["name"]))
+        return sorted(manifests, key=lambda m: (m["kind"], m["metadata"]["name"]))
+
+    assert sorted_(said) == sorted_(resolved(folder))
+
+
+def test_with_a_bucket_nothing_is_shared_but_queue_and_store() -> None:
+    manifests = resolved(GPU_S3)
+    assert not [m for m in manifests if m["kind"] == "PersistentVolumeClaim"]
+    settings = Settings(results=one(manifests, "ConfigMap", "fewstep")["data"]["FEWSTEP_RESULTS"])
+    assert settings.results == "s3://fewstep/pictures"
+    for name in ("fewstep-api", "fewstep-worker"):
+        assert not [volume for volume in pod(manifests, name)["volumes"] if "persistentVolumeClaim" in volume]
+        allowed = one(manifests, "NetworkPolicy", name)["spec"]["egress"]
+        assert [rule["ports"][0]["port"] for rule in allowed] == [53, 6379, 443]
+    for lock in ("s3.lock", "gpu.lock"):
+        assert re.search(r"^s3fs==", (ROOT / "requirements" / lock).read_text("utf-8"), re.M)
+
+
 def test_this_check_sees_a_misspelt_field() -> None:
     manifest = one(resolved(BASE), "Deployment", "fewstep-api")
     manifest["spec"]["template"]["spec"]["enableServiceLink"] = False
@@ -109,7 +166,9 @@ def test_settings_exist_and_no_variable_is_injected_beside_them(manifests: list[
     for name in ("fewstep-api", "fewstep-worker"):
         assert pod(manifests, name)["enableServiceLinks"] is False
         (container,) = pod(manifests, name)["containers"]
-        assert container["envFrom"] == [{"configMapRef": {"name": "fewstep"}}] and "env" not in container
+        assert container["envFrom"][0] == {"configMapRef": {"name": "fewstep"}} and "env" not in container
+        secrets = [source["secretRef"]["name"] for source in container["envFrom"][1:]]
+        assert secrets == (["fewstep-s3"] if "FEWSTEP_RESULTS" in settings else [])
 
 
 def test_pods_are_given_the_time_that_the_service_takes_to_stop(manifests: list[Manifest], settings: Manifest) -> None:

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.dashboard import DASHBOARD, FOLDER, STRING, names, panels, queries, without_data
 from service.keys import KeyStore
+from service.queue.consumer import Consumer
 from tests.deploy.prometheus import running
 from tests.service.support import Service, eventually, running_service
 
@@ -52,6 +53,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service,
         yield live, keys
 
 
+def tell_of_a_gpu(live: Service) -> None:
+    """A worker on another machine gives a sign of life, as one does that sees a GPU."""
+    told = {"busy": 0.9, "used_bytes": 4e9, "total_bytes": 8e9, "power_w": 250.0, "temperature_c": 60}
+    info = {"runtime": "r", "host": "h", "max_batch": 8, "gpus": {"GPU-1": told}}
+    with live.redis as client:
+        Consumer(client, "shapes", "elsewhere", lease_s=30.0, max_attempts=3).beat(info, [])
+
+
 def labels_of_samples(service: Service, token: str) -> dict[str, set[str]]:
     """The labels of each sample name that /metrics shows; of families without a sample yet none are known."""
 
@@ -62,6 +71,7 @@ def labels_of_samples(service: Service, token: str) -> dict[str, set[str]]:
         assert answer.status_code == 200
         return answer.text if "fewstep_images_total{" in answer.text else ""
 
+    tell_of_a_gpu(service)
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(eventually(settled, "a picture is counted")):
         if family.type == "counter":
@@ -104,6 +114,12 @@ def test_these_tests_see_a_metric_that_does_not_exist() -> None:
     assert without_data(queries()[:1], lambda _: [{"value": [0, "0"]}]) == []
 
 
+def test_where_there_is_no_gpu_only_the_queries_about_them_are_left_out() -> None:
+    apart = [query for query in queries() if query not in queries(gpus=False)]
+    assert {query.panel for query in apart} == {"GPU busy", "GPU memory", "GPU power and temperature"}
+    assert all(names(query.expression) and "fewstep_gpu_" in query.expression for query in apart)
+
+
 def test_every_recorded_name_is_used_and_every_alert_says_what_to_do() -> None:
     used = {name for expression in expressions() for name in names(expression)}
     for rule in rules():
@@ -143,6 +159,7 @@ def test_every_query_of_the_dashboard_has_an_answer(service: tuple[Service, dict
             assert httpx.post(
                 f"{live.url}/generate", json=body, headers=headers, timeout=60, trust_env=False
             ).is_success
+            tell_of_a_gpu(live)
             return not without_data(queries(), prometheus.ask)
 
         try:

@@ -7,6 +7,8 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,9 @@ from export import builder
 from export.builder import build_engine
 from export.engine import Order
 from export.errors import ExportError
-from export.graph import Signature, export_graph
+from export.graph import Signature, export_graph, save, shapes_of
+from export.narrow import WIDE_STAGES, narrow
+from export.quantise import quantise
 from export.to_tensorrt import profiles
 from tests.export.conftest import Compile
 
@@ -63,6 +67,18 @@ def test_an_engine_is_built_without_a_gpu_and_says_how_it_goes(tmp_path: Path) -
     assert last["bytes"] == (tmp_path / "step.engine").stat().st_size > 1000 and last["layers"] > 0
     assert said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.onnx", "step.engine"]
+
+
+@NEEDS_RTX
+def test_a_graph_in_fp8_builds(tmp_path: Path) -> None:
+    """For the GPUs that have it; tensorrt_rtx leaves the others out, and says so where none is left."""
+    wide, target = tmp_path / "graph.onnx", tmp_path / "fp8.onnx"
+    one = order(tmp_path, nn.Sequential(nn.Linear(4, 64), nn.GELU(), nn.Linear(64, 4)))
+    quantise(wide, tmp_path / "eight.onnx", [{"x": np.ones((2, 4, 4), np.float32)}], "fp8")
+    save(narrow(ir.load(tmp_path / "eight.onnx"), "bf16"), target)
+    kinds = {value.dtype for node in ir.load(target).graph for value in node.outputs}
+    assert {ir.DataType.FLOAT8E4M3FN, ir.DataType.BFLOAT16} <= kinds
+    assert build_engine(replace(one, onnx=str(target)), 4 * GIB, lambda text: None, tmp_path)["bytes"] > 1000
 
 
 @NEEDS_RTX
@@ -115,11 +131,6 @@ def test_an_interrupted_build_ends_its_process(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("family", ["flux", "sd3", "wan"])
 def test_every_graph_of_every_family_builds(compile_family: Compile, tmp_path: Path, family: str) -> None:
     """What "TensorRT-compatible" means here: each stage in bfloat16, as a GPU would get it, is parsed and built."""
-    import onnx_ir as ir
-
-    from export.graph import save, shapes_of
-    from export.narrow import WIDE_STAGES, narrow
-
     folder = compile_family(family) / "runtimes" / "onnx-staged-fp32"
     for stage in ("text", "step", "decoder"):
         graph, target = folder / f"{stage}.onnx", tmp_path / f"{stage}.onnx"

@@ -1,18 +1,23 @@
-"""int8: near, fixed scales (so that an image does not depend on its batch), and the same bytes each time."""
+"""Eight bits: near, fixed scales (so that an image does not depend on its batch), the same bytes each time, and layers
+that do not bear it left out by measurement."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
 
+from export.calibrate import observe
 from export.graph import Signature, export_graph
-from export.quantise import quantise
+from export.qdq import layers, quantised
+from export.quantise import choose, quantise
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +61,79 @@ def test_two_are_equal_to_the_byte_and_say_whose_they_are(graphs: tuple[Path, Pa
     assert short.read_bytes() == again.read_bytes()
     assert {p.key: p.value for p in onnx.load(short).metadata_props} == {"student": "tiny 1"}
     assert sorted(path.name for path in short.parent.iterdir()) == ["again.onnx", "short.onnx", "wide.onnx"]
+
+
+class Planted(nn.Module):
+    """Two layers: the second one's input has a value a thousand times as large as the others, which no scale serves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.good, self.bad = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+        with torch.no_grad():
+            self.bad.weight[:, 0] *= 1e-3
+        self.register_buffer("size", torch.ones(64))
+        self.size[0] = 1000.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.good(x) + self.bad(x * self.size)
+
+
+def planted(folder: Path) -> Path:
+    path = folder / "planted.onnx"
+    path.write_bytes(export_graph(Planted(), Signature("planted", {"x": torch.zeros(2, 7, 64)}, ("y",)), {}))
+    return path
+
+
+def test_a_layer_that_does_not_bear_it_is_found_and_left_out(tmp_path: Path) -> None:
+    graph, target = planted(tmp_path), tmp_path / "short.onnx"
+    feeds = [{"x": batch(seed)} for seed in range(4)]
+    choice = quantise(graph, target, feeds)
+    assert choice.left_out == ("bad.weight.T",) and choice.all_error > 0.1 > choice.error
+    assert choice.sensitivity is not None and choice.sensitivity["good.weight.T"] < 0.02
+    stored = {value.name: value.data_type for value in onnx.load(target).graph.initializer}
+    assert stored["good.weight.T.int8"] == onnx.TensorProto.INT8 and stored["bad.weight.T"] == onnx.TensorProto.FLOAT
+    assert np.linalg.norm(run(target, batch(9)) - run(graph, batch(9))) / np.linalg.norm(run(graph, batch(9))) < 0.05
+    assert "alone in eight bits it moves the answer by" in choice.reasons()["bad.weight.T"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["planted.onnx", "short.onnx"]
+
+
+def test_the_fewest_of_the_worst_are_left_out() -> None:
+    """Against a model of which the answer is known: errors add up."""
+    alone = {"a": 0.01, "b": 0.5, "c": 0.02, "d": 0.3, "e": 0.01}
+
+    def error(left_out: object) -> float:
+        return sum(value for name, value in alone.items() if name not in list(left_out))  # type: ignore[call-overload]
+
+    for most, expected in ((1.0, ()), (0.5, ("b",)), (0.05, ("b", "d")), (0.03, ("b", "d", "c"))):
+        found = choose(list(alone), error, most)
+        assert found.left_out == expected and found.error <= most and found.all_error == pytest.approx(0.84)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("int8", np.int8), ("fp8", ml_dtypes.float8_e4m3fn)])
+def test_it_computes_what_the_formats_say(tmp_path: Path, precision: str, dtype: type) -> None:
+    """The same product by hand in numpy: the input rounded with one scale, the weight with one for each channel."""
+    graph = tmp_path / "one.onnx"
+    torch.manual_seed(2)
+    module = nn.Linear(64, 32, bias=False)
+    graph.write_bytes(export_graph(module, Signature("one", {"x": torch.zeros(2, 7, 64)}, ("y",)), {}))
+    model, x = ir.load(graph), batch(3)
+    (node,) = layers(model.graph).values()
+    seen = observe(model, [f"{node.inputs[0].name}"], [{"x": x}], tmp_path / "work.onnx")  # type: ignore[union-attr]
+    ir.save(quantised(model, seen, precision), tmp_path / "short.onnx")
+    weight = module.weight.detach().numpy().T
+    if precision == "int8":
+        scale = np.float32((x.max() - x.min()) / 255)
+        zero = np.round(-x.min() / scale)
+        ours = (np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale
+        steps = np.abs(weight).max(axis=0) / np.float32(127)
+        theirs = np.clip(np.rint(weight / steps), -127, 127) * steps
+    else:
+        scale = np.abs(x).max() / np.float32(448)
+        scale = scale.astype(ml_dtypes.bfloat16).astype(np.float32)
+        ours = np.clip(x / scale, -448, 448).astype(dtype).astype(np.float32) * scale
+        steps = (np.abs(weight).max(axis=0) / np.float32(448)).astype(ml_dtypes.bfloat16).astype(np.float32)
+        theirs = np.clip(weight / steps, -448, 448).astype(dtype).astype(np.float32) * steps
+    np.testing.assert_allclose(run(tmp_path / "short.onnx", x), ours @ theirs, atol=2e-4)
+    error = np.linalg.norm(ours @ theirs - x @ weight) / np.linalg.norm(x @ weight)
+    assert 1e-3 < error < (0.02 if precision == "int8" else 0.06)

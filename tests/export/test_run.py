@@ -63,7 +63,7 @@ def test_each_mistake_is_one_sentence(
     assert "is not a student: it has no student.json" in complaint(capsys, tmp_path / "nowhere")
     accepted = "cannot compile to 'tpu': accepted is onnx, openvino, tensorrt, tensorrt_rtx"
     assert accepted in complaint(capsys, bundle, to="tpu")
-    assert "precision is 'fp8': onnx has fp32, fp16, bf16, int8" in complaint(capsys, bundle, precision="fp8")
+    assert "precision is 'fp4': onnx has fp32, fp16, bf16, int8, fp8" in complaint(capsys, bundle, precision="fp4")
     assert "onnx in int8 has no fused form: accepted is staged" in complaint(capsys, bundle, precision="int8")
     assert "batches is '0': accepted are numbers from 1 to 63" in complaint(capsys, bundle, batches="0")
     assert f"{tmp_path} is not a file of prompts" in complaint(capsys, bundle, prompts=tmp_path)

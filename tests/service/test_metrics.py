@@ -10,7 +10,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import COUNTERS, Memory, Metrics
+from service.accelerators import Accelerators
+from service.metrics import COUNTERS, GPU, Memory, Metrics
+from service.queue.consumer import Consumer
 from service.queue.job import Record, State
 from service.queue.producer import Depth
 from student.bundle import RewardReference
@@ -87,6 +89,28 @@ def test_one_scrape_shows_what_was_asked_and_what_was_measured(tmp_path: Path) -
     assert value(samples, "queue_depth") == value(samples, "running_jobs") == 0
     assert value(samples, "inflight_requests") == 0
     assert [labels for name, labels in samples if name == "fewstep_build_info"]
+
+
+def test_gpus_are_shown_as_long_as_a_worker_tells_of_them(tmp_path: Path) -> None:
+    """Through the queue: what a worker said with its sign of life is what the HTTP process shows."""
+    told = {"busy": 0.75, "used_bytes": 3e9, "total_bytes": 8e9, "power_w": 250.5, "temperature_c": 61.0}
+    info = {"runtime": "r", "host": "far", "max_batch": 8, "gpus": {"GPU-1": told}}
+    with running_service(tmp_path / "data") as live:
+        page = httpx.get(f"{live.url}/metrics", trust_env=False).text
+        assert "# TYPE fewstep_gpu_busy_ratio gauge" in page and "fewstep_gpu_busy_ratio{" not in page
+        with live.redis as client:
+            worker = Consumer(client, "fake", "far", lease_s=30.0, max_attempts=3)
+            worker.beat(info, [])
+            samples = read(httpx.get(f"{live.url}/metrics", trust_env=False).text)
+            worker.release([])
+        gone = read(httpx.get(f"{live.url}/metrics", trust_env=False).text)
+    shown = {name: value(samples, f"gpu_{name}", host="far", gpu="GPU-1") for name in GPU}
+    assert shown == dict(zip(GPU, (0.75, 3e9, 8e9, 250.5, 61.0), strict=True))
+    assert not [name for name, _ in gone if name.startswith("fewstep_gpu_")]
+
+
+def test_without_a_driver_no_gpu_is_told_of() -> None:
+    assert Accelerators().look() == {} or Path("/dev/nvidiactl").exists()
 
 
 def test_scores_fall_into_signed_buckets() -> None:

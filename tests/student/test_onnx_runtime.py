@@ -56,6 +56,15 @@ def test_bytes_do_not_depend_on_batch_mates(compiled: Path, threads: int) -> Non
     np.testing.assert_array_equal(runtime.draw(prompts[::-1], seeds[::-1], 4)[::-1], together)
 
 
+def test_cuda_is_taken_where_it_is_and_tensorrt_only_if_asked_for() -> None:
+    from student.runtimes.session import providers
+
+    cpu, cuda, tensorrt = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+    names = [[one if isinstance(one, str) else one[0] for one in providers(available, asked)]
+             for available in ([cpu], [tensorrt, cuda, cpu]) for asked in (False, True)]  # fmt: skip
+    assert names == [[cpu], [cpu], [cuda, cpu], [tensorrt, cuda, cpu]]
+
+
 class BatchSensitive:
     """A session whose images depend, in the last bit, on the size of the batch: what another machine might do."""
 

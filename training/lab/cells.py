@@ -17,7 +17,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "distillation only": {"reward_weight": 0.0, "gate": "one"},
 }
 # Our own form, in the same comparison.
-VARIANTS: Mapping[str, Mapping[str, Any]] = {"RATS, steered": {"steer": 0.9, "validate_every": 20}}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {"RATS steered": {"steer": 0.85, "validate_every": 20}}
+VARIANT_NFES = (4, 2)
 # At one step count with one seed: enough to see large effects, and marked as such.
 BASELINES: Mapping[str, Mapping[str, Any]] = {
     "reward only, slow": {"alpha": 0.0, "lr": 3e-5},
@@ -37,6 +38,8 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "tau in spreads": {"tau_in_spreads": True},
     "EMA 0.9": {"ema": 0.9},
     "EMA 0.99": {"ema": 0.99},
+    "steered to 0.9": {"steer": 0.9, "validate_every": 20},
+    "confidence gate": {"gate": "confidence"},
     "gradient: last 2": {"gradient": "last_k", "last_k": 2},
     "gradient: detached": {"gradient": "detached"},
 }
@@ -83,7 +86,7 @@ def cells() -> list[Cell]:
         _cell(method, "main", change, nfe, seed)
         for nfe in (4, 2, 8)
         for seed in SEEDS
-        for method, change in {**METHODS, **VARIANTS}.items()
+        for method, change in {**METHODS, **(VARIANTS if nfe in VARIANT_NFES else {})}.items()
     ]
     one_seed = [
         _cell(method, part, change, ABLATION_NFE, SEEDS[0])

@@ -108,7 +108,7 @@ def _claims() -> list[tuple[str, str, dict[int, tuple[str, int]]]]:
         ("RATS", "shaping beats reward only", against["reward only"]),
     ]
     ours = [
-        (name, f"{name.replace(',', '')} is above {words}", others)
+        (name, f"{name} is above {words}", others)
         for name in VARIANTS
         for words, others in (
             ("the 50-step teacher", reference),

@@ -32,6 +32,17 @@ def gate(reward_teacher_B: Tensor, reward_student_B: Tensor, tau: float) -> Tens
     return torch.sigmoid((reward_teacher_B - reward_student_B) / tau).detach()
 
 
+def confidence(reward_teacher_B: Tensor, tau: float) -> Tensor:
+    """sigmoid(R_T / tau), detached: near 1 where the teacher scores above its own mean, near 0 where it is unsure.
+
+    Ours; no source. R_T is standardised, so 0 is the teacher's mean.
+
+    Raises:
+        ValueError: tau is not above 0.
+    """
+    return gate(reward_teacher_B, torch.zeros_like(reward_teacher_B), tau)
+
+
 def shaping(
     student: Trajectory, teacher: Trajectory, sigmas: Sequence[float], l2_weight: float, cosine_weight: float
 ) -> Tensor:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from training.drawing import Painter, velocity_of
 from training.rats.gradients import differentiate
-from training.rats.loss import gate, reward_loss, shaping, steered, velocity_excess
+from training.rats.loss import confidence, gate, reward_loss, shaping, steered, velocity_excess
 from training.rats.networks import Networks
 from training.rats.preset import RatsConfig
 from training.rats.trajectory import Trajectory, named_horizons
@@ -104,9 +104,7 @@ class Objective:
         config = self._config
         points = named_horizons(config.horizons, student.sigmas)
         shaping_B = shaping(student, teacher, points, config.l2_weight, config.cosine_weight)
-        gate_B = gate(reward_T, reward_S, config.tau * (self.spread if config.tau_in_spreads else 1.0))
-        if config.gate in CONSTANT_GATES:
-            gate_B = torch.full_like(gate_B, CONSTANT_GATES[config.gate])
+        gate_B = self._gate(reward_T, reward_S)
         gap_B = reward_S - reward_T
         seen |= {
             "reward_teacher": reward_T.mean().item(),
@@ -119,6 +117,12 @@ class Objective:
             "alpha": self.alpha,
         }
         return self.alpha * (gate_B * shaping_B + velocity_excess(student, teacher, config.velocity_hinge))
+
+    def _gate(self, reward_T: Tensor, reward_S: Tensor) -> Tensor:
+        tau = self._config.tau * (self.spread if self._config.tau_in_spreads else 1.0)
+        if self._config.gate in CONSTANT_GATES:
+            return torch.full_like(reward_T, CONSTANT_GATES[self._config.gate])
+        return confidence(reward_T, tau) if self._config.gate == "confidence" else gate(reward_T, reward_S, tau)
 
     def _reward(self, x_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
         def score(x: Tensor) -> Tensor:

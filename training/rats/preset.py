@@ -13,7 +13,7 @@ from training.rats.trajectory import named_horizons
 
 WORDS = {
     "method": ("rats", "consistency", "matching"),
-    "gate": ("reward", "constant", "one"),
+    "gate": ("reward", "confidence", "constant", "one"),
     "gradient": MODES,
     "precision": ("bf16", "fp32"),
     "weights": ("bf16", "fp32"),
@@ -68,7 +68,7 @@ class RatsConfig:
     reward_hinge: float = math.inf  # rewards above it count no more
     alpha: float = 1.0
     steer: float = 0.0  # the share of the teacher's diversity that alpha is led to at each validation; 0 leaves alpha
-    gate: str = "reward"  # "constant": 0.5 everywhere; "one": 1 everywhere
+    gate: str = "reward"  # "confidence": by the teacher's own reward; "constant": 0.5 everywhere; "one": 1 everywhere
     tau: float = 1.0
     tau_in_spreads: bool = False  # tau times the running deviation of the gap
     horizons: str = "student"  # "end": the last state alone; or sigmas, such as "0.8,0.4,0"
@@ -177,8 +177,8 @@ def frozen_teacher() -> RatsConfig:
 
 
 def steered() -> RatsConfig:
-    """RATS whose alpha is found while it trains: as much reward as leaves nine tenths of the teacher's diversity."""
-    return replace(shapes(), steer=0.9, min_diversity=0.87, validate_every=20)
+    """RATS whose alpha is found while it trains: as much reward as leaves 85 % of the teacher's diversity."""
+    return replace(shapes(), steer=0.85, min_diversity=0.82, validate_every=20)
 
 
 def _paper(model: str, student_id: str, nfe: int, side_px: int) -> RatsConfig:

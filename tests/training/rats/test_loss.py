@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from student.schedule import sigmas
-from training.rats.loss import gate, reward_loss, shaping, velocity_excess
+from training.rats.loss import confidence, gate, reward_loss, shaping, velocity_excess
 from training.rats.trajectory import Trajectory, horizons, rollout
 
 
@@ -20,6 +20,13 @@ def test_gate_at_equality_far_above_and_far_below() -> None:
 def test_gate_passes_no_gradient() -> None:
     student = torch.tensor([0.3], requires_grad=True)
     assert not gate(torch.tensor([0.1]), student, 1.0).requires_grad
+
+
+def test_the_confidence_gate_looks_at_the_teacher_alone() -> None:
+    teacher = torch.tensor([0.0, 0.5 * math.log(3), -50.0, 50.0], requires_grad=True)
+    found = confidence(teacher, 0.5)
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.75, 0.0, 1.0]), atol=1e-6, rtol=1e-6)
+    assert not found.requires_grad
 
 
 def test_gate_refuses_a_tau_of_zero() -> None:

@@ -1,7 +1,8 @@
-"""Which checkpoint a run keeps: the best held-out score among those that are as varied as is asked."""
+"""What a run's figures decide: the checkpoint that is kept, alpha where diversity steers it, and the gate."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,11 @@ from training.rats.trainer import Trainer, World
 LOOKS = {0: (0.0, 2.0), 1: (0.3, 1.9), 2: (0.2, 2.0), 3: (0.9, 1.0)}
 
 
+def reward(images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+    """The mean red of a picture."""
+    return images_BCHW[:, 0].mean((1, 2))
+
+
 @pytest.mark.parametrize(("floor", "chosen"), [(0.9, 1), (0.975, 2), (0.0, 3), (1.0, 2)])
 def test_the_best_that_is_varied_enough_is_kept(floor: float, chosen: int, tmp_path: Path) -> None:
     small.write_models(tmp_path)
@@ -34,9 +40,6 @@ def test_the_best_that_is_varied_enough_is_kept(floor: float, chosen: int, tmp_p
         heldout, diversity = LOOKS[step]
         watched = {"diversity_validation": diversity, "saturation": 0.0, "velocity_norm": 1.0}
         return {"heldout_validation": heldout, "reward_validation": heldout, **watched}
-
-    def reward(images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
-        return images_BCHW[:, 0].mean((1, 2))
 
     config = replace(shapes(), steps=3, validate_every=1, batch=1, alpha=0.0, precision="fp32", lr=1e-2, warmup=1)
     config = replace(config, min_diversity=floor)
@@ -56,9 +59,6 @@ def test_alpha_follows_the_diversity_of_each_look(tmp_path: Path) -> None:
         watched = {"diversity_validation": looks[step], "saturation": 0.0, "velocity_norm": 1.0}
         return {"heldout_validation": 0.0, "reward_validation": 0.0, **watched}
 
-    def reward(images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
-        return images_BCHW[:, 0].mean((1, 2))
-
     config = replace(shapes(), steps=4, validate_every=2, batch=1, teacher_nfe=2, precision="fp32", steer=0.9)
     world = World(lambda step, num: ["a red heart"] * num, reward, validate, model.latent_shape(64, 64), 9.0, 2.0)
     run = tmp_path / "run"
@@ -69,3 +69,20 @@ def test_alpha_follows_the_diversity_of_each_look(tmp_path: Path) -> None:
     assert alphas == pytest.approx([8.0, 8.0, lower, lower]), "the look before the first step counts for nothing"
     assert steered(4.0, 1.5, 1.8) == pytest.approx(4.0 * 1.2**10)
     assert steered(4.0, 1.8, 1.8) == 4.0
+
+
+GATES = {"reward": lambda t, s: (t - s) / 0.5, "confidence": lambda t, s: t / 0.5, "constant": lambda t, s: 0.0}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_each_gate_is_the_function_of_the_rewards_that_it_says(name: str, tmp_path: Path) -> None:
+    small.write_models(tmp_path)
+    model = Flux(open_pipeline(tmp_path / "shapes-teacher"), max_tokens=12)
+    names = ("heldout_validation", "reward_validation", "diversity_validation", "saturation", "velocity_norm")
+    looked = dict.fromkeys(names, 1.0)
+    world = World(lambda step, num: ["a red heart"] * num, reward, lambda *_: looked, model.latent_shape(64, 64))
+    config = replace(shapes(), steps=2, batch=1, teacher_nfe=2, precision="fp32", gate=name, tau=0.5)
+    Trainer(config, model, world, tmp_path / "run").run()
+    rows = [row for row in read_log(tmp_path / "run" / "log.jsonl") if "gate_mean" in row]
+    expected = [1 / (1 + math.exp(-GATES[name](row["reward_teacher"], row["reward_student"]))) for row in rows]
+    assert len(rows) == 2 and [row["gate_mean"] for row in rows] == pytest.approx(expected, abs=1e-5)

@@ -1,0 +1,55 @@
+"""What the GPUs of a worker say about themselves, by NVIDIA's management library; nothing where there is none."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+MILLI = 1000
+
+log = logging.getLogger(__name__)
+
+
+class Accelerators:
+    """The GPUs that this process can see. One that stops answering is told of no more."""
+
+    def __init__(self) -> None:
+        self._library, self._devices = _open()
+
+    def look(self) -> dict[str, dict[str, float]]:
+        """By the GPU's UUID: its busy share (0 to 1), memory in bytes, watts, degrees Celsius."""
+        found = {}
+        for uuid, device in self._devices.items():
+            try:
+                found[uuid] = self._measure(device)
+            except self._library.NVMLError as error:
+                log.debug("GPU %s does not answer: %s", uuid, error)
+        return found
+
+    def _measure(self, device: Any) -> dict[str, float]:
+        nvml = self._library
+        memory = nvml.nvmlDeviceGetMemoryInfo(device)
+        return {
+            "busy": nvml.nvmlDeviceGetUtilizationRates(device).gpu / 100,
+            "used_bytes": memory.used,
+            "total_bytes": memory.total,
+            "power_w": nvml.nvmlDeviceGetPowerUsage(device) / MILLI,
+            "temperature_c": nvml.nvmlDeviceGetTemperature(device, nvml.NVML_TEMPERATURE_GPU),
+        }
+
+
+def _open() -> tuple[Any, Mapping[str, Any]]:
+    """(the library, its devices by UUID); without the package, the library or a driver there are no devices."""
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        return None, {}
+    try:
+        nvml.nvmlInit()
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        return nvml, {nvml.nvmlDeviceGetUUID(handle): handle for handle in handles}
+    except nvml.NVMLError as error:
+        log.debug("no GPU is told of: %s", error)
+        return nvml, {}

@@ -1,0 +1,87 @@
+"""Other picture sizes than the student's own: each a static bucket with a step's and a decoder's graph of its own.
+
+A bucket has the name that a request gives it, WIDTHxHEIGHT in pixels; the text stage is the same for all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from student.bundle import BundleError, ImageSize, Student
+from student.runtimes.manifest import RUNTIMES, STAGE_NAMES, RuntimeManifest, read_manifest
+
+TEXT, STEP, DECODER = STAGE_NAMES  # not from ``stages``: the API reads sizes too, and loads no numpy for it
+Size = tuple[int, int]  # height, width
+NAME = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+
+
+def size_name(size: Size) -> str:
+    """``(256, 320)`` is 320x256."""
+    return f"{size[1]}x{size[0]}"
+
+
+def read_size(name: str) -> Size:
+    """The inverse of ``size_name``.
+
+    Raises:
+        ValueError: not a size.
+    """
+    found = NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"size is {name!r}: accepted is WIDTHxHEIGHT in pixels, for example 320x256")
+    return int(found[2]), int(found[1])
+
+
+def own_size(student: Student) -> Size:
+    """The size that the student was trained for."""
+    return student.image.height, student.image.width
+
+
+def stage_name(stage: str, size: Size | None) -> str:
+    """The graph of a stage: ``step`` of the student's own size, ``step-320x256`` of a bucket; text has no size."""
+    return stage if size is None or stage == TEXT else f"{stage}-{size_name(size)}"
+
+
+def at_size(student: Student, size: Size, cells: Size) -> Student:
+    """The same student drawing another size: what draws and proves one draws and proves the other."""
+    latents = replace(student.latents, height=cells[0], width=cells[1])
+    return replace(student, latents=latents, image=ImageSize(*size, student.image.frames))
+
+
+def buckets(student: Student, manifest: RuntimeManifest) -> dict[Size, Student]:
+    """The student at each size of a runtime beside its own."""
+    found = {}
+    for name in manifest.buckets:
+        compiled = [f"{stage}-{name}" for stage in (STEP, DECODER) if f"{stage}-{name}" in manifest.stages]
+        if not compiled:
+            raise BundleError(f"the runtime {manifest.name} has no graph for {name}: make it again with export.run")
+        shape, size = manifest.stages[compiled[0]].inputs["latents"], read_size(name)
+        found[size] = at_size(student, size, (int(shape[-2]), int(shape[-1])))
+    return found
+
+
+def files_of(folder: Path, manifest: RuntimeManifest, size: Size | None) -> Mapping[str, Path]:
+    """The stages' files for a size."""
+    names = {stage: stage_name(stage, size) for stage in (TEXT, STEP, DECODER)}
+    return {stage: folder / manifest.stages[name].file for stage, name in names.items() if name in manifest.stages}
+
+
+def sizes_of(bundle: Path, student: Student) -> tuple[Size, ...]:
+    """What requests may ask for: the student's own size, and the buckets of the runtimes in its bundle."""
+    found = [own_size(student)]
+    for folder in sorted((bundle / RUNTIMES).glob("[!.]*")):
+        with suppress(BundleError, ValueError):
+            found += [read_size(name) for name in read_manifest(folder).buckets]
+    return tuple(dict.fromkeys(found))
+
+
+def refusal(id: str, sizes: Iterable[Size]) -> str:
+    """One sentence on what a student draws."""
+    names = [size_name(size) for size in sizes]
+    if len(names) == 1:
+        return f"{id} draws {names[0]} pixels and no other size."
+    return f"{id} draws {', '.join(names[:-1])} or {names[-1]} pixels and no other size."

@@ -1,0 +1,45 @@
+"""A stage that has no compiled form: it runs in torch, between stages that are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from student.bundle import Student
+from student.families.find import family_of_student
+from student.families.stages import stage_modules
+from student.pipeline import open_pipeline
+from student.runtimes.stages import DECODER, STEP, TEXT, text_outputs
+
+
+class TorchStage:
+    """One module behind ``Session``: numpy in, numpy out."""
+
+    def __init__(self, module: nn.Module, outputs: Sequence[str], device: str) -> None:
+        self._module, self._outputs, self._device = module, tuple(outputs), device
+
+    @torch.inference_mode()
+    def run(self, output_names: Sequence[str], feed: Mapping[str, Any], /) -> list[Any]:
+        """See ``Session``; the inputs come in the order that the module takes them."""
+        inputs = [torch.from_numpy(np.ascontiguousarray(array)).to(self._device) for array in feed.values()]
+        answer = self._module(*inputs)
+        answers = dict(zip(self._outputs, answer if isinstance(answer, tuple) else (answer,), strict=True))
+        return [answers[name].float().cpu().numpy() for name in output_names]
+
+
+def torch_stages(
+    bundle: Path, student: Student, names: Collection[str], threads: int, device: str = "cpu"
+) -> dict[str, TorchStage]:
+    """These stages of the bundle's own pipeline; torch's draw every size, so that a bucket's is the same."""
+    if not names:
+        return {}
+    torch.set_num_threads(threads)
+    modules = stage_modules(family_of_student(open_pipeline(bundle), student).to(device))
+    outputs = {TEXT: text_outputs(student.family), STEP: ("velocity",), DECODER: ("images",)}
+    stages = {name.partition("-")[0] for name in names}
+    return {stage: TorchStage(modules[stage], outputs[stage], device) for stage in sorted(stages)}
