@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 CHAOS_SEED ?= 1
 CHAOS_JOBS ?= 100
 SOAK_MINUTES ?= 10
-UVX ?= uv tool run
+VENV_AUDIT ?= .venv-audit
 
 PIP = -m pip --disable-pip-version-check --quiet
 RUN = $(VENV)/bin/python -m
@@ -48,14 +48,14 @@ chaos: $(VENV)/.installed
 soak: $(VENV)/.installed
 	@$(RUN) tests.chaos.soak --minutes $(SOAK_MINUTES) --seed $(CHAOS_SEED)
 
-# Both need uv and the package index; audit asks a database of known holes besides. torch is in no lock.
-audit:
-	$(UVX) pip-audit --disable-pip --require-hashes -r requirements/serve.lock
-	$(UVX) pip-audit --disable-pip --require-hashes -r requirements/dev.lock
+# It fails, and says so, also where the database of known holes cannot be asked.
+audit: $(VENV_AUDIT)/.installed
+	@$(VENV_AUDIT)/bin/python -m deploy.audit requirements/*.lock
 
-sbom:
+sbom: $(VENV_AUDIT)/.installed
 	@mkdir -p out
-	$(UVX) --from cyclonedx-bom cyclonedx-py requirements requirements/serve.lock --pyproject pyproject.toml -o out/sbom.json
+	@$(VENV_AUDIT)/bin/python -W ignore -m cyclonedx_py requirements requirements/serve.lock --pyproject pyproject.toml --validate --output-reproducible -o out/sbom.json
+	@echo "out/sbom.json: what serving is made of (CycloneDX)"
 
 gpu-test: $(VENV)/.installed
 	@$(RUN) benchmarks.gpu_test
@@ -72,9 +72,10 @@ lock:
 		--overrides requirements/without-torch.txt --no-emit-package torch -o requirements/dev.lock
 	$(COMPILE:--universal=--python-platform x86_64-manylinux_2_28) pyproject.toml --extra gpu --extra s3 \
 		-c requirements/serve.lock -o requirements/gpu.lock
+	$(COMPILE) requirements/audit.in -o requirements/audit.lock
 
 clean:
-	rm -rf $(VENV) $(VENV_SERVE) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV_SERVE) $(VENV_AUDIT) .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/.installed: requirements/dev.lock
 	@$(call new_venv,$(VENV))
@@ -87,6 +88,12 @@ $(VENV_SERVE)/.installed: requirements/serve.lock
 	@$(call new_venv,$(VENV_SERVE))
 	@echo "Installing what serving needs into $(VENV_SERVE); the first time this takes a minute."
 	@$(VENV_SERVE)/bin/python $(PIP) install --no-deps --require-hashes -r requirements/serve.lock
+	@touch $@
+
+$(VENV_AUDIT)/.installed: requirements/audit.lock
+	@$(call new_venv,$(VENV_AUDIT))
+	@echo "Installing what audits the lock files into $(VENV_AUDIT); the first time this takes a minute."
+	@$(VENV_AUDIT)/bin/python $(PIP) install --no-deps --require-hashes -r requirements/audit.lock
 	@touch $@
 
 TOO_OLD = fewstep needs Python 3.11 or later, and $(PYTHON) is not: say for example make PYTHON=python3.11.

@@ -12,6 +12,7 @@ from service.access import Access
 from service.catalogue.folder import Name
 from service.catalogue.overseer import OneModel
 from service.description import DescribedApp
+from service.gate import Gate, GateKeeper
 from service.handlers import add_handlers
 from service.keys import KeyStore
 from service.metrics import Metrics
@@ -40,11 +41,12 @@ def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
     keys.keys()  # a file that cannot be read is told now
     served = one.choice.default() if one else None
     name = served.name if served else Name("several", "")
+    gate = Gate()
     metrics = Metrics(name.id, name.version, {"python": platform.python_version()})
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_services(settings, metrics, one, tracing) as services:
+        async with open_services(settings, metrics, one, tracing, gate) as services:
             app.state.services = services
             async with webhooks(services):
                 yield
@@ -60,6 +62,7 @@ def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(GateKeeper, gate=gate, metrics=metrics)
     app.add_middleware(Access, keys=keys)
     app.add_middleware(RequestContext, metrics=metrics, tracing=tracing)
     add_handlers(app)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from service.context import current_request
+from service.outlet import Outlet
 from service.settings import Settings
 
 TEXT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
@@ -36,9 +37,22 @@ def configure_logging(settings: Settings, stream: TextIO | None = None) -> None:
     chosen = settings.log_format
     if chosen == "auto":
         chosen = "text" if stream.isatty() else "json"
-    handler = logging.StreamHandler(stream)
+    handler = _handler(stream)
     handler.setFormatter(JsonLines() if chosen == "json" else TextLines(TEXT))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+
+
+def _handler(stream: TextIO) -> logging.Handler:
+    try:
+        return Outlet(stream.fileno())
+    except (OSError, ValueError):  # text that is kept in memory, or a stream that was closed
+        return logging.StreamHandler(stream)
+
+
+def last_words() -> None:
+    """Let what was logged go out before the process is ended at once; a reader that hangs is not waited for."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def prompt_facts(prompt: str, whole: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from service.catalogue.board import Board
 from service.catalogue.folder import Folder
 from service.catalogue.overseer import OneModel, Overseer
+from service.gate import Gate
 from service.metrics import Metrics
 from service.model import queue_name
 from service.queue.connection import connect_async
@@ -43,6 +44,7 @@ class Services:
     metrics: Metrics
     stopping: asyncio.Event
     tracing: Tracing
+    gate: Gate
 
 
 @asynccontextmanager
@@ -70,7 +72,7 @@ async def background(services: Services) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def open_services(
-    settings: Settings, metrics: Metrics, one: OneModel | None, tracing: Tracing
+    settings: Settings, metrics: Metrics, one: OneModel | None, tracing: Tracing, gate: Gate
 ) -> AsyncIterator[Services]:
     """Connect (lazily: the server may come later), start the background tasks. Without ``one``, several are served."""
     api = uuid.uuid4().hex
@@ -87,6 +89,7 @@ async def open_services(
         priority_images=settings.priority_images,
         quota=round(settings.quota * 1000),
         managed=one is None,
+        replicas=settings.replicas,
     )
     services = Services(
         settings=settings,
@@ -97,6 +100,7 @@ async def open_services(
         metrics=metrics,
         stopping=asyncio.Event(),
         tracing=tracing,
+        gate=gate,
     )
     try:
         async with background(services):

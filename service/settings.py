@@ -53,6 +53,11 @@ class Settings(BaseSettings):
         pattern="^(redis|rediss|unix)://",
         description="Redis >= 7.0 or Valkey >= 7.2; unset: an embedded server.",
     )
+    replicas: int = Field(
+        default=0,
+        ge=0,
+        description="So many replicas of the queue's server must hold a job before it is accepted (WAIT); else 503.",
+    )
     data_dir: AbsolutePath = Field(
         default_factory=default_data_dir, description="Embedded server, results, keys and run.json live here."
     )

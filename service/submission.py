@@ -47,6 +47,7 @@ class Submission:
             verdict = await self.services.producer.enqueue(replace(self.job, traceparent=traceparent), self.terms)
         _note(verdict)
         self._log(verdict)
+        self.services.gate.told(verdict.word == "full", verdict.wait_s)
         if (refusal := _refusal(verdict)) is not None:
             self.services.metrics.rejected(verdict.word)
             raise refusal

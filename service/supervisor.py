@@ -154,6 +154,8 @@ class Supervisor:
     def _look_after_server(self) -> None:
         if self._server and self._server.process and (code := self._server.process.poll()) is not None:
             log.warning("the embedded server ended with code %s; it is started again", code)
+            self._server.process = None
+            self._write_run_file()
             self._server.start()
             self._write_run_file()
 

@@ -20,7 +20,7 @@ from service.catalogue.loader import open_rack
 from service.catalogue.rack import Rack
 from service.execution import Call, Drawing, Failure, execute
 from service.heartbeat import Heartbeat
-from service.logs import keeping_private
+from service.logs import keeping_private, last_words
 from service.model import queue_name
 from service.pictures import encode
 from service.provenance import Provenance
@@ -261,6 +261,7 @@ def _stop_on_signal(stopping: threading.Event, heartbeat: Heartbeat, leaver: Con
         try:
             log.info("stopped", extra={"handed_back": leaver.release(heartbeat.held())})
         finally:
+            last_words()
             os._exit(0)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

@@ -85,6 +85,18 @@ def test_the_lock_file_of_the_gpu_image_has_what_it_needs_with_hashes_and_no_hos
     assert not re.search(r"https?://|file:|index-url|find-links", text)
 
 
+def test_every_line_of_every_lock_file_has_a_hash() -> None:
+    locks = {path.stem: path.read_text("utf-8") for path in (ROOT / "requirements").glob("*.lock")}
+    assert set(locks) >= {*LOCKS, "gpu", "audit"}
+    for text in locks.values():
+        pins = re.split(r"^(?=[^\s#])", text, flags=re.MULTILINE)[1:]
+        assert (
+            pins
+            and [pin for pin in pins if not re.match(r"[\w.-]+==\S+.* \\\n +--hash=sha256:[0-9a-f]{64}", pin)] == []
+        )
+        assert not re.search(r"https?://|file:|index-url|find-links", text)
+
+
 def test_both_lock_files_agree() -> None:
     def versions(lock: str) -> set[str]:
         return set(re.findall(r"^[\w.-]+==[^\\]+", (ROOT / "requirements" / f"{lock}.lock").read_text("utf-8"), re.M))

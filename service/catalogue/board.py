@@ -11,6 +11,7 @@ from typing import Any
 import redis
 import redis.asyncio
 
+from service.queue.connection import bounded
 from service.queue.scripts import prefix, source
 
 
@@ -90,7 +91,7 @@ class Board:
         await self._run("settle", id, version)
 
     async def _run(self, *args: str) -> Any:
-        return await self._script(keys=[self._prefix], args=list(args))
+        return await bounded(self._script(keys=[self._prefix], args=list(args)))
 
 
 class WorkersBoard:

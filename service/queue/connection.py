@@ -21,6 +21,8 @@ LONGEST_PAUSE_S = 0.5
 CONNECT_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 5.0
 LONGEST_CALL_S = 8.0  # with its repetitions: a server that swallows everything must not hold a client for a minute
+MOST_CONNECTIONS = 32  # of one event loop; a call that finds all of them taken waits for one
+CONNECTION_WAIT_S = 4.0
 
 T = TypeVar("T")
 
@@ -56,14 +58,20 @@ def connect(url: str, *, block_s: float = 0.0, retries: int = RETRIES) -> redis.
 
 
 def connect_async(url: str, *, block_s: float = 0.0, retries: int = RETRIES) -> redis.asyncio.Redis:
-    """The same for an event loop."""
-    return redis.asyncio.Redis.from_url(
+    """The same for an event loop.
+
+    A call raises ``redis.ConnectionError`` when none of its connections has come free for ``CONNECTION_WAIT_S``.
+    """
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
         url,
+        max_connections=MOST_CONNECTIONS,
+        timeout=CONNECTION_WAIT_S,
         decode_responses=True,
         socket_timeout=CALL_TIMEOUT_S + block_s,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         retry=AsyncRetry(ExponentialBackoff(cap=LONGEST_PAUSE_S, base=FIRST_PAUSE_S), retries),
     )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 async def bounded(call: Awaitable[T]) -> T:

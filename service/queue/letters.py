@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
+from service.queue.connection import bounded
 from service.queue.job import Job, Record, Terms, Verdict
 from service.queue.producer import Producer
 from service.queue.scripts import prefix, source
@@ -31,11 +32,11 @@ class Letters:
 
     async def newest(self, limit: int) -> list[Letter]:
         """The newest first."""
-        entries = await self._client.zrevrange(f"{self._prefix}dead", 0, limit - 1, withscores=True)
+        entries = await bounded(self._client.zrevrange(f"{self._prefix}dead", 0, limit - 1, withscores=True))
         return await self._read([(str(entry[0]), float(entry[1])) for entry in entries])
 
     async def find(self, id: str) -> Letter | None:
-        died_us = await self._client.zscore(f"{self._prefix}dead", id)
+        died_us = await bounded(self._client.zscore(f"{self._prefix}dead", id))
         found = await self._read([(id, float(died_us))] if died_us is not None else [])
         return found[0] if found else None
 
@@ -53,14 +54,14 @@ class Letters:
 
     async def drop(self, id: str) -> bool:
         """Forget a letter; False if there is none."""
-        return bool(await self._bin(keys=[self._prefix], args=[id]))
+        return bool(await bounded(self._bin(keys=[self._prefix], args=[id])))
 
     async def _read(self, entries: list[tuple[str, float]]) -> list[Letter]:
         records = await self._producer.records([id for id, _ in entries])
         pipeline = self._client.pipeline(transaction=False)
         for id, _ in entries:
             pipeline.hmget(f"{self._prefix}j:{id}", ["attempts", "worker"])
-        rows = await pipeline.execute()
+        rows = await bounded(pipeline.execute())
         return [
             Letter(records[id], int(attempts or 0), worker or "", died_us / 1e6)
             for (id, died_us), (attempts, worker) in zip(entries, rows, strict=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import redis
 import redis.asyncio
 
 from service.queue.connection import bounded
@@ -14,6 +15,9 @@ from service.queue.job import Job, Place, Record, State, Terms, Verdict
 from service.queue.scripts import prefix, source
 
 FIELDS = ["state", "result", "key", "payload", "created_us", "claimed_us", "finished_us", "previews", "cancel"]
+MOST_OWNED = 1000  # as many as enqueue.lua keeps in the list of a key
+MOST_WORKERS = 1000  # of those alive, that are asked what they say
+REPLICATED_WITHIN_MS = 500
 SCRIPTS = ("enqueue", "cancel", "leave", "watch", "place", "reap")
 
 
@@ -58,19 +62,20 @@ class Producer:
 
     ``managed``: which models may be drawn with is noted in the queue, and may change. A level of priority is worth the
     work of ``priority_images`` images; ``quota`` is the work that a key may ask for in a minute, in thousands of
-    pixel-steps (0: no limit).
+    pixel-steps (0: no limit). ``replicas``: so many must hold a job before it counts as accepted.
     """
 
     def __init__(
         self, client: redis.asyncio.Redis, queue: str, api: str, *,
         ttl_s: float, max_pending: int, max_attempts: int, priority_images: int = 50, quota: int = 0,
-        managed: bool = False,
+        managed: bool = False, replicas: int = 0,
     ) -> None:  # fmt: skip
         self.client = client
         self.queue = queue
         self._client = client
         self._prefix = prefix(queue)
         self._managed = managed
+        self._replicas = replicas
         self._api = api
         self._limits = {"ttl_ms": round(ttl_s * 1000), "max_pending": max_pending, "quota": quota}
         self._max_attempts = max_attempts
@@ -89,8 +94,22 @@ class Producer:
             "timeout_ms": round(terms.timeout_s * 1000),
         }  # fmt: skip
         quota = self._limits["quota"] if terms.quota is None else terms.quota
-        word, id, wait_ms, left = await self._run("enqueue", json.dumps({**asked, **self._limits, "quota": quota}))
+        document = json.dumps({**asked, **self._limits, "quota": quota})
+        word, id, wait_ms, left = await (
+            self._replicated(document) if self._replicas else self._run("enqueue", document)
+        )
         return Verdict(word, id, int(wait_ms) / 1000, int(left), quota)
+
+    async def _replicated(self, document: str) -> Any:
+        """Enqueue, and wait until enough replicas hold the job; WAIT is about what its own connection has written."""
+        pipeline = self._client.pipeline(transaction=False)
+        await self._scripts["enqueue"](keys=[self._prefix], args=[document], client=pipeline)
+        pipeline.wait(self._replicas, REPLICATED_WITHIN_MS)
+        verdict, copies = await bounded(pipeline.execute())
+        if verdict[0] == "ok" and copies < self._replicas:
+            await self.cancel(verdict[1])
+            raise redis.ConnectionError(f"{copies} of {self._replicas} replicas hold the job")
+        return verdict
 
     async def cancel(self, id: str, why: Literal["cancelled", "expired"] = "cancelled") -> str:
         """End a job; returns 'missing' or its state after the call ('running': marked, its worker drops it)."""
@@ -127,10 +146,12 @@ class Producer:
 
     async def owned(self, key: str, limit: int) -> list[Record]:
         """The newest jobs of a key that are still kept, newest first."""
-        ids = [str(id) for id in await self._client.zrevrange(f"{self._prefix}k:{key}", 0, -1)]
         found: list[Record] = []
-        for start in range(0, len(ids), limit):  # some records may have gone before their place in the list
-            found += (await self.records(ids[start : start + limit])).values()
+        for start in range(0, MOST_OWNED, limit):  # some records may have gone before their place in the list
+            ids = await bounded(self._client.zrevrange(f"{self._prefix}k:{key}", start, start + limit - 1))
+            if not ids:
+                break
+            found += (await self.records([str(id) for id in ids])).values()
             if len(found) >= limit:
                 break
         return found[:limit]
@@ -138,8 +159,9 @@ class Producer:
     async def workers(self) -> list[Worker]:
         """The workers that have given a sign of life lately."""
         now_us = await self._now_us()
-        names = [str(name) for name in await self._client.zrangebyscore(f"{self._prefix}wk", now_us, "+inf")]
-        said = await self._client.mget([f"{self._prefix}wi:{name}" for name in names]) if names else []
+        living = self._client.zrangebyscore(f"{self._prefix}wk", now_us, "+inf", start=0, num=MOST_WORKERS)
+        names = [str(name) for name in await bounded(living)]
+        said = await bounded(self._client.mget([f"{self._prefix}wi:{name}" for name in names])) if names else []
         alive = [(name, json.loads(info)) for name, info in zip(names, said, strict=True) if info]
         return [_worker(name, info) for name, info in alive]
 
@@ -152,7 +174,7 @@ class Producer:
         pipeline.zrange(f"{self._prefix}pending", 0, 0, withscores=True)
         pipeline.zcount(f"{self._prefix}wk", now_us, "+inf")
         pipeline.hgetall(f"{self._prefix}n")
-        waiting, running, head, workers, counters = await pipeline.execute()
+        waiting, running, head, workers, counters = await bounded(pipeline.execute())
         oldest_s = max(0.0, (now_us - head[0][1]) / 1e6) if head else 0.0
         return Depth(waiting, running, oldest_s, workers, {name: int(count) for name, count in counters.items()})
 
@@ -161,7 +183,7 @@ class Producer:
         await self._client.ping()
 
     async def _now_us(self) -> int:
-        seconds, micros = await self._client.time()
+        seconds, micros = await bounded(self._client.time())
         return int(seconds) * 1_000_000 + int(micros)
 
     async def _run(self, name: str, *args: str | int) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import redis.asyncio
 
+from service.queue.connection import bounded
 from service.queue.scripts import prefix, source
 
 
@@ -47,7 +48,7 @@ class Outbox:
         await self._run("postpone", id, round(delay_s * 1000))
 
     async def _run(self, *args: str | int) -> Any:
-        return await self._script(keys=[self._prefix], args=list(args))
+        return await bounded(self._script(keys=[self._prefix], args=list(args)))
 
 
 def _owed(id: str, attempt: int, asked: dict[str, Any]) -> Owed:

@@ -106,6 +106,11 @@ class Clients:
                 self.account.refusal_s.append(seconds)
 
 
+def repeated(fleet: Fleet, account: Account) -> int:
+    """How often more than once the jobs were given to a worker, all in all."""
+    return sum(int(fleet.job(id)["attempts"]) - 1 for id in account.ids.values())
+
+
 def executed_twice(fleet: Fleet, account: Account) -> int:
     """How many of the jobs were given to a worker more than once."""
     return sum(int(fleet.job(id).get("attempts", 1)) > 1 for id in account.ids.values())

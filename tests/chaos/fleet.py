@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx
 import redis
 
 from service.listener import listen
@@ -87,7 +88,11 @@ class Fleet:
         self.apis = [self.add("api") for _ in range(apis)]
         self.workers = [self.add("worker") for _ in range(workers)]
         self._nurse.start()
-        self.wait_until_ready()
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
 
     def new_server(self, name: str) -> EmbeddedServer:
         server = EmbeddedServer(self.folder / name, program=self._program)
@@ -191,7 +196,10 @@ def _ignoring_full_disks(folder: Path) -> Path:
 
 
 def _workers(url: str) -> int:
-    answer = call("GET", f"{url}/readyz")
+    try:
+        answer = call("GET", f"{url}/readyz")
+    except httpx.HTTPError:  # a machine with much else to do
+        return 0
     return int(answer.json()["workers"]) if answer.status_code == 200 else 0
 
 

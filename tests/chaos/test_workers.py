@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from service.queue.job import SCHEMA_VERSION
-from tests.chaos.clients import Clients
+from tests.chaos.clients import Clients, repeated
 from tests.chaos.conftest import Ledger
 from tests.chaos.fleet import LEASE_S, Fleet, stop_gently
 from tests.service.support import PATIENCE_S, call, check_answer, eventually, open_post, post
@@ -75,6 +75,7 @@ def test_4_one_of_a_batch_fails(fleet: Fleet, clients: Clients, ledger: Ledger, 
 def test_5_a_call_has_no_memory(fleet: Fleet, clients: Clients, ledger: Ledger, jobs: int) -> None:
     clients.send(2, "fake:sleep=0.5")
     clients.send(jobs, "fake:oom")
+    clients.settle()
     ledger.close(5, "no memory for a call of more than two images", clients, f"{_splits(fleet)} calls halved")
     assert clients.account.answered == clients.account.sent and _splits(fleet) > 0
 
@@ -85,14 +86,14 @@ def _splits(fleet: Fleet) -> int:
 
 
 def test_6_a_worker_is_told_to_stop_under_load(fleet: Fleet, clients: Clients, ledger: Ledger, jobs: int) -> None:
+    redelivered = fleet.counter("redelivered")  # a lease may run out on a busy machine
     clients.send(jobs, "fake:sleep=0.2")
     fleet.wait_until_busy()
     leaving = fleet.workers[1]
     code = stop_gently(leaving)
     leaving.wanted = True
     ledger.close(6, "SIGTERM to a worker under load", clients, f"exit code {code}, no attempt counted")
-    attempts = {fleet.job(id)["attempts"] for id in clients.account.ids.values()}
-    assert code == 0 and attempts == {"1"}
+    assert code == 0 and repeated(fleet, clients.account) == fleet.counter("redelivered") - redelivered
 
 
 def test_14_clients_go_away(fleet: Fleet, clients: Clients, ledger: Ledger) -> None:

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from service.keys import SCOPES, KeyStore
 from tests.service.support import Service, call
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
@@ -20,15 +23,41 @@ def described(live: Service) -> dict[str, Any]:
     return description
 
 
-def test_schemathesis_finds_no_undocumented_status_and_no_server_error(live: Service) -> None:
+def explore(live: Service, examples: int, *more: str, description: Path | None = None) -> None:
+    """Let schemathesis look for what the description does not say; it asks for it itself unless it is given one."""
     command = [
-        sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", f"{live.url}/openapi.json",
-        "--phases", "examples,coverage,fuzzing", "--checks", CHECKS, "--max-examples", "15", "--max-time", str(LIMIT_S),
+        sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run",
+        str(description or f"{live.url}/openapi.json"), "--url", live.url,
+        "--phases", "examples,coverage,fuzzing", "--max-examples", str(examples), "--max-time", str(LIMIT_S),
         "--seed", "1", "--request-timeout", "60", "--suppress-health-check", "all", "--warnings", "off", "--no-color",
+        *more,
     ]  # fmt: skip
     environment = {**os.environ, "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=6 * LIMIT_S)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_schemathesis_finds_no_undocumented_status_and_no_server_error(live: Service) -> None:
+    explore(live, 15, "--checks", CHECKS)
+
+
+def test_nor_with_keys(keyed: tuple[Service, KeyStore]) -> None:
+    """With a key that may do everything; and without it, or with another one, nothing but 401."""
+    service, keys = keyed
+    _, text = keys.create("explorer", SCOPES)
+    explore(service, 5, "--checks", f"{CHECKS},ignored_auth", "--header", f"Authorization: Bearer {text}")
+
+
+@pytest.mark.parametrize("scopes", [(), ("read",)], ids=["unknown", "of another scope"])
+def test_nor_with_a_key_that_may_not(keyed: tuple[Service, KeyStore], scopes: tuple[str, ...], tmp_path: Path) -> None:
+    service, keys = keyed
+    _, reading = keys.create("reader", ["read"])
+    text = reading if scopes else f"{reading[:-1]}{'0' if reading[-1] != '0' else '1'}"
+    description = tmp_path / "openapi.json"
+    description.write_bytes(
+        call("GET", f"{service.url}/openapi.json", headers={"Authorization": f"Bearer {reading}"}).content
+    )
+    explore(service, 3, "--checks", CHECKS, "--header", f"Authorization: Bearer {text}", description=description)
 
 
 def test_every_field_of_a_body_and_of_an_answer_is_described(live: Service) -> None:

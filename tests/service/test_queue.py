@@ -244,6 +244,15 @@ def test_a_job_whose_deadline_has_passed_is_not_given_out(make_queue: Callable[.
     assert queue.leftovers() == set()
 
 
+def test_not_even_when_more_have_passed_than_one_claim_looks_for(queue: Queue) -> None:
+    """Their deadlines pass between the look and the claim, as it were: the job's own record decides."""
+    late = [queue.add() for _ in range(3)]
+    for id in late:
+        queue.client.hset(f"{queue.prefix}j:{id}", "deadline_us", 1)
+    assert queue.consumer("w").claim(queue.lane, 8) == []
+    assert {queue.state(id) for id in late} == {"expired"} and sorted(queue.notices()) == sorted(late)
+
+
 def test_a_job_whose_record_has_expired_is_skipped(queue: Queue) -> None:
     forgotten, id = queue.add(), queue.add()
     queue.client.delete(f"{queue.prefix}j:{forgotten}")

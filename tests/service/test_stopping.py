@@ -61,6 +61,7 @@ def test_a_worker_ends_what_it_draws_and_takes_nothing_more(make_api: Callable[.
     first, second = api.hash_of(held), api.hash_of(waiting)
     assert (first["state"], first["attempts"]) == ("done", "1")
     assert (second["state"], second["attempts"]) == ("queued", "0")
+    assert not api.redis.exists(f"{api.prefix}wk"), "whoever has left counts as a worker no more"
 
 
 def test_a_worker_hands_back_what_takes_too_long_and_the_attempt_is_not_counted(

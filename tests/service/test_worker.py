@@ -314,3 +314,128 @@ def test_a_swept_picture_is_missing_not_wrong(bench: Bench) -> None:
     bench.store.sweep(-1)
     with pytest.raises(ResultMissing):
         bench.store.get(image["file"])
+
+
+def test_the_queue_may_be_out_of_reach_between_two_batches(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = bench.queue.add(prompt="patient", seeds=(1,))
+    claim = bench.consumer.claim_any
+    failures = iter([RedisConnectionError("away"), RedisConnectionError("still away")])
+
+    def sometimes(*arguments: Any) -> Any:
+        if failure := next(failures, None):
+            raise failure
+        bench.stopping.set()
+        return claim(*arguments)
+
+    monkeypatch.setattr(bench.consumer, "claim_any", sometimes)
+    bench.worker.run()
+    bench.check(id, "patient", (1,))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 1024",
+        "std::bad_alloc",
+    ],
+)
+def test_a_runtime_may_say_in_words_that_it_has_no_memory(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    ids = {bench.queue.add(prompt=f"p{k}", seeds=(k,)): k for k in range(4)}
+    draw = bench.runtime.draw_watched
+
+    def small_calls_only(prompts: Sequence[str], *rest: Any) -> FloatArray:
+        if len(prompts) > 2:
+            raise RuntimeError(words)
+        return draw(prompts, *rest)
+
+    monkeypatch.setattr(bench.runtime, "draw_watched", small_calls_only)
+    bench.worker.step()
+    for id, k in ids.items():
+        bench.check(id, f"p{k}", (k,))
+    assert bench.runtime.calls == [2, 2], "halved, not drawn one by one"
+
+
+def test_one_broken_pixel_of_the_last_image_breaks_its_job_and_no_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = bench.queue.add(prompt="bad", seeds=(1, 2)), bench.queue.add(prompt="good", seeds=(3,))
+    draw = bench.runtime.draw_watched
+
+    def break_one(*arguments: Any) -> FloatArray:
+        images_BCHW = draw(*arguments)
+        images_BCHW[1, 2, 63, 63] = np.inf
+        return images_BCHW
+
+    monkeypatch.setattr(bench.runtime, "draw_watched", break_one)
+    bench.worker.step()
+    assert bench.queue.state(bad) == "failed" and "not finite" in bench.queue.result(bad)["error"]["message"]
+    bench.check(good, "good", (3,))
+    assert len(bench.files()) == 1
+
+
+def test_a_job_that_was_lost_and_comes_back_is_drawn(bench: Bench) -> None:
+    """What was said of an earlier claim is not about this one."""
+    id = bench.queue.add(prompt="again", seeds=(1,))
+
+    def lose_it() -> None:
+        bench.runtime.during = lambda: None
+        assert bench.queue.consumer("another").lost("w") == 1
+        eventually(lambda: bench.heartbeat.dropped(id), "the worker hears of it")
+
+    bench.runtime.during = lose_it
+    bench.worker.step()
+    assert bench.queue.state(id) == "queued"
+    bench.worker.step()
+    bench.check(id, "again", (1,))
+    assert bench.queue.field(id, "attempts") == "2" and len(bench.files()) == 1
+
+
+def test_a_heartbeat_outlives_a_server_that_is_away(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    beats = bench.heartbeat._consumer.beat
+    failures = iter([RedisConnectionError("away"), RedisConnectionError("still away")])
+    later: list[int] = []
+
+    def sometimes(*arguments: Any) -> Any:
+        if failure := next(failures, None):
+            raise failure
+        later.append(1)
+        return beats(*arguments)
+
+    monkeypatch.setattr(bench.heartbeat._consumer, "beat", sometimes)
+    eventually(lambda: later, "it beats on")
+    id = bench.queue.add(prompt="kept", seeds=(1,))
+    bench.runtime.during = lambda: eventually(lambda: len(later) > 3)
+    bench.worker.step()
+    bench.check(id, "kept", (1,))
+
+
+def test_a_lease_lasts_as_long_as_it_was_asked_for(bench: Bench) -> None:
+    """By the server's clock, from the moment of the claim: exactly."""
+    id = bench.queue.add()
+    bench.queue.consumer("exact", lease_s=7.5).claim(bench.queue.lane, 1)
+    claimed_us = int(str(bench.queue.field(id, "claimed_us")))
+    assert bench.queue.client.zscore(f"{bench.queue.prefix}l", id) == claimed_us + 7_500_000
+
+
+def test_a_job_that_was_given_up_is_not_stored_at_all(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was heard of after the last step."""
+    id = bench.queue.add()
+    score, put = bench.runtime.score, bench.store.put
+    stored: list[str] = []
+
+    def cancel_then_score(*arguments: Any) -> Any:
+        bench.queue.cancel(id)
+        eventually(lambda: bench.heartbeat.dropped(id), "the worker hears of it")
+        return score(*arguments)
+
+    def note(job: str, *rest: Any) -> str:
+        stored.append(job)
+        return put(job, *rest)
+
+    monkeypatch.setattr(bench.runtime, "score", cancel_then_score)
+    monkeypatch.setattr(bench.store, "put", note)
+    bench.worker.step()
+    assert bench.queue.state(id) == "cancelled" and stored == []
