@@ -82,7 +82,7 @@ def test_where_kernels_depend_on_the_batch_images_are_drawn_one_by_one(
     compiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = BatchSensitive()
-    monkeypatch.setattr(onnx, "open_session", lambda path, threads: session)
+    monkeypatch.setattr(onnx, "open_session", lambda path, threads, tensorrt: session)
     runtime = onnx_runtime(compiled, read_student(compiled), threads=1)
     assert not runtime.batches_are_independent
     session.sizes.clear()
