@@ -29,11 +29,14 @@ class Estimate:
     disk_bytes: int
 
 
+PACKAGES = {"tensorrt_rtx": "fewstep[tensorrt-rtx]", "openvino": "fewstep[openvino]"}
+
+
 def missing_library(*names: str) -> str | None:
     """One sentence on the first library that is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            return f"{name} is not installed"
+            return f"{name} is not installed: pip install {PACKAGES.get(name, name)}"
     return None
 
 

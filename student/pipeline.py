@@ -109,9 +109,10 @@ def reproduce(
         **student.baked,
     }
     if student.image.frames is None:
-        pictures_BHWC = pipe(list(prompts), sigmas=list(sigmas), **call).images
+        with _quiet():  # a prompt that is cut off is cut off by every runtime alike
+            pictures_BHWC = pipe(list(prompts), sigmas=list(sigmas), **call).images
         return np.ascontiguousarray(pictures_BHWC.transpose(0, 3, 1, 2))
-    with steps_at(pipe, sigmas):
+    with _quiet(), steps_at(pipe, sigmas):
         videos_BFHWC = pipe(list(prompts), num_frames=student.image.frames, **call).frames
     return np.ascontiguousarray(videos_BFHWC.transpose(0, 1, 4, 2, 3))
 

@@ -68,7 +68,7 @@ def test_tensorrt_is_refused_with_the_reason(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
     with pytest.raises(typer.Exit):
         command.run(student=bundle, to="tensorrt_rtx")
-    assert capsys.readouterr().err == "export: tensorrt_rtx is not installed\n"
+    assert capsys.readouterr().err == "export: tensorrt_rtx is not installed: pip install fewstep[tensorrt-rtx]\n"
 
 
 def test_an_engine_is_named_and_keyed_by_all_that_it_depends_on(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
