@@ -15,7 +15,7 @@ from tests.service.support import Service, call
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-LIMIT_S = 90
+LIMIT_S = 60  # schemathesis stops there by itself, wherever it is
 
 
 def described(live: Service) -> dict[str, Any]:
@@ -23,12 +23,12 @@ def described(live: Service) -> dict[str, Any]:
     return description
 
 
-def explore(live: Service, examples: int, *more: str, description: Path | None = None) -> None:
+def explore(live: Service, examples: int, *more: str, description: Path | None = None, limit_s: int = LIMIT_S) -> None:
     """Let schemathesis look for what the description does not say; it asks for it itself unless it is given one."""
     command = [
         sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run",
         str(description or f"{live.url}/openapi.json"), "--url", live.url,
-        "--phases", "examples,coverage,fuzzing", "--max-examples", str(examples), "--max-time", str(LIMIT_S),
+        "--phases", "examples,coverage,fuzzing", "--max-examples", str(examples), "--max-time", str(limit_s),
         "--seed", "1", "--request-timeout", "60", "--suppress-health-check", "all", "--warnings", "off", "--no-color",
         *more,
     ]  # fmt: skip
@@ -45,7 +45,8 @@ def test_nor_with_keys(keyed: tuple[Service, KeyStore]) -> None:
     """With a key that may do everything; and without it, or with another one, nothing but 401."""
     service, keys = keyed
     _, text = keys.create("explorer", SCOPES)
-    explore(service, 5, "--checks", f"{CHECKS},ignored_auth", "--header", f"Authorization: Bearer {text}")
+    more = ("--checks", f"{CHECKS},ignored_auth", "--header", f"Authorization: Bearer {text}")
+    explore(service, 5, *more, limit_s=40)
 
 
 @pytest.mark.parametrize("scopes", [(), ("read",)], ids=["unknown", "of another scope"])
@@ -57,7 +58,8 @@ def test_nor_with_a_key_that_may_not(keyed: tuple[Service, KeyStore], scopes: tu
     description.write_bytes(
         call("GET", f"{service.url}/openapi.json", headers={"Authorization": f"Bearer {reading}"}).content
     )
-    explore(service, 3, "--checks", CHECKS, "--header", f"Authorization: Bearer {text}", description=description)
+    more = ("--checks", CHECKS, "--header", f"Authorization: Bearer {text}")
+    explore(service, 3, *more, description=description, limit_s=20)
 
 
 def test_every_field_of_a_body_and_of_an_answer_is_described(live: Service) -> None:
