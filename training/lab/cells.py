@@ -32,13 +32,10 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "alpha 2": {"alpha": 2.0},
     "alpha 20": {"alpha": 20.0},
     "tau 0.15": {"tau": 0.15},
-    "tau 2": {"tau": 2.0},
     "tau in spreads": {"tau_in_spreads": True},
-    "EMA 0.9": {"ema": 0.9},
     "EMA 0.99": {"ema": 0.99},
     "steered to 0.9": {"steer": 0.9, "validate_every": 20},
     "confidence gate": {"gate": "confidence"},
-    "gradient: last 2": {"gradient": "last_k", "last_k": 2},
     "gradient: detached": {"gradient": "detached"},
 }
 ABLATION_NFE = 4
