@@ -56,7 +56,7 @@ class Cell:
     @property
     def key(self) -> str:
         """The folder that its run lies in."""
-        name = self.method.lower().replace(":", "").replace(",", "").replace(" ", "-")
+        name = self.method.lower().replace(":", "").replace(" ", "-")
         return f"{name}-nfe{self.nfe}-seed{self.config.seed}"
 
     @property

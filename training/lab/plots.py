@@ -15,11 +15,12 @@ from matplotlib.axes import Axes
 
 from training.lab.cells import ABLATION_NFE, METHODS, NFES, VARIANTS, base
 from training.lab.statistics import FloatArray, estimate
+from training.rats.preset import shapes
 
 if TYPE_CHECKING:
     from training.lab.run import Result
 
-KEPT_DIVERSITY, MARKERS = 0.9, "osD^"  # the trainer keeps no checkpoint below it by default
+MARKERS = "osD^"
 PUBLISHED, SMOOTHED = Path(__file__).with_name("published_curves.csv"), 15
 PANELS = (("heldout", "held-out scorer"), ("right", "fully right (exact judge)"), ("diversity", "diversity (Vendi)"))
 
@@ -81,7 +82,7 @@ def frontier(results: Sequence[Result], path: Path) -> None:
     if all(reference):
         kept, score = (estimate(runs).mean for runs in reference)
         axis.plot(1.0, score, "k*", markersize=12, label="teacher, 50 steps")
-    axis.axvline(KEPT_DIVERSITY, color="black", linestyle=":", linewidth=1)
+    axis.axvline(shapes().min_diversity, color="black", linestyle=":", linewidth=1)
     for i, method in enumerate(dict.fromkeys(r.method for r in results if r.nfe == ABLATION_NFE)):
         x, y = (estimate(_runs(results, method, ABLATION_NFE, measure)) for measure in ("diversity", "heldout"))
         axis.errorbar(x.mean / kept, y.mean, yerr=y.error, marker=MARKERS[i // 10], color=f"C{i % 10}", label=method)
