@@ -18,7 +18,6 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 }
 # Our own form, in the same comparison.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {"RATS steered": {"steer": 0.85, "validate_every": 20}}
-VARIANT_NFES = (4,)
 # At one step count with one seed: enough to see large effects, and marked as such.
 BASELINES: Mapping[str, Mapping[str, Any]] = {
     "DRaFT-1": {"alpha": 0.0, "gradient": "last_k", "last_k": 1},
@@ -31,11 +30,15 @@ BASELINES: Mapping[str, Mapping[str, Any]] = {
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "alpha 2": {"alpha": 2.0},
     "alpha 20": {"alpha": 20.0},
+    "alpha 60": {"alpha": 60.0},
     "tau 0.15": {"tau": 0.15},
+    "tau 2": {"tau": 2.0},
     "tau in spreads": {"tau_in_spreads": True},
+    "EMA 0.9": {"ema": 0.9},
     "EMA 0.99": {"ema": 0.99},
     "steered to 0.9": {"steer": 0.9, "validate_every": 20},
     "confidence gate": {"gate": "confidence"},
+    "gradient: last 2": {"gradient": "last_k", "last_k": 2},
     "gradient: detached": {"gradient": "detached"},
 }
 ABLATION_NFE = 4
@@ -81,7 +84,7 @@ def cells() -> list[Cell]:
         _cell(method, "main", change, nfe, seed)
         for nfe in (4, 2, 8)
         for seed in SEEDS
-        for method, change in {**METHODS, **(VARIANTS if nfe in VARIANT_NFES else {})}.items()
+        for method, change in {**METHODS, **VARIANTS}.items()
     ]
     one_seed = [
         _cell(method, part, change, ABLATION_NFE, SEEDS[0])
