@@ -19,7 +19,10 @@ from training.rundir import FINISHED, RunDirError, RunDiverged, claim, refuse_ot
 
 def main(
     out: Annotated[Path, typer.Option(help="Where the student goes; an unfinished run there is gone on with.")],
-    preset: Annotated[str, typer.Option(help="Which run: shapes.")] = "shapes",
+    preset: Annotated[str, typer.Option(help="Which run, such as shapes or sd35-medium.")] = "shapes",
+    model: Annotated[
+        str | None, typer.Option(help="The teacher: folder or hub id of a FLUX.1, Stable Diffusion 3 or Wan pipeline.")
+    ] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as steps=200")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,
@@ -31,7 +34,7 @@ def main(
 
     quiet()
     try:
-        config = with_settings(find_preset(preset), setting or [])
+        config = with_settings(find_preset(preset), [*(setting or []), *([f"model={model}"] if model else [])])
         config.check()
         if dry_run:
             print(to_json(config))

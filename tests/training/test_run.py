@@ -116,8 +116,8 @@ def test_a_typo_is_one_sentence_and_leaves_nothing(arguments: list[str], sentenc
 
 
 def test_dry_run_prints_the_whole_configuration(tmp_path: Path) -> None:
-    code, text = run("--out", str(tmp_path / "new"), "--set", "alpha=2.5", "--dry-run")
-    assert code == 0 and json.loads(text)["alpha"] == 2.5
+    code, text = run("--out", str(tmp_path / "new"), "--model", "some/model", "--set", "alpha=2.5", "--dry-run")
+    assert code == 0 and (json.loads(text)["alpha"], json.loads(text)["model"]) == (2.5, "some/model")
     assert not (tmp_path / "new").exists()
 
 
