@@ -1,128 +1,219 @@
 """``python -m benchmarks.train_step``: what one RATS step of FLUX.1-dev costs, by gradient mode.
 
-Everywhere: floating-point operations of the full-size transformer (12 B, on the meta device, so that no weights are
-held), counted by torch while our own code runs. With a GPU of 60 GB or more: seconds and memory of the same step with
-random weights. Else: seconds of a small transformer of the same form. The paper's figures (arXiv 2604.14910):
-7.57 s, 67.67 GB and 1229.6 TFLOP a step.
+The step is the trainer's own: the roles of a network with their adapters, the objective with decoder and reward, the
+optimizer, the moving average. All networks have random weights: the 12 B transformer, FLUX's autoencoder, and a reward
+of PickScore's size (CLIP ViT-H/14). Everywhere: floating-point operations at full size, counted by torch on the meta
+device, which holds no weights. With a GPU of 60 GB or more: seconds and memory of the same step. Else: seconds of small
+networks of the same form. The paper's figures (arXiv 2604.14910): 7.57 s, 67.67 GB and 1229.6 TFLOP a step.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Annotated
+from types import SimpleNamespace
+from typing import Annotated, Any, TypeVar
+from unittest.mock import patch
 
 import torch
 import typer
-from diffusers import FluxTransformer2DModel
-from peft import LoraConfig
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPConfig, CLIPModel
 
-from student.schedule import sigmas
-from training.rats.gradients import differentiate
-from training.rats.networks import LORA_TARGETS
-from training.rats.trajectory import Trajectory, rollout
+from rewards.clip import ClipReward
+from student.families.family import Condition
+from student.families.flux import Flux
+from training.progress import quiet
+from training.rats.networks import Lora, Networks
+from training.rats.objective import Objective
+from training.rats.preset import RatsConfig, flux_dev
 
 PAPER = {"s": 7.57, "gb": 67.67, "tflop": 1229.6}
-TEXT_TOKENS, GUIDANCE = 512, 3.5
+MODES = ("full", "last_k", "detached")
 CEILING_TFLOPS = 790.0  # measured bf16 matrix products of an H200
+PROMPT, TEXT_TOKENS, CLIP_TOKENS = "a red heart", 512, 77
+SCHEDULE = {"use_dynamic_shifting": True, "shift": 3.0, "base_shift": 0.5, "max_shift": 1.15}  # FLUX.1-dev's own
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Step:
-    """One sample's step: the student's and the teacher's step counts, the picture's side."""
+class Size:
+    """Arguments of the networks' classes where they differ from FLUX.1-dev's and ViT-H's."""
 
-    nfe: int = 3
-    teacher_nfe: int = 50
-    side_px: int = 512
-
-    @property
-    def tokens(self) -> int:
-        """Packed image tokens: one for 16 x 16 pixels."""
-        return (self.side_px // 16) ** 2
+    transformer: Mapping[str, Any]
+    channels: tuple[int, ...]
+    vision: Mapping[str, int]
+    text: Mapping[str, int]
 
 
-def transformer(device: str, lora_rank: int, small: bool = False) -> FluxTransformer2DModel:
-    """FLUX.1-dev's transformer with random weights in bf16; ``small`` has 6 of its 57 blocks."""
-    size = {"num_layers": 2, "num_single_layers": 4, "num_attention_heads": 4} if small else {}
+VISION = {"patch_size": 14, "image_size": 224}
+FULL = Size(
+    {},
+    (128, 256, 512, 512),
+    {**VISION, "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16},
+    {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+)
+NARROW = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL = Size(
+    {"num_layers": 2, "num_single_layers": 4, "num_attention_heads": 4}, (32, 32, 64, 64), {**VISION, **NARROW}, NARROW
+)
+IN_AND_OUT = (
+    "In a step: one sample; the teacher's rollout by the second adapter; the student's rollout and its gradient, every "
+    "block computed again; two decodings and two rewards, the student's with gradient; AdamW; the moving average.",
+    "In the memory: all weights (transformer, autoencoder and adapters as a run holds them, the reward in fp32).",
+    "Not in it: text encoders (a run encodes its prompts once and lets them go), validations, and checkpoints.",
+)
+
+
+class Unprompted(Flux):
+    """FLUX without text encoders: every prompt is the same random tokens."""
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """The tokens (B, 512, 4096) and the pooled vector, on the transformer's device."""
+        config, num = self.transformer.config, len(prompts)
+        tokens_BLE = torch.randn(num, TEXT_TOKENS, config.joint_attention_dim, device=self.device)
+        return Condition(tokens_BLE, torch.randn(num, config.pooled_projection_dim, device=self.device))
+
+
+def family(size: Size, device: str) -> Unprompted:
+    """FLUX.1-dev's transformer and autoencoder with random weights in bf16."""
+    transformer = _random(lambda: FluxTransformer2DModel(guidance_embeds=True, **size.transformer), device)
+    blocks = len(size.channels)
+    vae = _random(
+        lambda: AutoencoderKL(
+            block_out_channels=size.channels,
+            down_block_types=("DownEncoderBlock2D",) * blocks,
+            up_block_types=("UpDecoderBlock2D",) * blocks,
+            layers_per_block=2,
+            latent_channels=16,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        device,
+    )
+    absent = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULE)
+    pipe = SimpleNamespace(transformer=transformer, vae=vae, scheduler=scheduler, vae_scale_factor=8, **absent)
+    return Unprompted(pipe, max_tokens=TEXT_TOKENS)
+
+
+def _random(make: Callable[[], Module], device: str) -> Module:
+    """A frozen network in bf16 that was never held in fp32, which for 12 B weights would be what the peak shows."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            module = make().requires_grad_(False).eval()
+    finally:
+        torch.set_default_dtype(before)
+    if device == "meta":
+        return module
+    module.to_empty(device=device)
+    for parameter in module.parameters():
+        parameter.normal_(std=0.02)
+    return module
+
+
+def reward(size: Size, device: str) -> ClipReward:
+    """PickScore's form with random weights, in fp32 as the published one is opened."""
+    towers = {"vision_config": dict(size.vision), "text_config": {**size.text, "max_position_embeddings": CLIP_TOKENS}}
     with torch.device(device):
-        model = FluxTransformer2DModel(guidance_embeds=True, **size).to(torch.bfloat16)
-    model.requires_grad_(lora_rank == 0)
-    if lora_rank:
-        model.add_adapter(LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules=LORA_TARGETS))
-    return model
+        clip = CLIPModel(CLIPConfig(**towers, projection_dim=size.text["hidden_size"]))
+    return ClipReward(clip, _words, scaled=True)
 
 
-def field(model: FluxTransformer2DModel, step: Step, device: str) -> Callable[[Tensor, float], Tensor]:
-    """The velocity of packed latents (1, S, 64) for one random prompt."""
-    config = model.config
-    text = torch.randn(1, TEXT_TOKENS, config.joint_attention_dim, device=device, dtype=torch.bfloat16)
-    pooled = torch.randn(1, config.pooled_projection_dim, device=device, dtype=torch.bfloat16)
-    places = torch.zeros(step.tokens, 3, device=device)
-    text_places = torch.zeros(TEXT_TOKENS, 3, device=device)
-
-    def velocity(x_BSC: Tensor, sigma: float) -> Tensor:
-        out: Tensor = model(
-            hidden_states=x_BSC.to(torch.bfloat16),
-            timestep=torch.full((1,), sigma, device=device),
-            guidance=torch.full((1,), GUIDANCE, device=device),
-            pooled_projections=pooled,
-            encoder_hidden_states=text,
-            txt_ids=text_places,
-            img_ids=places,
-            return_dict=False,
-        )[0]
-        return out.float()
-
-    return velocity
+def _words(prompts: Sequence[str], **_: object) -> Any:
+    """In place of a tokenizer: as many ones as CLIP reads."""
+    ids_BL = torch.ones(len(prompts), CLIP_TOKENS, dtype=torch.int64)
+    return SimpleNamespace(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL))
 
 
-def one_step(model: FluxTransformer2DModel, step: Step, mode: str, device: str) -> None:
-    """Teacher's rollout, student's rollout and its gradient; the loss is a sum over the horizons."""
-    velocity = field(model, step, device)
-    noise_BSC = torch.randn(1, step.tokens, 64, device=device)
-    with torch.no_grad():
-        teacher = rollout(velocity, noise_BSC, sigmas(step.teacher_nfe))
+class Valueless(Objective):
+    """The objective on the meta device, whose tensors have no values and for which there is no autocast."""
 
-    def loss_of(student: Trajectory) -> Tensor:
-        points = (*student.sigmas[1:], 0.0)
-        return torch.stack([(student.data(s) - teacher.data(s)).square().mean() for s in points]).mean()
+    def _precision(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
-    _, backward = differentiate(mode, 1, velocity, noise_BSC, sigmas(step.nfe), loss_of)
+
+def objective(config: RatsConfig, size: Size, device: str) -> tuple[Objective, Networks]:
+    """What the trainer holds of a run."""
+    model = family(size, device)
+    if config.checkpointing:
+        model.transformer.enable_gradient_checkpointing()
+    lora = Lora(config.lora_rank, config.lora_alpha) if config.lora_rank else None
+    with torch.device(device):  # else adapters of a base on the meta device would lie on the CPU
+        networks = Networks(model, config.ema, lora)
+    grids = {nfe: model.sigmas(nfe, _shape(config)) for nfe in (*config.nfe, config.teacher_nfe)}
+    kind = Valueless if device == "meta" else Objective
+    return kind(config, networks, reward(size, device).score, grids), networks
+
+
+def _shape(config: RatsConfig) -> tuple[int, ...]:
+    return (16, config.height_px // 8, config.width_px // 8)
+
+
+def gradient(config: RatsConfig, losses: Objective, device: str) -> None:
+    """One sample's loss and its gradient."""
+    noise_BCHW = torch.randn(1, *_shape(config), device=device)
+    _, backward, _ = losses.losses(0, config.nfe[0], [PROMPT], noise_BCHW)
     backward()
 
 
-def tflop(step: Step, mode: str, lora_rank: int, recompute: bool) -> float:
-    """Counted while ``one_step`` runs on the meta device, with a teacher of one step; its other steps are the same."""
-    model = transformer("meta", lora_rank)
-    if recompute:
-        model.enable_gradient_checkpointing()
-    with FlopCounterMode(display=False) as counter:
-        one_step(model, replace(step, teacher_nfe=1), mode, "meta")
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
-        field(model, step, "meta")(torch.randn(1, step.tokens, 64, device="meta"), 0.5)
-    return (counter.get_total_flops() + (step.teacher_nfe - 1) * forward.get_total_flops()) / 1e12
+def tflop(config: RatsConfig, size: Size) -> float:
+    """Counted on the meta device with a teacher of one step; its other steps are all the same."""
+    first = replace(config, teacher_nfe=1)
+    losses, networks = objective(first, size, "meta")
+    # What is only logged is read as 0.
+    with patch.object(Tensor, "item", lambda _: 0.0), FlopCounterMode(display=False) as step:
+        gradient(first, losses, "meta")
+    model = networks.model
+    with FlopCounterMode(display=False) as forward, torch.no_grad(), networks.role("teacher"):
+        model.velocity(torch.randn(1, *_shape(config), device="meta"), 0.5, model.encode([PROMPT]))
+    return float(step.get_total_flops() + (config.teacher_nfe - 1) * forward.get_total_flops()) / 1e12
 
 
-def measure(model: nn.Module, step: Step, mode: str, device: str, repeats: int) -> tuple[float, float]:
-    """Median seconds of a step with its optimizer, and peak memory in GB (0 without a GPU)."""
-    learns = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learns, 1e-5)
+def measure(config: RatsConfig, size: Size, device: str, repeats: int) -> tuple[float, float]:
+    """Median seconds of a step, and peak memory in GB of steps alone (0 without a GPU)."""
+    losses, networks = objective(config, size, device)
+    optimizer = torch.optim.AdamW(networks.learns, config.lr)
     times = []
-    for _ in range(repeats + 1):
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(repeats + 1):  # the first makes the optimizer's state and warms up
         start = time.perf_counter()
-        one_step(model, step, mode, device)  # type: ignore[arg-type]
+        gradient(config, losses, device)
+        torch.nn.utils.clip_grad_norm_(networks.learns, config.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
+        networks.follow()
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
     return sorted(times[1:])[len(times[1:]) // 2], peak
+
+
+def row(config: RatsConfig, counted: Size, repeats: int) -> list[str]:
+    """One gradient mode's cells."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plain, recomputed = (tflop(replace(config, checkpointing=again), counted) for again in (False, True))
+    took_s, peak_gb = measure(config, FULL if _large() else SMALL, device, repeats)
+    share = f"{recomputed / took_s / CEILING_TFLOPS:.0%}" if _large() else ""
+    memory = f"{peak_gb:.1f}" if peak_gb else ""
+    return [config.gradient, f"{plain:.1f}", f"{recomputed:.1f}", f"{took_s:.2f}", memory, share]
+
+
+def _large() -> bool:
+    return torch.cuda.is_available() and torch.cuda.mem_get_info()[1] > 60e9
 
 
 def main(
@@ -131,29 +222,25 @@ def main(
     side_px: Annotated[int, typer.Option(help="The picture's side.")] = 512,
     lora_rank: Annotated[int, typer.Option(help="0 trains all weights.")] = 32,
     repeats: Annotated[int, typer.Option(help="Steps that are timed.")] = 3,
+    small: Annotated[bool, typer.Option(help="Count the small networks' operations too, to try the plumbing.")] = False,
 ) -> None:
     """Print one table: operations counted, and what was measured here beside the paper's figures."""
-    step = Step(nfe, teacher_nfe, side_px)
-    large = torch.cuda.is_available() and torch.cuda.mem_get_info()[1] > 60e9
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    here = "full size" if large else "small"
-    table = Table(
-        "mode", "TFLOP, full size", "and recomputing", f"s a step ({device}, {here})", "peak GB", "share of the ceiling"
-    )
+    quiet()
+    sides = {"height_px": side_px, "width_px": side_px}
+    config = replace(flux_dev(), nfe=(nfe,), teacher_nfe=teacher_nfe, lora_rank=lora_rank, **sides)
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    measured = f"s a step ({where}, {'full size' if _large() else 'small'})"
+    counted = "TFLOP, small" if small else "TFLOP, full size"
+    table = Table("mode", counted, "and recomputing", measured, "peak GB", "share of the ceiling")
     table.add_row("paper, FLUX.1-dev", f"{PAPER['tflop']:.1f}", "", f"{PAPER['s']:.2f}", f"{PAPER['gb']:.1f}", "")
-    for mode in ("full", "last_k", "detached"):
-        plain, counted = (tflop(step, mode, lora_rank, recompute) for recompute in (False, True))
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        model = transformer(device, lora_rank, small=not large)
-        model.enable_gradient_checkpointing()
-        took_s, peak_gb = measure(model, step, mode, device, repeats)
-        share = f"{counted / took_s / CEILING_TFLOPS:.0%}" if large else ""
-        table.add_row(
-            mode, f"{plain:.1f}", f"{counted:.1f}", f"{took_s:.2f}", f"{peak_gb:.1f}" if peak_gb else "", share
-        )
-        del model
-    Console().print(table)
+    for mode in MODES:
+        table.add_row(*row(replace(config, gradient=mode), SMALL if small else FULL, repeats))
+    console = Console()
+    console.print(table)
+    for line in IN_AND_OUT:
+        console.print(line)
+    if not _large():
+        console.print("No GPU of 60 GB or more: the seconds are those of small networks and say nothing of FLUX.1-dev.")
 
 
 if __name__ == "__main__":

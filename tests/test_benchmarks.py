@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import gpu_test, runtimes
+from benchmarks import gpu_test, runtimes, train_step
 from student.runtimes.machine import find_gpu
+from training.rats.preset import flux_dev
 
 
 @pytest.mark.skipif(find_gpu()[0] is not None, reason="this machine has a GPU, on which the script would run")
@@ -52,3 +56,50 @@ def test_contenders_take_turns_and_each_gets_its_own_median() -> None:
 
 def test_the_peak_is_that_of_a_matrix_product() -> None:
     assert 1e8 < runtimes.peak_flops(1) < 1e14
+
+
+TINY = replace(
+    train_step.SMALL,
+    transformer={
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "axes_dims_rope": (4, 6, 6),
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 16,
+    },
+    channels=(32, 32, 32, 32),
+)
+STEP = replace(flux_dev(), nfe=(2,), teacher_nfe=3, height_px=32, width_px=32, lora_rank=2)
+
+
+@pytest.mark.parametrize(("mode", "checkpointing"), [("full", False), ("detached", True), ("last_k", True)])
+def test_what_is_counted_without_weights_is_what_a_training_step_does(mode: str, checkpointing: bool) -> None:
+    """torch counts the trainer's own objective, with decoder and reward, while it really runs."""
+    config = replace(STEP, gradient=mode, checkpointing=checkpointing, precision="fp32")
+    losses, _ = train_step.objective(config, TINY, "cpu")
+    with FlopCounterMode(display=False) as counter:
+        train_step.gradient(config, losses, "cpu")
+    assert train_step.tflop(config, TINY) * 1e12 == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+def test_a_measured_step_changes_the_student_and_its_average() -> None:
+    config = replace(STEP, ema=0.5)
+    losses, networks = train_step.objective(config, TINY, "cpu")
+    assert {p.dtype for p in networks.model.vae.parameters()} == {torch.bfloat16}
+    assert networks.model.transformer.x_embedder.weight.dtype == torch.bfloat16
+    train_step.gradient(config, losses, "cpu")
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in networks.learns)
+    assert train_step.measure(config, TINY, "cpu", 1)[0] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU would be measured at full size")
+def test_the_cost_of_a_step_is_printed_on_a_machine_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_step, "SMALL", TINY)
+    train_step.main(nfe=2, teacher_nfe=3, side_px=32, lora_rank=2, repeats=1, small=True)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "1229.6" in text and all(mode in text for mode in train_step.MODES)
+    assert "Not in it: text encoders" in text and "say nothing of FLUX.1-dev" in text
