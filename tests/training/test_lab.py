@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,9 +98,38 @@ def test_the_first_paragraph_says_what_holds_and_what_does_not() -> None:
         ("constant gate", 2): 3.0,
     }
     rows += [row(method, nfe, level, seed) for (method, nfe), level in levels.items() for seed in (1, 2)]
-    first = report._summary(report.Table(rows), 0).split("\n\n")[0]
-    assert "a constant gate does not hold at 2 steps (-" in first and "holds at 4 steps (+" in first
-    assert "largest at the fewest holds (2 steps +" in first
+    first, claims = report._summary(report.Table(rows), 5).split("\n\n")[:2]
+    assert re.search(r"these hold: .*the gate beats a constant gate \(4 steps \+\d\.\d+\)", first)
+    assert re.search(r"These are contradicted: the gate beats a constant gate \(2 steps -\d\.\d+\)", first)
+    assert "is largest at 2 steps holds (+" in first and "5 of the planned runs are missing" in first
+    assert first.count(". ") + first.count(".** ") + 1 <= 6
+    line = next(line for line in claims.splitlines() if "gate" in line)
+    assert re.search(r"\| does not hold, -\d\.\d+ ± \S+ \| holds, \+\d\.\d+ ± \S+ \| - \|", line)
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ({2: 2.0, 4: 1.0, 8: 1.0}, "holds"),
+        ({2: 1.01, 4: 1.0, 8: 0.0}, "is not decided"),  # the largest of the three, and by nothing
+        ({2: 1.0, 4: 1.01, 8: 0.0}, "is not decided"),
+        ({2: 0.0, 4: 1.0, 8: 0.0}, "does not hold"),
+    ],
+)
+def test_the_largest_gain_is_tested_and_not_only_the_largest_number(gains: dict[int, float], verdict: str) -> None:
+    """Each gain has an error of about 0.1, and what all step counts of a prompt share is paired away."""
+    gen = np.random.default_rng(5)
+    prompts = gen.normal(0, 3, 64)
+
+    def row(method: str, nfe: int, level: float) -> run.Result:
+        noise = gen.normal(0, 0.6, 64)
+        values = list(prompts + level + noise - noise.mean())
+        return run.Result(f"{method}{nfe}", method, "main", nfe, 1, values, values, {"right": values}, values, values)
+
+    rows = [row("teacher", nfe, 0.0) for nfe in gains] + [row("RATS", nfe, gain) for nfe, gain in gains.items()]
+    found = report._largest_gain(report.Table(rows))
+    assert found[-1].startswith(f"{verdict} (") and "more than at 8" in found[-1]
+    assert report._largest_gain(report.Table(rows[:-1])) == []
 
 
 def test_two_cells_are_run_kept_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +172,7 @@ def test_two_cells_are_run_kept_and_reported(tmp_path: Path, monkeypatch: pytest
     report.write(found, tmp_path / "docs", missing=3, logs=logs)
     text = (tmp_path / "docs" / "README.md").read_text()
     first = text.split("\n\n")[1]
-    assert "3 of the planned runs are missing" in first and "That the gate beats a constant gate " in first
+    assert "3 of the planned runs are missing" in first and "the gate beats a constant gate " in first
     assert "What the gate did" in text and (tmp_path / "docs" / "frontier.png").stat().st_size > 10_000
     assert "the gate beats a constant gate at 4 steps (diversity)".capitalize() in text
     assert (tmp_path / "docs" / "curves.png").stat().st_size > 20_000

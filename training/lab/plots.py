@@ -20,7 +20,9 @@ from training.rats.preset import shapes
 if TYPE_CHECKING:
     from training.lab.run import Result
 
-MARKERS = "osD^"
+MARKERS = "sD^v"
+# Where a point's name stands, so that near ones do not cover each other: offset in points, and alignment.
+LABELS = {"constant gate": ((-14, -22), "right"), "RATS": ((12, 14), "left")}
 PUBLISHED, SMOOTHED = Path(__file__).with_name("published_curves.csv"), 15
 PANELS = (("heldout", "held-out scorer"), ("right", "fully right (exact judge)"), ("diversity", "diversity (Vendi)"))
 
@@ -75,22 +77,39 @@ def curves(results: Sequence[Result], logs: Mapping[str, Sequence[Mapping[str, f
 
 
 def frontier(results: Sequence[Result], path: Path) -> None:
-    """Held-out score against diversity at one step count: what each method pays for its score."""
-    figure, axis = plt.subplots(figsize=(8, 5.5))
+    """Held-out score against diversity at one step count: what each method pays for its score.
+
+    The main comparison's points, of several seeds, are large and named in place; a legend names those of one seed.
+    """
+    figure, axis = plt.subplots(figsize=(10, 6.5))
+    kept, named = 1.0, {}
     reference = [_runs(results, "teacher", base().reference_nfe, measure) for measure in ("diversity", "heldout")]
-    kept = 1.0
     if all(reference):
         kept, score = (estimate(runs).mean for runs in reference)
-        axis.plot(1.0, score, "k*", markersize=12, label="teacher, 50 steps")
+        axis.plot(1.0, score, "k*", markersize=16, zorder=3)
+        named["teacher, 50 steps"] = (1.0, score)
     axis.axvline(shapes().min_diversity, color="black", linestyle=":", linewidth=1)
-    for i, method in enumerate(dict.fromkeys(r.method for r in results if r.nfe == ABLATION_NFE)):
+    found = dict.fromkeys(r.method for r in results if r.nfe == ABLATION_NFE)
+    main = [name for name in ("teacher", *METHODS, *VARIANTS) if name in found]
+    for i, method in enumerate([*main, *(name for name in found if name not in main)]):
         x, y = (estimate(_runs(results, method, ABLATION_NFE, measure)) for measure in ("diversity", "heldout"))
-        axis.errorbar(x.mean / kept, y.mean, yerr=y.error, marker=MARKERS[i // 10], color=f"C{i % 10}", label=method)
+        large = {"marker": "o", "markersize": 11, "capsize": 4, "linewidth": 2.0, "zorder": 3, "color": f"C{i % 10}"}
+        few = i - len(main)
+        small = {"marker": MARKERS[few // 6 % 4], "markersize": 5, "linewidth": 0.7, "color": f"C{few % 6 + 4}"}
+        style = large if method in main else {**small, "label": method, "alpha": 0.8}
+        axis.errorbar(x.mean / kept, y.mean, yerr=y.error, **style)  # type: ignore[arg-type]
+        if method in main:
+            named[f"teacher, {ABLATION_NFE} steps" if method == "teacher" else method] = (x.mean / kept, y.mean)
+    for name, place in named.items():
+        offset, side = LABELS.get(name, ((12, 6), "left"))
+        axis.annotate(name, place, offset, textcoords="offset points", fontsize=10, fontweight="bold", ha=side)
+    axis.set_xlim(right=axis.get_xlim()[1] + 0.13)  # room for the names of the most varied
     axis.set_xlabel("diversity, as a share of the 50-step teacher's")
     axis.set_ylabel("held-out score")
-    axis.set_title(f"{ABLATION_NFE} steps: what each method pays for its score", fontsize=10)
+    axis.set_title(f"{ABLATION_NFE} steps: what each method pays for its score (small: one seed)", fontsize=11)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, bbox_to_anchor=(1.02, 1), loc="upper left")
+    if len(found) > len(main):
+        axis.legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left", title="one seed")
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)

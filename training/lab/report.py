@@ -13,6 +13,7 @@ from training.lab.statistics import Estimate, difference, estimate
 
 # The paper's HPSv2.1 (x 100) on FLUX.1-dev: its student, and the plain model at as many steps (anchors: RATS, table 1).
 Rows = Sequence[Mapping[str, float]]
+Found = Mapping[int, Estimate]
 PAPER = {3: (32.15, 18.43), 5: (32.16, 26.12), 8: (33.81, 28.43)}
 PAPER_TEACHER = 30.00
 MEASURES = ("trained", "heldout", "right", "diversity", "distance")
@@ -44,6 +45,13 @@ class Table:
             return None
         shared = min(len(a), len(b)) if theirs[0] != "teacher" else len(a)
         return difference(a[:shared], b[:shared] if theirs[0] != "teacher" else b)
+
+    def gain(self, method: str, nfe: int, measure: str) -> list[list[float]]:
+        """The method's figures minus the teacher's at as many steps, by seed and prompt; empty where one is missing."""
+        ours, teachers = self.runs(method, nfe, measure), self.runs("teacher", nfe, measure)
+        if not ours or not teachers:
+            return []
+        return [[a - b for a, b in zip(run, teachers[0], strict=True)] for run in ours]
 
 
 def write(results: Sequence[Result], folder: Path, missing: int, logs: Mapping[str, Rows]) -> None:
@@ -80,22 +88,58 @@ def write(results: Sequence[Result], folder: Path, missing: int, logs: Mapping[s
 
 
 def _summary(table: Table, missing: int) -> str:
-    """Which of the paper's claims hold here: one paragraph, then each with its figures."""
-    said, lines = [], []
-    for ours, words, others in _claims():
-        found = {nfe: table.difference((ours, nfe), other, "heldout") for nfe, other in others.items()}
-        verdicts = [f"{estimate.verdict} at {nfe} steps ({estimate})" for nfe, estimate in found.items() if estimate]
-        if verdicts:
-            said.append(f"That {words} {', '.join(verdicts)}.")
-        for measure in ("heldout", "right", "diversity"):
-            lines += [
-                _claim(f"{words} at {nfe} steps ({measure})", table.difference((ours, nfe), other, measure))
-                for nfe, other in others.items()
-            ]
-    said += [_largest_gain(table), _cost(table)]
-    head = f"**{missing} of the planned runs are missing; what follows is from the others.** " if missing else ""
-    first = f"{head}On the held-out scorer, which nothing here is trained on: {' '.join(s for s in said if s)}\n\n"
-    return first + "\n".join(line for line in lines if line) + "\n"
+    """One plain paragraph, a table of the claims on the held-out scorer, and then every claim on the other measures."""
+    claims = [(words, _found(table, ours, others, "heldout")) for ours, words, others in _claims()]
+    known = [(words, found) for words, found in claims if found]
+    rows = [[_capital(words), *(_cell(found.get(nfe)) for nfe in NFES)] for words, found in known]
+    gains = _largest_gain(table)
+    if gains:
+        rows.append([f"{gains[0]}: {gains[-1]}", *gains[1:-1]])
+    head = ["on the held-out scorer, which nothing here is trained on", *(f"{nfe} steps" for nfe in NFES)]
+    lines = [
+        _claim(f"{words} at {nfe} steps ({measure})", found)
+        for ours, words, others in _claims()
+        for measure in ("right", "diversity")
+        for nfe, found in _found(table, ours, others, measure).items()
+    ]
+    return (
+        _first(known, gains, _cost(table), missing)
+        + "\n\n"
+        + _markdown(head, rows)
+        + "\nThe same claims by the exact judge, and by diversity:\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+
+
+def _first(known: Sequence[tuple[str, Found]], gains: Sequence[str], cost: str, missing: int) -> str:
+    """At most six sentences: what holds, what does not, what is open, and by how much."""
+    said = [f"**{missing} of the planned runs are missing; what follows is from the others.**"] if missing else []
+    for verdict, opening in (
+        ("holds", "On the held-out scorer, in the teacher's standard deviations, these hold"),
+        ("does not hold", "These are contradicted"),
+        ("is not decided", "Not decided, within two standard errors of nothing, are these"),
+    ):
+        parts = [_where(words, found, verdict) for words, found in known]
+        if any(parts):
+            said.append(f"{opening}: {'; '.join(part for part in parts if part)}.")
+    if gains:
+        said.append(f"That the gain over a teacher of as many steps is largest at {min(NFES)} steps {gains[-1]}.")
+    return " ".join(part for part in (*said, cost) if part)
+
+
+def _where(words: str, found: Found, verdict: str) -> str:
+    figures = [f"{nfe} steps {estimate.mean:+.3f}" for nfe, estimate in found.items() if estimate.verdict == verdict]
+    return f"{words} ({', '.join(figures)})" if figures else ""
+
+
+def _found(table: Table, ours: str, others: Mapping[int, tuple[str, int]], measure: str) -> Found:
+    found = {nfe: table.difference((ours, nfe), other, measure) for nfe, other in others.items()}
+    return {nfe: estimate for nfe, estimate in found.items() if estimate is not None}
+
+
+def _cell(found: Estimate | None) -> str:
+    return f"{found.verdict}, {found}" if found else "-"
 
 
 def _claims() -> list[tuple[str, str, dict[int, tuple[str, int]]]]:
@@ -119,15 +163,22 @@ def _claims() -> list[tuple[str, str, dict[int, tuple[str, int]]]]:
     return [*paper, *ours]
 
 
-def _largest_gain(table: Table) -> str:
-    gains = {nfe: table.difference(("RATS", nfe), ("teacher", nfe), "heldout") for nfe in NFES}
-    known = {nfe: gain for nfe, gain in gains.items() if gain is not None}
-    if len(known) < len(NFES):
-        return ""
-    largest = max(known, key=lambda nfe: known[nfe].mean)
-    verdict = "holds" if largest == min(NFES) else "does not hold"
-    figures = ", ".join(f"{nfe} steps {gain}" for nfe, gain in known.items())
-    return f"That the gain over the guided teacher at as many steps is largest at the fewest {verdict} ({figures})."
+def _largest_gain(table: Table) -> list[str]:
+    """A row of the claims' table, and the verdict last: the gain at the fewest steps against that at each other count.
+
+    The gain is over the teacher at as many steps; two gains are compared prompt by prompt and seed by seed.
+    """
+    gains = {nfe: table.gain("RATS", nfe, "heldout") for nfe in NFES}
+    if not all(gains.values()):
+        return []
+    fewest, *others = NFES
+    leads = [difference(gains[fewest], gains[nfe]) for nfe in others]
+    verdict = "holds" if all(lead.holds for lead in leads) else "does not hold"
+    if verdict != "holds" and not any(lead.verdict == "does not hold" for lead in leads):
+        verdict = "is not decided"
+    by = ", ".join(f"{lead} more than at {nfe}" for nfe, lead in zip(others, leads, strict=True))
+    cells = [str(estimate(gains[nfe])) for nfe in NFES]
+    return ["The gain over the teacher at as many steps is largest at the fewest", *cells, f"{verdict} ({by})"]
 
 
 def _cost(table: Table) -> str:
@@ -163,11 +214,13 @@ def _gates(table: Table, logs: Mapping[str, Rows]) -> str:
     )
 
 
-def _claim(words: str, found: Estimate | None) -> str:
-    if found is None:
-        return ""
+def _claim(words: str, found: Estimate) -> str:
     note = " (1)" if found.seeds == 1 else ""
-    return f"- {words[0].upper()}{words[1:]}: **{found.verdict}**, {found}{note}."
+    return f"- {_capital(words)}: **{found.verdict}**, {found}{note}."
+
+
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def _methods(table: Table) -> list[str]:
