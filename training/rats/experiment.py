@@ -15,6 +15,7 @@ from student.bundle import ImageSize, Latents
 from student.families.family import Family
 from student.families.find import open_family
 from training import environment, figures
+from training.config import ConfigError
 from training.drawing import Painter
 from training.evaluate import DIVERSITY_SEEDS, Evaluation, Measure, cached, fingerprint
 from training.instruments import (
@@ -92,6 +93,8 @@ def prepare(config: RatsConfig) -> Setup:
         ConfigError: prompts that cannot be used.
         SizeError: a picture size that the model cannot draw.
     """
+    if config.tau_in_spreads and config.batch * config.accumulate * state().num_processes < 2:
+        raise ConfigError("tau_in_spreads is true: it needs the spread of 2 or more samples a step, and there is one")
     prompts = _prompts(config)
     options = {"max_tokens": config.max_tokens} if config.max_tokens else {}
     model = open_family(config.model, DTYPES[config.weights], **options)

@@ -100,6 +100,26 @@ def test_a_run_writes_a_bundle_that_diffusers_draws_like_us(family: str, tmp_pat
     assert "| teacher | 6 |" in (out / "README.md").read_text() and (out / "run" / "grids" / "000002.png").exists()
 
 
+PRESETS = {"flux-dev": "flux", "sd35-medium": "sd3", "wan-1.3b": "wan"}
+SMALLER = {  # what a real run's scale is made of; everything else stays as the preset has it
+    *("model", "reward", "heldout", "prompts", "height_px", "width_px", "frames", "max_tokens", "teacher_nfe"),
+    *("reference_nfe", "guided_steps", "steps", "validate_every", "min_diversity"),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_presets_of_real_models_run_with_their_own_settings(preset: str, tmp_path: Path) -> None:
+    """One sample a micro-batch, tau in spreads, bf16 with adapters, the detached gradient, the reward on few frames."""
+    family = PRESETS[preset]
+    given = dict(setting.split("=", 1) for setting in settings(tmp_path, family, steps=3, teacher_nfe=9)[1::2])
+    chosen = [part for key, value in given.items() if key in SMALLER for part in ("--set", f"{key}={value}")]
+    code, text = run("--preset", preset, "--out", str(tmp_path / "out"), *chosen)
+    assert code == 0, text
+    rows = [row for row in read_log(tmp_path / "out" / "run" / "log.jsonl") if row["step"] >= 0]
+    assert len(rows) == 3 and all(row["grad_norm"] > 0 and row["gap_std"] > 0 for row in rows)
+    assert all(0 < row["gate_std"] < 0.5 for row in rows)
+
+
 @pytest.mark.parametrize("gradient", ["full", "detached"])
 def test_lora_with_everything_that_saves_memory(gradient: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -120,7 +140,9 @@ def test_lora_with_everything_that_saves_memory(gradient: str, tmp_path: Path) -
 def test_one_student_for_several_step_counts(tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, text = run(
-        "--out", str(out), *settings(tmp_path, "flux", nfe="[2,3,4]", steps=6, tau_in_spreads="true", weights="bf16")
+        "--out",
+        str(out),
+        *settings(tmp_path, "flux", nfe="[2,3,4]", steps=6, tau_in_spreads="true", weights="bf16", lora_rank=2),
     )
     assert code == 0, text
     student = read_student(out)
@@ -144,6 +166,8 @@ def test_rewards_are_weighted_and_logged_as_one(tmp_path: Path) -> None:
         ({"reward": f"{OWN}:Counted"}, "gives no gradient down to the pixels"),
         ({"heldout": f"{OWN}:Redness"}, "is trained on and held out"),
         ({"reward": f"{OWN}:Rednes"}, "did you mean 'Redness'"),
+        ({"tau_in_spreads": "true", "batch": 1}, "needs the spread of 2 or more samples"),
+        ({"weights": "bf16"}, "small updates of bf16 weights round to nothing"),
         ({"height_px": 33}, "height is 33: accepted are multiples of"),
         ({"prompts": "/nowhere.txt"}, "there is no such file"),
     ],
