@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +14,26 @@ import torch
 from diffusers import DiffusionPipeline
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch import Tensor
 from typer.testing import CliRunner
 
 from student.bundle import read_student, verify_files
+from student.families.family import Family
 from student.families.find import open_family
+from student.families.flux import Flux
+from student.families.wan import Wan
 from student.noise import noise
 from student.pipeline import open_pipeline, reproduce
 from student.sampler import denoise
 from tests.student.families import tiny
+from tests.training.rats.own_reward import Redness
+from training.config import with_settings
+from training.drawing import Painter
 from training.progress import read_log
+from training.prompts import from_files
+from training.rats.experiment import prepare
 from training.rats.networks import LORA_TARGETS
+from training.rats.preset import preset
 
 OWN = "tests.training.rats.own_reward"
 PIPELINES: dict[str, Callable[[], Any]] = {"flux": tiny.flux, "sd3": tiny.sd3, "wan": tiny.wan}
@@ -202,3 +213,49 @@ def test_a_run_without_a_better_heldout_score_stops_early(tmp_path: Path) -> Non
     code, text = run("--out", str(tmp_path / "out"), *settings(tmp_path, "flux", **more))
     assert code == 0 and "stopped after 2 steps: the held-out score was best after 0" in text, text
     assert [row["step"] for row in read_log(tmp_path / "out" / "run" / "log.jsonl")] == [-1, 0, 1]
+
+
+@pytest.mark.parametrize("family", ["flux", "wan"])
+def test_one_picture_at_a_time_is_one_everywhere(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration, the teacher's diversity, validations, velocities, grids and evidence."""
+    sizes: set[tuple[str, int]] = set()
+    for name in ("velocity", "decode"):
+        plain = getattr(Family, name) if name == "velocity" else None
+        for kind in (Flux, Wan):
+            method = plain or getattr(kind, name)
+
+            def counted(self: Family, x: Tensor, *more: Any, name: str = name, method: Any = method) -> Tensor:
+                sizes.add((name, len(x)))
+                return method(self, x, *more)
+
+            monkeypatch.setattr(kind, name, counted)
+    more = {"batch": 1, "draw_batch": 1, "min_diversity": 0.5, "steps": 2, "diversity_prompts": 2}
+    code, text = run("--out", str(tmp_path / "out"), *settings(tmp_path, family, **more))
+    assert code == 0, text
+    assert sizes == {("velocity", 1), ("decode", 1)}
+
+
+def test_a_second_size_is_calibrated_again(tmp_path: Path) -> None:
+    kept = []
+    for height_px, width_px in ((32, 32), (64, 32)):
+        values = settings(tmp_path, "sd3", height_px=height_px, width_px=width_px)
+        setup = prepare(with_settings(preset("shapes"), values[1::2]))
+        kept.append(setup.scale.calibration)
+    assert kept[0]["trained"] != kept[1]["trained"]
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_the_evidence_is_that_of_the_bundle_on_disk(lora_rank: int, tmp_path: Path) -> None:
+    """Merged, rounded, written and opened again: every score is that of a picture which its user draws."""
+    out = tmp_path / "out"
+    more = {"lora_rank": lora_rank, "lr": 0.03, "weights": "bf16", "alpha": 0.0}
+    code, text = run("--out", str(out), *settings(tmp_path, "flux", **more))
+    assert code == 0, text
+    rows = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*.json")]
+    said = next(row for row in rows if row["label"] == "student")
+    student = read_student(out)
+    model = open_family(out, torch.bfloat16, max_tokens=student.max_tokens)
+    texts = from_files(tmp_path / "prompts.txt", None, 401).test
+    images = Painter(model, student.sigmas[3]).draw(texts, range(len(texts)), student.latents.shape, 64)
+    assert said["scores"]["trained"] == Redness().score(images, texts).double().tolist()
+    assert np.std(said["scores"]["trained"]) > 0
