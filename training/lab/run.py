@@ -54,7 +54,7 @@ def run_all(cells: list[Cell], folder: Path) -> None:
 def _run(cell: Cell, folder: Path, reference: Tensor) -> None:
     setup = prepare(cell.config)
     claim(folder, to_json(cell.config))
-    trainer = Trainer(cell.config, setup.model, world(setup, folder), folder)
+    trainer = Trainer(cell.config, setup.networks, world(setup, folder), folder)
     trainer.run()
     painter = setup.painter(setup.model, "student", cell.nfe)
     row = measured(setup, painter, "student")

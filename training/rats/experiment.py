@@ -31,10 +31,12 @@ from training.instruments import (
 from training.processes import state
 from training.progress import console
 from training.prompts import Prompts, from_files
+from training.rats.networks import Networks
 from training.rats.preset import RatsConfig
-from training.rats.trainer import Trainer, World
+from training.rats.trainer import Trainer, World, networks_of
 from training.result import Outcome, save, write
 from training.rundir import FINISHED
+from training.sharding import spread
 
 SHORT_RUN_STEPS, SHORT_RUN_PROMPTS = 50, 64
 VALIDATION_SEED, WATCHED_PROMPTS, WATCHED_PICTURES = 1_000_000, 32, 8
@@ -43,19 +45,25 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything of a run that does not change while it trains; ``model`` becomes the student.
+    """Everything of a run that does not change while it trains, and the networks that do.
 
     ``teacher`` is the hash of the teacher's weights, its text encoders among them.
     """
 
     config: RatsConfig
-    model: Family
+    networks: Networks
     latents: Latents
     prompts: Prompts
     measure: Measure
     scale: Scale
     reward_p999: float
     teacher: str
+
+    @property
+    def model(self) -> Family:
+        """The family whose transformer becomes the student."""
+        model: Family = self.networks.model
+        return model
 
     @property
     def image(self) -> ImageSize:
@@ -92,14 +100,14 @@ def run(setup: Setup, out: Path) -> None:
 
 def _train(setup: Setup, out: Path) -> list[tuple[Evaluation, Tensor]]:
     """Train, and leave the student's pipeline in ``out``; the teacher's evidence."""
-    trainer = Trainer(setup.config, setup.model, world(setup, out / "run"), out / "run")
+    trainer = Trainer(setup.config, setup.networks, world(setup, out / "run"), out / "run")
     trainer.run()
     steps = dict.fromkeys((setup.config.reference_nfe, *setup.config.nfe))
-    with trainer.networks.role("start") as model:
+    with setup.networks.role("start") as model:
         found = [evidence(setup, model, "teacher", nfe) for nfe in steps]
-    trainer.networks.gather(keep=trainer.is_first)
+    setup.networks.gather(keep=trainer.is_first)
     if trainer.is_first:
-        trainer.networks.merge(out / "adapter")
+        setup.networks.merge(out / "adapter")
         save(out, setup.config.model, setup.model.transformer)
     state().wait_for_everyone()
     return found
@@ -111,9 +119,10 @@ def reopened(setup: Setup, out: Path) -> Family:
     Its transformer takes the trained one's place in ``setup.model``, so that the memory of that is free.
     """
     model = open_family(out, DTYPES[setup.config.weights], local_files_only=True, max_tokens=setup.model.max_tokens)
-    device = setup.model.device
     setup.model.transformer = model.transformer
-    model.to(device)
+    _place(setup.config, model)
+    if setup.config.shard and state().num_processes > 1:
+        spread(model.transformer, state().num_processes)
     if setup.prompts.known is not None:
         model.remember(setup.prompts.test)
     return model
@@ -133,21 +142,31 @@ def prepare(config: RatsConfig) -> Setup:
     prompts = _prompts(config)
     options = {"max_tokens": config.max_tokens} if config.max_tokens else {}
     model = open_family(config.model, DTYPES[config.weights], **options)
-    model.to(device := _device(config))
+    _place(config, model)
     latents = model.geometry(config.height_px, config.width_px, config.frames)
-    rewards = open_instruments(config.reward, config.heldout, model, config.reward_weight > 0, device)
+    rewards = open_instruments(config.reward, config.heldout, model, config.reward_weight > 0, _device(config))
     measure = measure_with(rewards, model, prompts.judge)
     weights = hash_model(model)  # now, with the text encoders, and without adapters
     if prompts.known is not None:
         model.remember(["", *prompts.known])
+    networks = networks_of(config, model)
     teacher = Painter(model, model.sigmas(config.reference_nfe, latents.shape), config.guidance)
     texts = prompts.calibration
     plan = Plan(texts, [], latents.shape, config.draw_batch)
     key = fingerprint(weights, teacher, plan, "calibration" + "".join(one.source for one in rewards))
-    base = cached(CACHE, key, lambda: measure.evaluate("calibration", teacher, plan))
+    with networks.role("start"):
+        base = cached(CACHE, key, lambda: measure.evaluate("calibration", teacher, plan))
     scale = Scale(rewards, {one.name: calibration(one.asked, base.scores[one.name]) for one in rewards})
     highest = float(np.percentile(scale.standardised(base, TRAINED), 99.9))
-    return Setup(config, model, latents, prompts, measure, scale, highest, weights)
+    return Setup(config, networks, latents, prompts, measure, scale, highest, weights)
+
+
+def _place(config: RatsConfig, model: Family) -> None:
+    """On this process's device; a transformer that is to be spread goes there later, slice by slice."""
+    whole = not (config.shard and state().num_processes > 1)
+    for name, part in model.named_children():
+        if whole or name != "transformer":
+            part.to(_device(config))
 
 
 def _device(config: RatsConfig) -> str:
@@ -169,7 +188,7 @@ def _prompts(config: RatsConfig) -> Prompts:
 
 
 def world(setup: Setup, run_dir: Path) -> World:
-    """What the trainer needs; ``setup.model`` must still be the teacher."""
+    """What the trainer needs."""
     reward = partial(setup.scale.score, TRAINED)
     validate = partial(_validate, setup, run_dir)
     diversity = _teacher_diversity(setup) if setup.config.min_diversity or setup.config.steer else 0.0
@@ -187,7 +206,8 @@ def _teacher_diversity(setup: Setup) -> float:
         )
 
     key = fingerprint(setup.teacher, painter, plan, "watched")
-    return float(np.mean(cached(CACHE, key, measure).diversity))
+    with setup.networks.role("start"):
+        return float(np.mean(cached(CACHE, key, measure).diversity))
 
 
 def _validation(setup: Setup) -> Plan:

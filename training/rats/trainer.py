@@ -51,17 +51,22 @@ class World:
     teacher_diversity: float = 0.0
 
 
+def networks_of(config: RatsConfig, model: Family) -> Networks:
+    """The roles of a run's transformer, spread over the processes where the configuration says so."""
+    if config.checkpointing:
+        model.transformer.enable_gradient_checkpointing()
+    lora = Lora(config.lora_rank, config.lora_alpha, config.seed) if config.lora_rank else None
+    return Networks(model, config.ema, lora, Processes().size if config.shard else 1)
+
+
 class Trainer:
     """Holds the networks and the optimizer; ``run`` goes on from the last checkpoint."""
 
-    def __init__(self, config: RatsConfig, model: Family, world: World, run_dir: Path) -> None:
-        self._config, self._world, self._dir = config, world, run_dir
-        self._grids = {nfe: model.sigmas(nfe, world.latent_shape) for nfe in (*config.nfe, config.teacher_nfe)}
-        lora = Lora(config.lora_rank, config.lora_alpha, config.seed) if config.lora_rank else None
+    def __init__(self, config: RatsConfig, networks: Networks, world: World, run_dir: Path) -> None:
+        self._config, self._world, self._dir, self.networks = config, world, run_dir, networks
+        steps = (*config.nfe, config.teacher_nfe)
+        self._grids = {nfe: networks.model.sigmas(nfe, world.latent_shape) for nfe in steps}
         self._processes = Processes()
-        if config.checkpointing:
-            model.transformer.enable_gradient_checkpointing()
-        self.networks = Networks(model, config.ema, lora, self._processes.size if config.shard else 1)
         self._objective = OBJECTIVES[config.method](config, self.networks, world.reward, self._grids)
         self._optimizer = torch.optim.AdamW(self.networks.learns, config.lr, betas=(0.9, 0.99), weight_decay=0.0)
         self._best: dict[str, Tensor] = {}
