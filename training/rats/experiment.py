@@ -75,7 +75,7 @@ class Setup:
         """The teacher (guided as configured) or the student at ``nfe`` steps."""
         guidance = self.config.guidance if label == "teacher" else 1.0
         # The teacher's own schedule: a bundle's scheduler shifts no more.
-        return Painter(model, self.model.sigmas(nfe, self.latents.shape), guidance)
+        return Painter(model, self.model.sigmas(nfe, self.latents.shape), guidance, self.config.negative_prompt)
 
     def plan(self, prompts: Sequence[str], varied: Sequence[str]) -> Plan:
         """What is drawn for figures: each of ``prompts`` once, each of ``varied`` several times."""
@@ -148,9 +148,10 @@ def prepare(config: RatsConfig) -> Setup:
     measure = measure_with(rewards, model, prompts.judge)
     weights = hash_model(model)  # now, with the text encoders, and without adapters
     if prompts.known is not None:
-        model.remember(["", *prompts.known])
+        model.remember([config.negative_prompt, *prompts.known])
     networks = networks_of(config, model)
-    teacher = Painter(model, model.sigmas(config.reference_nfe, latents.shape), config.guidance)
+    sigmas = model.sigmas(config.reference_nfe, latents.shape)
+    teacher = Painter(model, sigmas, config.guidance, config.negative_prompt)
     texts = prompts.calibration
     plan = Plan(texts, [], latents.shape, config.draw_batch)
     key = fingerprint(weights, teacher, plan, "calibration" + "".join(one.source for one in rewards))

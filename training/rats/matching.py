@@ -63,7 +63,7 @@ class Matching(Objective):
     def _direction(self, x0_BD: Tensor, prompts: Sequence[str], gen: torch.Generator) -> Tensor:
         sigma, _, noisy_BD = _noisy(x0_BD, gen)
         with self._networks.role("start") as start:
-            guided = Painter(start, (), self._config.guidance).field(prompts)
+            guided = Painter(start, (), self._config.guidance, self._config.negative_prompt).field(prompts)
             real_BD = data_of(guided, noisy_BD, sigma)
         with self._networks.lent(self._critic) as critic:
             fake_BD = data_of(velocity_of(critic, critic.encode(prompts)), noisy_BD, sigma)

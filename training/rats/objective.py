@@ -117,7 +117,8 @@ class Objective:
         guided = step < config.guided_steps
         with self._networks.role("start" if guided else "teacher") as model:
             grid = self._grids[config.teacher_nfe]
-            return Painter(model, grid, config.guidance if guided else 1.0).trajectory(noise_BCHW, prompts)
+            painter = Painter(model, grid, config.guidance if guided else 1.0, config.negative_prompt)
+            return painter.trajectory(noise_BCHW, prompts)
 
     def _pull(
         self, student: Trajectory, teacher: Trajectory, reward_T: Tensor, reward_S: Tensor, seen: dict[str, float]

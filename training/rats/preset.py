@@ -38,6 +38,7 @@ class RatsConfig:
     teacher_nfe: int = 16
     reference_nfe: int = 50
     guidance: float = 1.0
+    negative_prompt: str = ""  # what the guidance leads away from
     guided_steps: int = 0
     ema: float = 0.999  # 1 keeps the teacher as it was at the start
     # The objective.
@@ -187,6 +188,15 @@ def sd35_medium() -> RatsConfig:
     return replace(base, guidance=4.5, guided_steps=200, max_tokens=256)
 
 
+# As WanPipeline's own example says it.
+WAN_NEGATIVE = (
+    "Bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, overall "
+    "gray, worst quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, "
+    "poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, still picture, messy background, three "
+    "legs, many people in the background, walking backwards"
+)
+
+
 def wan_1_3b() -> RatsConfig:
     """Wan 2.1 1.3B, text to video, 8 NFE at 480p, 33 frames: about 12 h on an 80 GB GPU (estimated)."""
     base = _paper("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "wan-1.3b", 8, 480)
@@ -196,6 +206,7 @@ def wan_1_3b() -> RatsConfig:
         frames=33,
         reward_frames=1,
         guidance=5.0,
+        negative_prompt=WAN_NEGATIVE,
         guided_steps=200,
         accumulate=4,
         draw_batch=1,

@@ -13,6 +13,7 @@ from student.families.flux import Flux
 from student.pipeline import open_pipeline
 from tests.training.shapes import small
 from training import processes
+from training.drawing import Painter
 from training.rats.matching import Matching
 from training.rats.networks import Networks
 from training.rats.objective import SMALLEST_SPREAD, Objective, _glimpse
@@ -89,3 +90,14 @@ def test_a_picture_that_is_no_number_does_not_reach_the_critic(tmp_path: Path) -
     loss, _, _ = matching.losses(1, 0, 2, ["a red heart"], torch.randn(1, 4, 8, 8))
     assert loss.isfinite()
     assert any(not torch.equal(value, before[name]) for name, value in matching.state()["critic"].items())
+
+
+def test_guidance_leads_away_from_the_negative_prompt(tmp_path: Path) -> None:
+    """v_negative + w (v - v_negative), against the two velocities taken one by one."""
+    small.write_models(tmp_path)
+    model = Flux(open_pipeline(tmp_path / "shapes-teacher"), max_tokens=12)
+    x = torch.randn(1, 4, 8, 8)
+    field = Painter(model, (1.0,), 3.0, "a blue star").field(["a red heart"])
+    with torch.no_grad():
+        plain, negative = (model.velocity(x, 0.5, model.encode([text])) for text in ("a red heart", "a blue star"))
+        torch.testing.assert_close(field(x, 0.5), negative + 3 * (plain - negative))
