@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from student.bundle import NAME
 from training.config import ConfigError
 from training.rats.gradients import MODES
 from training.rats.trajectory import named_horizons
@@ -30,6 +31,7 @@ RANGES: tuple[tuple[tuple[str, ...], Check, str], ...] = (
         "0 or more",
     ),
     (("ema", "lr_decay", "min_diversity", "steer"), lambda value: 0 <= value <= 1, "0 to 1"),
+    (("seed",), lambda value: 0 <= value < 2**32, "0 to 4294967295"),
 )
 
 
@@ -101,13 +103,7 @@ class RatsConfig:
 
     def check(self) -> None:
         """Raise ConfigError for a value that no run can use, before anything is loaded."""
-        for names, holds, accepted in RANGES:
-            for name in names:
-                if not holds(getattr(self, name)):
-                    raise ConfigError(f"{name} is {getattr(self, name)}: accepted is {accepted}")
-        for name, known in WORDS.items():
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}: accepted are {', '.join(known)}")
+        self._check_each()
         try:
             named_horizons(self.horizons, (1.0,))
         except ValueError as error:
@@ -122,6 +118,19 @@ class RatsConfig:
             raise ConfigError(f"steer is {self.steer}: it leads alpha, so it needs method rats, a reward and an alpha")
         if self.reward_weight == 0 and self.alpha == 0:
             raise ConfigError("reward_weight and alpha are both 0: there is nothing to train on")
+
+    def _check_each(self) -> None:
+        """The settings that can be looked at one by one."""
+        for names, holds, accepted in RANGES:
+            for name in names:
+                if not holds(getattr(self, name)):
+                    raise ConfigError(f"{name} is {getattr(self, name)}: accepted is {accepted}")
+        for name, known in WORDS.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}: accepted are {', '.join(known)}")
+        for name in ("student_id", "version"):
+            if not NAME.fullmatch(getattr(self, name)):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}: accepted is {NAME.pattern}")
 
 
 def shapes() -> RatsConfig:
