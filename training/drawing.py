@@ -57,7 +57,7 @@ class Painter:
         return rollout(self.field(prompts), noise_BCHW, self.sigmas)
 
     @torch.no_grad()
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], shape: tuple[int, ...], batch: int = 64) -> Tensor:
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], shape: tuple[int, ...], batch: int) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] from the seeds' noise, ``batch`` at a time, in main memory."""
         parts = []
         for at in range(0, len(prompts), batch):

@@ -1,7 +1,7 @@
 """What is measured of a model: scorers, exact judge and diversity, on fixed prompts and seeds.
 
 Nothing here chooses anything: selection uses ``scores`` on validation prompts, evidence is the
-``Evaluation`` on test prompts.
+``Evaluation`` on test prompts. Pictures are looked at batch by batch and let go of; the processes of a run take turns.
 """
 
 from __future__ import annotations
@@ -13,19 +13,25 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.drawing import Painter
+from training.processes import state
 from training.sharding import whole
 
 FloatArray = NDArray[np.float64]
 ScoreFn = Callable[[Tensor, Sequence[str]], Tensor]
+Rows = dict[str, list[float]]
 JudgeFn = Callable[[Tensor, Sequence[str]], dict[str, list[float]]]
+Part, Answer = TypeVar("Part"), TypeVar("Answer")
 DIVERSITY_SEEDS = 8
+FORMAT = 2  # of what is kept: raised when the same models, prompts and sizes would give other figures
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,30 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What an evaluation draws: ``prompts[i]`` with seed ``first_seed + i``, and 8 seeds of each of ``varied``.
+
+    ``shape`` is one picture's latents'; ``batch`` pictures are drawn at a time, which only rounds figures otherwise.
+    """
+
+    prompts: Sequence[str]
+    varied: Sequence[str]
+    shape: tuple[int, ...]
+    batch: int
+    first_seed: int = 0
+    varied_seed: int = 100_000
+
+    def seeds(self) -> list[int]:
+        """One for each of ``prompts``."""
+        return [self.first_seed + i for i in range(len(self.prompts))]
+
+    def key(self) -> str:
+        """All of it that figures depend on."""
+        kept = {name: value for name, value in asdict(self).items() if name != "batch"}
+        return json.dumps([FORMAT, DIVERSITY_SEEDS, kept], sort_keys=True)
+
+
+@dataclass(frozen=True)
 class Measure:
     """The instruments: scorers by name, the judge, and what turns images into diversity features."""
 
@@ -52,26 +82,72 @@ class Measure:
     judge: JudgeFn | None
     features: Callable[[Tensor], Tensor]
 
-    def evaluate(
-        self, label: str, painter: Painter, prompts: Sequence[str], diversity_prompts: int, shape: tuple[int, ...]
-    ) -> Evaluation:
-        """Draw prompt i with seed i, score and judge it; then 8 seeds each of the first prompts for diversity."""
-        images = painter.draw(prompts, list(range(len(prompts))), shape)
-        varied = [prompt for prompt in prompts[:diversity_prompts] for _ in range(DIVERSITY_SEEDS)]
-        others = painter.draw(varied, [100_000 + i for i in range(len(varied))], shape)
-        return Evaluation(
-            label,
-            len(painter.sigmas),
-            painter.guidance,
-            {name: score(images, prompts).double().tolist() for name, score in self.scorers.items()},
-            self.judge(images, prompts) if self.judge else {},
-            self.diversity(others),
-        )
+    def evaluate(self, label: str, painter: Painter, plan: Plan) -> Evaluation:
+        """Draw all that is planned, score and judge it, and take the diversity."""
 
-    def diversity(self, images_BCHW: Tensor) -> list[float]:
-        """The Vendi score of each DIVERSITY_SEEDS images in a row."""
-        features_ND = self.features(images_BCHW).flatten(1).double().numpy()
-        return [vendi(group) for group in np.split(features_ND, len(features_ND) // DIVERSITY_SEEDS)]
+        def look(_: int, images: Tensor, prompts: Sequence[str]) -> tuple[Rows, Rows]:
+            scores = {name: score(images, prompts).double().tolist() for name, score in self.scorers.items()}
+            return scores, self.judge(images, prompts) if self.judge else {}
+
+        rows = looked_at(painter, plan.prompts, plan.seeds(), plan.shape, plan.batch, look)
+        scores, judged = (_joined([row[part] for row in rows]) for part in (0, 1))
+        return Evaluation(label, len(painter.sigmas), painter.guidance, scores, judged, self.diversity(painter, plan))
+
+    def diversity(self, painter: Painter, plan: Plan) -> list[float]:
+        """The Vendi score of the DIVERSITY_SEEDS images of each of the plan's varied prompts."""
+        prompts = [prompt for prompt in plan.varied for _ in range(DIVERSITY_SEEDS)]
+        # Whole groups, in as many calls as every other share's.
+        share = max(DIVERSITY_SEEDS, plan.batch // DIVERSITY_SEEDS * DIVERSITY_SEEDS)
+
+        def scores_of(first: int) -> list[float]:
+            features = []
+            for at in range(first, min(first + share, len(prompts)), plan.batch):
+                texts = prompts[at : min(at + plan.batch, first + share)]
+                seeds = [plan.varied_seed + at + i for i in range(len(texts))]
+                features.append(self.features(painter.draw(texts, seeds, plan.shape, plan.batch)))
+            features_ND = torch.cat(features).flatten(1).double().numpy()
+            return [vendi(group) for group in np.split(features_ND, len(features_ND) // DIVERSITY_SEEDS)]
+
+        return [score for part in in_turns(range(0, len(prompts), share), scores_of) for score in part]
+
+
+def _joined(rows: Sequence[Rows]) -> Rows:
+    return {name: [value for row in rows for value in row[name]] for name in (rows[0] if rows else ())}
+
+
+def looked_at(
+    painter: Painter,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    shape: tuple[int, ...],
+    batch: int,
+    look: Callable[[int, Tensor, Sequence[str]], Answer],
+) -> list[Answer]:
+    """``look(at, images, prompts)`` of each ``batch`` pictures, of which ``at`` is the first one's place, in order.
+
+    The processes take turns (``in_turns``); no pictures are kept that ``look`` does not keep.
+    """
+
+    def one(at: int) -> Answer:
+        part = slice(at, at + batch)
+        return look(at, painter.draw(prompts[part], seeds[part], shape, batch), prompts[part])
+
+    return in_turns(range(0, len(prompts), batch), one)
+
+
+def in_turns(parts: Sequence[Part], work: Callable[[Part], Answer]) -> list[Answer]:
+    """``work`` of each part, in order; the processes take turns, and every one gets all answers.
+
+    Each works as often as every other, the last part again where they do not come out even: what is spread over the
+    processes (FSDP2) must be computed by all of them at once.
+    """
+    here = state()
+    size, turns = here.num_processes, -(-len(parts) // here.num_processes)
+    mine = [work(parts[min(turn * size + here.process_index, len(parts) - 1)]) for turn in range(turns)]
+    if size == 1:
+        return mine
+    everyone: list[Answer] = gather_object(mine)  # type: ignore[no-untyped-call]
+    return [everyone[i % size * turns + i // size] for i in range(len(parts))]
 
 
 def vendi(features_ND: FloatArray) -> float:
@@ -93,11 +169,18 @@ def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     return mean_error(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
 
 
-def fingerprint(painter: Painter, prompts: Sequence[str], measure_key: str) -> str:
-    """What an evaluation depends on: weights, sigmas, guidance, prompts and instruments."""
-    digest = hashlib.sha256(json.dumps([painter.sigmas, painter.guidance, list(prompts), measure_key]).encode())
-    add_weights(digest, painter.model.state_dict())
-    return digest.hexdigest()[:24]
+def fingerprint(weights: str, painter: Painter, plan: Plan, instruments: str) -> str:
+    """What an evaluation depends on: weights (``hash_model``), how they are asked, what is drawn, and instruments."""
+    model = painter.model
+    asked = [painter.sigmas, painter.guidance, getattr(model, "guidance", None), model.max_tokens]
+    return hashlib.sha256(json.dumps([weights, asked, plan.key(), instruments]).encode()).hexdigest()[:24]
+
+
+def hash_model(model: nn.Module) -> str:
+    """One sha256 of all weights that a family holds at this moment (its text encoders may have been dropped)."""
+    digest = hashlib.sha256()
+    add_weights(digest, model.state_dict())
+    return digest.hexdigest()
 
 
 def add_weights(digest: hashlib._Hash, weights: Mapping[str, Tensor]) -> None:
@@ -108,13 +191,18 @@ def add_weights(digest: hashlib._Hash, weights: Mapping[str, Tensor]) -> None:
 
 
 def cached(folder: Path, key: str, make: Callable[[], Evaluation]) -> Evaluation:
-    """The evaluation kept under ``key``, or a new one."""
+    """The evaluation kept under ``key``, or a new one; what the first process finds holds for all."""
     path = folder / f"{key}.json"
-    if path.exists():
-        return Evaluation(**json.loads(path.read_text()))
+    here = state()
+    found = [json.loads(path.read_text()) if here.is_main_process and path.exists() else None]
+    if here.num_processes > 1:
+        broadcast_object_list(found)
+    if found[0] is not None:
+        return Evaluation(**found[0])
     result = make()
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")  # several processes may write the same figures
-    part.write_text(json.dumps(asdict(result)))
-    part.replace(path)
+    if here.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")  # several runs may write the same figures
+        part.write_text(json.dumps(asdict(result)))
+        part.replace(path)
     return result

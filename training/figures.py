@@ -21,14 +21,10 @@ GROUPS = (
 
 
 def grid(rows: Mapping[str, Tensor], path: Path) -> None:
-    """One row of pictures for each label; column k holds the same prompt and seed in every row.
-
-    Of a video its middle frame is shown.
-    """
+    """One row of pictures (B, 3, H, W) for each label; column k holds the same prompt and seed in every row."""
     columns = max(len(images) for images in rows.values())
     figure, axes = plt.subplots(len(rows), columns, figsize=(1.3 * columns, 1.5 * len(rows)), squeeze=False)
-    for line, (label, drawn) in zip(axes, rows.items(), strict=True):
-        images = drawn[:, drawn.shape[1] // 2] if drawn.ndim == 5 else drawn
+    for line, (label, images) in zip(axes, rows.items(), strict=True):
         line[0].set_title(label, loc="left", fontsize=9)
         for axis in line:
             axis.axis("off")
@@ -36,6 +32,11 @@ def grid(rows: Mapping[str, Tensor], path: Path) -> None:
             axis.imshow(image_CHW.permute(1, 2, 0).numpy(), interpolation="nearest")
     figure.tight_layout(pad=0.4)
     _save(figure, path)
+
+
+def still(images: Tensor) -> Tensor:
+    """Pictures as they are; of each video (B, F, 3, H, W) its middle frame."""
+    return images[:, images.shape[1] // 2] if images.ndim == 5 else images
 
 
 def curves(log: Sequence[Mapping[str, float]], path: Path) -> None:

@@ -36,14 +36,18 @@ class Outcome:
     pictures: Mapping[str, Tensor]
 
 
-def write(out: Path, outcome: Outcome) -> Student:
-    """Write everything into ``out``; the run's own files stay in ``out/run``.
+def save(out: Path, teacher: str, transformer: Any) -> None:
+    """Write the student's pipeline into ``out``: the teacher's, with another transformer and scheduler.
 
     The encoders may have been dropped while it trained: what did not learn is read again from the teacher.
     """
-    pipe = open_pipeline(outcome.config.model, local_files_only=False, transformer=outcome.model.transformer)
+    pipe = open_pipeline(teacher, local_files_only=False, transformer=transformer)
     shift_no_more(pipe)
     save_pipeline(pipe, out)
+
+
+def write(out: Path, outcome: Outcome) -> Student:
+    """Write manifest, card and pictures beside the pipeline that ``save`` wrote; the run's own lie in ``run``."""
     student = write_student(out, manifest(outcome))
     figures.grid(outcome.pictures, out / "grid.png")
     figures.curves(read_log(out / "run" / "log.jsonl"), out / "curves.png")

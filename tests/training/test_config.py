@@ -57,7 +57,7 @@ def test_impossible_values_are_refused_before_anything_is_loaded(setting: str) -
 @pytest.mark.parametrize("name", ["my model", "", "-x", "x" * 65, "a/b", "größe"])
 def test_a_name_that_the_bundle_would_refuse_is_refused_at_the_start(name: str, tmp_path: Path) -> None:
     for key in ("student_id", "version"):
-        with pytest.raises(ConfigError, match=f"{key} is {name!r}: accepted is"):
+        with pytest.raises(ConfigError, match=f"{key} is {name!r}: accepted are"):
             with_settings(RatsConfig(), [f"{key}={name}"]).check()
     with_settings(RatsConfig(), ["student_id=Flux-dev_3.1", "version=2.0-rc1"]).check()
 

@@ -1,12 +1,38 @@
 """Figures with known answers."""
 
+import json
 import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
-from training.evaluate import Evaluation, cached, mean_error, paired, vendi
+from student.families.find import family_of
+from student.noise import noise
+from student.sampler import denoise
+from tests.student.families import tiny
+from training.drawing import Painter
+from training.evaluate import (
+    Evaluation,
+    Measure,
+    Plan,
+    cached,
+    fingerprint,
+    hash_model,
+    in_turns,
+    mean_error,
+    paired,
+    vendi,
+)
+
+PROMPTS = [f"a red heart number {i}" for i in range(11)]
 
 
 def test_vendi_counts_the_different_ones() -> None:
@@ -36,3 +62,110 @@ def test_an_evaluation_is_measured_once(tmp_path: Path) -> None:
     assert len(made) == 1
     cached(tmp_path, "another", make)
     assert len(made) == 2
+
+
+def painter_of(pipe: object, frames: int = 1, side_px: int = 32) -> Painter:
+    family = family_of(pipe, max_tokens=tiny.MAX_TOKENS)
+    return Painter(family, family.sigmas(3, family.latent_shape(side_px, side_px, frames)))
+
+
+def key(painter: Painter, shape: tuple[int, ...], **others: object) -> str:
+    plan = Plan(PROMPTS, PROMPTS[:2], shape, 4)
+    return fingerprint(hash_model(painter.model), painter, replace(plan, **others), "rewards")  # type: ignore[arg-type]
+
+
+def test_figures_of_another_size_are_kept_apart() -> None:
+    """Stable Diffusion's and Wan's sigmas are the same at every size, and so are their weights."""
+    still, moving = painter_of(tiny.sd3()), painter_of(tiny.wan(), frames=5)
+    sizes = [still.model.latent_shape(*size) for size in ((32, 32), (64, 128), (128, 64))]
+    lengths = [moving.model.latent_shape(32, 32, frames) for frames in (1, 5, 9)]
+    found = [*(key(still, shape) for shape in sizes), *(key(moving, shape) for shape in lengths)]
+    assert len(set(found)) == 6
+
+
+def test_figures_of_other_prompts_seeds_and_lengths_are_kept_apart() -> None:
+    painter = painter_of(tiny.sd3())
+    shape = painter.model.latent_shape(32, 32)
+    other = Painter(family_of(tiny.sd3(), max_tokens=tiny.MAX_TOKENS - 1), painter.sigmas)
+    found = [
+        key(painter, shape),
+        key(other, shape),
+        key(replace(painter, guidance=2.0), shape),
+        key(replace(painter, sigmas=(1.0, 0.5)), shape),
+        key(painter, shape, varied=PROMPTS[:3]),
+        key(painter, shape, varied_seed=7),
+        key(painter, shape, first_seed=7),
+        key(painter, shape, prompts=PROMPTS[1:]),
+    ]
+    assert len(set(found)) == len(found)
+    assert key(painter, shape, batch=1) == found[0]  # else a teacher would be measured again for nothing
+
+
+def test_a_guided_transformer_is_kept_apart_by_its_guidance() -> None:
+    pipe = tiny.flux(guidance_embeds=True)
+    two = [family_of(pipe, max_tokens=tiny.MAX_TOKENS, guidance=value) for value in (3.5, 1.5)]
+    assert len({key(Painter(model, (1.0, 0.5)), two[0].latent_shape(32, 32)) for model in two}) == 2
+
+
+def red(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return images[:, 0].mean((1, 2)) + len(prompts[0])
+
+
+def judge(images: Tensor, prompts: Sequence[str]) -> dict[str, list[float]]:
+    return {"right": [float(prompt.split()[-1]) for prompt in prompts]}
+
+
+MEASURE = Measure({"red": red}, judge, lambda images: images.flatten(1))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 12, 64])
+def test_an_evaluation_looks_at_every_prompt_with_its_seed(batch: int) -> None:
+    """Against all pictures drawn at once by the plain loop."""
+    painter = painter_of(tiny.flux())
+    family, shape = painter.model, painter.model.latent_shape(32, 32)
+
+    def drawn(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        condition, start = family.encode(prompts), torch.from_numpy(noise(seeds, shape))
+        with torch.no_grad():
+            return family.decode(denoise(lambda x, s: family.velocity(x, s, condition), start, painter.sigmas))
+
+    found = MEASURE.evaluate("student", painter, Plan(PROMPTS, PROMPTS[:3], shape, batch))
+    images = drawn(PROMPTS, range(len(PROMPTS)))
+    offset = np.array([len(PROMPTS[i // batch * batch]) for i in range(len(PROMPTS))])
+    assert found.scores["red"] == pytest.approx(images[:, 0].mean((1, 2)).numpy() + offset, abs=1e-5)
+    assert found.judge == {"right": [float(i) for i in range(len(PROMPTS))]}
+    varied = drawn([prompt for prompt in PROMPTS[:3] for _ in range(8)], range(100_000, 100_024)).flatten(1)
+    expected = [vendi(group) for group in np.split(varied.double().numpy(), 3)]
+    assert found.diversity == pytest.approx(expected, abs=1e-5) and min(expected) > 1.0001
+
+
+def test_no_more_pictures_are_held_than_are_drawn_at_a_time() -> None:
+    painter, sizes = painter_of(tiny.flux()), []
+
+    def seen(images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return images.flatten(1)
+
+    measure = Measure({"red": lambda images, prompts: (sizes.append(len(images)), red(images, prompts))[1]}, None, seen)
+    measure.evaluate("student", painter, Plan(PROMPTS, PROMPTS[:2], painter.model.latent_shape(32, 32), 3))
+    assert max(sizes) == 3 and sum(sizes) == len(PROMPTS) + 16
+
+
+def test_alone_every_part_is_worked_on_once() -> None:
+    assert in_turns(range(3), str) == ["0", "1", "2"] and in_turns([], str) == []
+
+
+def test_two_processes_share_the_work_and_have_the_figures_of_one(tmp_path: Path) -> None:
+    painter = painter_of(tiny.flux())
+    tiny.flux().save_pretrained(tmp_path / "flux")
+    found = MEASURE.evaluate("student", painter, Plan(PROMPTS, PROMPTS[:3], painter.model.latent_shape(32, 32), 2))
+    (tmp_path / "one.json").write_text(json.dumps(asdict(found)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    done = subprocess.run(
+        [*command, "tests.training.turns", str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

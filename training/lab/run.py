@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from training.config import to_json
+from training.drawing import Painter
 from training.evaluate import Evaluation
 from training.lab.cells import NFES, Cell, base
 from training.progress import console
@@ -57,7 +58,7 @@ def _run(cell: Cell, folder: Path, reference: Tensor) -> None:
     trainer.run()
     painter = setup.painter(setup.model, "student", cell.nfe)
     row = measured(setup, painter, "student")
-    images = painter.draw(setup.prompts.test, list(range(len(setup.prompts.test))), setup.latents.shape)
+    images = _drawn(setup, painter)
     _keep(folder, _result(cell.key, cell.method, cell.part, cell.config.seed, setup, row, images, reference))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
 
@@ -69,7 +70,7 @@ def teacher_results(folder: Path) -> Tensor:
     if not kept.exists():
         setup = prepare(base())
         painter = setup.painter(setup.model, "teacher", base().reference_nfe)
-        images = painter.draw(setup.prompts.test, list(range(len(setup.prompts.test))), setup.latents.shape)
+        images = _drawn(setup, painter)
         folder.mkdir(parents=True, exist_ok=True)
         torch.save((images * 255).round().byte(), kept)
     reference = torch.load(kept, weights_only=True).float() / 255
@@ -80,9 +81,14 @@ def teacher_results(folder: Path) -> Tensor:
         setup = setup or prepare(base())
         painter = setup.painter(setup.model, "teacher", nfe)
         row = measured(setup, painter, "teacher")
-        images = painter.draw(setup.prompts.test, list(range(len(setup.prompts.test))), setup.latents.shape)
+        images = _drawn(setup, painter)
         _keep(place, _result(place.name, "teacher", "teacher", 0, setup, row, images, reference))
     return reference
+
+
+def _drawn(setup: Setup, painter: Painter) -> Tensor:
+    test = setup.prompts.test
+    return painter.draw(test, list(range(len(test))), setup.latents.shape, setup.config.draw_batch)
 
 
 def _result(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from student.families.find import open_family
 from training import environment, figures
 from training.config import ConfigError
 from training.drawing import Painter
-from training.evaluate import DIVERSITY_SEEDS, Evaluation, Measure, cached, fingerprint
+from training.evaluate import Evaluation, Measure, Plan, cached, fingerprint, hash_model, in_turns, looked_at
 from training.instruments import (
     CACHE,
     HELDOUT,
@@ -36,7 +37,7 @@ from training.progress import console
 from training.prompts import Prompts, cut_lines, from_files
 from training.rats.preset import RatsConfig
 from training.rats.trainer import Trainer, World
-from training.result import Outcome, write
+from training.result import Outcome, save, write
 from training.rundir import FINISHED
 
 SHORT_RUN_STEPS, SHORT_RUN_PROMPTS = 50, 64
@@ -47,7 +48,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything of a run that does not change while it trains; ``model`` becomes the student."""
+    """Everything of a run that does not change while it trains; ``model`` becomes the student.
+
+    ``teacher`` is the hash of the teacher's weights, its text encoders among them.
+    """
 
     config: RatsConfig
     model: Family
@@ -56,6 +60,7 @@ class Setup:
     measure: Measure
     scale: Scale
     reward_p999: float
+    teacher: str
 
     @property
     def image(self) -> ImageSize:
@@ -66,27 +71,57 @@ class Setup:
     def painter(self, model: Family, label: str, nfe: int) -> Painter:
         """The teacher (guided as configured) or the student at ``nfe`` steps."""
         guidance = self.config.guidance if label == "teacher" else 1.0
-        return Painter(model, model.sigmas(nfe, self.latents.shape), guidance)
+        # The teacher's own schedule: a bundle's scheduler shifts no more.
+        return Painter(model, self.model.sigmas(nfe, self.latents.shape), guidance)
 
-    def key(self) -> str:
-        """What figures depend on beside the model: the rewards."""
-        return "".join(one.source for one in self.scale.instruments)
+    def plan(self, prompts: Sequence[str], varied: Sequence[str]) -> Plan:
+        """What is drawn for figures: each of ``prompts`` once, each of ``varied`` several times."""
+        return Plan(prompts, varied, self.latents.shape, self.config.draw_batch)
 
 
 def run(setup: Setup, out: Path) -> None:
-    """Train (or go on), evaluate, write the bundle, and mark the run as finished."""
-    config = setup.config
+    """Train (or go on), write the bundle, measure what was written, and mark the run as finished."""
+    config, here = setup.config, state()
     environment.write(out / "run" / "environment.json")
-    trainer = Trainer(config, setup.model, world(setup, out / "run"), out / "run")
-    trainer.run()
-    table, pictures = evidence(setup, trainer)
-    trainer.networks.gather(keep=trainer.is_first)
-    if trainer.is_first:
-        trainer.networks.merge(out / "adapter")
+    teachers = _train(setup, out)
+    model = reopened(setup, out)
+    students = [evidence(setup, model, "student", nfe) for nfe in config.nfe]
+    if here.is_main_process:
+        table, shown = zip(*teachers, *students, strict=True)
+        pictures = {f"{row.label}, {row.nfe} steps": drawn for row, drawn in zip(table, shown, strict=True)}
         write(out, Outcome(config, setup.model, setup.latents, setup.image, setup.scale, table, pictures))
         (out / "run" / FINISHED).write_text("")
         (out / "run" / "checkpoint.pt").unlink(missing_ok=True)
         console.print(f"the student is in {out}; its card is {out / 'README.md'}")
+
+
+def _train(setup: Setup, out: Path) -> list[tuple[Evaluation, Tensor]]:
+    """Train, and leave the student's pipeline in ``out``; the teacher's evidence."""
+    trainer = Trainer(setup.config, setup.model, world(setup, out / "run"), out / "run")
+    trainer.run()
+    steps = dict.fromkeys((setup.config.reference_nfe, *setup.config.nfe))
+    with trainer.networks.role("start") as model:
+        found = [evidence(setup, model, "teacher", nfe) for nfe in steps]
+    trainer.networks.gather(keep=trainer.is_first)
+    if trainer.is_first:
+        trainer.networks.merge(out / "adapter")
+        save(out, setup.config.model, setup.model.transformer)
+    state().wait_for_everyone()
+    return found
+
+
+def reopened(setup: Setup, out: Path) -> Family:
+    """The student as its bundle holds it: merged, and rounded to the type that it is kept in.
+
+    Its transformer takes the trained one's place in ``setup.model``, so that the memory of that is free.
+    """
+    model = open_family(out, DTYPES[setup.config.weights], local_files_only=True, max_tokens=setup.model.max_tokens)
+    device = setup.model.device
+    setup.model.transformer = model.transformer
+    model.to(device)
+    if setup.prompts.known is not None:
+        model.remember(setup.prompts.test)
+    return model
 
 
 def prepare(config: RatsConfig) -> Setup:
@@ -98,6 +133,8 @@ def prepare(config: RatsConfig) -> Setup:
         ConfigError: prompts that cannot be used.
         SizeError: a picture size that the model cannot draw.
     """
+    if config.tau_in_spreads and config.batch * config.accumulate * state().num_processes < 2:
+        raise ConfigError("tau_in_spreads is true: it needs the spread of 2 or more samples a step, and there is one")
     prompts = _prompts(config)
     device = _device(config)
     options = {"max_tokens": config.max_tokens} if config.max_tokens else {}
@@ -110,15 +147,17 @@ def prepare(config: RatsConfig) -> Setup:
     tried, _ = pictures(TRIED_PICTURES, config.height_px, config.width_px)
     try_out(rewards, tried, prompts.calibration[:1] * TRIED_PICTURES, learns)
     measure = measure_with(rewards, model, prompts.judge)
+    weights = hash_model(model)  # now, with the text encoders, and without adapters
     if prompts.known is not None:
         model.remember(["", *prompts.known])
     teacher = Painter(model, model.sigmas(config.reference_nfe, latents.shape), config.guidance)
     texts = prompts.calibration
-    key = fingerprint(teacher, texts, "calibration" + "".join(one.source for one in rewards))
-    base = cached(CACHE, key, lambda: measure.evaluate("calibration", teacher, texts, 2, latents.shape))
+    plan = Plan(texts, [], latents.shape, config.draw_batch)
+    key = fingerprint(weights, teacher, plan, "calibration" + "".join(one.source for one in rewards))
+    base = cached(CACHE, key, lambda: measure.evaluate("calibration", teacher, plan))
     scale = Scale(rewards, {one.name: calibration(one.asked, base.scores[one.name]) for one in rewards})
     highest = float(np.percentile(scale.standardised(base, TRAINED), 99.9))
-    return Setup(config, model, latents, prompts, measure, scale, highest)
+    return Setup(config, model, latents, prompts, measure, scale, highest, weights)
 
 
 def _device(config: RatsConfig) -> str:
@@ -165,21 +204,23 @@ def world(setup: Setup, run_dir: Path) -> World:
 
 def _teacher_diversity(setup: Setup) -> float:
     """The teacher's, at its full step count, on the prompts and seeds on which the student's is watched."""
-    painter = setup.painter(setup.model, "teacher", setup.config.reference_nfe)
-    varied, seeds = _watched(setup)
+    painter, plan = setup.painter(setup.model, "teacher", setup.config.reference_nfe), _validation(setup)
+    plan = replace(plan, prompts=[])
 
     def measure() -> Evaluation:
-        images = painter.draw(varied, seeds, setup.latents.shape, setup.config.draw_batch)
-        diversity = setup.measure.diversity(images)
-        return Evaluation("watched", len(painter.sigmas), painter.guidance, {}, {}, diversity)
+        return Evaluation(
+            "watched", len(painter.sigmas), painter.guidance, {}, {}, setup.measure.diversity(painter, plan)
+        )
 
-    return float(np.mean(cached(CACHE, fingerprint(painter, varied, "watched"), measure).diversity))
+    key = fingerprint(setup.teacher, painter, plan, "watched")
+    return float(np.mean(cached(CACHE, key, measure).diversity))
 
 
-def _watched(setup: Setup) -> tuple[list[str], list[int]]:
-    """The prompts, each several times, and the seeds on which diversity is watched while a run trains."""
-    varied = [text for text in setup.prompts.validation[:WATCHED_PROMPTS] for _ in range(DIVERSITY_SEEDS)]
-    return varied, [2 * VALIDATION_SEED + i for i in range(len(varied))]
+def _validation(setup: Setup) -> Plan:
+    """What is drawn at each look of a run."""
+    texts = setup.prompts.validation
+    plan = setup.plan(texts, texts[:WATCHED_PROMPTS])
+    return replace(plan, first_seed=VALIDATION_SEED, varied_seed=2 * VALIDATION_SEED)
 
 
 @torch.no_grad()
@@ -190,7 +231,7 @@ def _validate(setup: Setup, run_dir: Path, painters: Sequence[Painter], step: in
     for painter in painters:
         images, row = _look(setup, painter)
         rows.append(row)
-        shown[f"{len(painter.sigmas)} steps, after {step}"] = images[:WATCHED_PICTURES]
+        shown[f"{len(painter.sigmas)} steps, after {step}"] = images
     if state().is_main_process:
         (run_dir / "grids").mkdir(parents=True, exist_ok=True)
         figures.grid(shown, run_dir / "grids" / f"{step:06d}.png")
@@ -198,43 +239,62 @@ def _validate(setup: Setup, run_dir: Path, painters: Sequence[Painter], step: in
 
 
 def _look(setup: Setup, painter: Painter) -> tuple[Tensor, dict[str, float]]:
-    """Pictures of the validation prompts, and what is logged of them."""
-    texts, shape, batch = setup.prompts.validation, setup.latents.shape, setup.config.draw_batch
-    images = painter.draw(texts, [VALIDATION_SEED + i for i in range(len(texts))], shape, batch)
-    watched = texts[:WATCHED_PROMPTS]
-    others = painter.draw(*_watched(setup), shape, batch)
-    noise = torch.randn(len(watched), *shape, generator=torch.Generator().manual_seed(VALIDATION_SEED))
-    velocities = painter.trajectory(noise.to(painter.model.device), watched).v
-    return images, {
-        "reward_validation": float(setup.scale.score(TRAINED, images, texts).mean()),
-        "heldout_validation": float(setup.scale.score(HELDOUT, images, texts).mean()),
-        "diversity_validation": float(np.mean(setup.measure.diversity(others))),
-        "saturation": float(((images < 0.01) | (images > 0.99)).float().mean()),
-        "velocity_norm": float(torch.stack([v.square().mean().sqrt() for v in velocities]).mean()),
+    """The first pictures of the validation prompts, and what is logged of all of them."""
+    plan = _validation(setup)
+
+    def look(at: int, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, list[float], list[float], float]:
+        trained, heldout = (setup.scale.score(role, images, prompts).tolist() for role in (TRAINED, HELDOUT))
+        saturated = float(((images < 0.01) | (images > 0.99)).float().mean()) * len(images)
+        return figures.still(images[: max(0, WATCHED_PICTURES - at)]), trained, heldout, saturated
+
+    found = looked_at(painter, plan.prompts, plan.seeds(), plan.shape, plan.batch, look)
+    shown, trained, heldout, saturated = zip(*found, strict=True)
+    return torch.cat(shown), {
+        "reward_validation": _mean(trained),
+        "heldout_validation": _mean(heldout),
+        "diversity_validation": float(np.mean(setup.measure.diversity(painter, plan))),
+        "saturation": sum(saturated) / len(plan.prompts),
+        "velocity_norm": _velocity_norm(painter, plan),
     }
 
 
-def evidence(setup: Setup, trainer: Trainer) -> tuple[list[Evaluation], dict[str, Tensor]]:
-    """The test prompts' figures of the teacher at its reference and at the student's step counts, and of the student;
-    and the same eight prompts and seeds drawn by each, for the card.
-    """
-    teachers = dict.fromkeys((setup.config.reference_nfe, *setup.config.nfe))
-    wanted = [("teacher", nfe) for nfe in teachers] + [("student", nfe) for nfe in setup.config.nfe]
-    shown = setup.prompts.test[:WATCHED_PICTURES]
-    table, pictures = [], {}
-    for label, nfe in wanted:
-        with trainer.networks.role("start" if label == "teacher" else "student") as model:
-            painter = setup.painter(model, label, nfe)
-            table.append(measured(setup, painter, label))
-            pictures[f"{label}, {nfe} steps"] = painter.draw(shown, list(range(len(shown))), setup.latents.shape)
-    return table, pictures
+def _mean(parts: Sequence[Sequence[float]]) -> float:
+    return float(torch.tensor([value for part in parts for value in part]).mean())
+
+
+def _velocity_norm(painter: Painter, plan: Plan) -> float:
+    """The root mean square of the velocity, the mean over the steps, on the prompts whose diversity is watched."""
+    texts = plan.varied
+    noise = torch.randn(len(texts), *plan.shape, generator=torch.Generator().manual_seed(plan.first_seed))
+
+    def squares(at: int) -> list[float]:
+        part = slice(at, at + plan.batch)
+        path = painter.trajectory(noise[part].to(painter.model.device), texts[part])
+        return [float(v.square().mean()) * len(texts[part]) for v in path.v]
+
+    steps = zip(*in_turns(range(0, len(texts), plan.batch), squares), strict=True)
+    return float(np.mean([math.sqrt(sum(step) / len(texts)) for step in steps]))
+
+
+def evidence(setup: Setup, model: Family, label: str, nfe: int) -> tuple[Evaluation, Tensor]:
+    """The test prompts' figures, and the first eight prompts and seeds drawn for the card."""
+    painter = setup.painter(model, label, nfe)
+    row = measured(setup, painter, label)
+    texts, shape = setup.prompts.test[:WATCHED_PICTURES], setup.latents.shape
+
+    def look(_: int, images: Tensor, __: Sequence[str]) -> Tensor:
+        return figures.still(images)
+
+    return row, torch.cat(looked_at(painter, texts, range(len(texts)), shape, setup.config.draw_batch, look))
 
 
 def measured(setup: Setup, painter: Painter, label: str) -> Evaluation:
     """One row of the evidence; kept by weights, prompts and rewards, so that a teacher is measured once."""
     test, config = setup.prompts.test, setup.config
     varied = 8 if config.steps < SHORT_RUN_STEPS else config.diversity_prompts
-    console.print(f"evaluating the {label} at {len(painter.sigmas)} steps on {len(test)} prompts")
-    key = fingerprint(painter, test, f"{label}{varied}{setup.key()}")
-    make = partial(setup.measure.evaluate, label, painter, test, varied, setup.latents.shape)
-    return cached(CACHE, key, make)
+    if state().is_main_process:
+        console.print(f"evaluating the {label} at {len(painter.sigmas)} steps on {len(test)} prompts")
+    plan = setup.plan(test, test[:varied])
+    weights = setup.teacher if label == "teacher" else setup.teacher + hash_model(painter.model)
+    key = fingerprint(weights, painter, plan, label + "".join(one.source for one in setup.scale.instruments))
+    return cached(CACHE, key, lambda: setup.measure.evaluate(label, painter, plan))

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from student.families.find import open_family
 from training.drawing import Painter
-from training.evaluate import Evaluation, cached, fingerprint, mean_error
+from training.evaluate import Evaluation, Plan, cached, fingerprint, hash_model, mean_error
 from training.instruments import CACHE, measure_with, open_instruments
 from training.shapes import prompts, vocabulary
 from training.shapes.judging import judge_prompts
 from training.shapes.world import SIDE_PX
 
-STEP_COUNTS = (50, 16, 8, 4)
+STEP_COUNTS, DRAW_BATCH = (50, 16, 8, 4), 64
 JUDGED = ("right", "right_but_shape", "objects", "color", "shape", "size", "relation")
 
 
@@ -27,12 +27,12 @@ def measure(path: Path, scorers: Path, guidance: float, num: int, varied: int) -
     wanted = [(nfe, guidance) for nfe in STEP_COUNTS]
     if guidance != 1.0:
         wanted.append((STEP_COUNTS[0], 1.0))
-    rows = []
+    rows, weights = [], hash_model(model)
     for nfe, strength in wanted:
         painter = Painter(model, model.sigmas(nfe, shape), strength)
-        key = fingerprint(painter, texts, f"teacher{varied}{sources}")
-        make = partial(tools.evaluate, "teacher", painter, texts, varied, shape)
-        rows.append(cached(CACHE, key, make))
+        plan = Plan(texts, texts[:varied], shape, DRAW_BATCH)
+        key = fingerprint(weights, painter, plan, f"teacher{sources}")
+        rows.append(cached(CACHE, key, partial(tools.evaluate, "teacher", painter, plan)))
     return rows
 
 

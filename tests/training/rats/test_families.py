@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +14,26 @@ import torch
 from diffusers import DiffusionPipeline
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch import Tensor
 from typer.testing import CliRunner
 
 from student.bundle import read_student, verify_files
+from student.families.family import Family
 from student.families.find import open_family
+from student.families.flux import Flux
+from student.families.wan import Wan
 from student.noise import noise
 from student.pipeline import open_pipeline, reproduce
 from student.sampler import denoise
 from tests.student.families import tiny
+from tests.training.rats.own_reward import Redness
+from training.config import with_settings
+from training.drawing import Painter
 from training.progress import read_log
+from training.prompts import from_files
+from training.rats.experiment import prepare
 from training.rats.networks import LORA_TARGETS
+from training.rats.preset import preset
 
 OWN, OTHERS = "tests.training.rats.own_reward", "tests.rewards.own"
 PIPELINES: dict[str, Callable[[], Any]] = {"flux": tiny.flux, "sd3": tiny.sd3, "wan": tiny.wan}
@@ -100,6 +111,26 @@ def test_a_run_writes_a_bundle_that_diffusers_draws_like_us(family: str, tmp_pat
     assert "| teacher | 6 |" in (out / "README.md").read_text() and (out / "run" / "grids" / "000002.png").exists()
 
 
+PRESETS = {"flux-dev": "flux", "sd35-medium": "sd3", "wan-1.3b": "wan"}
+SMALLER = {  # what a real run's scale is made of; everything else stays as the preset has it
+    *("model", "reward", "heldout", "prompts", "height_px", "width_px", "frames", "max_tokens", "teacher_nfe"),
+    *("reference_nfe", "guided_steps", "steps", "validate_every", "min_diversity"),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_presets_of_real_models_run_with_their_own_settings(preset: str, tmp_path: Path) -> None:
+    """One sample a micro-batch, tau in spreads, bf16 with adapters, the detached gradient, the reward on few frames."""
+    family = PRESETS[preset]
+    given = dict(setting.split("=", 1) for setting in settings(tmp_path, family, steps=3, teacher_nfe=9)[1::2])
+    chosen = [part for key, value in given.items() if key in SMALLER for part in ("--set", f"{key}={value}")]
+    code, text = run("--preset", preset, "--out", str(tmp_path / "out"), *chosen)
+    assert code == 0, text
+    rows = [row for row in read_log(tmp_path / "out" / "run" / "log.jsonl") if row["step"] >= 0]
+    assert len(rows) == 3 and all(row["grad_norm"] > 0 and row["gap_std"] > 0 for row in rows)
+    assert all(0 < row["gate_std"] < 0.5 for row in rows)
+
+
 @pytest.mark.parametrize("gradient", ["full", "detached"])
 def test_lora_with_everything_that_saves_memory(gradient: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -120,7 +151,9 @@ def test_lora_with_everything_that_saves_memory(gradient: str, tmp_path: Path) -
 def test_one_student_for_several_step_counts(tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, text = run(
-        "--out", str(out), *settings(tmp_path, "flux", nfe="[2,3,4]", steps=6, tau_in_spreads="true", weights="bf16")
+        "--out",
+        str(out),
+        *settings(tmp_path, "flux", nfe="[2,3,4]", steps=6, tau_in_spreads="true", weights="bf16", lora_rank=2),
     )
     assert code == 0, text
     student = read_student(out)
@@ -144,6 +177,8 @@ def test_rewards_are_weighted_and_logged_as_one(tmp_path: Path) -> None:
         ({"reward": f"{OWN}:Counted"}, "gives no gradient down to the pixels"),
         ({"heldout": f"{OWN}:Redness"}, "is trained on and held out"),
         ({"reward": f"{OWN}:Rednes"}, "did you mean 'Redness'"),
+        ({"tau_in_spreads": "true", "batch": 1}, "needs the spread of 2 or more samples"),
+        ({"weights": "bf16"}, "small updates of bf16 weights round to nothing"),
         ({"height_px": 33}, "height is 33: accepted are multiples of"),
         ({"prompts": "/nowhere.txt"}, "there is no such file"),
         ({"reward": f"{OTHERS}:Column"}, "returned shape (2, 1) for 2 images"),
@@ -157,7 +192,7 @@ def test_rewards_are_weighted_and_logged_as_one(tmp_path: Path) -> None:
         ({"heldout": f"{OTHERS}:one_for_all"}, "returned shape (1,) for 2 images"),
         ({"heldout": f"{OTHERS}:Listed"}, "returned a list for 2 images"),
         ({"heldout": f"{OTHERS}:NotANumber"}, "cannot be standardised on the teacher's pictures"),
-        ({"student_id": "my model"}, "student_id is 'my model': accepted is"),
+        ({"student_id": "my model"}, "student_id is 'my model': accepted are"),
         ({"seed": -1}, "seed is -1: accepted is 0 to"),
         ({"device": "gpu0"}, "device is 'gpu0', which cannot be used here"),
         ({"device": "meta"}, "device is 'meta', which cannot be used here"),
@@ -201,3 +236,49 @@ def test_a_run_without_a_better_heldout_score_stops_early(tmp_path: Path) -> Non
     code, text = run("--out", str(tmp_path / "out"), *settings(tmp_path, "flux", **more))
     assert code == 0 and "stopped after 2 steps: the held-out score was best after 0" in text, text
     assert [row["step"] for row in read_log(tmp_path / "out" / "run" / "log.jsonl")] == [-1, 0, 1]
+
+
+@pytest.mark.parametrize("family", ["flux", "wan"])
+def test_one_picture_at_a_time_is_one_everywhere(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration, the teacher's diversity, validations, velocities, grids and evidence."""
+    sizes: set[tuple[str, int]] = set()
+    for name in ("velocity", "decode"):
+        plain = getattr(Family, name) if name == "velocity" else None
+        for kind in (Flux, Wan):
+            method = plain or getattr(kind, name)
+
+            def counted(self: Family, x: Tensor, *more: Any, name: str = name, method: Any = method) -> Tensor:
+                sizes.add((name, len(x)))
+                return method(self, x, *more)
+
+            monkeypatch.setattr(kind, name, counted)
+    more = {"batch": 1, "draw_batch": 1, "min_diversity": 0.5, "steps": 2, "diversity_prompts": 2}
+    code, text = run("--out", str(tmp_path / "out"), *settings(tmp_path, family, **more))
+    assert code == 0, text
+    assert sizes == {("velocity", 1), ("decode", 1)}
+
+
+def test_a_second_size_is_calibrated_again(tmp_path: Path) -> None:
+    kept = []
+    for height_px, width_px in ((32, 32), (64, 32)):
+        values = settings(tmp_path, "sd3", height_px=height_px, width_px=width_px)
+        setup = prepare(with_settings(preset("shapes"), values[1::2]))
+        kept.append(setup.scale.calibration)
+    assert kept[0]["trained"] != kept[1]["trained"]
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_the_evidence_is_that_of_the_bundle_on_disk(lora_rank: int, tmp_path: Path) -> None:
+    """Merged, rounded, written and opened again: every score is that of a picture which its user draws."""
+    out = tmp_path / "out"
+    more = {"lora_rank": lora_rank, "lr": 0.03, "weights": "bf16", "alpha": 0.0}
+    code, text = run("--out", str(out), *settings(tmp_path, "flux", **more))
+    assert code == 0, text
+    rows = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*.json")]
+    said = next(row for row in rows if row["label"] == "student")
+    student = read_student(out)
+    model = open_family(out, torch.bfloat16, max_tokens=student.max_tokens)
+    texts = from_files(tmp_path / "prompts.txt", None, 401).test
+    images = Painter(model, student.sigmas[3]).draw(texts, range(len(texts)), student.latents.shape, 64)
+    assert said["scores"]["trained"] == Redness().score(images, texts).double().tolist()
+    assert np.std(said["scores"]["trained"]) > 0
