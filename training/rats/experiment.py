@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.markup import escape
 from torch import Tensor
 
+from rewards.interface import said
 from student.bundle import ImageSize, Latents
 from student.families.family import Family
 from student.families.find import open_family
@@ -27,10 +29,12 @@ from training.instruments import (
     calibration,
     measure_with,
     open_instruments,
+    try_out,
 )
+from training.probe import pictures
 from training.processes import state
 from training.progress import console
-from training.prompts import Prompts, from_files
+from training.prompts import Prompts, cut_lines, from_files
 from training.rats.networks import Networks
 from training.rats.preset import RatsConfig
 from training.rats.trainer import Trainer, World, networks_of
@@ -39,6 +43,7 @@ from training.rundir import FINISHED
 from training.sharding import spread
 
 SHORT_RUN_STEPS, SHORT_RUN_PROMPTS = 50, 64
+TRIED_PICTURES = 2
 VALIDATION_SEED, WATCHED_PROMPTS, WATCHED_PICTURES = 1_000_000, 32, 8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -140,11 +145,16 @@ def prepare(config: RatsConfig) -> Setup:
     if config.tau_in_spreads and config.batch * config.accumulate * state().num_processes < 2:
         raise ConfigError("tau_in_spreads is true: it needs the spread of 2 or more samples a step, and there is one")
     prompts = _prompts(config)
+    device = _device(config)
     options = {"max_tokens": config.max_tokens} if config.max_tokens else {}
     model = open_family(config.model, DTYPES[config.weights], **options)
-    _place(config, model)
     latents = model.geometry(config.height_px, config.width_px, config.frames)
-    rewards = open_instruments(config.reward, config.heldout, model, config.reward_weight > 0, _device(config))
+    _place(config, model)
+    _warn_of_cut(config, model)
+    learns = config.reward_weight > 0
+    rewards = open_instruments(config.reward, config.heldout, model, learns, device)
+    tried, _ = pictures(TRIED_PICTURES, config.height_px, config.width_px)
+    try_out(rewards, tried, prompts.calibration[:1] * TRIED_PICTURES, learns)
     measure = measure_with(rewards, model, prompts.judge)
     weights = hash_model(model)  # now, with the text encoders, and without adapters
     if prompts.known is not None:
@@ -171,10 +181,18 @@ def _place(config: RatsConfig, model: Family) -> None:
 
 
 def _device(config: RatsConfig) -> str:
-    """This process's GPU where there is one; a named device is taken as it is."""
-    if config.device != "auto":
-        return config.device
-    return str(state().device) if torch.cuda.is_available() else "cpu"
+    """This process's GPU where there is one; a named device is taken as it is.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if config.device == "auto":
+        return str(state().device) if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=config.device).tolist()
+    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without that device
+        raise ConfigError(f"device is {config.device!r}, which cannot be used here: {said(error)}") from error
+    return config.device
 
 
 def _prompts(config: RatsConfig) -> Prompts:
@@ -186,6 +204,14 @@ def _prompts(config: RatsConfig) -> Prompts:
         return source(config.seed).first(short)
     measuring = Path(config.measuring_prompts) if config.measuring_prompts else None
     return from_files(Path(config.prompts), measuring, config.seed).first(short)
+
+
+def _warn_of_cut(config: RatsConfig, model: Family) -> None:
+    """Say which prompts of the run's files the model does not read to their end."""
+    for name in {config.prompts, config.measuring_prompts} - {"", "shapes"} if state().is_main_process else ():
+        if lines := cut_lines(model, Path(name)):
+            sentence = f"{name}: {lines} have more than the {model.max_tokens} tokens that the model reads, and are cut"
+            console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False)
 
 
 def world(setup: Setup, run_dir: Path) -> World:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from student.bundle import NAME
 from training.config import ConfigError
 from training.rats.gradients import MODES
 from training.rats.trajectory import named_horizons
@@ -27,9 +28,19 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
         "0 or more",
     ),
     (("ema", "lr_decay", "min_diversity", "steer"), lambda value: 0 <= value <= 1, "0 to 1"),
+    (("seed",), lambda value: 0 <= value < 2**32, "0 to 4294967295"),
 )
-# What does not go together: when, and what to say of it.
+NAMES = "up to 64 letters from a to z, digits, '.', '_' and '-', with a letter or digit first"  # NAME, in words
+# What cannot be, or does not go together: when, and what to say of it.
 TOGETHER: tuple[tuple[Callable[[Any], bool], str], ...] = (
+    (
+        lambda c: not NAME.fullmatch(c.student_id),
+        f"student_id is {{c.student_id!r}}: accepted are {NAMES}",
+    ),
+    (
+        lambda c: not NAME.fullmatch(c.version),
+        f"version is {{c.version!r}}: accepted are {NAMES}",
+    ),
     (
         lambda c: not c.nfe or min(c.nfe) < 1 or len(set(c.nfe)) < len(c.nfe),
         "nfe is {c.nfe}: accepted is a list of different step counts of 1 or more",

@@ -35,7 +35,7 @@ from training.rats.experiment import prepare
 from training.rats.networks import LORA_TARGETS
 from training.rats.preset import preset
 
-OWN = "tests.training.rats.own_reward"
+OWN, OTHERS = "tests.training.rats.own_reward", "tests.rewards.own"
 PIPELINES: dict[str, Callable[[], Any]] = {"flux": tiny.flux, "sd3": tiny.sd3, "wan": tiny.wan}
 
 
@@ -181,6 +181,21 @@ def test_rewards_are_weighted_and_logged_as_one(tmp_path: Path) -> None:
         ({"weights": "bf16"}, "small updates of bf16 weights round to nothing"),
         ({"height_px": 33}, "height is 33: accepted are multiples of"),
         ({"prompts": "/nowhere.txt"}, "there is no such file"),
+        ({"reward": f"{OTHERS}:Column"}, "returned shape (2, 1) for 2 images"),
+        ({"reward": f"{OTHERS}:Raising"}, "failed in score(images_BCHW, prompts): KeyError"),
+        ({"reward": f"{OTHERS}:Blind"}, "says that it is differentiable, but its scores carry no gradient"),
+        (
+            {"reward": f"{OWN}:Redness,{OTHERS}:Flat"},
+            f"the gradient of reward '{OTHERS}:Flat' is zero for every picture",
+        ),
+        ({"reward": f"{OTHERS}:Full"}, "checkpointing=true, gradient=detached, lora_rank=32, a smaller batch or"),
+        ({"heldout": f"{OTHERS}:one_for_all"}, "returned shape (1,) for 2 images"),
+        ({"heldout": f"{OTHERS}:Listed"}, "returned a list for 2 images"),
+        ({"heldout": f"{OTHERS}:NotANumber"}, "cannot be standardised on the teacher's pictures"),
+        ({"student_id": "my model"}, "student_id is 'my model': accepted are"),
+        ({"seed": -1}, "seed is -1: accepted is 0 to"),
+        ({"device": "gpu0"}, "device is 'gpu0', which cannot be used here"),
+        ({"device": "meta"}, "device is 'meta', which cannot be used here"),
     ],
 )
 def test_what_cannot_be_run_is_refused_and_leaves_nothing(
@@ -196,6 +211,14 @@ def test_a_black_box_may_only_measure(tmp_path: Path) -> None:
     more = {"reward": f"{OWN}:Counted", "reward_weight": 0}
     code, text = run("--out", str(tmp_path / "out"), *settings(tmp_path, "flux", **more))
     assert code == 0, text
+
+
+def test_prompts_that_are_cut_are_said_and_trained_on(tmp_path: Path) -> None:
+    arguments = settings(tmp_path, "flux")
+    with (tmp_path / "prompts.txt").open("a") as file:
+        file.write("a red heart that is as long as no other\n")
+    code, text = run("--out", str(tmp_path / "out"), *arguments)
+    assert code == 0 and "prompts.txt: line 17 " in text and "more than the 24 tokens" in text, text
 
 
 def test_rewards_that_are_no_numbers_end_the_run_and_change_nothing(tmp_path: Path) -> None:

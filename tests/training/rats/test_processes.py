@@ -75,3 +75,34 @@ def test_a_network_spread_over_two_processes_learns_saves_and_ends_like_a_whole_
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+CLAIMS = """
+import json, sys, time
+from pathlib import Path
+from training import rundir
+from training.processes import Processes
+
+processes, out = Processes(), Path(sys.argv[1])
+write_text = Path.write_text
+
+def slow(path, text):
+    time.sleep(2)
+    return write_text(path, text)
+
+Path.write_text = slow
+processes.wait()
+if not processes.is_first:
+    time.sleep(1)
+rundir.claim_together(processes, out / "run", json.dumps({"seed": 1}), out)
+assert json.loads((out / "run" / rundir.CONFIG).read_text()) == {"seed": 1}
+"""
+
+
+def test_a_directory_that_the_first_process_is_making_is_not_taken_for_anothers(tmp_path: Path) -> None:
+    """The disk is slow: between the directory and the configuration in it the second process looks."""
+    (tmp_path / "claims.py").write_text(CLAIMS)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(Path.cwd())}
+    command = [sys.executable, *SEVERAL, "2", str(tmp_path / "claims.py"), str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
