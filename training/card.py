@@ -3,40 +3,59 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
+
+from huggingface_hub import ModelCardData
 
 from student.bundle import Student
 from training.evaluate import Evaluation, mean_error, paired
 from training.instruments import HELDOUT, TRAINED, Scale
+from training.origin import Origin
 from training.rats.preset import RatsConfig
+from training.usage import usage
 
 JUDGED = {"right": "fully right", "right_but_shape": "right but shape", "color": "colour", "shape": "shape"}
 
 
+PIPELINE_TAGS = {"wan": "text-to-video"}
+FEW_STEPS, FEW_PROMPTS = 50, 512
+
+
 def card(
-    student: Student, config: RatsConfig, table: Sequence[Evaluation], scale: Scale, alarms: Sequence[str] = ()
+    student: Student,
+    config: RatsConfig,
+    table: Sequence[Evaluation],
+    scale: Scale,
+    teacher: Origin,
+    index: Mapping[str, Any],
+    alarms: Sequence[str] = (),
 ) -> str:
-    """The card's Markdown, in the hub's form; ``alarms`` are the signs of reward hacking that the run gave."""
+    """The card's Markdown, in the hub's form.
+
+    ``index`` is what model_index.json says; ``alarms`` are the signs of reward hacking that the run gave.
+    """
     num = len(scale.standardised(table[0], TRAINED))
-    note = f"**A short run: {config.steps} steps, evaluated on {num} prompts only.**\n\n" if num < 512 else ""
+    judged = "; the exact judge had no part in that" if table[0].judge else ""
     return "\n".join(
         [
-            _front_matter(student),
+            _front_matter(student, teacher),
             f"# {student.id}: a {' or '.join(map(str, config.nfe))}-step student trained with RATS\n",
-            f"{note}Student of `{student.teacher}`, trained by fewstep with reward-aware trajectory shaping "
-            "(RATS, arXiv 2604.14910). It draws without guidance.\n",
+            f"{_short(config, num)}Student of `{student.teacher}`, trained by fewstep with reward-aware trajectory "
+            f"shaping (RATS, arXiv 2604.14910). {_guidance(student)}\n",
+            f"{_licence(teacher)}\n",
             "![teacher and student on the same prompts and seeds](grid.png)\n",
             "## Evidence\n",
-            f"{num} held-out test prompts, prompt i with seed i; mean ± standard error. Scores are in standard "
-            "deviations of the teacher above the teacher's mean on calibration prompts. The checkpoint was chosen by "
-            "the held-out scorer on validation prompts; the exact judge had no part in that. Diversity is the "
-            f"Vendi score of 8 seeds ({len(table[0].diversity)} prompts) on autoencoder latents.\n",
+            f"{num} held-out test prompts, prompt i with seed i; mean ± standard error. The student was opened from "
+            f"these files. Scores are in standard deviations of the teacher above the teacher's mean on calibration "
+            f"prompts. The checkpoint was chosen by the held-out scorer on validation prompts{judged}. Diversity is "
+            f"the Vendi score of 8 seeds ({len(table[0].diversity)} prompts) on autoencoder latents.\n",
             _table(table, scale),
             "## Paired differences, student minus teacher at its full step count\n",
             _differences(table, scale),
             "## Use\n",
-            _usage(student),
+            usage(student, index, config.weights),
             "## Training\n",
             "![curves](curves.png)\n",
             "Signs of reward hacking: " + ("; ".join(alarms) if alarms else "none") + ".\n",
@@ -45,11 +64,42 @@ def card(
     )
 
 
-def _front_matter(student: Student) -> str:
-    return (
-        "---\nlicense: apache-2.0\nlibrary_name: diffusers\npipeline_tag: text-to-image\n"
-        f"base_model: {student.teacher}\ntags: [few-step, rats, fewstep]\n---\n"
+def _front_matter(student: Student, teacher: Origin) -> str:
+    data = ModelCardData(
+        license=teacher.license or None,
+        license_name=teacher.license_name or None,
+        license_link=(teacher.terms.name if teacher.terms and teacher.license_link else teacher.license_link) or None,
+        library_name="diffusers",
+        pipeline_tag=PIPELINE_TAGS.get(student.family, "text-to-image"),
+        base_model=teacher.name,
+        tags=["few-step", "rats", "fewstep"],
     )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _short(config: RatsConfig, num: int) -> str:
+    if config.steps < FEW_STEPS:
+        return f"**A short run: {config.steps} steps, evaluated on {num} prompts only.**\n\n"
+    return f"**Evaluated on {num} prompts only.**\n\n" if num < FEW_PROMPTS else ""
+
+
+def _guidance(student: Student) -> str:
+    strength = student.baked.get("guidance_scale", 1.0)
+    if student.family == "flux" and strength != 1.0:
+        return f"It is told a guidance of {strength:g}, as FLUX.1-dev is, and takes one network call a step."
+    return "It draws without guidance."
+
+
+def _licence(teacher: Origin) -> str:
+    """A student is made of its teacher: the teacher's terms hold for it."""
+    if not teacher.license:
+        return (
+            f"No licence of `{teacher.name}` was found when this card was written: find out on which terms it may be "
+            "used before this student is used or passed on."
+        )
+    name = teacher.license_name or teacher.license
+    link = teacher.terms.name if teacher.terms else teacher.license_link
+    return f"Licence: that of `{teacher.name}`, {f'[{name}]({link})' if link else name}."
 
 
 def _columns(row: Evaluation, scale: Scale) -> dict[str, Sequence[float]]:
@@ -80,23 +130,3 @@ def _differences(table: Sequence[Evaluation], scale: Scale) -> str:
         cells = ["{:+.3f} ± {:.3f}".format(*paired(column[name], values)) for column in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _usage(student: Student) -> str:
-    steps = student.steps[0]
-    return f"""Served by fewstep: `POST /generate` with `{{"prompt": "a red heart above a blue star", "seed": 7}}`.
-With diffusers, the served image of a seed is reproduced by:
-
-```python
-from pathlib import Path
-from student.bundle import read_student
-from student.pipeline import open_pipeline, reproduce
-
-path = Path("models/{student.id}")
-images_BCHW = reproduce(open_pipeline(path), read_student(path), ["a red heart above a blue star"], [7], {steps})
-```
-
-or in plain diffusers: `DiffusionPipeline.from_pretrained(path)(prompt, num_inference_steps={steps},
-sigmas={list(student.sigmas[steps])}, height={student.image.height}, width={student.image.width},
-max_sequence_length={student.max_tokens})`.
-"""

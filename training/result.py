@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from student.bundle import ImageSize, Latents, RewardReference, Scorer, Student, write_student
 from student.families.family import Family
-from student.pipeline import open_pipeline, save_pipeline, shift_no_more
+from student.families.flux import Flux
+from student.pipeline import open_pipeline, read_index, save_pipeline, shift_no_more
 from training import figures
 from training.card import card
 from training.evaluate import Evaluation, mean_error
 from training.instruments import HELDOUT, TRAINED, Scale, standardise
+from training.origin import origin
 from training.progress import read_log
 from training.rats.preset import RatsConfig
 
@@ -52,7 +55,11 @@ def write(out: Path, outcome: Outcome) -> Student:
     figures.grid(outcome.pictures, out / "grid.png")
     figures.curves(read_log(out / "run" / "log.jsonl"), out / "curves.png")
     alarms = (out / "run" / "alarms.txt").read_text().splitlines()
-    (out / "README.md").write_text(card(student, outcome.config, outcome.table, outcome.scale, alarms))
+    teacher = origin(outcome.config.model)
+    if teacher.terms:
+        shutil.copyfile(teacher.terms, out / teacher.terms.name)
+    text = card(student, outcome.config, outcome.table, outcome.scale, teacher, read_index(out), alarms)
+    (out / "README.md").write_text(text)
     return student
 
 
@@ -71,8 +78,8 @@ def manifest(outcome: Outcome) -> Student:
         latents=outcome.latents,
         image=outcome.image,
         max_tokens=model.max_tokens,
-        baked={} if model.name == "flux" else {"guidance_scale": 1.0},
-        teacher=Path(config.model).name,
+        baked=_baked(model),
+        teacher=origin(config.model).name,
         scorers={
             name: Scorer(
                 f"scorers/{name}.onnx",
@@ -89,6 +96,12 @@ def manifest(outcome: Outcome) -> Student:
         },
         evaluation=tuple(_row(outcome, row) for row in outcome.table),
     )
+
+
+def _baked(model: Family) -> dict[str, float]:
+    """The guidance that the pipeline must be called with; none where its transformer is not told any."""
+    strength = model.guidance if isinstance(model, Flux) else 1.0
+    return {} if strength is None else {"guidance_scale": strength}
 
 
 def _reference(values: Sequence[float]) -> RewardReference:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,7 +24,7 @@ from student.families.find import open_family
 from student.families.flux import Flux
 from student.families.wan import Wan
 from student.noise import noise
-from student.pipeline import open_pipeline, reproduce
+from student.pipeline import open_pipeline, read_index, reproduce
 from student.sampler import denoise
 from tests.student.families import tiny
 from tests.training.rats.own_reward import Redness
@@ -34,6 +35,7 @@ from training.prompts import from_files
 from training.rats.experiment import prepare
 from training.rats.networks import LORA_TARGETS
 from training.rats.preset import preset
+from training.usage import plain
 
 OWN, OTHERS = "tests.training.rats.own_reward", "tests.rewards.own"
 PIPELINES: dict[str, Callable[[], Any]] = {"flux": tiny.flux, "sd3": tiny.sd3, "wan": tiny.wan}
@@ -108,7 +110,10 @@ def test_a_run_writes_a_bundle_that_diffusers_draws_like_us(family: str, tmp_pat
     np.testing.assert_allclose(theirs, ours.numpy(), atol=2e-3)
     before, after = (load_file(next((p / "transformer").glob("*.safetensors"))) for p in (tmp_path / family, out))
     assert any(not torch.allclose(value, after[name].float(), atol=2e-4) for name, value in before.items())
-    assert "| teacher | 6 |" in (out / "README.md").read_text() and (out / "run" / "grids" / "000002.png").exists()
+    card = (out / "README.md").read_text()
+    assert "| teacher | 6 |" in card and (out / "run" / "grids" / "000002.png").exists()
+    assert plain(student, read_index(out), "fp32") in card  # what it does: test_card
+    assert ModelCard(card).data.base_model == family == student.teacher
 
 
 PRESETS = {"flux-dev": "flux", "sd35-medium": "sd3", "wan-1.3b": "wan"}

@@ -51,6 +51,8 @@ def test_two_processes_are_one_with_twice_the_accumulation(
     launch(2, tmp_path / "two", settings(tmp_path, "flux", accumulate=1, shard=str(shard).lower(), **shared))
     one, two = (read_log(tmp_path / name / "run" / "log.jsonl") for name in ("one", "two"))
     assert len(one) == len(two) == 4
+    looked = [name for name in one[0] if name not in ("step", "elapsed_s")]
+    assert len(looked) >= 5 and [one[0][name] for name in looked] == [two[0][name] for name in looked]
     for a, b in zip(one[1:], two[1:], strict=True):
         # Adam's first steps divide by gradients near 0: what differs in the last bit then differs by more.
         close = 1e-5 if a["step"] == 0 else 1e-2

@@ -1,0 +1,80 @@
+"""How a student is used, in code that runs as it stands: with this repository, and with diffusers alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from student.bundle import Student
+
+PROMPT = "a red heart above a blue star"
+FPS = 16  # of Wan's training videos
+
+
+def usage(student: Student, index: Mapping[str, Any], weights: str) -> str:
+    """Markdown; ``index`` is the pipeline's model_index.json, ``weights`` the type that it was measured in."""
+    return f"""{_served(student)}
+The picture that belongs to a seed, drawn by diffusers' own loop:
+
+```python
+from pathlib import Path
+from student.bundle import read_student
+from student.pipeline import open_pipeline, reproduce
+
+path = Path("models/{student.id}")
+images = reproduce(open_pipeline(path), read_student(path), [{json.dumps(PROMPT)}], [7], {student.steps[0]})
+```
+
+With diffusers alone (the sigmas of its other step counts, if any, are in `student.json`):
+
+```python
+{plain(student, index, weights)}
+```
+"""
+
+
+def plain(student: Student, index: Mapping[str, Any], weights: str) -> str:
+    """Lines of Python that draw with diffusers alone."""
+    steps, is_video = student.steps[0], student.image.frames is not None
+    sigmas = list(student.sigmas[steps])
+    call = {
+        "num_inference_steps": steps,
+        **({"num_frames": student.image.frames} if is_video else {"sigmas": sigmas}),
+        "height": student.image.height,
+        "width": student.image.width,
+        "max_sequence_length": student.max_tokens,
+        **student.baked,
+    }
+    arguments = [f"    {json.dumps(PROMPT)},", *(f"    {name}={value}," for name, value in call.items())]
+    before = ["import torch"] if weights == "bf16" else []
+    draw = ["image = pipe(", *arguments, ").images[0]", 'image.save("picture.png")']
+    if is_video:
+        before = ["from functools import partial", "", *before]
+        draw = [
+            "# WanPipeline has no argument for sigmas, and its scheduler's own ones are others.",
+            f"pipe.scheduler.set_timesteps = partial(pipe.scheduler.set_timesteps, sigmas={sigmas})",
+            "frames = pipe(",
+            *arguments,
+            ").frames[0]",
+            f'export_to_video(frames, "video.mp4", fps={FPS})',
+        ]
+    uses = ["from diffusers import DiffusionPipeline", *(["from diffusers.utils import export_to_video"] * is_video)]
+    return "\n".join([*before, *uses, "", *_opening(student, index, weights), *draw])
+
+
+def _opening(student: Student, index: Mapping[str, Any], weights: str) -> Sequence[str]:
+    """diffusers must be told which of Stable Diffusion's encoders were left out."""
+    absent = [name for name, kind in index.items() if kind == [None, None] and name.endswith("_3")]
+    options = [f"{name}=None" for name in absent]
+    if weights == "bf16":
+        narrow = "torch.bfloat16"
+        kept = f'{{"default": {narrow}, "vae": torch.float32}}' if student.family == "wan" else narrow
+        options.append(f"dtype={kept}")
+    return [f"pipe = DiffusionPipeline.from_pretrained({', '.join([json.dumps(f'models/{student.id}'), *options])})"]
+
+
+def _served(student: Student) -> str:
+    if student.image.frames is not None:
+        return "fewstep's service draws single pictures; a student of videos is used from Python."
+    return f'Served by fewstep: `POST /generate` with `{{"prompt": "{PROMPT}", "seed": 7}}`.'
