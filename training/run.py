@@ -45,7 +45,8 @@ def main(
             return
         if threads:
             torch.set_num_threads(threads)
-        from training.rats.experiment import prepare, run
+        from training.rats.experiment import run
+        from training.rats.setup import prepare
 
         setup = prepare(config)  # before anything is written: a typo leaves nothing behind
         claim_together(processes, out / "run", to_json(config), out)

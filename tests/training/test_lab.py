@@ -104,7 +104,7 @@ def test_the_first_paragraph_says_what_holds_and_what_does_not() -> None:
 
 def test_two_cells_are_run_kept_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small.write_models(tmp_path / "models")
-    monkeypatch.setattr("training.rats.experiment.CACHE", tmp_path / "cache")
+    monkeypatch.setattr("training.instruments.CACHE", tmp_path / "cache")
 
     def base() -> RatsConfig:
         models = tmp_path / "models"

@@ -14,7 +14,8 @@ from training.drawing import Painter
 from training.evaluate import Evaluation
 from training.lab.cells import NFES, Cell, base
 from training.progress import console
-from training.rats.experiment import Setup, measured, prepare, world
+from training.rats.looks import measured, world
+from training.rats.setup import Setup, prepare
 from training.rats.trainer import Trainer
 from training.rundir import claim
 

@@ -32,9 +32,9 @@ from training.config import with_settings
 from training.drawing import Painter
 from training.progress import read_log
 from training.prompts import from_files
-from training.rats.experiment import prepare
 from training.rats.networks import LORA_TARGETS
 from training.rats.preset import preset
+from training.rats.setup import DTYPES, prepare
 from training.usage import plain
 
 OWN, OTHERS = "tests.training.rats.own_reward", "tests.rewards.own"
@@ -43,7 +43,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {"flux": tiny.flux, "sd3": tiny.sd3, "
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("training.rats.experiment.CACHE", tmp_path / "cache")
+    monkeypatch.setattr("training.instruments.CACHE", tmp_path / "cache")
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -276,13 +276,14 @@ def test_a_second_size_is_calibrated_again(tmp_path: Path) -> None:
 def test_the_evidence_is_that_of_the_bundle_on_disk(lora_rank: int, tmp_path: Path) -> None:
     """Merged, rounded, written and opened again: every score is that of a picture which its user draws."""
     out = tmp_path / "out"
-    more = {"lora_rank": lora_rank, "lr": 0.03, "weights": "bf16", "alpha": 0.0}
+    weights = "bf16" if lora_rank else "fp32"
+    more = {"lora_rank": lora_rank, "lr": 0.03, "weights": weights, "alpha": 0.0}
     code, text = run("--out", str(out), *settings(tmp_path, "flux", **more))
     assert code == 0, text
     rows = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*.json")]
     said = next(row for row in rows if row["label"] == "student")
     student = read_student(out)
-    model = open_family(out, torch.bfloat16, max_tokens=student.max_tokens)
+    model = open_family(out, DTYPES[weights], max_tokens=student.max_tokens)
     texts = from_files(tmp_path / "prompts.txt", None, 401).test
     images = Painter(model, student.sigmas[3]).draw(texts, range(len(texts)), student.latents.shape, 64)
     assert said["scores"]["trained"] == Redness().score(images, texts).double().tolist()

@@ -14,10 +14,12 @@ from student.pipeline import open_pipeline
 from tests.training.shapes import small
 from training import processes
 from training.drawing import Painter
+from training.prompts import Prompts
 from training.rats.matching import Matching
 from training.rats.networks import Networks
 from training.rats.objective import SMALLEST_SPREAD, Objective, _glimpse
 from training.rats.preset import RatsConfig
+from training.rats.setup import asked_of
 from training.sharding import spread_like
 
 
@@ -90,6 +92,15 @@ def test_a_picture_that_is_no_number_does_not_reach_the_critic(tmp_path: Path) -
     loss, _, _ = matching.losses(1, 0, 2, ["a red heart"], torch.randn(1, 4, 8, 8))
     assert loss.isfinite()
     assert any(not torch.equal(value, before[name]) for name, value in matching.state()["critic"].items())
+
+
+def test_of_a_long_file_only_the_prompts_of_the_runs_own_steps_are_encoded() -> None:
+    def drawn(step: int, num: int) -> list[str]:
+        return [f"{step}.{i}" for i in range(num)]
+
+    config = RatsConfig(steps=2, batch=2, accumulate=2, negative_prompt="blurred")
+    prompts = Prompts(drawn, ["calibration"], ["validation"], ["test"], ["whatever"] * 1000)
+    assert asked_of(config, prompts) == ["blurred", "calibration", "validation", "test", *drawn(0, 4), *drawn(1, 4)]
 
 
 def test_guidance_leads_away_from_the_negative_prompt(tmp_path: Path) -> None:
