@@ -104,6 +104,8 @@ def test_another_configuration_is_refused(student: Path, models: Path) -> None:
     [
         (["--preset", "nope"], "known are shapes"),
         (["--set", "stpes=5"], "did you mean 'steps'"),
+        (["--set", "lr=Infinity"], "lr is inf: accepted is a finite number"),
+        (["--set", "reward_hinge=NaN"], "reward_hinge is nan: accepted is a finite number"),
         (["--set", "model=/nowhere/at/all"], "is not a folder"),
     ],
 )

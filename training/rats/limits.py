@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("ema", "lr_decay", "min_diversity", "steer"), lambda value: 0 <= value <= 1, "0 to 1"),
     (("seed",), lambda value: 0 <= value < 2**32, "0 to 4294967295"),
 )
+MAY_BE_INFINITE = ("reward_hinge", "velocity_hinge")  # which is how they are off
 NAMES = "up to 64 letters from a to z, digits, '.', '_' and '-', with a letter or digit first"  # NAME, in words
 # What cannot be, or does not go together: when, and what to say of it.
 TOGETHER: tuple[tuple[Callable[[Any], bool], str], ...] = (
@@ -71,6 +73,9 @@ TOGETHER: tuple[tuple[Callable[[Any], bool], str], ...] = (
 
 def check(config: Any) -> None:
     """Raise ConfigError for a RatsConfig that no run can use, before anything is loaded."""
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not (math.isfinite(value) or (name in MAY_BE_INFINITE and value == math.inf)):
+            raise ConfigError(f"{name} is {value}: accepted is a finite number")
     for names, holds, accepted in RANGES:
         for name in names:
             if not holds(getattr(config, name)):
