@@ -198,7 +198,11 @@ WAN_NEGATIVE = (
 
 
 def wan_1_3b() -> RatsConfig:
-    """Wan 2.1 1.3B, text to video, 8 NFE at 480p, 33 frames: about 12 h on an 80 GB GPU (estimated)."""
+    """Wan 2.1 1.3B, text to video, 8 NFE at 480p, 33 frames: about 12 h on an 80 GB GPU (estimated).
+
+    The reward sees one latent frame a step, another each time: the decoder keeps 10 GB for its gradient then, and 219
+    GB for all nine (both counted).
+    """
     base = _paper("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "wan-1.3b", 8, 480)
     return replace(
         base,
