@@ -18,7 +18,7 @@ Function = Callable[[Tensor, Sequence[str]], Tensor | Sequence[float]]
 
 
 class BlackBox:
-    """A function as a reward; its images carry no gradient, and neither do its scores."""
+    """A function as a reward; its images lie in main memory and carry no gradient, and neither do its scores."""
 
     differentiable = False
 
@@ -29,7 +29,7 @@ class BlackBox:
     def score(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
         """Whatever the function says, as fp32 on the images' device."""
         check_batch(images_BCHW, prompts)
-        values = self.function(images_BCHW.detach(), prompts)
+        values = self.function(images_BCHW.detach().cpu(), prompts)
         return torch.as_tensor(values, dtype=torch.float32, device=images_BCHW.device)
 
 

@@ -19,7 +19,7 @@ from rewards.clip import clip_score, pickscore
 from rewards.files import FILES
 from rewards.hps import hps
 from rewards.imagereward import imagereward
-from rewards.interface import Reward, RewardError
+from rewards.interface import Reward, RewardError, named, said
 from rewards.tokenized import Tokenize, load
 
 SHIPPED: Mapping[str, Callable[[Path], Reward]] = {
@@ -48,12 +48,16 @@ def find(
     only. ``files`` is where downloaded checkpoints lie, and where those that are converted are kept.
 
     Raises:
-        RewardError: no such reward, or one whose files are missing; one sentence says what to do.
+        RewardError: no such reward, one whose files are missing, or a user's own that cannot be imported, made or
+            called; one sentence says what to do.
     """
-    reward = _make(name, tokenizer, files)
+    with named(f"reward {name!r} cannot be opened"):
+        reward = _make(name, tokenizer, files)
     if isinstance(reward, nn.Module):
         try:
             reward.eval().requires_grad_(False).to(device, dtype)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without that device
             raise RewardError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
     return reward
@@ -77,6 +81,8 @@ def _own(name: str, module_name: str, attribute: str) -> Reward:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise RewardError(f"reward {name!r} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # a user's module may do anything
+        raise RewardError(f"reward {name!r} cannot be imported: {said(error)}") from error
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, vars(module), 1, 0.5)
         hint = f": did you mean {near[0]!r}?" if near else ""
@@ -84,7 +90,10 @@ def _own(name: str, module_name: str, attribute: str) -> Reward:
     target = getattr(module, attribute)
     if inspect.isclass(target):
         return _checked(name, _instance(name, target))
-    return BlackBox(target) if callable(target) and not hasattr(target, "score") else _checked(name, target)
+    if callable(target) and not hasattr(target, "score"):
+        _check_call(name, "it", target)
+        return BlackBox(target)
+    return _checked(name, target)
 
 
 def _instance(name: str, kind: Callable[[], object]) -> object:
@@ -92,16 +101,28 @@ def _instance(name: str, kind: Callable[[], object]) -> object:
         inspect.signature(kind).bind()
     except TypeError as error:
         raise RewardError(f"reward {name!r} is made without arguments, and its class wants some: {error}") from error
-    return kind()
+    with named(f"reward {name!r} cannot be made"):
+        return kind()
 
 
 def _checked(name: str, made: object) -> Reward:
-    if not callable(getattr(made, "score", None)):
+    score = getattr(made, "score", None)
+    if not callable(score):
         raise RewardError(f"reward {name!r} has no method score(images_BCHW, prompts)")
+    _check_call(name, "its score", score)
     if not isinstance(getattr(made, "differentiable", None), bool):
         raise RewardError(f"reward {name!r} must say 'differentiable = True' or 'differentiable = False'")
     reward: Reward = made  # type: ignore[assignment]
     return reward
+
+
+def _check_call(name: str, what: str, function: Callable[..., object]) -> None:
+    try:
+        inspect.signature(function).bind("images_BCHW", "prompts")
+    except TypeError as error:
+        raise RewardError(f"reward {name!r}: {what} cannot be called with (images_BCHW, prompts): {error}") from error
+    except ValueError:  # a function without a signature, such as one written in C: the first call shows it
+        return
 
 
 def parse(text: str) -> dict[str, float]:
@@ -124,6 +145,8 @@ def parse(text: str) -> dict[str, float]:
 
 def _weighted(part: str) -> tuple[str, float]:
     name, _, tail = part.rpartition(":")
+    if _OWN.fullmatch(part) and name not in SHIPPED:
+        return part, 1.0  # a class may be called NaN or Inf
     try:
         return name.strip(), float(tail)
     except ValueError:

@@ -19,7 +19,7 @@ FORMAT = 1
 MANIFEST = "student.json"
 TIME_CONVENTION = "sigma 1 is noise, 0 is data; x = (1 - sigma) * data + sigma * noise; v = noise - data"
 ROLES = ("trained", "heldout")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 T = TypeVar("T")
 
@@ -118,8 +118,8 @@ class Student:
         if self.time_convention != TIME_CONVENTION:
             raise BundleError(f"time_convention is {self.time_convention!r}: accepted is {TIME_CONVENTION!r}")
         for name in ("id", "version", "family"):
-            if not _NAME.fullmatch(getattr(self, name)):
-                raise BundleError(f"{name} is {getattr(self, name)!r}: accepted is {_NAME.pattern}")
+            if not NAME.fullmatch(getattr(self, name)):
+                raise BundleError(f"{name} is {getattr(self, name)!r}: accepted is {NAME.pattern}")
         _check_steps(self.steps, self.sigmas)
         _check_geometry(self.latents, self.image, self.max_tokens)
         _check_scorers(self.scorers)
@@ -155,8 +155,8 @@ def _check_geometry(latents: Latents, image: ImageSize, max_tokens: int) -> None
 
 def _check_scorers(scorers: Mapping[str, Scorer]) -> None:
     for name, scorer in scorers.items():
-        if not _NAME.fullmatch(name):
-            raise BundleError(f"scorers has the name {name!r}: accepted is {_NAME.pattern}")
+        if not NAME.fullmatch(name):
+            raise BundleError(f"scorers has the name {name!r}: accepted is {NAME.pattern}")
         if scorer.role not in ROLES:
             raise BundleError(f"scorers.{name}.role is {scorer.role!r}: accepted is {' or '.join(ROLES)}")
         if not scorer.std > 0:

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_log
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_log
 
 from student.bundle import BundleError, Student
@@ -32,10 +34,13 @@ def open_pipeline(
     ``dtype`` may name components, and ``default`` for the others. ``parts`` are components that are not read but given:
     a trained transformer to be saved, or None for an encoder that is not wanted. What was saved as None opens as None
     (diffusers itself must be told so again: ``from_pretrained(bundle, text_encoder_3=None, tokenizer_3=None)``).
+
+    Raises:
+        BundleError: no pipeline there, or one whose files are missing, broken, or not to be had.
     """
     index = read_index(bundle, local_files_only)
     absent = {name: None for name, value in index.items() if value == [None, None]}
-    with _quiet():
+    with _quiet(), _opening(bundle):
         pipe = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             bundle, dtype=dtype, local_files_only=local_files_only, use_safetensors=True, **{**absent, **parts}
         )
@@ -56,13 +61,40 @@ def read_index(source: str | Path, local_files_only: bool = True) -> dict[str, A
         raise BundleError(f"{source} is not a folder: accepted are the folder or the hub id of a diffusers pipeline")
     if Path(source).is_dir() and not (Path(source) / name).is_file():
         raise BundleError(f"{source} is not a diffusers pipeline: it has no {name}")
-    try:
-        with _quiet():
-            index: dict[str, Any] = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise BundleError(f"{source} cannot be opened as a folder or as a hub id: {reason}") from error
+    with _quiet(), _opening(source):
+        index: dict[str, Any] = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
     return index
+
+
+@contextlib.contextmanager
+def _opening(source: str | Path) -> Iterator[None]:
+    """Say in one sentence why a pipeline could not be opened; full memory is not the pipeline's fault."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, TypeError, SafetensorError) as error:
+        raise BundleError(f"{source} cannot be opened{_why(source, error)}") from error
+
+
+def _why(source: str | Path, error: BaseException) -> str:
+    page = f"https://huggingface.co/{source}"
+    causes = list(_causes(error))
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return f": it is gated, so accept its licence at {page} and log in with `hf auth login` or HF_TOKEN"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return (
+            f" as a folder or as a hub id: there is none of that name, or it is gated or private; then accept its "
+            f"licence at {page} and log in with `hf auth login` or HF_TOKEN"
+        )
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f": {first}" if Path(source).is_dir() else f" as a folder or as a hub id: {first}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def save_pipeline(pipe: Any, bundle: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -162,7 +194,7 @@ def _quiet() -> Iterator[None]:
     logs = (diffusers_log, transformers_log)
     levels = [log.get_verbosity() for log in logs]
     for log in logs:
-        log.set_verbosity_error()
+        log.set_verbosity(log.CRITICAL)  # what is an error is raised as well
     diffusers_log.disable_progress_bar()
     transformers_log.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from student.bundle import BundleError
+
 # Settings of diffusers' schedulers that bend the sigmas in other ways than a shift; no family here uses them.
 _BENDING = (
     "use_karras_sigmas",
@@ -41,16 +43,16 @@ def shift_of(config: Mapping[str, Any], tokens: int) -> float:
     it; a static one is ``shift`` (FlowMatchEuler: SD3, FLUX.1-schnell) or ``flow_shift`` (UniPC: Wan as published).
 
     Raises:
-        ValueError: not a schedule of a flow model, or one that is bent in another way than by a shift.
+        BundleError: not a schedule of a flow model, or one that is bent in another way than by a shift.
     """
     for name in _BENDING:
         if config.get(name):
-            raise ValueError(f"the scheduler's {name} is {config[name]}: accepted is a schedule that is only shifted")
+            raise BundleError(f"the scheduler's {name} is {config[name]}: accepted is a schedule that is only shifted")
     if config.get("use_dynamic_shifting"):
         return _dynamic_shift(config, tokens)
     name = "flow_shift" if config.get("use_flow_sigmas") else "shift"
     if name not in config:
-        raise ValueError("the scheduler's configuration has no shift: accepted is the scheduler of a flow model")
+        raise BundleError("the scheduler's configuration has no shift: accepted is the scheduler of a flow model")
     return float(config[name])
 
 

@@ -11,21 +11,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from rewards.files import FILES
+from rewards.gradient import pixel_gradient
 from rewards.interface import Reward, RewardError, scored
 from rewards.registry import find
 from rewards.weighted import require_gradient
-from training.progress import console, quiet
+from training.endings import one_sentence
+from training.evaluate import ScoreFn
+from training.probe import pictures
+from training.progress import quiet
 from training.shapes import world
 
 STEPS = (4.0, 2.0, 1.0, 0.5, 0.25)  # largest change of a pixel in one ascent step, in 1/255
@@ -67,51 +71,38 @@ class Check:
         return None
 
 
-def check(name: str, reward: Reward, images_BCHW: Tensor, prompts: Sequence[str]) -> Check:
-    """Score the images, take the gradient, and climb one step.
+def check(
+    name: str, reward: Reward, images_BCHW: Tensor, prompts: Sequence[str], device: str | torch.device = "cpu"
+) -> Check:
+    """Score the images on ``device``, take the gradient, and climb one step.
 
     Raises:
         RewardError: the reward is a black box, or returns scores without a gradient or that are not finite.
     """
     require_gradient(name, reward)
-    pixels_BCHW = images_BCHW.clone().requires_grad_()
-    score_B = scored(name, reward, pixels_BCHW, prompts)
-    if not score_B.requires_grad:
-        raise RewardError(f"reward {name!r} says that it is differentiable, but its scores carry no gradient")
-    if not bool(score_B.isfinite().all()):
-        raise RewardError(f"reward {name!r} gave scores that are not finite")
-    (gradient_BCHW,) = torch.autograd.grad(score_B.sum(), pixels_BCHW, allow_unused=True)
-    gradient_BCHW = torch.zeros_like(images_BCHW) if gradient_BCHW is None else gradient_BCHW
+    score = partial(scored, name, reward, device=device)
+    score_B, gradient_BCHW = pixel_gradient(name, score, images_BCHW, prompts)
     finite = bool(gradient_BCHW.isfinite().all())
     largest_B = gradient_BCHW.abs().flatten(1).amax(1)
     climb = Climb(0.0, torch.zeros_like(score_B), torch.zeros_like(score_B))
     if finite and bool((largest_B > 0).all()):
-        climb = _climb(name, reward, images_BCHW, prompts, score_B.detach(), gradient_BCHW)
+        climb = _climb(score, images_BCHW, prompts, score_B, gradient_BCHW)
     return Check(name, score_B.tolist(), finite, largest_B.tolist(), climb)
 
 
 def _climb(
-    name: str, reward: Reward, images_BCHW: Tensor, prompts: Sequence[str], score_B: Tensor, gradient_BCHW: Tensor
+    score: ScoreFn, images_BCHW: Tensor, prompts: Sequence[str], score_B: Tensor, gradient_BCHW: Tensor
 ) -> Climb:
     """The largest step that raises every score, or the smallest that was tried."""
     unit_BCHW = gradient_BCHW / gradient_BCHW.abs().amax((1, 2, 3), keepdim=True)
     for step in STEPS:
         change_BCHW = (images_BCHW + step / 255 * unit_BCHW).clamp(0, 1) - images_BCHW
         with torch.no_grad():
-            rise_B = scored(name, reward, images_BCHW + change_BCHW, prompts) - score_B
+            rise_B = score(images_BCHW + change_BCHW, prompts) - score_B
         climb = Climb(step, (gradient_BCHW * change_BCHW).flatten(1).sum(1), rise_B)
         if bool((rise_B > 0).all()):
             break
     return climb
-
-
-def pictures(num: int, size: int) -> tuple[Tensor, list[str]]:
-    """``num`` scenes of the starter world, (B, 3, size, size) in [0, 1], and their captions."""
-    scenes = world.sample(num, 20261122)
-    images_BCHW = world.render_NCHW(scenes)
-    if size != world.SIDE_PX:
-        images_BCHW = F.interpolate(images_BCHW, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
-    return images_BCHW, scenes.captions()
 
 
 def table(result: Check) -> Table:
@@ -142,21 +133,14 @@ def main(
     quiet()
     # Without a network the hub's client says so six times before it gives up.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
+    with one_sentence(code=1):
         reward = find(name, tokenizer=tokenizer, files=files, device=device)
-        images_BCHW, prompts = pictures(num, size)
-        result = check(name, reward, images_BCHW, prompts)
-    except RewardError as error:
-        _fail(str(error))
-    Console().print(table(result))
-    problem = result.problem()
-    if problem:
-        _fail(problem)
-
-
-def _fail(sentence: str) -> None:
-    console.print(f"[red]{sentence}[/red]", highlight=False)
-    raise typer.Exit(1) from None
+        images_BCHW, prompts = pictures(num, size, size)
+        result = check(name, reward, images_BCHW, prompts, device)
+        Console().print(table(result))
+        problem = result.problem()
+        if problem:
+            raise RewardError(problem)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,35 @@ from typing import Any
 import torch
 
 
+class CheckpointError(OSError):
+    """A checkpoint that could not be written; the message is one sentence."""
+
+
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` so that ``path`` always holds either the old or the new whole file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write ``state`` so that ``path`` always holds either the old or the new whole file.
+
+    Raises:
+        CheckpointError: the disk is full, or does not take it; nothing half written is left.
+    """
     part = path.with_suffix(path.suffix + ".part")
-    with part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        # torch tries to end the file that it could not write, and that error hides the disk's.
+        disk = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(disk, OSError):
+            raise
+        before = (
+            "the one before is whole, and the same command goes on from it" if path.exists() else "there is none yet"
+        )
+        raise CheckpointError(f"{path} cannot be written ({disk.strerror or disk}): {before}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any] | None:

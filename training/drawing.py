@@ -38,18 +38,19 @@ def velocity_of(model: Family, condition: Condition, empty: Condition | None = N
 
 @dataclass(frozen=True)
 class Painter:
-    """A model, how many steps it takes, and how strongly it is guided."""
+    """A model, how many steps it takes, how strongly it is guided, and away from what."""
 
     model: Family
     sigmas: tuple[float, ...]
     guidance: float = 1.0
+    negative: str = ""
 
     def field(self, prompts: Sequence[str]) -> Velocity:
         """The velocity field of these prompts."""
         condition = self.model.encode(prompts)
         if self.guidance == 1.0:
             return velocity_of(self.model, condition)
-        return velocity_of(self.model, condition, self.model.encode([""] * len(prompts)), self.guidance)
+        return velocity_of(self.model, condition, self.model.encode([self.negative] * len(prompts)), self.guidance)
 
     @torch.no_grad()
     def trajectory(self, noise_BCHW: Tensor, prompts: Sequence[str]) -> Trajectory:

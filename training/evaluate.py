@@ -172,7 +172,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
 def fingerprint(weights: str, painter: Painter, plan: Plan, instruments: str) -> str:
     """What an evaluation depends on: weights (``hash_model``), how they are asked, what is drawn, and instruments."""
     model = painter.model
-    asked = [painter.sigmas, painter.guidance, getattr(model, "guidance", None), model.max_tokens]
+    asked = [painter.sigmas, painter.guidance, painter.negative, getattr(model, "guidance", None), model.max_tokens]
     return hashlib.sha256(json.dumps([weights, asked, plan.key(), instruments]).encode()).hexdigest()[:24]
 
 

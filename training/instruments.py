@@ -9,13 +9,15 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rewards.interface import Reward, RewardError
+from rewards.gradient import require_pixel_gradient
+from rewards.interface import Reward, RewardError, scored
 from rewards.registry import find, parse
 from rewards.weighted import Calibration, require_gradient
 from student.bundle import hash_weights
@@ -76,8 +78,25 @@ def open_instruments(
             if role == TRAINED and learns_from_it:
                 require_gradient(asked, reward)
             name = role if len(weights) == 1 else f"{role}-{i}"
-            found.append(Instrument(name, asked, role, weight, _over_frames(reward), _source(asked, reward)))
+            score = over_frames(partial(scored, asked, reward, device=device))
+            found.append(Instrument(name, asked, role, weight, score, _source(asked, reward)))
     return found
+
+
+def try_out(
+    instruments: Sequence[Instrument], images_BCHW: Tensor, prompts: Sequence[str], learns_from_it: bool
+) -> None:
+    """Ask every reward for its scores of a few pictures, and those that are learned from for their gradient.
+
+    Raises:
+        RewardError: see ``scored`` and ``require_pixel_gradient``.
+    """
+    for one in instruments:
+        if one.role == TRAINED and learns_from_it:
+            require_pixel_gradient(one.asked, one.score, images_BCHW, prompts)
+        else:
+            with torch.no_grad():
+                one.score(images_BCHW, prompts)
 
 
 def _plain(asked: str) -> str:
@@ -93,24 +112,24 @@ def _source(asked: str, reward: Reward) -> str:
         return hash_weights(folder)
     digest = hashlib.sha256(asked.encode())
     module = importlib.util.find_spec(asked.partition(":")[0]) if ":" in asked else None
-    if module is not None and module.origin is not None:
+    if module is not None and module.origin is not None and module.has_location:
         digest.update(Path(module.origin).read_bytes())
     if isinstance(reward, nn.Module):
         add_weights(digest, reward.state_dict())
     return f"{asked} {digest.hexdigest()}"
 
 
-def _over_frames(reward: Reward) -> ScoreFn:
-    """A video's score is the mean of its frames'."""
+def over_frames(score: ScoreFn) -> ScoreFn:
+    """The same for videos too: a video's score is the mean of its frames'."""
 
-    def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def mean(images: Tensor, prompts: Sequence[str]) -> Tensor:
         if images.ndim == 4:
-            return reward.score(images, prompts)
+            return score(images, prompts)
         frames = images.shape[1]
         each = [prompt for prompt in prompts for _ in range(frames)]
-        return reward.score(images.flatten(0, 1), each).reshape(-1, frames).mean(1)
+        return score(images.flatten(0, 1), each).reshape(-1, frames).mean(1)
 
-    return score
+    return mean
 
 
 @dataclass(frozen=True)

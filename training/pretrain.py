@@ -13,8 +13,9 @@ import typer
 from rich.table import Table
 
 from training.config import ConfigError, to_json, with_settings
+from training.endings import one_sentence
 from training.progress import console, quiet
-from training.rundir import RunDirError, claim
+from training.rundir import claim
 
 PRESETS = ("shapes",)
 STAGES = ("autoencoder", "trained", "heldout", "teacher")
@@ -34,7 +35,7 @@ def main(
     from training.shapes.preset import ShapesPretraining
     from training.shapes.pretraining import run
 
-    try:
+    with one_sentence():
         if preset not in PRESETS:
             raise ConfigError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")
         chosen = tuple(stage or STAGES)
@@ -46,15 +47,12 @@ def main(
             print(to_json(config))
             return
         claim(out, to_json(config))
-    except (ConfigError, RunDirError) as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
-        raise typer.Exit(2) from None
-    if threads:
-        torch.set_num_threads(threads)
-    table = Table("figure", "value", title="starter models")
-    for name, value in run(config, out, models, chosen).items():
-        table.add_row(name, f"{value:.3f}")
-    console.print(table)
+        if threads:
+            torch.set_num_threads(threads)
+        table = Table("figure", "value", title="starter models")
+        for name, value in run(config, out, models, chosen).items():
+            table.add_row(name, f"{value:.3f}")
+        console.print(table)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import broadcast_object_list, reduce
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -40,12 +40,20 @@ class Processes:
         """Each value's mean over the processes."""
         if self.size == 1:
             return dict(values)
-        stacked = torch.tensor(list(values.values()), dtype=torch.float64)
+        stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=self._state.device)
         return dict(zip(values, reduce(stacked, "mean").tolist(), strict=True))
 
     def agree(self, here: bool) -> bool:
         """Whether it is so in every process."""
-        return here if self.size == 1 else bool(reduce(torch.tensor(float(here)), "sum") == self.size)
+        if self.size == 1:
+            return here
+        votes = torch.tensor(float(here), device=self._state.device)  # NCCL moves what lies on a GPU, and nothing else
+        return bool(reduce(votes, "sum") == self.size)
+
+    def of_first(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The first process's values: what a decision is made from must not differ in the last bit."""
+        kept = [dict(values)]
+        return dict(broadcast_object_list(kept)[0]) if self.size > 1 else kept[0]
 
     def mean_gradients(self, parameters: Sequence[nn.Parameter], micro_batches: int) -> None:
         """Make every gradient the mean over the processes' micro-batches; FSDP2 has taken a spread one's already."""

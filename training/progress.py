@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ class StepLog:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_log(path) if row["step"] < first_step] if first_step else []
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        path.write_text("".join(map(_line, kept)))
         self._path = path
         board = path.parent / "tensorboard" / path.stem
         self._board = SummaryWriter(str(board), purge_step=first_step + 1 if first_step else 0, flush_secs=10)
@@ -50,7 +51,7 @@ class StepLog:
         """Log one step; ``elapsed_s`` counts from the start of this process's part of the run."""
         row = {"step": step, **values, "elapsed_s": round(time.monotonic() - self._start, 2)}
         with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(_line(row))
         for name, value in values.items():
             self._board.add_scalar(name, value, step + 1)
 
@@ -59,14 +60,19 @@ class StepLog:
         self._board.close()
 
 
+def _line(row: dict[str, float]) -> str:
+    """A row as strict JSON, which has no word for what is not finite."""
+    return json.dumps({k: v if math.isfinite(v) else None for k, v in row.items()}, allow_nan=False) + "\n"
+
+
 def read_log(path: Path) -> list[dict[str, float]]:
-    """All rows of a JSON-lines log; a last line cut short by a crash is dropped."""
+    """All rows of a JSON-lines log, null as not a number; a last line cut short by a crash is dropped."""
     if not path.exists():
         return []
     rows: list[dict[str, float]] = []
     for line in path.read_text().splitlines():
         try:
-            rows.append(json.loads(line))
+            rows.append({k: math.nan if v is None else v for k, v in json.loads(line).items()})
         except json.JSONDecodeError:
             break
     return rows

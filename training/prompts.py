@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from student.families.family import Family
 from training.config import ConfigError
 from training.evaluate import JudgeFn
 
 LONGEST = 2_000  # characters; text encoders cut a prompt long before
+NAMED = 10  # lines that a message names
 MEASURED = {"calibration": 128, "validation": 256, "test": 512}
 
 
@@ -39,7 +43,7 @@ def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
     Without a file to measure on, up to half of the prompts are held out, by a hash of each; with one, it is split.
 
     Raises:
-        ConfigError: a line that is empty, too long, or there twice; too few prompts; a prompt in both files.
+        ConfigError: lines that are empty, too long, or there twice; too few prompts; a prompt in both files.
     """
     prompts = read(path)
     if measuring is None:
@@ -70,38 +74,73 @@ def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
 
 
 def read(path: Path) -> list[str]:
-    """All prompts of a file, in order.
+    """All prompts of a file, in order: line i (from 1) is prompt i - 1.
 
     Raises:
-        ConfigError: no such file, or a line that cannot be used; its number is named.
+        ConfigError: no such file, or lines that cannot be used; they are named by their numbers.
     """
     if not path.is_file():
         raise ConfigError(f"prompts is {str(path)!r}: there is no such file")
-    lines = path.read_text("utf-8").splitlines()
-    prompts = [_prompt(line, f"{path} line {i}", path.suffix == ".jsonl") for i, line in enumerate(lines, 1)]
-    _check(prompts, path)
+    # Not splitlines(), which also splits at U+2028 and others that JSON allows inside a text.
+    lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    first: dict[str, int] = {}
+    prompts: list[str] = []
+    wrong: list[str] = []
+    for i, line in enumerate(lines, 1):
+        try:
+            prompts.append(_prompt(line, path.suffix == ".jsonl", first, i))
+        except ValueError as error:
+            wrong.append(f"line {i} {error}")
+    if wrong:
+        raise ConfigError(f"{path} {_some(wrong)}: accepted is one prompt a line, each there once")
     return prompts
 
 
-def _prompt(line: str, where: str, as_json: bool) -> str:
-    if not as_json:
-        return line.strip()
+def _prompt(line: bytes, as_json: bool, first: dict[str, int], number: int) -> str:
+    """The prompt of a line; ``first`` remembers where each was seen first. A ValueError says what the line is."""
+    try:
+        text = line.removesuffix(b"\r").decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
+    prompt = (_from_json(text) if as_json else text).strip()
+    if not prompt:
+        raise ValueError("is empty")
+    if len(prompt) > LONGEST:
+        raise ValueError(f"has {len(prompt)} characters, and up to {LONGEST} are accepted")
+    if first.setdefault(prompt, number) != number:
+        raise ValueError(f"is the same as line {first[prompt]}")
+    return prompt
+
+
+def _from_json(line: str) -> str:
     try:
         value = json.loads(line)["prompt"]
     except (json.JSONDecodeError, KeyError, TypeError):
         value = None
     if not isinstance(value, str):
-        raise ConfigError(f'{where}: accepted is a JSON object with a text under "prompt"')
-    return value.strip()
+        raise ValueError('is no JSON object with a text under "prompt"')
+    return value
 
 
-def _check(prompts: Sequence[str], path: Path) -> None:
-    first: dict[str, int] = {}
-    for i, prompt in enumerate(prompts, 1):
-        if not prompt:
-            raise ConfigError(f"{path} line {i} is empty: every line is a prompt")
-        if len(prompt) > LONGEST:
-            raise ConfigError(f"{path} line {i} has {len(prompt)} characters: accepted are up to {LONGEST}")
-        if prompt in first:
-            raise ConfigError(f"{path} line {i} is the same as line {first[prompt]}: every prompt is there once")
-        first[prompt] = i
+def _some(parts: Sequence[str]) -> str:
+    """The first NAMED of them, and how many more there are."""
+    more = len(parts) - NAMED
+    return ", ".join(parts[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def cut_lines(model: Family, path: Path) -> str:
+    """Which lines of a prompt file are longer than ``model`` reads, in words; empty where none is.
+
+    A prompt is cut where one token more changes what was read: its last token gave way to the end's.
+    """
+    longer = copy.copy(model)
+    longer.max_tokens = model.max_tokens + 1
+    prompts, cut = read(path), []
+    for at in range(0, len(prompts), 1000):
+        part = prompts[at : at + 1000]
+        for ids_BL, more_BL in zip(model.tokenise(part), longer.tokenise(part), strict=True):
+            differs_B = (ids_BL != more_BL[:, : ids_BL.shape[1]]).any(1)
+            cut += [at + i + 1 for i in differs_B.nonzero().flatten().tolist()]
+    return f"line{'s' * (len(cut) > 1)} {_some([str(line) for line in cut])}" if cut else ""

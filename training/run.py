@@ -11,10 +11,12 @@ from typing import Annotated
 import torch
 import typer
 
-from training.config import ConfigError, to_json, with_settings
+from training.config import to_json, with_settings
+from training.endings import LESS_MEMORY, one_sentence
+from training.processes import Processes
 from training.progress import console, quiet
 from training.rats.preset import preset as find_preset
-from training.rundir import FINISHED, RunDirError, RunDiverged, claim, refuse_others
+from training.rundir import FINISHED, claim_together, refuse_others
 
 
 def main(
@@ -28,34 +30,27 @@ def main(
     dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,
 ) -> None:
     """Train a few-step student with RATS, evaluate it and write its bundle."""
-    from rewards.interface import RewardError
-    from student.bundle import BundleError
-    from student.families.family import SizeError
-
     quiet()
-    try:
+    with one_sentence(less_memory=LESS_MEMORY):
         config = with_settings(find_preset(preset), [*(setting or []), *([f"model={model}"] if model else [])])
         config.check()
         if dry_run:
             print(to_json(config))
             return
-        refuse_others(out / "run", to_json(config), out)
+        processes = Processes()
+        if processes.is_first:
+            refuse_others(out / "run", to_json(config), out)
         if (out / "run" / FINISHED).exists():
             console.print(f"{out} already holds the finished student of this run")
             return
         if threads:
             torch.set_num_threads(threads)
-        from training.rats.experiment import prepare, run
+        from training.rats.experiment import run
+        from training.rats.setup import prepare
 
         setup = prepare(config)  # before anything is written: a typo leaves nothing behind
-        claim(out / "run", to_json(config), out)
+        claim_together(processes, out / "run", to_json(config), out)
         run(setup, out)
-    except (ConfigError, RunDirError, RunDiverged, BundleError, RewardError, SizeError) as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        console.print("stopped: the same command goes on from the last checkpoint")
-        raise typer.Exit(130) from None
 
 
 if __name__ == "__main__":

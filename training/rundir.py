@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.processes import Processes
 
 CONFIG = "config.json"
 FINISHED = "finished"
+NAMING = ("student_id", "version")  # what the student is called changes nothing of how it is trained
 
 
 class RunDirError(ValueError):
@@ -20,24 +25,39 @@ class RunDiverged(RuntimeError):
 def claim(path: Path, config_json: str, owner: Path | None = None) -> None:
     """Make ``path`` the directory of the run with this configuration, or accept it as that.
 
-    Where the run's files lie inside the directory that it writes to, ``owner`` is the latter.
+    Until a run is finished its student may be given another name. Where the run's files lie inside the directory that
+    it writes to, ``owner`` is the latter.
 
     Raises:
         RunDirError: it holds files of something else, or of a run with another configuration.
     """
     refuse_others(path, config_json, owner)
     path.mkdir(parents=True, exist_ok=True)
-    (path / CONFIG).write_text(config_json + "\n")
+    part = path / f"{CONFIG}.part"
+    part.write_text(config_json + "\n")
+    part.replace(path / CONFIG)
+
+
+def claim_together(processes: Processes, path: Path, config_json: str, owner: Path | None = None) -> None:
+    """``claim`` in the first process; the others wait, since a directory that is half made looks like another's.
+
+    Raises:
+        RunDirError: see ``claim``.
+    """
+    if processes.is_first:
+        claim(path, config_json, owner)
+    processes.wait()
 
 
 def refuse_others(path: Path, config_json: str, owner: Path | None = None) -> None:
     """What ``claim`` refuses, without writing anything."""
     kept = path / CONFIG
     if kept.is_file():
-        before = json.loads(kept.read_text())
-        now = json.loads(config_json)
-        if before != now:
-            keys = ", ".join(sorted(_differing(before, now)))
+        differing = _differing(json.loads(kept.read_text()), json.loads(config_json))
+        if not (path / FINISHED).exists():
+            differing -= set(NAMING)
+        if differing:
+            keys = ", ".join(sorted(differing))
             raise RunDirError(f"{owner or path} holds a run with another configuration ({keys}): choose another --out")
         return
     place = owner or path

@@ -6,6 +6,8 @@ Checkpoints hold whole tensors, so that a run may be gone on with by another num
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,22 +28,61 @@ def spread(network: nn.Module, processes: int) -> None:
     fully_shard(network, mesh=mesh)
 
 
+def twin(network: Any, processes: int) -> Any:
+    """A copy of a diffusers transformer; of a spread one without ever holding all of it."""
+    if processes == 1:
+        return copy.deepcopy(network)
+    other = empty(type(network), network.config).to(network.dtype).train(network.training).requires_grad_(False)
+    spread(other, processes)
+    device = next(network.parameters()).device
+    other.to_empty(device=device)
+    with torch.no_grad():
+        for own, value in zip(_tensors(other), _tensors(network), strict=True):
+            own.copy_(value)
+    return other
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
+
+
 def whole(tree: Any) -> Any:
     """``tree`` with its spread tensors put together; every process must call it."""
-    if isinstance(tree, DTensor):
-        return tree.full_tensor()
+    return _mapped(tree, lambda tensor: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+
+
+def alone(tree: Any, keep: bool) -> Any:
+    """``whole`` in main memory for the process that keeps it, one tensor at a time; every process must call it.
+
+    The others get None for what was spread, and never hold more than one whole tensor.
+    """
+
+    def gather(tensor: Tensor) -> Tensor | None:
+        if not isinstance(tensor, DTensor):
+            return tensor
+        found = tensor.full_tensor()
+        return found.cpu() if keep else None
+
+    return _mapped(tree, gather)
+
+
+def _mapped(tree: Any, change: Callable[[Tensor], Any]) -> Any:
+    if isinstance(tree, Tensor):
+        return change(tree)
     if isinstance(tree, dict):
-        return {key: whole(value) for key, value in tree.items()}
+        return {key: _mapped(value, change) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(whole(value) for value in tree)
+        return type(tree)(_mapped(value, change) for value in tree)
     return tree
 
 
 def spread_like(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, spread as ``like`` is (no change where that is whole, or of another shape)."""
-    if isinstance(like, DTensor) and value.shape == like.shape:
+    """A tensor where ``like`` is, and spread as it is; one of another shape is left alone."""
+    if value.shape != like.shape or isinstance(value, DTensor):
+        return value
+    if isinstance(like, DTensor):
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
-    return value
+    return value.to(like.device)
 
 
 def optimizer_like(state: dict[str, Any], parameters: list[nn.Parameter]) -> dict[str, Any]:

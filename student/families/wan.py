@@ -78,10 +78,11 @@ class Wan(Family):
         return v_BCFHW
 
     def decode(self, x: Tensor) -> Tensor:
-        """Latents -> videos (B, F, C, H, W) in [0, 1]."""
+        """Latents -> videos (B, F, C, H, W) in [0, 1], in the autoencoder's own type whatever the rest computes in."""
         config, x = self.vae.config, x.to(self.vae.dtype)
         mean, std = (x.new_tensor(values).view(1, -1, 1, 1, 1) for values in (config.latents_mean, config.latents_std))
-        video_BCFHW: Tensor = self.vae.decode(x * std + mean, return_dict=False)[0].float()
+        with torch.autocast(x.device.type, enabled=False):
+            video_BCFHW: Tensor = self.vae.decode(x * std + mean, return_dict=False)[0].float()
         return (video_BCFHW * 0.5 + 0.5).clamp(0, 1).transpose(1, 2)
 
     def _num_tokens(self, shape: Sequence[int]) -> int:

@@ -80,6 +80,63 @@ class Wanting(Redness):
         self.path = path
 
 
+class NaN(Redness):
+    """A class may be called so."""
+
+
+class Column(Redness):
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return super().score(images, prompts)[:, None]
+
+
+class MeanOfAll(Redness):
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return images.mean()
+
+
+class Listed(Redness):
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:  # type: ignore[override]
+        return [0.0] * len(images)
+
+
+class Raising(Redness):
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        raise KeyError("no such prompt\nsecond line")
+
+
+class Full(Redness):
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+
+class WithoutPrompts(Redness):
+    def score(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        return images.mean((1, 2, 3))
+
+
+class Unmakeable(Redness):
+    def __init__(self) -> None:
+        raise FileNotFoundError("weights.pt")
+
+
+class Torn(Redness):
+    """Its scores are fine, and their gradient cannot be taken."""
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        scale = (images * 2).exp()
+        score = (scale * scale).mean((1, 2, 3))
+        scale += 1
+        return score
+
+
+def one_for_all(images: Tensor, prompts: Sequence[str]) -> list[float]:
+    return [1.0]
+
+
+def without_prompts(images: Tensor) -> list[float]:
+    return [1.0] * len(images)
+
+
 def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
     return images.mean((1, 2, 3))
 

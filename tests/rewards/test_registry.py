@@ -115,6 +115,9 @@ def test_a_users_function_is_a_black_box(name: str) -> None:
         ("tests.rewards.own:Silent", "must say 'differentiable = True' or 'differentiable = False'"),
         ("tests.rewards.own:Scoreless", "has no method score(images_BCHW, prompts)"),
         ("tests.rewards.own:Wanting", "is made without arguments, and its class wants some: missing a required"),
+        ("tests.rewards.own:Unmakeable", "cannot be made: FileNotFoundError: weights.pt"),
+        ("tests.rewards.own:WithoutPrompts", "its score cannot be called with (images_BCHW, prompts): too many"),
+        ("tests.rewards.own:without_prompts", "it cannot be called with (images_BCHW, prompts): too many"),
     ],
 )
 def test_a_name_that_is_no_reward_ends_in_one_sentence(name: str, sentence: str) -> None:
@@ -123,10 +126,39 @@ def test_a_name_that_is_no_reward_ends_in_one_sentence(name: str, sentence: str)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("def broken(:", "SyntaxError: invalid syntax (own_broken.py, line 1)"),
+        ("x = undefined_name", "NameError: name 'undefined_name' is not defined"),
+        ("raise RuntimeError('no licence\\nread it')", "RuntimeError: no licence"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named(
+    code: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_broken.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RewardError) as caught:
+        find("own_broken:Reward")
+    assert str(caught.value) == f"reward 'own_broken:Reward' cannot be imported: {sentence}"
+
+
+def test_a_shipped_reward_whose_file_is_not_whole_is_named(tmp_path: Path) -> None:
+    published.write_clip(tmp_path / "PickScore_v1", published.clip_config())
+    published.write_vocabulary(tmp_path / "CLIP-ViT-H-14-laion2B-s32B-b79K")
+    weights = tmp_path / "PickScore_v1" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(RewardError, match="reward 'pickscore' cannot be opened: "):
+        find("pickscore", files=tmp_path)
+
+
 def test_several_rewards_in_one_line() -> None:
     assert parse("pickscore:1.0,hpsv2.1:0.5") == {"pickscore": 1.0, "hpsv2.1": 0.5}
     assert parse("hpsv2.1") == {"hpsv2.1": 1.0}
     assert parse(" clip , my.own:Reward:-2 ,shapes:a/b:0.5") == {"clip": 1.0, "my.own:Reward": -2.0, "shapes:a/b": 0.5}
+    assert parse("my.own:NaN,own:Inf:2,own:infinity") == {"my.own:NaN": 1.0, "own:Inf": 2.0, "own:infinity": 1.0}
     assert parse("my.own:Reward,shapes:a/b") == {"my.own:Reward": 1.0, "shapes:a/b": 1.0}
 
 

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from rewards import shapes
 from tests.rewards.own import Redness
-from training.check_reward import check, main, pictures
+from training.check_reward import check, main
+from training.probe import pictures
 from training.shapes import vocabulary
 
 APP = Typer()
@@ -50,6 +51,9 @@ def test_a_users_class_passes_at_any_size() -> None:
         ("tests.rewards.own:Infinite", "the gradient of reward 'tests.rewards.own:Infinite' is not finite"),
         ("tests.rewards.own:NotANumber", "gave scores that are not finite"),
         ("rewards.blackbox:jpeg_bytes", "gives no gradient down to the pixels"),
+        ("tests.rewards.own:Column", "returned shape (8, 1) for 8 images"),
+        ("tests.rewards.own:Raising", "failed in score(images_BCHW, prompts): KeyError: 'no such prompt"),
+        ("tests.rewards.own:Full", "memory is full: CUDA out of memory"),
         ("aesthetics", "unknown reward 'aesthetics': did you mean 'aesthetic'"),
     ],
 )
@@ -60,7 +64,7 @@ def test_what_cannot_be_trained_on_fails_with_one_sentence(name: str, sentence: 
 
 
 def test_a_linear_reward_rises_by_what_its_gradient_promises() -> None:
-    images, prompts = pictures(4, 64)
+    images, prompts = pictures(4, 64, 64)
     result = check("red", Redness(), images * 0.5 + 0.25, prompts)
     assert result.climb.size == 4.0
     assert torch.allclose(result.climb.expected_B, result.climb.rise_B, atol=1e-6)
@@ -69,7 +73,7 @@ def test_a_linear_reward_rises_by_what_its_gradient_promises() -> None:
 
 
 def test_pictures_are_the_worlds_and_always_the_same() -> None:
-    images, prompts = pictures(3, 64)
-    again, _ = pictures(3, 64)
+    images, prompts = pictures(3, 64, 64)
+    again, _ = pictures(3, 64, 64)
     assert torch.equal(images, again) and len(prompts) == 3
-    assert pictures(3, 96)[0].shape == (3, 3, 96, 96)
+    assert pictures(3, 96, 96)[0].shape == (3, 3, 96, 96)

@@ -1,14 +1,19 @@
 """A checkpoint is the old one or the new one, whole."""
 
+import json
+import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training import checkpoint
+from training import checkpoint, figures
 from training.optim import one_cycle
 from training.progress import StepLog, read_log
+from training.rats.alarms import all_alarms
 
 
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
@@ -27,9 +32,34 @@ def test_a_failed_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.M
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(checkpoint.CheckpointError, match="no space .*: the one before is whole, and the same command"):
         checkpoint.save(path, {"step": 2})
     assert checkpoint.load(path) == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
+    with pytest.raises(checkpoint.CheckpointError, match="no space .*: there is none yet"):
+        checkpoint.save(tmp_path / "y.pt", {"step": 2})
+
+
+def test_a_disk_that_takes_no_more_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    """A real write that really fails after a megabyte: the limit stands for a full disk."""
+    path = tmp_path / "x.pt"
+    code = f"""
+import resource, torch
+from pathlib import Path
+from training import checkpoint
+path = Path({str(path)!r})
+checkpoint.save(path, {{"w": torch.ones(1000)}})
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+try:
+    checkpoint.save(path, {{"w": torch.zeros(1_000_000)}})
+except checkpoint.CheckpointError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith(f"{path} cannot be written (File too large): the one before is whole"), done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
+    state = checkpoint.load(path)
+    assert state is not None and torch.equal(state["w"], torch.ones(1000))
 
 
 def test_a_resumed_log_drops_what_will_be_done_again(tmp_path: Path) -> None:
@@ -53,6 +83,35 @@ def test_a_log_that_starts_over_keeps_nothing(tmp_path: Path) -> None:
         log.write(-1, heldout=0.5)
         log.close()
     assert len(read_log(tmp_path / "log.jsonl")) == 1
+
+
+def test_a_log_is_strict_json_and_reads_back_what_was_not_finite(tmp_path: Path) -> None:
+    def no_such_word(word: str) -> float:
+        raise AssertionError(f"{word} is not JSON")
+
+    path = tmp_path / "log.jsonl"
+    log = StepLog(path, 0)
+    log.write(0, loss=math.nan, reward=math.inf, skipped=1.0)
+    log.close()
+    StepLog(path, 1).close()  # a run that is gone on with writes the kept rows again
+    [row] = [json.loads(line, parse_constant=no_such_word) for line in path.read_text().splitlines()]
+    assert (row["loss"], row["reward"], row["skipped"]) == (None, None, 1.0)
+    [read] = read_log(path)
+    assert math.isnan(read["loss"]) and math.isnan(read["reward"]) and read["skipped"] == 1.0
+    path.write_text('{"step": 0, "loss": NaN}\n')  # as logs were written before
+    assert math.isnan(read_log(path)[0]["loss"])
+
+
+def test_curves_and_alarms_pass_over_what_was_not_finite(tmp_path: Path) -> None:
+    looks = {"reward_validation": 1.0, "diversity_validation": 1.0, "velocity_norm": 1.0, "saturation": 0.0}
+    log = StepLog(tmp_path / "log.jsonl", 0)
+    for step, value in ((-1, 1.0), (0, math.nan), (1, math.nan)):
+        log.write(step, reward_student=value, shaping=math.nan, heldout_validation=value, **looks)
+    log.close()
+    rows = read_log(tmp_path / "log.jsonl")
+    assert all_alarms(rows, 2.0) == []
+    figures.curves(rows, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5_000
 
 
 def test_one_cycle_rises_to_its_peak_and_falls_to_zero() -> None:

@@ -1,12 +1,13 @@
 """Settings from the command line: applied, or refused in one sentence."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from training.config import ConfigError, to_json, with_settings
 from training.rats.preset import RatsConfig, preset
-from training.rundir import RunDirError, claim
+from training.rundir import FINISHED, RunDirError, claim
 from training.shapes.preset import ShapesPretraining
 
 
@@ -45,10 +46,33 @@ def test_unknown_preset() -> None:
         preset("nope")
 
 
-@pytest.mark.parametrize("setting", ["tau=0", "steps=0", "ema=1.5", "nfe=0", "nfe=[4,4]", "gate=open", "lr=-1"])
+@pytest.mark.parametrize(
+    "setting", ["tau=0", "steps=0", "ema=1.5", "nfe=0", "nfe=[4,4]", "gate=open", "lr=-1", "seed=-1"]
+)
 def test_impossible_values_are_refused_before_anything_is_loaded(setting: str) -> None:
     with pytest.raises(ConfigError, match="accepted (is|are)"):
         with_settings(RatsConfig(), [setting]).check()
+
+
+@pytest.mark.parametrize("name", ["my model", "", "-x", "x" * 65, "a/b", "größe"])
+def test_a_name_that_the_bundle_would_refuse_is_refused_at_the_start(name: str, tmp_path: Path) -> None:
+    for key in ("student_id", "version"):
+        with pytest.raises(ConfigError, match=f"{key} is {name!r}: accepted are"):
+            with_settings(RatsConfig(), [f"{key}={name}"]).check()
+    with_settings(RatsConfig(), ["student_id=Flux-dev_3.1", "version=2.0-rc1"]).check()
+
+
+def test_until_it_is_finished_a_run_may_be_gone_on_with_under_another_name(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    claim(run, to_json(RatsConfig()))
+    claim(run, to_json(RatsConfig(student_id="other", version="2")))
+    kept = json.loads((run / "config.json").read_text())
+    assert (kept["student_id"], kept["version"]) == ("other", "2")
+    with pytest.raises(RunDirError, match=r"another configuration \(steps\)"):
+        claim(run, to_json(RatsConfig(student_id="third", steps=7)))
+    (run / FINISHED).touch()
+    with pytest.raises(RunDirError, match=r"another configuration \(student_id, version\)"):
+        claim(run, to_json(RatsConfig()))
 
 
 def test_a_run_directory_is_new_or_its_own(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from rewards.interface import RewardError
 from rewards.weighted import Calibration
 from training.evaluate import Evaluation
-from training.instruments import Instrument, Scale, _source, calibration
+from training.instruments import Instrument, Scale, _source, calibration, over_frames
 
 
 def _red(images: Tensor, prompts: object) -> Tensor:
@@ -55,3 +57,16 @@ def test_figures_of_a_published_reward_belong_to_its_weights() -> None:
         network.bias += 1
     assert _source("clip", network) != before  # type: ignore[arg-type]
     assert _source("pickscore", network) != _source("clip", network)  # type: ignore[arg-type]
+
+
+def test_a_videos_score_is_the_mean_of_its_frames_for_its_own_prompt() -> None:
+    video = torch.rand(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    seen: list[str] = []
+
+    def numbered(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        seen.extend(prompts)
+        return 100 * torch.tensor([float(prompt) for prompt in prompts]) + images.mean((1, 2, 3))
+
+    expected = torch.tensor([300.0, 700.0]) + video.mean((1, 2, 3, 4))
+    torch.testing.assert_close(over_frames(numbered)(video, ["3", "7"]), expected)
+    assert seen == ["3"] * 5 + ["7"] * 5

@@ -134,7 +134,7 @@ def test_the_largest_gain_is_tested_and_not_only_the_largest_number(gains: dict[
 
 def test_two_cells_are_run_kept_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small.write_models(tmp_path / "models")
-    monkeypatch.setattr("training.rats.experiment.CACHE", tmp_path / "cache")
+    monkeypatch.setattr("training.instruments.CACHE", tmp_path / "cache")
 
     def base() -> RatsConfig:
         models = tmp_path / "models"

@@ -1,11 +1,14 @@
 """Prompt files: what is read, what is refused by line number, and that nothing is trained on and measured."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from student.families.find import family_of
+from tests.student.families import tiny
 from training.config import ConfigError
-from training.prompts import from_files, read
+from training.prompts import cut_lines, from_files, read
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -34,8 +37,43 @@ def test_a_bad_line_is_named_by_its_number(tmp_path: Path, lines: tuple[str, ...
 
 @pytest.mark.parametrize("line", ["red heart", '{"text": "red heart"}', '["red heart"]', '{"prompt": 3}'])
 def test_a_json_line_without_a_prompt_is_named(tmp_path: Path, line: str) -> None:
-    with pytest.raises(ConfigError, match="line 2: accepted is a JSON object"):
+    with pytest.raises(ConfigError, match="line 2 is no JSON object with a text"):
         read(write(tmp_path / "a.jsonl", '{"prompt": "a"}', line))
+
+
+def test_all_bad_lines_are_named_up_to_ten(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a\nb\n\na\nSchlo\xdf\n" + b"x" * 2001 + b"\n")
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    assert str(caught.value) == (
+        f"{path} line 3 is empty, line 4 is the same as line 1, line 5 is not UTF-8, "
+        "line 6 has 2001 characters, and up to 2000 are accepted: accepted is one prompt a line, each there once"
+    )
+    with pytest.raises(ConfigError, match="line 11 is the same as line 1 and 7 more: accepted"):
+        read(write(path, *["a"] * 18))
+
+
+def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
+    """JSON allows U+2028, U+2029 and U+0085 inside a text, and Windows ends its lines and begins its files its way."""
+    texts = ["one\u2028line", "one\u2029more", "and\x85this", "plain"]
+    rows = "".join(json.dumps({"prompt": text}, ensure_ascii=False) + "\r\n" for text in texts)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(rows.encode("utf-8-sig"))
+    assert read(path) == texts
+    path.with_suffix(".txt").write_bytes("\r\n".join(texts).encode())
+    assert read(path.with_suffix(".txt")) == texts
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3", "wan"])
+def test_prompts_that_the_model_does_not_read_to_their_end_are_named(family: str, tmp_path: Path) -> None:
+    """The tiny T5 reads letter by letter: with the start's mark and the end, 22 letters are 24 tokens."""
+    model = family_of({"flux": tiny.flux, "sd3": tiny.sd3, "wan": tiny.wan}[family](), max_tokens=tiny.MAX_TOKENS)
+    fits = "".join("abcdefghij"[i % 10] for i in range(tiny.MAX_TOKENS - 2))
+    path = write(tmp_path / "a.txt", "a heart", fits, fits + "k", "b", fits + "klm")
+    assert cut_lines(model, path) == "lines 3, 5"
+    assert cut_lines(model, write(path, "a heart", fits)) == "" and model.max_tokens == tiny.MAX_TOKENS
+    assert cut_lines(model, write(path, fits + "k")) == "line 1"
 
 
 def test_a_missing_file_and_too_few_prompts(tmp_path: Path) -> None:

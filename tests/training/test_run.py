@@ -28,7 +28,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setattr("training.rats.experiment.CACHE", tmp_path_factory.getbasetemp() / "cache")
+    monkeypatch.setattr("training.instruments.CACHE", tmp_path_factory.getbasetemp() / "cache")
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -46,7 +46,7 @@ def run(*arguments: str) -> tuple[int, str]:
 def student(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "s"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.rats.experiment.CACHE", tmp_path_factory.getbasetemp() / "cache")
+        patch.setattr("training.instruments.CACHE", tmp_path_factory.getbasetemp() / "cache")
         code, text = run("--out", str(out), *small.settings(models))
     assert code == 0, text
     return out
@@ -104,6 +104,8 @@ def test_another_configuration_is_refused(student: Path, models: Path) -> None:
     [
         (["--preset", "nope"], "known are shapes"),
         (["--set", "stpes=5"], "did you mean 'steps'"),
+        (["--set", "lr=Infinity"], "lr is inf: accepted is a finite number"),
+        (["--set", "reward_hinge=NaN"], "reward_hinge is nan: accepted is a finite number"),
         (["--set", "model=/nowhere/at/all"], "is not a folder"),
     ],
 )

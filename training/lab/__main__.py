@@ -12,7 +12,7 @@ import torch
 import typer
 from rich.table import Table
 
-from training.config import ConfigError
+from training.endings import LESS_MEMORY, one_sentence
 from training.lab.cells import cells
 from training.progress import console, quiet, read_log
 
@@ -53,20 +53,13 @@ def main(
 
 
 def _run(chosen: list, out: Path, report: Path) -> None:  # type: ignore[type-arg]
-    from rewards.interface import RewardError
-    from student.bundle import BundleError
     from training.lab.report import write
     from training.lab.run import RESULT, results, run_all
-    from training.rundir import RunDirError
 
-    try:
+    with one_sentence(
+        less_memory=LESS_MEMORY, interrupted="stopped: the same command goes on with the first run that is not finished"
+    ):
         run_all(chosen, out)
-    except (ConfigError, RunDirError, BundleError, RewardError) as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        console.print("stopped: the same command goes on with the first run that is not finished")
-        raise typer.Exit(130) from None
     missing = sum(not (out / one.key / RESULT).exists() for one in cells())
     found = results(out)
     logs = {one.key: read_log(out / one.key / "log.jsonl") for one in found}

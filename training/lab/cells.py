@@ -36,6 +36,8 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "tau in spreads": {"tau_in_spreads": True},
     "EMA 0.9": {"ema": 0.9},
     "EMA 0.99": {"ema": 0.99},
+    "eighths as horizons": {"horizons": "0.875,0.75,0.625,0.5,0.375,0.25,0.125,0"},
+    "teacher of 16 steps": {"teacher_nfe": 16},
     "steered to 0.9": {"steer": 0.9, "validate_every": 20},
     "confidence gate": {"gate": "confidence"},
     "gradient: last 2": {"gradient": "last_k", "last_k": 2},

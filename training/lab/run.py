@@ -14,7 +14,8 @@ from training.drawing import Painter
 from training.evaluate import Evaluation
 from training.lab.cells import NFES, Cell, base
 from training.progress import console
-from training.rats.experiment import Setup, measured, prepare, world
+from training.rats.looks import measured, world
+from training.rats.setup import Setup, prepare
 from training.rats.trainer import Trainer
 from training.rundir import claim
 
@@ -54,7 +55,7 @@ def run_all(cells: list[Cell], folder: Path) -> None:
 def _run(cell: Cell, folder: Path, reference: Tensor) -> None:
     setup = prepare(cell.config)
     claim(folder, to_json(cell.config))
-    trainer = Trainer(cell.config, setup.model, world(setup, folder), folder)
+    trainer = Trainer(cell.config, setup.networks, world(setup, folder), folder)
     trainer.run()
     painter = setup.painter(setup.model, "student", cell.nfe)
     row = measured(setup, painter, "student")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from training.drawing import velocity_of
-from training.rats.objective import Objective
+from training.rats.objective import MICRO, Objective
 from training.rats.trajectory import Trajectory
 
 
@@ -28,14 +28,14 @@ class Consistency(Objective):
     """The mean squared difference of the two jumps, in latents."""
 
     def losses(
-        self, step: int, nfe: int, prompts: Sequence[str], noise_BCHW: Tensor
+        self, step: int, at: int, nfe: int, prompts: Sequence[str], noise_BCHW: Tensor
     ) -> tuple[Tensor, Callable[[], None], dict[str, float]]:
         """See Objective; one random point of the trajectory for the whole micro-batch."""
         model = self._networks.model
         with self._precision():
             condition = model.encode(prompts)
             path = self._path(step, prompts, noise_BCHW)
-        gen = torch.Generator().manual_seed(self._config.seed * 7_000_003 + step)
+        gen = torch.Generator().manual_seed(self._config.seed * 7_000_003 + step + at * MICRO)
         sigma = path.sigmas[int(torch.randint(len(path.sigmas), (), generator=gen))]
         after, end = next_point(sigma, path.sigmas, self._grids[nfe])
         with self._precision():

@@ -16,7 +16,7 @@ from torch import Tensor
 from training.drawing import Painter, Velocity, velocity_of
 from training.processes import Processes
 from training.rats.networks import Networks
-from training.rats.objective import Grids, Objective, RewardFn
+from training.rats.objective import MICRO, Grids, Objective, RewardFn
 from training.rats.preset import RatsConfig
 from training.rats.trajectory import rollout
 
@@ -43,11 +43,11 @@ class Matching(Objective):
         self._optimizer = torch.optim.AdamW(self._critic.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=0.0)
 
     def losses(
-        self, step: int, nfe: int, prompts: Sequence[str], noise_BCHW: Tensor
+        self, step: int, at: int, nfe: int, prompts: Sequence[str], noise_BCHW: Tensor
     ) -> tuple[Tensor, Callable[[], None], dict[str, float]]:
         """See Objective; the student is simulated to a random one of its steps, which alone has gradient."""
         model, grid = self._networks.model, self._grids[nfe]
-        gen = torch.Generator().manual_seed(self._config.seed * 9_000_011 + step)
+        gen = torch.Generator().manual_seed(self._config.seed * 9_000_011 + step + at * MICRO)
         last = int(torch.randint(nfe, (), generator=gen))
         with self._precision():
             velocity = velocity_of(model, model.encode(prompts))
@@ -63,7 +63,7 @@ class Matching(Objective):
     def _direction(self, x0_BD: Tensor, prompts: Sequence[str], gen: torch.Generator) -> Tensor:
         sigma, _, noisy_BD = _noisy(x0_BD, gen)
         with self._networks.role("start") as start:
-            guided = Painter(start, (), self._config.guidance).field(prompts)
+            guided = Painter(start, (), self._config.guidance, self._config.negative_prompt).field(prompts)
             real_BD = data_of(guided, noisy_BD, sigma)
         with self._networks.lent(self._critic) as critic:
             fake_BD = data_of(velocity_of(critic, critic.encode(prompts)), noisy_BD, sigma)
@@ -71,17 +71,19 @@ class Matching(Objective):
 
     def _teach_critic(self, x0_BD: Tensor, prompts: Sequence[str], gen: torch.Generator) -> float:
         """Flow matching on the student's pictures; returns the mean loss."""
-        total = 0.0
+        total, processes = 0.0, Processes()
         with self._networks.lent(self._critic) as critic:
             velocity = velocity_of(critic, critic.encode(prompts))
             for _ in range(CRITIC_STEPS):
                 sigma, noise_BD, noisy_BD = _noisy(x0_BD, gen)
                 loss = (velocity(noisy_BD, sigma) - (noise_BD - x0_BD)).square().mean()
+                total += loss.item() / CRITIC_STEPS
+                if not processes.agree(bool(torch.isfinite(loss))):
+                    continue  # the student's loss is not finite either then, and its step is skipped
                 self._optimizer.zero_grad()
                 loss.backward()
-                Processes().mean_gradients(list(self._critic.parameters()), 1)  # one critic for all processes
+                processes.mean_gradients(list(self._critic.parameters()), 1)  # one critic for all processes
                 self._optimizer.step()
-                total += loss.item() / CRITIC_STEPS
         return total
 
     def state(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from training.sharding import empty, spread, spread_like, whole
+from training.sharding import alone, empty, spread, spread_like, twin
 
 ROLES = ("student", "teacher", "start")
 # Attention and feed-forward of every family's blocks; what a model lacks is not missed.
@@ -30,10 +30,11 @@ LORA_TARGETS = r".*(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out|proj_mlp|
 
 @dataclass(frozen=True)
 class Lora:
-    """Rank and scale of the adapters."""
+    """Rank and scale of the adapters, and the seed of what they begin as: the same in every process and every start."""
 
     rank: int
     alpha: float
+    seed: int = 0
 
 
 class Networks:
@@ -45,16 +46,15 @@ class Networks:
         self._ema, self.spread = ema, spread_over > 1
         base = model.transformer.requires_grad_(False)
         self._class = type(base)
-        if lora is None:
-            self._start, self._teacher = copy.deepcopy(base), copy.deepcopy(base)
-            self._student = base.requires_grad_(True)
-        else:
-            self._student = self._teacher = self._start = base
+        if lora is not None:
             _add_adapters(base, lora)
+            _make_alike(base)
         if self.spread:
-            for network in {id(n): n for n in (self._student, self._teacher, self._start)}.values():
-                spread(network, spread_over)
+            spread(base, spread_over)  # before it is copied: no process ever holds the whole of a second network
+        self._student = self._teacher = self._start = base
         if lora is None:
+            self._start, self._teacher = (twin(base, spread_over) for _ in range(2))
+            base.requires_grad_(True)
             self.learns, self._slow = list(self._student.parameters()), list(self._teacher.parameters())
         else:
             self.learns, self._slow = _pairs(base)
@@ -94,11 +94,7 @@ class Networks:
         """At the end: put a spread student together in the process that keeps it; every process must call it."""
         if not self.spread:
             return
-        state = {}
-        for name, value in self._student.state_dict().items():
-            tensor = whole(value)
-            if keep:  # one tensor at a time: the other processes never hold all of it
-                state[name] = tensor.cpu()
+        state = alone(self._student.state_dict(), keep)
         if keep:
             self._student = empty(self._class, self._student.config)
             if self.lora:
@@ -122,23 +118,23 @@ class Networks:
         self._student.unload_lora()
 
     def student_state(self) -> dict[str, Tensor]:
-        """What the student has learnt, by parameter name."""
+        """What the student has learnt, by parameter name; of a spread student this process's part."""
         learns = {id(p) for p in self.learns}
-        return {name: whole(p.detach()).clone() for name, p in self._student.named_parameters() if id(p) in learns}
+        return {name: p.detach().clone() for name, p in self._student.named_parameters() if id(p) in learns}
 
     def load_student(self, state: dict[str, Tensor]) -> None:
-        """Give the student the weights that ``student_state`` gave."""
+        """Give the student the weights that ``student_state`` gave, or whole ones."""
         named = dict(self._student.named_parameters())
         with torch.no_grad():
             for name, value in state.items():
                 named[name].copy_(spread_like(value, named[name]))
 
     def state(self) -> dict[str, Any]:
-        """Student and teacher, for a checkpoint."""
-        return {"student": self.student_state(), "average": whole(copy.deepcopy(self._average.state_dict()))}
+        """Student and teacher, for a checkpoint; of spread ones this process's part."""
+        return {"student": self.student_state(), "average": copy.deepcopy(self._average.state_dict())}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go back to what ``state`` gave."""
+        """Go back to what ``state`` gave, spread or whole."""
         self.load_student(state["student"])
         slow = [
             spread_like(value, like) for value, like in zip(state["average"]["shadow_params"], self._slow, strict=True)
@@ -165,14 +161,24 @@ class Networks:
 
 
 def _add_adapters(base: Any, lora: Lora) -> None:
-    """Two adapters with the same weights, ``teacher`` and ``student``."""
+    """Two adapters, ``teacher`` and ``student``."""
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
-    with warnings.catch_warnings():
+    device = next(base.parameters()).device
+    with warnings.catch_warnings(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted
+        torch.manual_seed(lora.seed)
         for name in ("teacher", "student"):
             base.add_adapter(config, adapter_name=name)
+
+
+def _make_alike(base: Any) -> None:
+    """Give both adapters the same weights.
+
+    They are fp32 on a base of any type: in bf16 the updates of a small learning rate round to nothing.
+    """
     for student, teacher in zip(*_pairs(base), strict=True):
-        teacher.data.copy_(student.data)
+        student.data = student.data.float()
+        teacher.data = student.data.clone()
         teacher.requires_grad_(False)
 
 

@@ -27,7 +27,7 @@ from training.rats.networks import Lora, Networks
 from training.rats.objective import Objective, RewardFn
 from training.rats.preset import RatsConfig
 from training.rundir import RunDiverged
-from training.sharding import optimizer_like, whole
+from training.sharding import alone, optimizer_like, whole
 
 BAD_STEPS = 10
 OBJECTIVES: dict[str, type[Objective]] = {"rats": Objective, "consistency": Consistency, "matching": Matching}
@@ -51,17 +51,22 @@ class World:
     teacher_diversity: float = 0.0
 
 
+def networks_of(config: RatsConfig, model: Family) -> Networks:
+    """The roles of a run's transformer, spread over the processes where the configuration says so."""
+    if config.checkpointing:
+        model.transformer.enable_gradient_checkpointing()
+    lora = Lora(config.lora_rank, config.lora_alpha, config.seed) if config.lora_rank else None
+    return Networks(model, config.ema, lora, Processes().size if config.shard else 1)
+
+
 class Trainer:
     """Holds the networks and the optimizer; ``run`` goes on from the last checkpoint."""
 
-    def __init__(self, config: RatsConfig, model: Family, world: World, run_dir: Path) -> None:
-        self._config, self._world, self._dir = config, world, run_dir
-        self._grids = {nfe: model.sigmas(nfe, world.latent_shape) for nfe in (*config.nfe, config.teacher_nfe)}
-        lora = Lora(config.lora_rank, config.lora_alpha) if config.lora_rank else None
+    def __init__(self, config: RatsConfig, networks: Networks, world: World, run_dir: Path) -> None:
+        self._config, self._world, self._dir, self.networks = config, world, run_dir, networks
+        steps = (*config.nfe, config.teacher_nfe)
+        self._grids = {nfe: networks.model.sigmas(nfe, world.latent_shape) for nfe in steps}
         self._processes = Processes()
-        if config.checkpointing:
-            model.transformer.enable_gradient_checkpointing()
-        self.networks = Networks(model, config.ema, lora, self._processes.size if config.shard else 1)
         self._objective = OBJECTIVES[config.method](config, self.networks, world.reward, self._grids)
         self._optimizer = torch.optim.AdamW(self.networks.learns, config.lr, betas=(0.9, 0.99), weight_decay=0.0)
         self._best: dict[str, Tensor] = {}
@@ -114,11 +119,12 @@ class Trainer:
         for at in self._processes.share(range(0, total, config.batch)):
             part = slice(at, at + config.batch)
             start_BCHW = noise_BCHW[part].to(self.networks.model.device)
-            loss, backward, values = self._objective.losses(step, nfe, prompts[part], start_BCHW)
+            loss, backward, values = self._objective.losses(step, at, nfe, prompts[part], start_BCHW)
             rows.append(values)
             if self._processes.agree(bool(torch.isfinite(loss))):
                 backward()
-        means = self._processes.mean({name: sum(row[name] for row in rows) / len(rows) for name in rows[0]})
+        sums = {name: sum(row[name] for row in rows) for name in rows[0]}
+        means = self._objective.over_step(self._processes.mean({name: sums[name] / len(rows) for name in sums}))
         norm = self._update(step) if math.isfinite(means["loss"]) else math.nan
         if not self._finite(norm):
             return {**means, "skipped": 1.0}
@@ -149,7 +155,7 @@ class Trainer:
         return self._bad_steps == 0
 
     def _validate(self, step: int) -> dict[str, float]:
-        values = self._world.validate(self.painters(), step)
+        values = self._processes.of_first(self._world.validate(self.painters(), step))
         diversity, teachers = values.get("diversity_validation", math.inf), self._world.teacher_diversity
         varied = diversity >= self._config.min_diversity * teachers
         # Before the first step anything may be chosen, so that there is always something to go back to.
@@ -173,15 +179,17 @@ class Trainer:
             (self._dir / "alarms.txt").write_text("".join(f"step {at}: {alarm}\n" for at, alarm in found))
 
     def _save(self, step: int) -> None:
-        state = {  # in every process: what is spread over all of them is put together by all of them
+        state = {
             "step": step,
             "networks": self.networks.state(),
-            "optimizer": whole(self._optimizer.state_dict()),
+            "optimizer": self._optimizer.state_dict(),
             "objective": self._objective.state(),
             "best": self._best,
             "best_score": self._best_score,
             "best_at": self._best_at,
         }
+        # In every process: what is spread over all of them is put together by all of them.
+        state = alone(state, keep=self._processes.is_first)
         if self._processes.is_first:
             checkpoint.save(self._dir / "checkpoint.pt", state)
         self._processes.wait()

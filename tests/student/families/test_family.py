@@ -260,7 +260,7 @@ def test_what_cannot_be_opened_is_said_in_one_sentence(tmp_path: Path) -> None:
 
 def test_a_schedule_that_is_bent_otherwise_is_refused() -> None:
     pipe = tiny.flux(scheduler=FlowMatchEulerDiscreteScheduler(shift_terminal=0.1))
-    with pytest.raises(ValueError, match="the scheduler's shift_terminal is 0.1: accepted is a schedule that is only"):
+    with pytest.raises(BundleError, match="the scheduler's shift_terminal is 0.1: accepted is a schedule that is only"):
         family_of(pipe)
 
 

@@ -32,18 +32,18 @@ from training.config import with_settings
 from training.drawing import Painter
 from training.progress import read_log
 from training.prompts import from_files
-from training.rats.experiment import prepare
 from training.rats.networks import LORA_TARGETS
 from training.rats.preset import preset
+from training.rats.setup import DTYPES, prepare
 from training.usage import plain
 
-OWN = "tests.training.rats.own_reward"
+OWN, OTHERS = "tests.training.rats.own_reward", "tests.rewards.own"
 PIPELINES: dict[str, Callable[[], Any]] = {"flux": tiny.flux, "sd3": tiny.sd3, "wan": tiny.wan}
 
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("training.rats.experiment.CACHE", tmp_path / "cache")
+    monkeypatch.setattr("training.instruments.CACHE", tmp_path / "cache")
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -116,6 +116,26 @@ def test_a_run_writes_a_bundle_that_diffusers_draws_like_us(family: str, tmp_pat
     assert ModelCard(card).data.base_model == family == student.teacher
 
 
+PRESETS = {"flux-dev": "flux", "sd35-medium": "sd3", "wan-1.3b": "wan"}
+SMALLER = {  # what a real run's scale is made of; everything else stays as the preset has it
+    *("model", "reward", "heldout", "prompts", "height_px", "width_px", "frames", "max_tokens", "teacher_nfe"),
+    *("reference_nfe", "guided_steps", "steps", "validate_every", "min_diversity"),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_presets_of_real_models_run_with_their_own_settings(preset: str, tmp_path: Path) -> None:
+    """One sample a micro-batch, tau in spreads, bf16 with adapters, the detached gradient, the reward on few frames."""
+    family = PRESETS[preset]
+    given = dict(setting.split("=", 1) for setting in settings(tmp_path, family, steps=3, teacher_nfe=9)[1::2])
+    chosen = [part for key, value in given.items() if key in SMALLER for part in ("--set", f"{key}={value}")]
+    code, text = run("--preset", preset, "--out", str(tmp_path / "out"), *chosen)
+    assert code == 0, text
+    rows = [row for row in read_log(tmp_path / "out" / "run" / "log.jsonl") if row["step"] >= 0]
+    assert len(rows) == 3 and all(row["grad_norm"] > 0 and row["gap_std"] > 0 for row in rows)
+    assert all(0 < row["gate_std"] < 0.5 for row in rows)
+
+
 @pytest.mark.parametrize("gradient", ["full", "detached"])
 def test_lora_with_everything_that_saves_memory(gradient: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -136,7 +156,9 @@ def test_lora_with_everything_that_saves_memory(gradient: str, tmp_path: Path) -
 def test_one_student_for_several_step_counts(tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, text = run(
-        "--out", str(out), *settings(tmp_path, "flux", nfe="[2,3,4]", steps=6, tau_in_spreads="true", weights="bf16")
+        "--out",
+        str(out),
+        *settings(tmp_path, "flux", nfe="[2,3,4]", steps=6, tau_in_spreads="true", weights="bf16", lora_rank=2),
     )
     assert code == 0, text
     student = read_student(out)
@@ -160,8 +182,25 @@ def test_rewards_are_weighted_and_logged_as_one(tmp_path: Path) -> None:
         ({"reward": f"{OWN}:Counted"}, "gives no gradient down to the pixels"),
         ({"heldout": f"{OWN}:Redness"}, "is trained on and held out"),
         ({"reward": f"{OWN}:Rednes"}, "did you mean 'Redness'"),
+        ({"tau_in_spreads": "true", "batch": 1}, "needs the spread of 2 or more samples"),
+        ({"weights": "bf16"}, "small updates of bf16 weights round to nothing"),
         ({"height_px": 33}, "height is 33: accepted are multiples of"),
         ({"prompts": "/nowhere.txt"}, "there is no such file"),
+        ({"reward": f"{OTHERS}:Column"}, "returned shape (2, 1) for 2 images"),
+        ({"reward": f"{OTHERS}:Raising"}, "failed in score(images_BCHW, prompts): KeyError"),
+        ({"reward": f"{OTHERS}:Blind"}, "says that it is differentiable, but its scores carry no gradient"),
+        (
+            {"reward": f"{OWN}:Redness,{OTHERS}:Flat"},
+            f"the gradient of reward '{OTHERS}:Flat' is zero for every picture",
+        ),
+        ({"reward": f"{OTHERS}:Full"}, "checkpointing=true, gradient=detached, lora_rank=32, a smaller batch or"),
+        ({"heldout": f"{OTHERS}:one_for_all"}, "returned shape (1,) for 2 images"),
+        ({"heldout": f"{OTHERS}:Listed"}, "returned a list for 2 images"),
+        ({"heldout": f"{OTHERS}:NotANumber"}, "cannot be standardised on the teacher's pictures"),
+        ({"student_id": "my model"}, "student_id is 'my model': accepted are"),
+        ({"seed": -1}, "seed is -1: accepted is 0 to"),
+        ({"device": "gpu0"}, "device is 'gpu0', which cannot be used here"),
+        ({"device": "meta"}, "device is 'meta', which cannot be used here"),
     ],
 )
 def test_what_cannot_be_run_is_refused_and_leaves_nothing(
@@ -177,6 +216,14 @@ def test_a_black_box_may_only_measure(tmp_path: Path) -> None:
     more = {"reward": f"{OWN}:Counted", "reward_weight": 0}
     code, text = run("--out", str(tmp_path / "out"), *settings(tmp_path, "flux", **more))
     assert code == 0, text
+
+
+def test_prompts_that_are_cut_are_said_and_trained_on(tmp_path: Path) -> None:
+    arguments = settings(tmp_path, "flux")
+    with (tmp_path / "prompts.txt").open("a") as file:
+        file.write("a red heart that is as long as no other\n")
+    code, text = run("--out", str(tmp_path / "out"), *arguments)
+    assert code == 0 and "prompts.txt: line 17 " in text and "more than the 24 tokens" in text, text
 
 
 def test_rewards_that_are_no_numbers_end_the_run_and_change_nothing(tmp_path: Path) -> None:
@@ -229,13 +276,14 @@ def test_a_second_size_is_calibrated_again(tmp_path: Path) -> None:
 def test_the_evidence_is_that_of_the_bundle_on_disk(lora_rank: int, tmp_path: Path) -> None:
     """Merged, rounded, written and opened again: every score is that of a picture which its user draws."""
     out = tmp_path / "out"
-    more = {"lora_rank": lora_rank, "lr": 0.03, "weights": "bf16", "alpha": 0.0}
+    weights = "bf16" if lora_rank else "fp32"
+    more = {"lora_rank": lora_rank, "lr": 0.03, "weights": weights, "alpha": 0.0}
     code, text = run("--out", str(out), *settings(tmp_path, "flux", **more))
     assert code == 0, text
     rows = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*.json")]
     said = next(row for row in rows if row["label"] == "student")
     student = read_student(out)
-    model = open_family(out, torch.bfloat16, max_tokens=student.max_tokens)
+    model = open_family(out, DTYPES[weights], max_tokens=student.max_tokens)
     texts = from_files(tmp_path / "prompts.txt", None, 401).test
     images = Painter(model, student.sigmas[3]).draw(texts, range(len(texts)), student.latents.shape, 64)
     assert said["scores"]["trained"] == Redness().score(images, texts).double().tolist()

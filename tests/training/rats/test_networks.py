@@ -1,5 +1,7 @@
 """Student, teacher and start on a real small FLUX transformer, with weights of their own and as LoRA adapters."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -97,3 +99,32 @@ def test_lora_holds_no_second_copy(model: Flux) -> None:
     assert networks._teacher is networks._student is networks._start
     after = sum(p.numel() for p in model.transformer.parameters())
     assert after == before + 2 * sum(p.numel() for p in networks.learns)
+
+
+def test_adapters_begin_as_their_seed_says_whatever_was_drawn_before(model: Flux) -> None:
+    def begin(seed: int) -> tuple[list[Tensor], Tensor]:
+        other = copy.deepcopy(model)
+        return [p.detach() for p in Networks(other, 0.9, Lora(2, 4.0, seed)).learns], torch.rand(1)
+
+    torch.manual_seed(1)
+    first, drawn = begin(7)
+    again, drawn_again = begin(7)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(drawn, drawn_again), "the run's other random numbers began again"
+    assert not all(torch.equal(a, b) for a, b in zip(first, begin(8)[0], strict=True))
+
+
+def test_adapters_of_a_bf16_base_keep_small_updates(model: Flux) -> None:
+    model.transformer.to(torch.bfloat16)
+    networks = Networks(model, 0.9, LORA)
+    assert {p.dtype for p in (*networks.learns, *networks._slow)} == {torch.float32}
+    assert model.transformer.dtype == torch.bfloat16
+    optimizer = torch.optim.SGD(networks.learns, 1e-5)
+    before = [p.detach().clone() for p in networks.learns]
+    for _ in range(100):
+        for p in networks.learns:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    for p, a in zip(networks.learns, before, strict=True):
+        torch.testing.assert_close(p.detach(), a - 1e-3, atol=1e-5, rtol=0)
+    assert look(networks, "student").isfinite().all()

@@ -15,7 +15,7 @@ from training.rats.matching import data_of, direction
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("training.rats.experiment.CACHE", tmp_path / "cache")
+    monkeypatch.setattr("training.instruments.CACHE", tmp_path / "cache")
 
 
 def test_a_jump_never_leaves_the_students_segment() -> None:

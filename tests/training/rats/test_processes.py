@@ -31,9 +31,22 @@ def launch(processes: int, out: Path, arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize(("gradient", "shard"), [("full", False), ("detached", False), ("full", True)])
-def test_two_processes_are_one_with_twice_the_accumulation(gradient: str, shard: bool, tmp_path: Path) -> None:
-    shared = {"gradient": gradient, "validate_every": 3, "alpha": 2.0}
+LORA = {"lora_rank": 2, "tau_in_spreads": "true", "batch": 1}
+
+
+@pytest.mark.parametrize(
+    ("gradient", "shard", "more"),
+    [
+        ("full", False, {}),
+        ("detached", False, LORA),
+        ("full", True, {}),
+        ("detached", True, {**LORA, "weights": "bf16"}),
+    ],
+)
+def test_two_processes_are_one_with_twice_the_accumulation(
+    gradient: str, shard: bool, more: dict[str, object], tmp_path: Path
+) -> None:
+    shared = {"gradient": gradient, "validate_every": 3, "alpha": 2.0, **more}
     launch(1, tmp_path / "one", settings(tmp_path, "flux", accumulate=2, **shared))
     launch(2, tmp_path / "two", settings(tmp_path, "flux", accumulate=1, shard=str(shard).lower(), **shared))
     one, two = (read_log(tmp_path / name / "run" / "log.jsonl") for name in ("one", "two"))
@@ -43,7 +56,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(gradient: str, shard:
     for a, b in zip(one[1:], two[1:], strict=True):
         # Adam's first steps divide by gradients near 0: what differs in the last bit then differs by more.
         close = 1e-5 if a["step"] == 0 else 1e-2
-        for name in ("loss", "grad_norm", "reward_student", "gap", "shaping"):
+        for name in ("loss", "grad_norm", "reward_student", "gap", "gap_std", "shaping"):
             assert a[name] == pytest.approx(b[name], rel=close, abs=1e-6), (a["step"], name)
     weights = [load_file(next((tmp_path / name / "transformer").glob("*.safetensors"))) for name in ("one", "two")]
     assert all(torch.allclose(value, weights[1][name], atol=2e-3) for name, value in weights[0].items())
@@ -62,5 +75,36 @@ def test_a_network_spread_over_two_processes_learns_saves_and_ends_like_a_whole_
         kind,
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+CLAIMS = """
+import json, sys, time
+from pathlib import Path
+from training import rundir
+from training.processes import Processes
+
+processes, out = Processes(), Path(sys.argv[1])
+write_text = Path.write_text
+
+def slow(path, text):
+    time.sleep(2)
+    return write_text(path, text)
+
+Path.write_text = slow
+processes.wait()
+if not processes.is_first:
+    time.sleep(1)
+rundir.claim_together(processes, out / "run", json.dumps({"seed": 1}), out)
+assert json.loads((out / "run" / rundir.CONFIG).read_text()) == {"seed": 1}
+"""
+
+
+def test_a_directory_that_the_first_process_is_making_is_not_taken_for_anothers(tmp_path: Path) -> None:
+    """The disk is slow: between the directory and the configuration in it the second process looks."""
+    (tmp_path / "claims.py").write_text(CLAIMS)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(Path.cwd())}
+    command = [sys.executable, *SEVERAL, "2", str(tmp_path / "claims.py"), str(tmp_path / "out")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -18,7 +18,7 @@ from training.drawing import Painter
 from training.progress import read_log
 from training.rats.loss import steered
 from training.rats.preset import shapes
-from training.rats.trainer import Trainer, World
+from training.rats.trainer import Trainer, World, networks_of
 
 # By step: (held-out score, diversity). The last is the best one, and has lost its variety.
 LOOKS = {0: (0.0, 2.0), 1: (0.3, 1.9), 2: (0.2, 2.0), 3: (0.9, 1.0)}
@@ -45,7 +45,7 @@ def test_the_best_that_is_varied_enough_is_kept(floor: float, chosen: int, tmp_p
     config = replace(config, min_diversity=floor)
     shape = model.latent_shape(64, 64)
     world = World(lambda step, num: ["a red heart"] * num, reward, validate, shape, teacher_diversity=2.0)
-    Trainer(config, model, world, tmp_path / "run").run()
+    Trainer(config, networks_of(config, model), world, tmp_path / "run").run()
     assert len({float(value.sum()) for value in states.values()}) == 4
     assert torch.equal(next(model.transformer.parameters()), states[chosen])
 
@@ -62,8 +62,9 @@ def test_alpha_follows_the_diversity_of_each_look(tmp_path: Path) -> None:
     config = replace(shapes(), steps=4, validate_every=2, batch=1, teacher_nfe=2, precision="fp32", steer=0.9)
     world = World(lambda step, num: ["a red heart"] * num, reward, validate, model.latent_shape(64, 64), 9.0, 2.0)
     run = tmp_path / "run"
-    Trainer(replace(config, steps=2), model, world, run).run()
-    Trainer(config, Flux(open_pipeline(tmp_path / "shapes-teacher"), max_tokens=12), world, run).run()
+    Trainer(replace(config, steps=2), networks_of(config, model), world, run).run()
+    other = Flux(open_pipeline(tmp_path / "shapes-teacher"), max_tokens=12)
+    Trainer(config, networks_of(config, other), world, run).run()
     alphas = [row["alpha"] for row in read_log(run / "log.jsonl") if "alpha" in row]
     lower = 8.0 * (0.9 * 2.0 / 1.9) ** 10
     assert alphas == pytest.approx([8.0, 8.0, lower, lower]), "the look before the first step counts for nothing"
@@ -82,7 +83,7 @@ def test_each_gate_is_the_function_of_the_rewards_that_it_says(name: str, tmp_pa
     looked = dict.fromkeys(names, 1.0)
     world = World(lambda step, num: ["a red heart"] * num, reward, lambda *_: looked, model.latent_shape(64, 64))
     config = replace(shapes(), steps=2, batch=1, teacher_nfe=2, precision="fp32", gate=name, tau=0.5)
-    Trainer(config, model, world, tmp_path / "run").run()
+    Trainer(config, networks_of(config, model), world, tmp_path / "run").run()
     rows = [row for row in read_log(tmp_path / "run" / "log.jsonl") if "gate_mean" in row]
     expected = [1 / (1 + math.exp(-GATES[name](row["reward_teacher"], row["reward_student"]))) for row in rows]
     assert len(rows) == 2 and [row["gate_mean"] for row in rows] == pytest.approx(expected, abs=1e-5)

@@ -1,0 +1,61 @@
+"""How a program ends when a person can mend what is wrong: with one sentence, and no traceback."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import torch
+import typer
+from rich.markup import escape
+
+from rewards.interface import RewardError
+from student.bundle import BundleError
+from student.families.family import SizeError
+from training.checkpoint import CheckpointError
+from training.config import ConfigError
+from training.progress import console
+from training.rundir import RunDirError, RunDiverged
+
+MISTAKES = (ConfigError, RunDirError, RunDiverged, CheckpointError, BundleError, RewardError, SizeError)
+OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+LESS_MEMORY = (
+    "checkpointing=true, gradient=detached, lora_rank=32, a smaller batch or draw_batch need less, and over several "
+    "GPUs shard=true"
+)
+
+
+@contextmanager
+def one_sentence(
+    code: int = 2,
+    less_memory: str = "",
+    interrupted: str = "stopped: the same command goes on from the last checkpoint",
+) -> Iterator[None]:
+    """End the program with exit status ``code`` and one sentence; what only a developer can mend stays a traceback.
+
+    ``less_memory`` says what would need less memory, where it is the GPU's that was full.
+    """
+    try:
+        yield
+    except MISTAKES as error:
+        _end(str(error), code)
+    except torch.OutOfMemoryError as error:
+        _end(": ".join(filter(None, ["the GPU's memory is full", less_memory, _first_line(error)])), code)
+    except OSError as error:
+        if error.errno not in OUTSIDE:
+            raise
+        _end(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}", code)
+    except KeyboardInterrupt:
+        console.print(interrupted)
+        raise typer.Exit(130) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0].partition(". ")[0]
+
+
+def _end(sentence: str, code: int) -> NoReturn:
+    console.print(f"[red]{escape(sentence)}[/red]", highlight=False)
+    raise typer.Exit(code) from None
