@@ -163,7 +163,7 @@ def _shape(config: RatsConfig) -> tuple[int, ...]:
 def gradient(config: RatsConfig, losses: Objective, device: str) -> None:
     """One sample's loss and its gradient."""
     noise_BCHW = torch.randn(1, *_shape(config), device=device)
-    _, backward, _ = losses.losses(0, config.nfe[0], [PROMPT], noise_BCHW)
+    _, backward, _ = losses.losses(0, 0, config.nfe[0], [PROMPT], noise_BCHW)
     backward()
 
 

@@ -91,6 +91,7 @@ def test_figures_of_other_prompts_seeds_and_lengths_are_kept_apart() -> None:
         key(painter, shape),
         key(other, shape),
         key(replace(painter, guidance=2.0), shape),
+        key(replace(painter, guidance=2.0, negative="gray"), shape),
         key(replace(painter, sigmas=(1.0, 0.5)), shape),
         key(painter, shape, varied=PROMPTS[:3]),
         key(painter, shape, varied_seed=7),
