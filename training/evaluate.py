@@ -29,7 +29,8 @@ FloatArray = NDArray[np.float64]
 ScoreFn = Callable[[Tensor, Sequence[str]], Tensor]
 Rows = dict[str, list[float]]
 JudgeFn = Callable[[Tensor, Sequence[str]], dict[str, list[float]]]
-Part, Answer = TypeVar("Part"), TypeVar("Answer")
+Part = TypeVar("Part")
+Answer = TypeVar("Answer")
 DIVERSITY_SEEDS = 8
 FORMAT = 2  # of what is kept: raised when the same models, prompts and sizes would give other figures
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 GROUPS = (
     ("reward (0 = teacher's mean)", ("reward_student", "reward_teacher")),
@@ -57,7 +58,7 @@ def curves(log: Sequence[Mapping[str, float]], path: Path) -> None:
     _save(figure, path)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     # Without metadata, so that the same run writes the same bytes.
     figure.savefig(path, dpi=110, metadata={"Software": None}, bbox_inches="tight")
     plt.close(figure)

@@ -63,10 +63,9 @@ def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
 
     def train(step: int, num: int) -> list[str]:
         """Whole passes over all prompts, each in an order of its own."""
-        places = np.arange(step * num, (step + 1) * num)
-        orders = {
-            turn: np.random.default_rng([seed, turn]).permutation(len(training)) for turn in places // len(training)
-        }
+        places = range(step * num, (step + 1) * num)
+        turns = {place // len(training) for place in places}
+        orders = {turn: np.random.default_rng([seed, turn]).permutation(len(training)) for turn in turns}
         return [training[orders[place // len(training)][place % len(training)]] for place in places]
 
     known = [*training, *held_out]

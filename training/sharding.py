@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def spread(network: nn.Module, processes: int) -> None:
+def spread(network: Any, processes: int) -> None:
     """Spread a diffusers transformer over ``processes``, block by block (the classes that it calls unsplittable)."""
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (processes,))
     blocks = set(network._no_split_modules or ())

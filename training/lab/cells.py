@@ -76,7 +76,7 @@ def base() -> RatsConfig:
 
     Nothing is asked of diversity, so that a method which loses it shows that it does.
     """
-    small = {"steps": 120, "batch": 16, "guided_steps": 80, "validate_every": 40}
+    small: dict[str, Any] = {"steps": 120, "batch": 16, "guided_steps": 80, "validate_every": 40}
     return replace(shapes(), min_diversity=0.0, student_id="lab", **small)
 
 

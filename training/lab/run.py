@@ -96,8 +96,8 @@ def _result(
     key: str, method: str, part: str, seed: int, setup: Setup, row: Evaluation, images: Tensor, reference: Tensor
 ) -> Result:
     distance = (images - reference).square().flatten(1).mean(1).tolist()
-    scores = [setup.scale.standardised(row, role) for role in ("trained", "heldout")]
-    return Result(key, method, part, row.nfe, seed, *scores, dict(row.judge), row.diversity, distance)
+    trained, heldout = (setup.scale.standardised(row, role) for role in ("trained", "heldout"))
+    return Result(key, method, part, row.nfe, seed, trained, heldout, dict(row.judge), row.diversity, distance)
 
 
 def _keep(folder: Path, result: Result) -> None:

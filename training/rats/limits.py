@@ -18,8 +18,8 @@ WORDS = {
     "precision": ("bf16", "fp32"),
     "weights": ("bf16", "fp32"),
 }
-COUNTS = ("teacher_nfe", "reference_nfe", "steps", "batch", "accumulate", "warmup", "validate_every", "last_k")
-COUNTS += ("height_px", "width_px", "frames", "draw_batch", "diversity_prompts")
+COUNTS: tuple[str, ...] = ("teacher_nfe", "reference_nfe", "steps", "batch", "accumulate", "warmup", "validate_every")
+COUNTS += ("last_k", "height_px", "width_px", "frames", "draw_batch", "diversity_prompts")
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (COUNTS, lambda value: value >= 1, "1 or more"),
     (("lr", "tau", "clip_norm", "velocity_hinge", "lora_alpha"), lambda value: value > 0, "more than 0"),

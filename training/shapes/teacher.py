@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class TeacherConfig:
 class Parts:
     """The networks that learn; the autoencoder stays as it is."""
 
-    transformer: FluxTransformer2DModel
+    transformer: Any  # FluxTransformer2DModel
     clip: nn.Module
     t5: T5EncoderModel
 
@@ -93,7 +94,8 @@ def build(config: TeacherConfig, latent_channels: int) -> Parts:
         )
     )
     for encoder in (clip, t5):
-        vocabulary.compose(encoder.get_input_embeddings().weight)
+        embeddings: Any = encoder.get_input_embeddings()
+        vocabulary.compose(embeddings.weight)
     return Parts(transformer, clip, t5)
 
 
@@ -119,7 +121,7 @@ class LatentSource:
         return self._kept[chunk].float(), ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
 
 
-def encode(vae: AutoencoderTiny, images_BCHW: Tensor) -> Tensor:
+def encode(vae: Any, images_BCHW: Tensor) -> Tensor:
     """Images in [0, 1] -> packed latents in the scale that the transformer sees."""
     with torch.autocast("cpu", torch.bfloat16):
         z_BCHW = vae.encoder((images_BCHW * 2 - 1).to(memory_format=torch.channels_last)).float()
@@ -164,7 +166,8 @@ def loss(parts: Parts, data_BSC: Tensor, ids_BL: Tensor, config: TeacherConfig, 
 
 def optimizers(parts: Parts, config: TeacherConfig) -> list[tuple[torch.optim.Optimizer, float]]:
     """Muon for the matrices inside the transformer's blocks, AdamW for all else; each with its peak rate."""
-    inner, rest = [], []
+    inner: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, value in parts.modules().named_parameters():
         in_block = "transformer_blocks" in name and value.ndim == 2 and "norm" not in name
         (inner if in_block and config.muon_lr > 0 else rest).append(value)
@@ -225,7 +228,7 @@ def _resume(path: Path, modules: nn.Module, average: EMAModel, plan: list[tuple[
     return int(saved["step"])
 
 
-def pipeline(parts: Parts, vae: AutoencoderTiny) -> FluxPipeline:
+def pipeline(parts: Parts, vae: Any) -> FluxPipeline:
     """The parts as diffusers' own pipeline; shift 1, so that explicit sigmas are used as they are."""
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
