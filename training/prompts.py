@@ -7,7 +7,7 @@ import hashlib
 import json
 from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +32,14 @@ class Prompts:
     known: list[str] | None = None  # every prompt that can come up, where they are finitely many
     judge: JudgeFn | None = None
 
-    def first(self, num: int | None) -> Prompts:
-        """The same with at most ``num`` validation and test prompts, for a short run."""
-        return Prompts(self.train, self.calibration, self.validation[:num], self.test[:num], self.known, self.judge)
+    def first(self, calibration: int, validation: int, test: int) -> Prompts:
+        """The same with at most so many prompts to measure on."""
+        return replace(
+            self,
+            calibration=self.calibration[:calibration],
+            validation=self.validation[:validation],
+            test=self.test[:test],
+        )
 
 
 def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:

@@ -110,3 +110,13 @@ def test_a_second_file_is_measured_on_and_must_share_nothing(tmp_path: Path) -> 
     assert set(sets.train(0, 10)) == {f"p{i}" for i in range(10)}
     with pytest.raises(ConfigError, match="share 1 prompts, such as 'p3'"):
         from_files(training, write(tmp_path / "c.txt", "p3", *(f"q{i}" for i in range(8))), 1)
+
+
+def test_a_run_measures_on_as_many_prompts_as_it_asks_for(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("".join(f"prompt {i}\n" for i in range(64)))
+    found = from_files(path, None, 1)
+    few = found.first(2, 3, 5)
+    assert (few.calibration, few.validation, few.test) == (found.calibration[:2], found.validation[:3], found.test[:5])
+    assert few.train(3, 4) == found.train(3, 4) and few.known == found.known
+    assert found.first(1000, 1000, 1000) == found

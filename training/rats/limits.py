@@ -19,7 +19,8 @@ WORDS = {
     "weights": ("bf16", "fp32"),
 }
 COUNTS: tuple[str, ...] = ("teacher_nfe", "reference_nfe", "steps", "batch", "accumulate", "warmup", "validate_every")
-COUNTS += ("last_k", "height_px", "width_px", "frames", "draw_batch", "diversity_prompts")
+COUNTS += ("last_k", "height_px", "width_px", "frames", "draw_batch")
+COUNTS += ("validation_prompts", "watched_prompts", "test_prompts", "diversity_prompts")
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (COUNTS, lambda value: value >= 1, "1 or more"),
     (("lr", "tau", "clip_norm", "velocity_hinge", "lora_alpha"), lambda value: value > 0, "more than 0"),
@@ -29,6 +30,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
         "0 or more",
     ),
     (("ema", "lr_decay", "min_diversity", "steer"), lambda value: 0 <= value <= 1, "0 to 1"),
+    (("calibration_prompts",), lambda value: value >= 2, "2 or more"),
     (("seed",), lambda value: 0 <= value < 2**32, "0 to 4294967295"),
 )
 MAY_BE_INFINITE = ("reward_hinge", "velocity_hinge")  # which is how they are off

@@ -22,7 +22,7 @@ from training.progress import console
 from training.rats.setup import SHORT_RUN_STEPS, Setup
 from training.rats.trainer import World
 
-VALIDATION_SEED, WATCHED_PROMPTS, WATCHED_PICTURES = 1_000_000, 32, 8
+VALIDATION_SEED, WATCHED_PICTURES = 1_000_000, 8
 
 
 def world(setup: Setup, run_dir: Path) -> World:
@@ -51,7 +51,7 @@ def _teacher_diversity(setup: Setup) -> float:
 def _validation(setup: Setup) -> Plan:
     """What is drawn at each look of a run."""
     texts = setup.prompts.validation
-    plan = setup.plan(texts, texts[:WATCHED_PROMPTS])
+    plan = setup.plan(texts, texts[: setup.config.watched_prompts])
     return replace(plan, first_seed=VALIDATION_SEED, varied_seed=2 * VALIDATION_SEED)
 
 

@@ -136,13 +136,17 @@ def _device(config: RatsConfig) -> str:
 
 def _prompts(config: RatsConfig) -> Prompts:
     """The starter world's, or those of a file; a run under SHORT_RUN_STEPS is not worth all of them."""
-    short = SHORT_RUN_PROMPTS if config.steps < SHORT_RUN_STEPS else None
     if config.prompts == "shapes":
         from training.shapes.prompts import source
 
-        return source(config.seed).first(short)
-    measuring = Path(config.measuring_prompts) if config.measuring_prompts else None
-    return from_files(Path(config.prompts), measuring, config.seed).first(short)
+        prompts = source(config.seed)
+    else:
+        measuring = Path(config.measuring_prompts) if config.measuring_prompts else None
+        prompts = from_files(Path(config.prompts), measuring, config.seed)
+    validation, test = config.validation_prompts, config.test_prompts
+    if config.steps < SHORT_RUN_STEPS:
+        validation, test = min(validation, SHORT_RUN_PROMPTS), min(test, SHORT_RUN_PROMPTS)
+    return prompts.first(config.calibration_prompts, validation, test)
 
 
 def asked_of(config: RatsConfig, prompts: Prompts) -> list[str]:
