@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from training.drawing import Painter
 from training.processes import state
+from training.progress import steps
 from training.sharding import whole
 
 FloatArray = NDArray[np.float64]
@@ -109,7 +110,8 @@ class Measure:
             features_ND = torch.cat(features).flatten(1).double().numpy()
             return [vendi(group) for group in np.split(features_ND, len(features_ND) // DIVERSITY_SEEDS)]
 
-        return [score for part in in_turns(range(0, len(prompts), share), scores_of) for score in part]
+        parts = in_turns(range(0, len(prompts), share), scores_of, f"diversity, {len(painter.sigmas)} steps")
+        return [score for part in parts for score in part]
 
 
 def _joined(rows: Sequence[Rows]) -> Rows:
@@ -133,18 +135,19 @@ def looked_at(
         part = slice(at, at + batch)
         return look(at, painter.draw(prompts[part], seeds[part], shape, batch), prompts[part])
 
-    return in_turns(range(0, len(prompts), batch), one)
+    return in_turns(range(0, len(prompts), batch), one, f"pictures, {len(painter.sigmas)} steps")
 
 
-def in_turns(parts: Sequence[Part], work: Callable[[Part], Answer]) -> list[Answer]:
+def in_turns(parts: Sequence[Part], work: Callable[[Part], Answer], label: str = "pictures") -> list[Answer]:
     """``work`` of each part, in order; the processes take turns, and every one gets all answers.
 
     Each works as often as every other, the last part again where they do not come out even: what is spread over the
-    processes (FSDP2) must be computed by all of them at once.
+    processes (FSDP2) must be computed by all of them at once. ``label`` stands before the bar that shows how far it is.
     """
     here = state()
     size, turns = here.num_processes, -(-len(parts) // here.num_processes)
-    mine = [work(parts[min(turn * size + here.process_index, len(parts) - 1)]) for turn in range(turns)]
+    counted = steps(label, 0, turns, passing=True) if here.is_main_process and turns > 1 else range(turns)
+    mine = [work(parts[min(turn * size + here.process_index, len(parts) - 1)]) for turn in counted]
     if size == 1:
         return mine
     everyone: list[Answer] = gather_object(mine)  # type: ignore[no-untyped-call]

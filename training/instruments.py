@@ -26,6 +26,7 @@ from training.evaluate import Evaluation, JudgeFn, Measure, ScoreFn, add_weights
 
 CACHE = Path.home() / ".cache" / "fewstep" / "evaluation"
 TRAINED, HELDOUT = "trained", "heldout"
+PIXELS_AT_ONCE = 16 * 512 * 512  # that the autoencoder reads in one call: a video's frames are many and large
 
 
 def calibration(name: str, scores: Sequence[float]) -> Calibration:
@@ -168,7 +169,8 @@ def latent_features(model: Family) -> Callable[[Tensor], Tensor]:
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
         flat = images.flatten(0, 1) if images.ndim == 5 else images
-        latents = torch.cat([_encode(model, part * 2 - 1) for part in flat.split(64)])
+        at_once = min(64, max(1, PIXELS_AT_ONCE // (flat.shape[-2] * flat.shape[-1])))
+        latents = torch.cat([_encode(model, part * 2 - 1) for part in flat.split(at_once)])
         return latents.reshape(len(images), -1)
 
     return features

@@ -1,10 +1,12 @@
 """Figures with known answers."""
 
+import io
 import json
 import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from student.families.find import family_of
 from student.noise import noise
 from student.sampler import denoise
 from tests.student.families import tiny
+from training import progress
 from training.drawing import Painter
 from training.evaluate import (
     Evaluation,
@@ -170,3 +174,23 @@ def test_two_processes_share_the_work_and_have_the_figures_of_one(tmp_path: Path
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_long_look_shows_how_far_it_is_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also within a run's own bar, which stays."""
+    shown = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=shown, force_terminal=True, width=80))
+
+    def slow(part: int) -> int:
+        time.sleep(0.3)  # longer than a bar takes to be drawn again
+        return part
+
+    for _ in progress.steps("rats", 0, 2):
+        assert in_turns(range(3), slow, "diversity") == [0, 1, 2]
+    text = shown.getvalue()
+    assert "diversity" in text and "1/3" in text and "rats" in text
+    assert "diversity" not in text.splitlines()[-1] and "2/2" in text
+    shown = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=shown, width=80))
+    assert in_turns(range(3), str, "diversity") == ["0", "1", "2"]
+    assert "diversity" not in shown.getvalue(), "a log file is no place for a bar that passes"
