@@ -13,7 +13,8 @@ from tests.test_imports import ROOMS, imports
 
 ROOT = Path(__file__).resolve().parents[1]
 DISTRIBUTION = {"PIL": "pillow", "c2pa": "c2pa-python", "opentelemetry": "opentelemetry-api", "yaml": "pyyaml"}
-TORCH = {"torch", "diffusers", "transformers"}
+# What comes with torch and diffusers, for whoever has them.
+TORCH = {"diffusers", "huggingface-hub", "safetensors", "torch", "transformers"}
 SIGNING = {"c2pa-python", "cryptography"}  # what a service that signs its pictures needs
 TRACING = {"opentelemetry-api"}  # service/spans.py, for whoever has the extra otel
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
