@@ -13,7 +13,7 @@ import typer
 
 from training.config import to_json, with_settings
 from training.endings import LESS_MEMORY, one_sentence
-from training.processes import Processes
+from training.processes import Processes, parting
 from training.progress import console, quiet
 from training.rats.preset import preset as find_preset
 from training.rundir import FINISHED, claim_together, refuse_others
@@ -31,7 +31,7 @@ def main(
 ) -> None:
     """Train a few-step student with RATS, evaluate it and write its bundle."""
     quiet()
-    with one_sentence(less_memory=LESS_MEMORY):
+    with one_sentence(less_memory=LESS_MEMORY), parting():
         config = with_settings(find_preset(preset), [*(setting or []), *([f"model={model}"] if model else [])])
         config.check()
         if dry_run:

@@ -14,7 +14,7 @@ from tests.student.families import tiny
 from tests.training.test_evaluate import MEASURE, PROMPTS
 from training.drawing import Painter
 from training.evaluate import Evaluation, Plan, cached, in_turns
-from training.processes import state
+from training.processes import parting, state
 
 
 def main(folder: Path) -> None:
@@ -42,4 +42,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with parting():
+        main(Path(sys.argv[1]))

@@ -10,7 +10,7 @@ import torch
 
 from student.families.flux import Flux
 from student.pipeline import open_pipeline
-from training.processes import Processes
+from training.processes import Processes, parting
 from training.rats.networks import Lora, Networks
 from training.sharding import alone, optimizer_like, whole
 
@@ -84,4 +84,5 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Lora(2, 4.0) if sys.argv[2] == "lora" else None)
+    with parting():
+        main(Path(sys.argv[1]), Lora(2, 4.0) if sys.argv[2] == "lora" else None)

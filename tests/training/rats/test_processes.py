@@ -26,7 +26,14 @@ def launch(processes: int, out: Path, arguments: list[str]) -> None:
         "ACCELERATE_USE_CPU": "1",
     }
     several = [*SEVERAL, str(processes), "-m"]
-    command = [sys.executable, *(several if processes > 1 else ["-m"]), "training.run", "--out", str(out), *arguments]
+    command = [
+        sys.executable,
+        *(several if processes > 1 else ["-m"]),
+        "tests.training.rats.ended",
+        "--out",
+        str(out),
+        *arguments,
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -83,7 +90,7 @@ CLAIMS = """
 import json, sys, time
 from pathlib import Path
 from training import rundir
-from training.processes import Processes
+from training.processes import Processes, parting
 
 processes, out = Processes(), Path(sys.argv[1])
 write_text = Path.write_text
@@ -96,7 +103,8 @@ Path.write_text = slow
 processes.wait()
 if not processes.is_first:
     time.sleep(1)
-rundir.claim_together(processes, out / "run", json.dumps({"seed": 1}), out)
+with parting():
+    rundir.claim_together(processes, out / "run", json.dumps({"seed": 1}), out)
 assert json.loads((out / "run" / rundir.CONFIG).read_text()) == {"seed": 1}
 """
 
