@@ -20,7 +20,7 @@ JUDGED = {"right": "fully right", "right_but_shape": "right but shape", "color":
 
 
 PIPELINE_TAGS = {"wan": "text-to-video"}
-FEW_STEPS, FEW_PROMPTS = 50, 512
+FEW_STEPS, FEW_PROMPTS = 50, 100
 
 
 def card(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from student.noise import noise
 from student.pipeline import open_pipeline, read_index
 from student.sampler import denoise, pack
 from tests.student.families import tiny
-from training.card import _front_matter, _licence
+from training.card import _front_matter, _licence, _short
 from training.origin import Origin, origin
+from training.rats.preset import PRESETS
 from training.usage import PROMPT, usage
 
 SEED = 7
@@ -159,3 +161,11 @@ def test_unknown_terms_are_said_to_be_unknown(text: str | None, hub: Path) -> No
 
 def test_the_starter_worlds_terms_are_its_teachers() -> None:
     assert origin("models/shapes-teacher").license == "apache-2.0"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_only_a_run_that_a_person_shortened_is_called_short(name: str) -> None:
+    config = PRESETS[name]()
+    assert _short(config, config.test_prompts) == ""
+    assert "Evaluated on 64 prompts only" in _short(config, 64)
+    assert "A short run: 4 steps" in _short(replace(config, steps=4), config.test_prompts)
