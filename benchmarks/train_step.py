@@ -30,9 +30,10 @@ from rewards.clip import ClipReward
 from student.families.family import Condition
 from student.families.flux import Flux
 from training.progress import quiet
-from training.rats.networks import Lora, Networks
+from training.rats.networks import Networks
 from training.rats.objective import Objective
 from training.rats.preset import RatsConfig, flux_dev
+from training.rats.trainer import networks_of
 
 PAPER = {"s": 7.57, "gb": 67.67, "tflop": 1229.6}
 MODES = ("full", "last_k", "detached")
@@ -146,11 +147,8 @@ class Valueless(Objective):
 def objective(config: RatsConfig, size: Size, device: str) -> tuple[Objective, Networks]:
     """What the trainer holds of a run."""
     model = family(size, device)
-    if config.checkpointing:
-        model.transformer.enable_gradient_checkpointing()
-    lora = Lora(config.lora_rank, config.lora_alpha) if config.lora_rank else None
     with torch.device(device):  # else adapters of a base on the meta device would lie on the CPU
-        networks = Networks(model, config.ema, lora)
+        networks = networks_of(config, model)
     grids = {nfe: model.sigmas(nfe, _shape(config)) for nfe in (*config.nfe, config.teacher_nfe)}
     kind = Valueless if device == "meta" else Objective
     return kind(config, networks, reward(size, device).score, grids), networks

@@ -150,7 +150,7 @@ def in_turns(parts: Sequence[Part], work: Callable[[Part], Answer], label: str =
     mine = [work(parts[min(turn * size + here.process_index, len(parts) - 1)]) for turn in counted]
     if size == 1:
         return mine
-    everyone: list[Answer] = gather_object(mine)  # type: ignore[no-untyped-call]
+    everyone: list[Answer] = gather_object(mine)
     return [everyone[i % size * turns + i // size] for i in range(len(parts))]
 
 

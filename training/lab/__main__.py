@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from training.endings import LESS_MEMORY, one_sentence
-from training.lab.cells import cells
+from training.lab.cells import Cell, cells
 from training.progress import console, quiet, read_log
 
 
@@ -52,7 +52,7 @@ def main(
     _run(chosen, out, report)
 
 
-def _run(chosen: list, out: Path, report: Path) -> None:  # type: ignore[type-arg]
+def _run(chosen: list[Cell], out: Path, report: Path) -> None:
     from training.lab.report import write
     from training.lab.run import RESULT, results, run_all
 

@@ -156,7 +156,7 @@ class Objective:
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._config.reward_weight > 0):
             if self._config.checkpointing and torch.is_grad_enabled():
-                value: Tensor = recompute(score, x_BCHW, use_reentrant=False)  # type: ignore[no-untyped-call]
+                value: Tensor = recompute(score, x_BCHW, use_reentrant=False)
                 return value
             return score(x_BCHW)
 
