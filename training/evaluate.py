@@ -146,7 +146,7 @@ def in_turns(parts: Sequence[Part], work: Callable[[Part], Answer], label: str =
     """
     here = state()
     size, turns = here.num_processes, -(-len(parts) // here.num_processes)
-    counted = steps(label, 0, turns, passing=True) if here.is_main_process and turns > 1 else range(turns)
+    counted = steps(label, 0, turns, passing=True, shown=here.is_main_process and turns > 1)
     mine = [work(parts[min(turn * size + here.process_index, len(parts) - 1)]) for turn in counted]
     if size == 1:
         return mine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -11,10 +12,13 @@ from accelerate.utils import broadcast_object_list, reduce
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+# The first process alone writes the bundle, 34 GB of FLUX, while the others wait; NCCL by itself waits for ten minutes.
+LONGEST_WAIT = timedelta(hours=1)
+
 
 def state() -> PartialState:
     """This process's place among the others; without a GPU they talk through gloo, which must be said."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
 
 
 @contextmanager

@@ -78,10 +78,13 @@ def read_log(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def steps(label: str, first: int, last: int, passing: bool = False) -> Iterator[int]:
-    """Count from ``first`` to ``last - 1`` behind a bar with the time that remains; a ``passing`` one is wiped."""
+def steps(label: str, first: int, last: int, passing: bool = False, shown: bool = True) -> Iterator[int]:
+    """Count from ``first`` to ``last - 1`` behind a bar with the time that remains; a ``passing`` one is wiped.
+
+    Of several processes one has it ``shown``.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=passing) as bar:
+    with Progress(*columns, console=console, transient=passing, disable=not shown) as bar:
         task = bar.add_task(label, total=last, completed=first)
         for step in range(first, last):
             yield step

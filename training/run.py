@@ -41,7 +41,8 @@ def main(
         if processes.is_first:
             refuse_others(out / "run", to_json(config), out)
         if (out / "run" / FINISHED).exists():
-            console.print(f"{out} already holds the finished student of this run")
+            if processes.is_first:
+                console.print(f"{out} already holds the finished student of this run")
             return
         if threads:
             torch.set_num_threads(threads)

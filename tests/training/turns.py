@@ -6,20 +6,24 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import distributed
 
 from student.families.find import open_family
 from tests.student.families import tiny
 from tests.training.test_evaluate import MEASURE, PROMPTS
 from training.drawing import Painter
 from training.evaluate import Evaluation, Plan, cached, in_turns
-from training.processes import parting, state
+from training.processes import LONGEST_WAIT, parting, state
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     here = state()
+    group: Any = distributed.group.WORLD
+    assert group._get_backend(torch.device("cpu")).options._timeout == LONGEST_WAIT
     worked: list[int] = []
 
     def work(part: int) -> tuple[int, int]:

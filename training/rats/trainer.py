@@ -92,10 +92,11 @@ class Trainer:
         log = StepLog(self._dir / "log.jsonl", first) if self._processes.is_first else None
         if first == 0:
             self._note(log, -1, self._validate(0))
-        for step in steps("rats", first, config.steps):
+        for step in steps("rats", first, config.steps, shown=self.is_first):
             # Before the step and not after the look, so that a run that is gone on with stops at the same place.
             if config.patience and step - self._best_at >= config.patience * config.validate_every:
-                console.print(f"stopped after {step} steps: the held-out score was best after {self._best_at}")
+                if self.is_first:
+                    console.print(f"stopped after {step} steps: the held-out score was best after {self._best_at}")
                 break
             values = self._step(step)
             looks = (step + 1) % config.validate_every == 0 or step + 1 == config.steps

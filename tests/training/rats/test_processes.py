@@ -36,6 +36,7 @@ def launch(processes: int, out: Path, arguments: list[str]) -> None:
     ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("rats ") == 1, "one bar is shown, not one for each process"
 
 
 LORA = {"lora_rank": 2, "tau_in_spreads": "true", "batch": 1}
