@@ -29,7 +29,7 @@ class Prompts:
     calibration: list[str]
     validation: list[str]
     test: list[str]
-    known: list[str] | None = None  # every prompt that can come up, where they are finitely many
+    of_file: bool = False  # then a run encodes its own before it begins, and lets the encoders go
     judge: JudgeFn | None = None
 
     def first(self, calibration: int, validation: int, test: int) -> Prompts:
@@ -73,8 +73,7 @@ def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
         orders = {turn: np.random.default_rng([seed, turn]).permutation(len(training)) for turn in turns}
         return [training[orders[place // len(training)][place % len(training)]] for place in places]
 
-    known = [*training, *held_out]
-    return Prompts(train, held_out[:first], held_out[first:second], held_out[second:], known)
+    return Prompts(train, held_out[:first], held_out[first:second], held_out[second:], of_file=True)
 
 
 def read(path: Path) -> list[str]:

@@ -89,7 +89,7 @@ def test_one_file_is_split_into_disjoint_sets_that_a_new_line_hardly_changes(tmp
     trained = {prompt for step in range(20) for prompt in sets.train(step, 7)}
     measured = [*sets.calibration, *sets.validation, *sets.test]
     assert len(measured) == len(set(measured)) == 30 and min(map(len, (sets.calibration, sets.validation))) >= 2
-    assert trained == set(lines) - set(measured) and set(sets.known or []) == set(lines)
+    assert trained == set(lines) - set(measured) and sets.of_file
     more = from_files(write(tmp_path / "b.txt", *lines, "one more"), None, 1)
     again = {*more.calibration, *more.validation, *more.test}
     assert len(again & set(measured)) >= 29
@@ -118,5 +118,5 @@ def test_a_run_measures_on_as_many_prompts_as_it_asks_for(tmp_path: Path) -> Non
     found = from_files(path, None, 1)
     few = found.first(2, 3, 5)
     assert (few.calibration, few.validation, few.test) == (found.calibration[:2], found.validation[:3], found.test[:5])
-    assert few.train(3, 4) == found.train(3, 4) and few.known == found.known
+    assert few.train(3, 4) == found.train(3, 4) and few.of_file
     assert found.first(1000, 1000, 1000) == found

@@ -61,6 +61,6 @@ def reopened(setup: Setup, out: Path) -> Family:
     place(setup.config, model)
     if setup.config.shard and state().num_processes > 1:
         spread(model.transformer, state().num_processes)
-    if setup.prompts.known is not None:
+    if setup.prompts.of_file:
         model.remember(setup.prompts.test)
     return model

@@ -96,7 +96,7 @@ def prepare(config: RatsConfig) -> Setup:
     try_out(rewards, tried, prompts.calibration[:1] * TRIED_PICTURES, learns)
     measure = measure_with(rewards, model, prompts.judge)
     weights = hash_model(model)  # now, with the text encoders, and without adapters
-    if prompts.known is not None:
+    if prompts.of_file:
         model.remember(asked_of(config, prompts))
     networks = networks_of(config, model)
     sigmas = model.sigmas(config.reference_nfe, latents.shape)

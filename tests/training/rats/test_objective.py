@@ -99,7 +99,7 @@ def test_of_a_long_file_only_the_prompts_of_the_runs_own_steps_are_encoded() -> 
         return [f"{step}.{i}" for i in range(num)]
 
     config = RatsConfig(steps=2, batch=2, accumulate=2, negative_prompt="blurred")
-    prompts = Prompts(drawn, ["calibration"], ["validation"], ["test"], ["whatever"] * 1000)
+    prompts = Prompts(drawn, ["calibration"], ["validation"], ["test"], of_file=True)
     assert asked_of(config, prompts) == ["blurred", "calibration", "validation", "test", *drawn(0, 4), *drawn(1, 4)]
 
 
