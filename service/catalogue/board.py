@@ -12,7 +12,7 @@ import redis
 import redis.asyncio
 
 from service.queue.connection import bounded
-from service.queue.scripts import prefix, source
+from service.queue.scripts import Scripts
 
 
 class ModelState(StrEnum):
@@ -63,8 +63,7 @@ class Board:
     """The notes as an API process handles them."""
 
     def __init__(self, client: redis.asyncio.Redis, queue: str) -> None:
-        self._script = client.register_script(source("models"))
-        self._prefix = prefix(queue)
+        self._scripts = Scripts(client, queue)
 
     async def read(self) -> Notes:
         return read_notes(await self._run("read"))
@@ -91,15 +90,14 @@ class Board:
         await self._run("settle", id, version)
 
     async def _run(self, *args: str) -> Any:
-        return await bounded(self._script(keys=[self._prefix], args=list(args)))
+        return await bounded(self._scripts.run("models", *args))
 
 
 class WorkersBoard:
     """The notes as a worker reads them."""
 
     def __init__(self, client: redis.Redis, queue: str) -> None:
-        self._script = client.register_script(source("models"))
-        self._prefix = prefix(queue)
+        self._scripts = Scripts(client, queue)
 
     def read(self) -> Notes:
         return read_notes(self._run("read"))
@@ -109,4 +107,4 @@ class WorkersBoard:
         return bool(self._run("idle", lane))
 
     def _run(self, *args: str) -> Any:
-        return self._script(keys=[self._prefix], args=list(args))
+        return self._scripts.run("models", *args)

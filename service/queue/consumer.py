@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from service.queue.job import Claimed
-from service.queue.scripts import prefix, source
+from service.queue.scripts import Scripts
 
 Held = tuple[str, str]  # id, token
 
@@ -20,12 +20,10 @@ class Consumer:
 
     def __init__(self, client: redis.Redis, queue: str, worker: str, *, lease_s: float, max_attempts: int) -> None:
         self._client = client
-        self._prefix = prefix(queue)
         self._worker = worker
         self._lease_ms = round(lease_s * 1000)
         self._max_attempts = max_attempts
-        names = ("claim", "beat", "finish", "release", "lost", "show")
-        self._scripts = {name: client.register_script(source(name)) for name in names}
+        self._scripts = Scripts(client, queue)
 
     def claim(self, lane: str, max_images: int, claim_id: str | None = None) -> list[Claimed]:
         """Waiting jobs of one batch key, in order; empty if nothing waits.
@@ -37,7 +35,7 @@ class Consumer:
     def claim_any(self, lanes: Mapping[str, int], claim_id: str | None = None) -> list[Claimed]:
         """The same from whichever of several lanes comes first; the most images of a batch by lane."""
         arguments = (claim_id or uuid.uuid4().hex, json.dumps(dict(lanes)), self._lease_ms, self._max_attempts)
-        now_us, token, jobs = self._run("claim", self._worker, *arguments)
+        now_us, token, jobs = self._scripts.run("claim", self._worker, *arguments)
         return [
             Claimed(id, token, payload, int(attempts), (int(now_us) - int(created_us)) / 1e6)
             for id, payload, attempts, created_us in jobs
@@ -45,28 +43,25 @@ class Consumer:
 
     def wait(self, lanes: Iterable[str], seconds: float) -> None:
         """Return when something was put into one of the lanes, or after ``seconds``; a lost token costs that long."""
-        self._client.brpop([f"{self._prefix}w:{lane}" for lane in lanes], timeout=seconds)
+        self._client.brpop([f"{self._scripts.prefix}w:{lane}" for lane in lanes], timeout=seconds)
 
     def beat(self, info: Mapping[str, Any], held: Iterable[Held]) -> dict[str, str]:
         """Renew the leases; returns the ids that need no further work, each with 'cancelled', 'expired' or 'lost'."""
         pairs = [part for pair in held for part in pair]
-        return dict(self._run("beat", self._worker, json.dumps(info), self._lease_ms, *pairs))
+        return dict(self._scripts.run("beat", self._worker, json.dumps(info), self._lease_ms, *pairs))
 
     def finish(self, id: str, token: str, state: str, result: Mapping[str, Any]) -> str:
         """End a job; returns its final state, or 'fenced' if it is another worker's by now."""
-        return str(self._run("finish", id, token, state, json.dumps(result)))
+        return str(self._scripts.run("finish", id, token, state, json.dumps(result)))
 
     def show(self, id: str, token: str, previews: Mapping[str, str]) -> bool:
         """Tell whoever watches a job of previews in the result store; False if it is another worker's by now."""
-        return bool(self._run("show", id, token, *[part for pair in previews.items() for part in pair]))
+        return bool(self._scripts.run("show", id, token, *[part for pair in previews.items() for part in pair]))
 
     def release(self, held: Iterable[Held]) -> int:
         """Leave: hand back what is held, without counting an attempt, and count as a worker no more."""
-        return int(self._run("release", self._worker, *[part for pair in held for part in pair]))
+        return int(self._scripts.run("release", self._worker, *[part for pair in held for part in pair]))
 
     def lost(self, worker: str) -> int:
         """Take a worker's jobs from it at once, because its process is known to be dead."""
-        return int(self._run("lost", worker, self._max_attempts))
-
-    def _run(self, name: str, *args: str | int) -> Any:
-        return self._scripts[name](keys=[self._prefix], args=list(args))
+        return int(self._scripts.run("lost", worker, self._max_attempts))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from service.queue.connection import bounded
 from service.queue.job import Job, Record, Terms, Verdict
 from service.queue.producer import Producer
-from service.queue.scripts import prefix, source
+from service.queue.scripts import Scripts
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Letters:
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
         self._client = producer.client
-        self._prefix = prefix(producer.queue)
-        self._bin = producer.client.register_script(source("bin"))
+        self._scripts = Scripts(producer.client, producer.queue)
+        self._prefix = self._scripts.prefix
 
     async def newest(self, limit: int) -> list[Letter]:
         """The newest first."""
@@ -54,7 +54,7 @@ class Letters:
 
     async def drop(self, id: str) -> bool:
         """Forget a letter; False if there is none."""
-        return bool(await bounded(self._bin(keys=[self._prefix], args=[id])))
+        return bool(await bounded(self._scripts.run("bin", id)))
 
     async def _read(self, entries: list[tuple[str, float]]) -> list[Letter]:
         records = await self._producer.records([id for id, _ in entries])

@@ -12,13 +12,12 @@ import redis.asyncio
 
 from service.queue.connection import bounded
 from service.queue.job import Job, Place, Record, State, Terms, Verdict
-from service.queue.scripts import prefix, source
+from service.queue.scripts import Scripts
 
 FIELDS = ["state", "result", "key", "payload", "created_us", "claimed_us", "finished_us", "previews", "cancel"]
 MOST_OWNED = 1000  # as many as enqueue.lua keeps in the list of a key
 MOST_WORKERS = 1000  # of those alive, that are asked what they say
 REPLICATED_WITHIN_MS = 500
-SCRIPTS = ("enqueue", "cancel", "leave", "watch", "place", "reap")
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,14 @@ class Producer:
         self.client = client
         self.queue = queue
         self._client = client
-        self._prefix = prefix(queue)
+        self._scripts = Scripts(client, queue)
+        self._prefix = self._scripts.prefix
         self._managed = managed
         self._replicas = replicas
         self._api = api
         self._limits = {"ttl_ms": round(ttl_s * 1000), "max_pending": max_pending, "quota": quota}
         self._max_attempts = max_attempts
         self._priority_images = priority_images
-        self._scripts = {name: client.register_script(source(name)) for name in SCRIPTS}
 
     async def enqueue(self, job: Job, terms: Terms) -> Verdict:
         """Put a job into the queue; a second call with the same id changes nothing."""
@@ -103,7 +102,7 @@ class Producer:
     async def _replicated(self, document: str) -> Any:
         """Enqueue, and wait until enough replicas hold the job; WAIT is about what its own connection has written."""
         pipeline = self._client.pipeline(transaction=False)
-        await self._scripts["enqueue"](keys=[self._prefix], args=[document], client=pipeline)
+        await self._scripts.run("enqueue", document, pipeline=pipeline)
         pipeline.wait(self._replicas, REPLICATED_WITHIN_MS)
         verdict, copies = await bounded(pipeline.execute())
         if verdict[0] == "ok" and copies < self._replicas:
@@ -187,7 +186,7 @@ class Producer:
         return int(seconds) * 1_000_000 + int(micros)
 
     async def _run(self, name: str, *args: str | int) -> Any:
-        return await bounded(self._scripts[name](keys=[self._prefix], args=list(args)))
+        return await bounded(self._scripts.run(name, *args))
 
 
 def _worker(name: str, info: Mapping[str, Any]) -> Worker:

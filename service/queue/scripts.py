@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import redis
+import redis.asyncio
 
 FOLDER = Path(__file__).parent / "lua"
 # A script without the flag is refused by a server that is out of memory. Only taking on new work may be:
@@ -21,3 +25,21 @@ def source(name: str) -> str:
 def prefix(queue: str) -> str:
     """What all keys of a queue begin with; the braces keep them in one slot of a cluster."""
     return f"fewstep:{{{queue}}}:"
+
+
+class Scripts:
+    """The scripts of one queue, each loaded when it is first run.
+
+    A client for threads answers with what the script answers, one for an event loop with an awaitable of it.
+    """
+
+    def __init__(self, client: redis.Redis | redis.asyncio.Redis, queue: str) -> None:
+        self.prefix = prefix(queue)
+        self._client = client
+        self._loaded: dict[str, Any] = {}
+
+    def run(self, name: str, *args: str | int, pipeline: redis.asyncio.client.Pipeline | None = None) -> Any:
+        """Run the script ``name``; in a ``pipeline``, its answer is among that of the pipeline."""
+        if name not in self._loaded:
+            self._loaded[name] = self._client.register_script(source(name))
+        return self._loaded[name](keys=[self.prefix], args=list(args), client=pipeline)

@@ -13,7 +13,7 @@ from typing import Any
 import redis.asyncio
 
 from service.queue.connection import bounded
-from service.queue.scripts import prefix, source
+from service.queue.scripts import Scripts
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class Outbox:
     """Takes deliveries out, and puts back what has failed."""
 
     def __init__(self, client: redis.asyncio.Redis, queue: str) -> None:
-        self._script = client.register_script(source("webhooks"))
-        self._prefix = prefix(queue)
+        self._scripts = Scripts(client, queue)
 
     async def take(self, limit: int, lease_s: float) -> list[Owed]:
         """Deliveries whose time has come; nobody else gets them for ``lease_s``."""
@@ -48,7 +47,7 @@ class Outbox:
         await self._run("postpone", id, round(delay_s * 1000))
 
     async def _run(self, *args: str | int) -> Any:
-        return await bounded(self._script(keys=[self._prefix], args=list(args)))
+        return await bounded(self._scripts.run("webhooks", *args))
 
 
 def _owed(id: str, attempt: int, asked: dict[str, Any]) -> Owed:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from redis.exceptions import RedisError
 
-from service.queue import consumer, producer, scripts
+from service.queue import scripts
 from tests.service.queue_model import QueueMachine
 
 USUAL: dict[str, Any] = {
@@ -57,15 +57,15 @@ def test_the_model_notices(
 ) -> None:
     good, bad = MUTANTS[name]
     changed: set[str] = set()
+    original = scripts.source
 
     def source(script: str) -> str:
-        text = scripts.source(script)
+        text = original(script)
         if good in text:
             changed.add(script)
         return text.replace(good, bad)
 
-    monkeypatch.setattr(consumer, "source", source)
-    monkeypatch.setattr(producer, "source", source)
+    monkeypatch.setattr(scripts, "source", source)
     with pytest.raises((AssertionError, ExceptionGroup, RedisError)):
         for number in (1, 2, 3):  # leases run out by the clock, so a busy machine may take one seed elsewhere
             run(redis_url, runner, 200, (Phase.generate,), number)
