@@ -59,7 +59,7 @@ CMD ["python", "-m", "service.run", "api"]
 
 FROM runtime AS queue
 USER root
-RUN ln -s "$(python -c 'from service.redis_server import find_program; print(find_program())')" \
+RUN ln -s "$(python -c 'from service.supervise.redis_server import find_program; print(find_program())')" \
     /usr/local/bin/valkey-server
 USER 10001:10001
 WORKDIR /data

@@ -21,7 +21,7 @@ from service.queue.connection import connect, connect_async
 from service.queue.consumer import Consumer
 from service.queue.job import Job, Terms
 from service.queue.producer import Producer
-from service.redis_server import EmbeddedServer
+from service.supervise.redis_server import EmbeddedServer
 
 QUEUE = "queue-rate"
 TOGETHER = 32  # enqueues in flight

@@ -90,7 +90,8 @@ def export_all(bundle: Path, threads: int) -> None:
     from export.compile import compile_student
     from export.errors import ExportError
     from export.request import Request, read_prompts
-    from export.targets import check_request, find_target
+    from export.select import find_target
+    from export.targets import check_request
     from student.bundle import BundleError, read_student
 
     student = read_student(bundle)

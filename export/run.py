@@ -48,7 +48,8 @@ def run(
 
     try:
         from export.request import EngineOptions, Request, read_prompts, read_sizes
-        from export.targets import check_request, find_target
+        from export.select import find_target
+        from export.targets import check_request
 
         target = find_target(to)
         manifest = read_student(student)

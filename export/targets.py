@@ -1,4 +1,4 @@
-"""What a student can be compiled to; a new target is one more row of ``TARGETS``.
+"""What a student can be compiled to; export/select.py lists them all.
 
 A target says which precisions it has in which form, why it cannot be made here, what a graph of float32 becomes for
 it, and how that is opened to be proven.
@@ -145,14 +145,3 @@ def narrowed(request: Request, stage: str, graph: Path, target: Path) -> Convert
     proof = target.with_name(f".{stage}.proof.onnx")
     save(narrow(ir.load(graph), precision, emulate=True), proof)
     return Converted(target, proof)
-
-
-def find_target(name: str) -> Target:
-    """Raises ExportError for a name that is none."""
-    from export.to_tensorrt import TensorRT
-
-    known: tuple[Target, ...] = (Onnx(), OpenVino(), TensorRT("tensorrt"), TensorRT("tensorrt_rtx"))
-    targets = {target.name: target for target in known}
-    if name not in targets:
-        raise ExportError(f"cannot compile to {name!r}: accepted is {', '.join(targets)}")
-    return targets[name]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from service.access import check_exposure
 from service.errors import StartupError
+from service.exposure import check_exposure
 from service.keys import KeyStore
 from service.listener import resolve
-from service.logs import without_secrets
-from service.model import open_student
+from service.models.single import open_student
+from service.observe.logs import without_secrets
 from service.queue.connection import check_server
 from service.settings import Settings
 

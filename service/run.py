@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from service.errors import StartupError
-from service.logs import configure_logging
+from service.observe.logs import configure_logging
 from service.settings import Settings, read_settings
 
 REFUSED = 1
@@ -39,7 +39,7 @@ def serve(insecure: Insecure = False, check_config: CheckConfig = False) -> None
     """Start a server for the queue (unless FEWSTEP_REDIS_URL names one), the workers and the HTTP process."""
 
     def run(settings: Settings) -> None:
-        from service.supervisor import Supervisor
+        from service.supervise.supervisor import Supervisor
 
         Supervisor(settings).run()
 
@@ -59,8 +59,8 @@ def api(
     """Start an HTTP process alone."""
 
     def run(settings: Settings) -> None:
+        from service.http.server import run_server
         from service.listener import listen
-        from service.server import run_server
 
         found = socket.socket(fileno=listener) if listener is not None else listen(settings.host, settings.port)
         run_server(settings, found)
@@ -73,7 +73,7 @@ def worker(name: Annotated[str | None, typer.Option(help="The worker's name; it 
     """Start a worker alone."""
 
     def run(settings: Settings) -> None:
-        from service.worker import run_worker
+        from service.worker.worker import run_worker
 
         run_worker(settings, name or uuid.uuid4().hex)
 
@@ -85,7 +85,7 @@ def probe() -> None:
     """End with code 0 if a worker of this host has given a sign of life lately, else 1: a container's healthcheck."""
 
     def run(settings: Settings) -> None:
-        from service.probe import find_worker
+        from service.supervise.probe import find_worker
 
         find_worker(settings, socket.gethostname())
 
@@ -100,7 +100,7 @@ def init(
     """Make the keys and passwords of a stack of containers, on its first start, and print once what a person needs."""
 
     def run(settings: Settings) -> None:
-        from service.first_start import prepare
+        from service.supervise.first_start import prepare
 
         made = prepare(settings.data_dir, secrets, queue_host)
         if made.api_key:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import difflib
+import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +15,17 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import StartupError
-from service.webhooks.signature import key_of
-from service.webhooks.target import Network
 
 PREFIX = "FEWSTEP_"
 SECRETS_DIR = "FEWSTEP_SECRETS_DIR"  # a directory with a file for each setting that shall not be in the environment
 OF_CLIENTS = {"FEWSTEP_URL", "FEWSTEP_API_KEY"}  # what the client and the command line read
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+WEBHOOK_SECRET_PREFIX = "whsec_"
+WEBHOOK_KEY_BYTES = range(24, 65)
 SECRETS = ("FEWSTEP_REDIS_URL", "FEWSTEP_RESULTS", "FEWSTEP_WEBHOOK_SECRET")  # a URL may hold a password
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 LogLevel = Literal["debug", "info", "warning", "error"]
 KIND = "(auto|onnx|openvino|tensorrt|tensorrt_rtx|torch)"
@@ -158,8 +162,14 @@ class Settings(BaseSettings):
     @classmethod
     def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            key_of(value.get_secret_value())
+            webhook_key(value)
         return value
+
+    @property
+    def webhook_key(self) -> bytes:
+        """What webhooks are signed with, where it is known that they are on."""
+        assert self.webhook_secret is not None
+        return webhook_key(self.webhook_secret)
 
     @property
     def thread_count(self) -> int:
@@ -201,6 +211,24 @@ def read_settings() -> Settings:
         name = PREFIX + str(first["loc"][0]).upper() if first["loc"] else PREFIX
         shown = "wrong" if name in SECRETS else repr(first["input"])
         raise StartupError(f"{name} is {shown}: {first['msg']}.") from None
+
+
+def webhook_key(secret: SecretStr) -> bytes:
+    """The key in a secret of the form ``whsec_<base64>``.
+
+    Raises:
+        ValueError: it has another form, or is too short to be safe.
+    """
+    text = secret.get_secret_value()
+    if not text.startswith(WEBHOOK_SECRET_PREFIX):
+        raise ValueError("must be whsec_ and 24 to 64 random bytes in base64")
+    try:
+        key = base64.b64decode(text.removeprefix(WEBHOOK_SECRET_PREFIX), validate=True)
+    except binascii.Error:
+        raise ValueError("must be whsec_ and base64") from None
+    if len(key) not in WEBHOOK_KEY_BYTES:
+        raise ValueError(f"must hold 24 to 64 bytes, and holds {len(key)}")
+    return key
 
 
 def _secrets_dir(environ: Mapping[str, str]) -> Path | None:

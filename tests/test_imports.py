@@ -19,6 +19,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service": {"student", "rewards"},
     "fewstep": {"student", "rewards", "training", "export", "service"},
 }
+# The processes of the service, which meet only in its queue, its results and its models; and who may know of them.
+PROCESSES = {"http", "worker", "supervise"}
+SHARED = {"queue", "results", "models", "observe", "webhooks"}
+MOST_FLOORS = 7
 TORCH = {"torch", "diffusers", "transformers"}
 # what a worker imports for the ONNX or the fake runtime; student/runtimes/torch.py and what it needs are not among it
 WITHOUT_TORCH = (
@@ -65,6 +69,35 @@ def _at_import(tree: ast.Module) -> list[ast.AST]:
     return nodes
 
 
+def graph(*rooms: str) -> dict[str, set[str]]:
+    """Each module of these rooms, and which others of them it imports."""
+    paths = [path for room in rooms for path in sources(room) if path.name != "__init__.py"]
+    modules = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in paths}
+    return {name: imports(path) & set(modules) - {name} for name, path in modules.items()}
+
+
+def folders(modules: dict[str, set[str]]) -> dict[str, set[str]]:
+    """The same of the folders right inside a room; a file right inside one stands for itself."""
+    found: dict[str, set[str]] = {}
+    for name, others in modules.items():
+        part = _part(name)
+        found.setdefault(part, set()).update({_part(other) for other in others} - {part})
+    return found
+
+
+def _part(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+def circles(edges: dict[str, set[str]]) -> list[str]:
+    """A node of each circle: what is left when whatever imports nothing that is left is taken away, again and again."""
+    left = {name: set(others) for name, others in edges.items()}
+    while ground := [name for name, others in left.items() if not others & set(left)]:
+        for name in ground:
+            del left[name]
+    return sorted(name for name in left if any(name in others for others in left.values()))
+
+
 def top(names: set[str]) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
@@ -78,6 +111,34 @@ def test_a_room_imports_only_what_the_map_allows(room: str) -> None:
     for path in sources(room):
         others = top(imports(path)) & set(ROOMS) - {room}
         assert others <= MAY_IMPORT[room], f"{path.relative_to(ROOT)} imports {sorted(others - MAY_IMPORT[room])}"
+
+
+@pytest.mark.parametrize("part", sorted(PROCESSES | SHARED))
+def test_a_part_of_the_service_imports_no_process_but_its_own(part: str) -> None:
+    for path in sources(f"service/{part}"):
+        inside = {name.split(".")[1] for name in imports(path) if name.startswith("service.")}
+        assert not inside & PROCESSES - {part}, (
+            f"{path.relative_to(ROOT)} imports {sorted(inside & PROCESSES - {part})}"
+        )
+
+
+def test_there_is_no_import_circle() -> None:
+    """Neither between files, wherever in a file the import stands, nor between the folders of the service."""
+    assert circles(graph(*ROOMS, "deploy", "benchmarks")) == []
+    assert circles(folders(graph("service"))) == []
+
+
+def test_the_service_has_few_floors() -> None:
+    """A floor stands above all that it imports; the folders of the service are its rooms."""
+    parts = folders(graph("service"))
+    floor: dict[str, int] = {}
+
+    def height(part: str) -> int:
+        if part not in floor:
+            floor[part] = 1 + max((height(under) for under in parts[part]), default=0)
+        return floor[part]
+
+    assert max(height(part) for part in parts) <= MOST_FLOORS
 
 
 def test_a_command_imports_its_room_only_when_it_runs() -> None:
@@ -139,6 +200,14 @@ def test_every_package_folder_has_an_init_file() -> None:
     for room in ROOMS:
         folders = {path.parent for path in sources(room)}
         assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_these_tests_see_a_circle() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b", "c"]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert folders({"s.a.x": {"s.b.y", "s.a.z"}, "s.a.z": set(), "s.b.y": {"s.run"}, "s.run": set()}) == {
+        "s.a": {"s.b"}, "s.b": {"s.run"}, "s.run": set(),
+    }  # fmt: skip
 
 
 def test_these_tests_see_a_forbidden_import(tmp_path: Path) -> None:

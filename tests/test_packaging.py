@@ -16,7 +16,7 @@ DISTRIBUTION = {"PIL": "pillow", "c2pa": "c2pa-python", "opentelemetry": "opente
 # What comes with torch and diffusers, for whoever has them.
 TORCH = {"diffusers", "huggingface-hub", "safetensors", "torch", "transformers"}
 SIGNING = {"c2pa-python", "cryptography"}  # what a service that signs its pictures needs
-TRACING = {"opentelemetry-api"}  # service/spans.py, for whoever has the extra otel
+TRACING = {"opentelemetry-api"}  # service/observe/spans.py, for whoever has the extra otel
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 LOCKS = {"serve": None, "dev": "dev"}
 

@@ -8,22 +8,21 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx
 
 from service.errors import ServiceError
-from service.presentation import job_status
+from service.observe.metrics import Metrics
 from service.queue.job import Record
-from service.services import Services, every
-from service.tasks import end
+from service.queue.producer import Producer
+from service.settings import Settings
 from service.webhooks.outbox import Outbox, Owed
-from service.webhooks.request import rules_of
 from service.webhooks.signature import headers
-from service.webhooks.target import Target, TargetRefused, find_target
+from service.webhooks.target import Target, TargetRefused, find_target, rules_of
 
 AT_ONCE = 16
 LOOK_EVERY_S = 0.3
@@ -32,15 +31,23 @@ GROWTH, LONGEST_PAUSE_S, JITTER = 3, 600.0, 0.2
 SEND_S = 5.0
 LEASE_S = 30.0  # more than one try can take
 
+# A record as its owner would see it; the address is the one that the client called.
+Describe = Callable[[Record, str], Awaitable[dict[str, Any]]]
+
 log = logging.getLogger(__name__)
 
 
 class Deliverer:
     """Sends what is owed."""
 
-    def __init__(self, services: Services, outbox: Outbox) -> None:
-        self._services = services
+    def __init__(
+        self, settings: Settings, producer: Producer, outbox: Outbox, metrics: Metrics, describe: Describe
+    ) -> None:
+        self._settings = settings
+        self._producer = producer
         self._outbox = outbox
+        self._metrics = metrics
+        self._describe = describe
         self._tls: ssl.SSLContext | None = None
 
     async def deliver(self) -> None:
@@ -50,7 +57,7 @@ class Deliverer:
             RedisError: the queue's server is away.
         """
         while owed := await self._outbox.take(AT_ONCE, LEASE_S):
-            records = await self._services.producer.records([each.id for each in owed])
+            records = await self._producer.records([each.id for each in owed])
             await asyncio.gather(*(self._one(each, records.get(each.id)) for each in owed))
 
     async def _one(self, owed: Owed, record: Record | None) -> None:
@@ -59,7 +66,7 @@ class Deliverer:
         outcome, wait_s = await self._try(owed, record)
         if outcome == "failed" and owed.attempt >= MAX_TRIES:
             outcome = "given_up"
-        self._services.metrics.webhook(outcome)
+        self._metrics.webhook(outcome)
         if outcome == "failed":
             return await self._outbox.postpone(owed.id, max(wait_s, self._pause_s(owed.attempt)))
         log.info("webhook of job %s: %s at try %d", owed.id, outcome, owed.attempt)
@@ -68,7 +75,7 @@ class Deliverer:
     async def _try(self, owed: Owed, record: Record) -> tuple[str, float]:
         """'delivered', 'refused', 'gone' or 'failed', and how long the receiver wants not to be asked again."""
         try:
-            target = await find_target(owed.url, rules_of(self._services.settings))
+            target = await find_target(owed.url, rules_of(self._settings))
             body = await self._body(owed, record)
             async with asyncio.timeout(SEND_S):
                 answer = await self._send(target, record, body)
@@ -86,20 +93,18 @@ class Deliverer:
         return "failed", retry_after_s(answer.headers.get("retry-after", ""))
 
     async def _body(self, owed: Owed, record: Record) -> bytes:
-        status = await job_status(self._services, record, owed.base_url)
+        status = await self._describe(record, owed.base_url)
         ended = datetime.fromtimestamp(record.finished_s or time.time(), UTC).isoformat()
-        event = {"type": f"job.{record.state}", "timestamp": ended, "data": status.model_dump(mode="json")}
+        event = {"type": f"job.{record.state}", "timestamp": ended, "data": status}
         return json.dumps(event).encode()
 
     async def _send(self, target: Target, record: Record, body: bytes) -> httpx.Response:
-        secret = self._services.settings.webhook_secret
-        assert secret is not None
         self._tls = self._tls or httpx.create_ssl_context()
-        signed = headers(secret.get_secret_value(), f"{record.id}.{record.state}", int(time.time()), body)
+        signed = headers(self._settings.webhook_key, f"{record.id}.{record.state}", int(time.time()), body)
         return await send(target, signed, body, self._tls)
 
     def _pause_s(self, attempt: int) -> float:
-        pause: float = self._services.settings.webhook_retry_s * GROWTH ** (attempt - 1)
+        pause: float = self._settings.webhook_retry_s * GROWTH ** (attempt - 1)
         return min(pause, LONGEST_PAUSE_S) * random.uniform(1 - JITTER, 1 + JITTER)
 
 
@@ -118,20 +123,6 @@ async def send(target: Target, signed: Mapping[str, str], body: bytes, tls: ssl.
         response = await client.send(request, stream=True)
         await response.aclose()
         return response
-
-
-@asynccontextmanager
-async def webhooks(services: Services) -> AsyncIterator[None]:
-    """Deliver for as long as the context lasts, if webhooks are on. What was under way at the end is sent later."""
-    if services.settings.webhook_secret is None:
-        yield
-        return
-    deliverer = Deliverer(services, Outbox(services.producer.client, services.producer.queue))
-    task = asyncio.create_task(every(LOOK_EVERY_S, deliverer.deliver))
-    try:
-        yield
-    finally:
-        await end([task])
 
 
 def retry_after_s(header: str) -> float:

@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
+from service.settings import Network, Settings
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 MAX_URL_CHARS = 2048
@@ -34,6 +35,11 @@ class Rules:
 
     networks: Sequence[Network] = ()
     http: bool = False
+
+
+def rules_of(settings: Settings) -> Rules:
+    """Where webhooks may go here."""
+    return Rules(settings.webhook_networks, settings.webhook_http)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import redis
 from service.listener import listen
 from service.queue.connection import connect
 from service.queue.scripts import prefix
-from service.redis_server import EmbeddedServer, find_program
+from service.supervise.redis_server import EmbeddedServer, find_program
 from tests.chaos.proxy import Proxy
 from tests.service.support import PATIENCE_S, REPOSITORY, call, clean_environment, eventually
 

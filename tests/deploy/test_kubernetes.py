@@ -13,11 +13,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from service.access import PUBLIC
+from service.http.access import PUBLIC
+from service.http.server import STOP_MARGIN_S
 from service.queue.scripts import prefix
-from service.server import STOP_MARGIN_S
 from service.settings import PREFIX, SECRETS_DIR, Settings
-from service.worker import STOP_MARGIN_S as WORKER_MARGIN_S
+from service.worker.worker import STOP_MARGIN_S as WORKER_MARGIN_S
 from student.bundle import read_student
 
 ROOT = Path(__file__).resolve().parents[2]

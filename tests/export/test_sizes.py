@@ -11,9 +11,9 @@ import torch
 import typer
 
 from export import run as command
-from service.admission import check
 from service.errors import InvalidRequest
-from service.schema import GenerateRequest
+from service.http.admission import check
+from service.http.schema import GenerateRequest
 from student.bundle import Student, read_student
 from student.families.find import family_of_student
 from student.noise import noise

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from service.keys import KeyStore
-from service.redis_server import EmbeddedServer
-from tests.service.browser import Page, chromium, open_browser
+from service.supervise.redis_server import EmbeddedServer
+from tests.service.http.browser import Page, chromium, open_browser
 from tests.service.support import Api, Queue, Service, running_service
 
 

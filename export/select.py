@@ -1,0 +1,16 @@
+"""Every target by its name; a new one is one more entry of ``known``."""
+
+from __future__ import annotations
+
+from export.errors import ExportError
+from export.targets import Onnx, OpenVino, Target
+from export.to_tensorrt import TensorRT
+
+
+def find_target(name: str) -> Target:
+    """Raises ExportError for a name that is none."""
+    known: tuple[Target, ...] = (Onnx(), OpenVino(), TensorRT("tensorrt"), TensorRT("tensorrt_rtx"))
+    targets = {target.name: target for target in known}
+    if name not in targets:
+        raise ExportError(f"cannot compile to {name!r}: accepted is {', '.join(targets)}")
+    return targets[name]

@@ -1,0 +1,25 @@
+"""Whether an address may be served on: what other machines reach needs a key."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from service.errors import StartupError
+from service.keys import KeyStore
+from service.settings import Settings
+
+
+def check_exposure(settings: Settings, address: str, keys: KeyStore) -> None:
+    """Return if it is safe to serve on this address.
+
+    Raises:
+        StartupError: other machines could reach it, and there is no key that they would need.
+    """
+    host = address.partition("%")[0]
+    guarded = any(key.active for key in keys.keys())
+    if guarded or settings.insecure or ipaddress.ip_address(host).is_loopback:
+        return
+    raise StartupError(
+        f"{settings.host} can be reached from other machines, and there is no API key: "
+        "make one with fewstep keys create, or say --insecure (FEWSTEP_INSECURE=true)."
+    )

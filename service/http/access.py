@@ -1,0 +1,133 @@
+"""Who may do what: every address needs a key with the right scope, unless it is on the list of public ones."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from functools import cache
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import compile_path
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import Forbidden, ServiceError, Unauthorized, error_body
+from service.keys import SCOPES, Key, KeyStore
+from service.observe.context import ANONYMOUS, current_request
+
+PUBLIC = ("/", "/page/{name}", "/healthz", "/readyz")
+# (method, address) → scope. What is not listed needs admin: a route that somebody forgets here is closed, not open.
+SCOPE_OF = {
+    ("POST", "/generate"): "generate",
+    ("POST", "/v1/images/generations"): "generate",
+    ("POST", "/jobs/{id}/cancel"): "generate",
+    ("GET", "/jobs"): "read",
+    ("GET", "/jobs/{id}"): "read",
+    ("GET", "/jobs/{id}/events"): "read",
+    ("GET", "/jobs/{id}/images/{k}"): "read",
+    ("GET", "/v1/models"): "read",
+    ("GET", "/v1/models/{model}"): "read",
+    ("GET", "/info"): "read",
+    ("GET", "/docs"): "read",
+    ("GET", "/openapi.json"): "read",
+    ("GET", "/metrics"): "metrics",
+    ("GET", "/admin/models"): "admin",
+    ("POST", "/admin/models/{model}/{version}/load"): "admin",
+    ("POST", "/admin/models/{model}/{version}/promote"): "admin",
+    ("POST", "/admin/models/{model}/{version}/unload"): "admin",
+    ("GET", "/admin/dlq"): "admin",
+    ("POST", "/admin/dlq/{id}/retry"): "admin",
+    ("POST", "/admin/dlq/{id}/drop"): "admin",
+}
+OTHERWISE = "admin"
+CHALLENGE = 'Bearer realm="fewstep"'
+
+
+def needed_scope(method: str, path: str) -> str | None:
+    """The scope that a request needs; None if it needs no key."""
+    asked = "GET" if method == "HEAD" else method
+    if asked == "GET" and any(_matches(template, path) for template in PUBLIC):
+        return None
+    found = [scope for (listed, template), scope in SCOPE_OF.items() if listed == asked and _matches(template, path)]
+    return found[0] if found else OTHERWISE
+
+
+async def operator(request: Request) -> None:
+    """A dependency for the operator's routes: a key needs the scope admin; without keys they are for this machine.
+
+    Raises:
+        Forbidden: there is no key in the service, and the request comes from elsewhere or through a proxy.
+    """
+    if not request.state.keyed and not _local(request):
+        raise Forbidden(
+            "This address is for the operator: on the machine of the service, or with a key of scope admin."
+        )
+
+
+def _local(request: Request) -> bool:
+    if request.client is None or "x-forwarded-for" in request.headers or "forwarded" in request.headers:
+        return False
+    try:
+        return ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
+
+
+class Access:
+    """Lets a request pass that is allowed, and notes whose it is: ``state.key`` (an id) and ``state.scopes``.
+
+    Without a file of keys everybody may do everything, as nobody but this machine can reach the service then.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyStore) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self._app(scope, receive, send)
+        try:
+            key = self._admit(scope)
+        except ServiceError as error:
+            body = error_body(error, scope["state"]["request_id"])
+            return await JSONResponse(body, error.status, headers=error.headers)(scope, receive, send)
+        scopes = key.scopes if key else () if self._keys.required else SCOPES
+        scope["state"].update(key=key.id if key else ANONYMOUS, scopes=scopes, keyed=self._keys.required)
+        if key and (info := current_request.get()):
+            info.key, info.quota = key.id, key.quota
+        await self._app(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> Key | None:
+        """The key of the request, if it has one.
+
+        Raises:
+            Unauthorized, Forbidden
+        """
+        if not self._keys.required:
+            return None
+        needed = needed_scope(scope.get("method", ""), scope["path"])
+        header = Headers(scope=scope).get("authorization", "")
+        kind, _, presented = header.partition(" ")
+        key = self._keys.find(presented.strip()) if kind.lower() == "bearer" else None
+        if needed is None or (key and needed in key.scopes):
+            return key
+        if key:
+            raise Forbidden(
+                f"This key may not do that: it has no scope {needed}.",
+                headers={"WWW-Authenticate": f'{CHALLENGE}, error="insufficient_scope", scope="{needed}"'},
+            )
+        if header:
+            message = "This API key is not valid: it is unknown, revoked or badly written."
+            raise Unauthorized(message, headers={"WWW-Authenticate": f'{CHALLENGE}, error="invalid_token"'})
+        message = "An API key is needed: send the header Authorization: Bearer KEY."
+        raise Unauthorized(message, code="missing_api_key", headers={"WWW-Authenticate": CHALLENGE})
+
+
+def _matches(template: str, path: str) -> bool:
+    return _regex(template).match(path) is not None
+
+
+@cache
+def _regex(template: str) -> re.Pattern[str]:
+    return compile_path(template)[0]

@@ -1,0 +1,128 @@
+"""From a request to a job: everything that the types of its fields cannot say. Pure, but for the drawn seed."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+
+from service.errors import InvalidRequest, TooLarge
+from service.http.schema import SEED_LIMIT, GenerateRequest
+from service.queue.job import Job
+from student.bundle import Student
+from student.runtimes.sizes import Size, own_size, refusal
+
+
+def check(
+    student: Student, body: GenerateRequest, count_tokens: Callable[[str], int], max_pixels: int,
+    sizes: Sequence[Size] = (),
+) -> None:  # fmt: skip
+    """Return if the student can draw this; ``sizes`` are those that it was compiled for beside its own.
+
+    Raises:
+        InvalidRequest, TooLarge: it cannot, and why; ``param`` names the field.
+    """
+    if student.image.frames is not None:
+        raise InvalidRequest(f"{student.id} draws videos: this service answers with pictures only.", "model")
+    _check_fields_together(body)
+    _check_size(student, body, max_pixels, (own_size(student), *sizes))
+    _check_student(student, body)
+    tokens = count_tokens(body.prompt)
+    if tokens > student.max_tokens:
+        raise InvalidRequest(f"prompt has {tokens} tokens; the student reads {student.max_tokens} at most.", "prompt")
+
+
+def new_job(student: Student, body: GenerateRequest, key: str, request_id: str) -> Job:
+    """The job of a request that was checked, with every seed drawn; its id cannot be guessed."""
+    width, height = size_of(student, body)
+    return Job(
+        id=secrets.token_hex(16),
+        key=key,
+        model=student.id,
+        version=student.version,
+        height=height,
+        width=width,
+        steps=body.num_inference_steps or max(student.steps),
+        prompt=body.prompt,
+        seeds=_seeds(body),
+        output_format=body.output_format,
+        quality=body.output_compression,
+        response_format=body.response_format,
+        previews=body.partial_images,
+        priority=body.priority,
+        user=body.user,
+        metadata=dict(body.metadata or {}),
+        request_id=request_id,
+    )
+
+
+def size_of(student: Student, body: GenerateRequest) -> tuple[int, int]:
+    """(width, height) of each image in pixels."""
+    if body.size is not None:
+        width, _, height = body.size.partition("x")
+        return int(width), int(height)
+    return body.width or student.image.width, body.height or student.image.height
+
+
+def _seeds(body: GenerateRequest) -> tuple[int, ...]:
+    if isinstance(body.seed, list):
+        return tuple(body.seed)
+    first = secrets.randbelow(SEED_LIMIT) if body.seed is None else body.seed
+    return tuple((first + k) % SEED_LIMIT for k in range(body.count))
+
+
+def _check_fields_together(body: GenerateRequest) -> None:
+    given = body.model_fields_set
+    if {"n", "num_images_per_prompt"} <= given:
+        raise InvalidRequest("n is another name of num_images_per_prompt: send one of them.", "n")
+    if body.size is not None and not (body.width is None and body.height is None):
+        raise InvalidRequest("size says both width and height: send it or them.", "size")
+    if isinstance(body.seed, list) and len(body.seed) != body.count:
+        raise InvalidRequest(f"seed has {len(body.seed)} entries for {body.count} images: one each is needed.", "seed")
+    if body.response_format == "file" and body.count > 1:
+        field = _count_field(body)
+        raise InvalidRequest(f"response_format file answers one image: {field} must be 1.", field)
+    if body.response_format == "file" and body.stream:
+        raise InvalidRequest("response_format file is one image, and stream is events: choose one.", "response_format")
+    if body.output_format == "png" and body.output_compression is not None:
+        raise InvalidRequest("output_compression is for jpeg and webp: png is lossless.", "output_compression")
+
+
+def _check_size(student: Student, body: GenerateRequest, max_pixels: int, sizes: Sequence[Size]) -> None:
+    width, height = size_of(student, body)
+    sides = [name for name in ("size", "width", "height") if getattr(body, name) is not None]
+    if width * height * body.count > max_pixels:
+        raise TooLarge(
+            f"{body.count} x {width}x{height} are {width * height * body.count} pixels; "
+            f"one request may ask for {max_pixels}.",
+            sides[0] if sides else _count_field(body),
+        )
+    if (height, width) not in sizes:
+        wrong = sides[0] if width != student.image.width else sides[-1]
+        raise InvalidRequest(f"{wrong}: {refusal(student.id, dict.fromkeys(sizes))}", wrong)
+
+
+def _check_student(student: Student, body: GenerateRequest) -> None:
+    if body.num_inference_steps not in (None, *student.steps):
+        trained = ", ".join(map(str, sorted(student.steps)))
+        raise InvalidRequest(
+            f"num_inference_steps is {body.num_inference_steps}: {student.id} was trained for {trained}.",
+            "num_inference_steps",
+        )
+    baked = student.baked.get("guidance_scale")
+    if body.guidance_scale is not None and body.guidance_scale != baked:
+        fixed = f"at {baked:g}" if baked is not None else "by its training"
+        raise InvalidRequest(
+            f"guidance_scale cannot be chosen: the guidance of {student.id} is fixed {fixed}. Leave it out.",
+            "guidance_scale",
+        )
+    if body.negative_prompt is not None:
+        raise InvalidRequest(
+            f"negative_prompt has no effect on {student.id}, which draws without the pass that would read it. "
+            "Leave it out.",
+            "negative_prompt",
+        )
+
+
+def _count_field(body: GenerateRequest) -> str:
+    given = [name for name in ("num_images_per_prompt", "n") if name in body.model_fields_set]
+    return given[0] if given else "seed"

@@ -1,0 +1,128 @@
+"""The bodies of answers, as clients see them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from service.errors import STATUS, ServiceError, error_body
+from service.http.schema import Strict
+
+
+class GeneratedImage(Strict):
+    """One image and where it came from."""
+
+    b64_json: str | None = Field(None, description="The bytes of the image in base64, with response_format b64_json.")
+    url: str | None = Field(None, description="Where the bytes of the image are, with response_format url.")
+    seed: int = Field(description="Posting this seed alone gives the same bytes.")
+    width: int = Field(description="Pixels.")
+    height: int = Field(description="Pixels.")
+    sha256: str = Field(description="Hash of the image's bytes.")
+    reward: dict[str, float] = Field(description="Standardised score by scorer; 0 is the teacher's mean.")
+
+
+class Timings(Strict):
+    """Where the time went, in seconds. Batch mates share the times of inference and scoring."""
+
+    queue_s: float = Field(description="From acceptance to the worker.")
+    inference_s: float = Field(description="Drawing the batch.")
+    score_s: float = Field(description="Scoring the batch.")
+    encode_s: float = Field(description="Encoding and storing this request's images.")
+    total_s: float = Field(description="From acceptance to the end.")
+
+
+class GenerateResponse(Strict):
+    """The images, in the order of their seeds."""
+
+    id: str = Field(description="The job's id.")
+    created: int = Field(description="Unix time of acceptance, in seconds.")
+    model: str
+    model_version: str
+    runtime: str = Field(description="How the student was run.")
+    batch_size: int = Field(description="Number of images in the largest call that this request rode in.")
+    data: list[GeneratedImage]
+    timings: Timings = Field(description="Where the time went.")
+
+
+class ErrorDetail(Strict):
+    """What went wrong."""
+
+    message: str = Field(description="One sentence.")
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"] = Field(description="Whose fault it is.")
+    param: str | None = Field(description="The field that is wrong, if one is.")
+    code: str = Field(description="A word for programs.")
+
+
+class QueuePlace(Strict):
+    """Where a waiting job stands."""
+
+    position: int = Field(description="How many jobs come before it. One of a higher priority may yet come.")
+    predicted_wait_s: float = Field(description="How long these will take at the speed of late; 0: not known yet.")
+
+
+class JobStatus(Strict):
+    """A job at any time of its life."""
+
+    id: str = Field(description="The job's id.")
+    status: Literal["queued", "running", "done", "failed", "cancelled", "expired"] = Field(
+        description="The last four are final."
+    )
+    created: int = Field(description="Unix time of acceptance, in seconds.")
+    model: str
+    model_version: str
+    prompt: str
+    seeds: list[int] = Field(description="One for each image, drawn ones among them.")
+    user: str | None = Field(description="As it was sent.")
+    metadata: dict[str, str] = Field(description="As it was sent.")
+    priority: int
+    cancelling: bool = Field(description="It still runs, but will be dropped at the next step boundary.")
+    queue: QueuePlace | None = Field(description="While it is queued.")
+    data: list[GeneratedImage] = Field(description="When it is done: its images, each with its url.")
+    runtime: str | None = Field(description="When it is done: how the student was run.")
+    batch_size: int | None = Field(description="When it is done: images in the largest call that it rode in.")
+    timings: Timings | None = Field(description="When it is done: where the time went.")
+    error: ErrorDetail | None = Field(description="When it is failed, cancelled or expired: why.")
+
+
+class JobList(Strict):
+    """Jobs of one caller, newest first."""
+
+    data: list[JobStatus]
+
+
+class ErrorResponse(Strict):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+    request_id: str = Field(description="The answer's X-Request-ID header.")
+
+
+MEANING = {
+    400: "The body is not JSON.",
+    401: "An API key is needed, or the one that came is not valid.",
+    403: "The key has no scope for this.",
+    404: "There is no such page, job, image or model.",
+    409: "The job is not in the state for this: it has not ended yet, or it was cancelled.",
+    413: "The body is too large, or more pixels are asked for than one request may have.",
+    422: "A field is missing, unknown or wrong; error.param names it.",
+    429: "The key's quota is used up for now; see the Retry-After header.",
+    500: "The picture could not be drawn.",
+    503: "Too much work is waiting, or a part of the service is away; see the Retry-After header.",
+    504: "The picture was not ready in time, or certain not to be; then see the Retry-After header.",
+}
+
+
+def error_responses(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's ``responses`` for these status codes."""
+    return {code: _error_response(code) for code in codes}
+
+
+def _error_response(status: int) -> dict[str, Any]:
+    words = [code for code, of in STATUS.items() if of == status]
+    sample = ServiceError(MEANING[status], code=words[0])
+    return {
+        "model": ErrorResponse,
+        "description": f"{MEANING[status]} (code: {' or '.join(words)})",
+        "content": {"application/json": {"example": error_body(sample, "0123456789abcdef0123456789abcdef")}},
+    }

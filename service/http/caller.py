@@ -1,0 +1,25 @@
+"""Who asks, and under which address the service was called."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.types import Receive
+
+from service.observe.context import ANONYMOUS
+from service.settings import Settings
+
+
+def key_of(request: Request) -> str:
+    """The id of the key that a request came with; ``service.http.access`` sets ``request.state.key``."""
+    return str(getattr(request.state, "key", ANONYMOUS))
+
+
+def base_url_of(request: Request, settings: Settings) -> str:
+    """What the addresses in answers begin with, with a slash at the end."""
+    return f"{settings.public_url}/" if settings.public_url else str(request.base_url)
+
+
+async def client_gone(receive: Receive) -> None:
+    """Returns when the client has closed the connection. (The body has been read before.)"""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,169 @@
+"""A job's life as server-sent events.
+
+Every event is a projection of the job's record and has a fixed number, so that nothing is kept for those who reconnect:
+whoever says the number of the last event that it saw (Last-Event-ID) is sent what came after it, from the record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi.sse import format_sse_event
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.errors import ServiceError, error_detail
+from service.http.caller import client_gone
+from service.http.presentation import failure, image_url, in_base64, job_status, place_of
+from service.http.services import Services, ending
+from service.http.submission import Submission
+from service.http.tasks import end
+from service.queue.job import Record, State
+
+QUEUED, STARTED, PREVIEW, COMPLETED, END = 0, 1, 10, 100, 1000
+NOTHING = -1
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event; ``file`` is the image in the result store that belongs to it."""
+
+    number: int
+    name: str
+    data: dict[str, Any] = field(default_factory=dict)
+    file: str | None = None
+
+
+def events_of(record: Record) -> list[Event]:
+    """All events of a job so far, in the order of their numbers."""
+    events = [Event(QUEUED, "queued")]
+    if record.claimed_s is not None:
+        events.append(Event(STARTED, "started", {"queue_s": record.claimed_s - record.created_s}))
+    events += sorted((_preview(name, file) for name, file in record.previews.items()), key=lambda event: event.number)
+    if record.state is State.DONE:
+        events += [_completed(record, k) for k in range(len(record.result["images"]))]
+    if record.terminal:
+        events.append(Event(END, "done" if record.state is State.DONE else "error"))
+    return events
+
+
+def _preview(name: str, file: str) -> Event:
+    number, _, image = name.partition(":")
+    data = {"partial_image_index": int(number), "index": int(image)}
+    return Event(PREVIEW * (int(number) + 1) + int(image), "image_generation.partial_image", data, file)
+
+
+def _completed(record: Record, index: int) -> Event:
+    image = record.result["images"][index]
+    data = {"index": index, **{name: image[name] for name in ("seed", "width", "height", "sha256", "reward")}}
+    return Event(COMPLETED + index, "image_generation.completed", data, image["file"])
+
+
+class EventStream(Response):
+    """The answer that streams a job's events after number ``after``, until its end.
+
+    ``leaving`` is called when the client goes away before that, with True if it is the service that does. A
+    ``submission`` is made again if the queue's server has forgotten the job.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, services: Services, id: str, base_url: str, *, after: int = NOTHING,
+        submission: Submission | None = None, leaving: Callable[[bool], Awaitable[None]] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self._services = services
+        self._id = id
+        self._base_url = base_url
+        self._sent = after
+        self._place: object = None
+        self._submission = submission
+        self._leaving = leaving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        stream = asyncio.create_task(self._stream(send))
+        gone = asyncio.create_task(client_gone(receive))
+        stopped = asyncio.create_task(ending(self._services))
+        tasks: set[asyncio.Task[Any]] = {stream, gone, stopped}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            finished, stopping = stream.done(), stopped.done() and not gone.done()
+            await end(tasks)
+            if self._leaving and not finished:
+                await self._leaving(stopping)
+        if finished:
+            stream.result()
+        if not gone.done() or gone.cancelled():
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _stream(self, send: Send) -> None:
+        every_s = self._services.settings.event_heartbeat_s
+        last = time.monotonic()
+        async for text in self._texts():
+            if text or time.monotonic() - last >= every_s:
+                body = text or format_sse_event(comment="still here")
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                last = time.monotonic()
+
+    async def _texts(self) -> AsyncIterator[bytes]:
+        """Each event as text, and an empty one whenever there was none for a moment."""
+        again = self._submission.enqueue if self._submission else None
+        async for record in self._services.replies.follow(self._id, again):
+            for event in events_of(record):
+                if event.number > self._sent or event.number == QUEUED:
+                    if text := await self._text(event, record):
+                        yield text
+                    self._sent = max(self._sent, event.number)
+            yield b""
+
+    async def _text(self, event: Event, record: Record) -> bytes | None:
+        """What is sent for an event, if anything is."""
+        try:
+            data = await self._data(event, record)
+        except ServiceError as error:
+            log.warning("event %s of job %s cannot be told: %s", event.name, record.id, error)
+            return None  # a preview of a worker that was lost, or an image that is kept no longer
+        if data is None:
+            return None
+        number = str(event.number) if event.number > self._sent else None
+        return format_sse_event(data_str=json.dumps({"type": event.name, **data}), event=event.name, id=number)
+
+    async def _data(self, event: Event, record: Record) -> dict[str, Any] | None:
+        if event.number == QUEUED:
+            return await self._queued(record)
+        if event.number == END:
+            status = (await job_status(self._services, record, self._base_url)).model_dump()
+            error = failure(record)
+            return {"job": status, **({"error": error_detail(error)} if error else {})}
+        return {"id": record.id, **event.data, **await self._image(event, record)}
+
+    async def _queued(self, record: Record) -> dict[str, Any] | None:
+        """The job's place, whenever it has changed; the first time in any case."""
+        place = await place_of(self._services, record)
+        if self._sent >= QUEUED and (place is None or place.position == self._place):
+            return None
+        self._place = place.position if place else None
+        return {"id": record.id, "position": self._place, "predicted_wait_s": place.predicted_wait_s if place else None}
+
+    async def _image(self, event: Event, record: Record) -> dict[str, Any]:
+        if event.file is None:
+            return {}
+        job = record.job
+        told = {"created_at": int(record.created_s), "output_format": job.output_format}
+        told["size"] = f"{job.width}x{job.height}"
+        if job.response_format == "url" and event.number >= COMPLETED:
+            return {**told, "url": image_url(self._base_url, record.id, event.data["index"])}
+        return {**told, "b64_json": await in_base64(self._services, event.file)}

@@ -1,0 +1,251 @@
+"""A request for images, from its validation to its answer: check → job → enqueue → wait, hand out or stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from redis.exceptions import RedisError
+from starlette.responses import Response
+from starlette.types import Receive
+
+from service.errors import DeadlineExceeded, InvalidRequest, ModelGone, Unavailable
+from service.http.admission import check, new_job
+from service.http.caller import client_gone
+from service.http.events import EventStream
+from service.http.jobs import find
+from service.http.middleware import CLIENT_GONE
+from service.http.preferences import Preference, digest, idempotency
+from service.http.presentation import failure, generated, image_file, job_status
+from service.http.schema import GenerateRequest
+from service.http.services import Services, ending
+from service.http.submission import Submission
+from service.http.tasks import end
+from service.http.webhooks import webhook_of
+from service.models.choice import Served
+from service.models.folder import Name
+from service.observe.context import current_request
+from service.queue.job import Record, Terms
+
+CHANGES = 3  # as many models may be swapped while one request is accepted
+
+log = logging.getLogger(__name__)
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class StillWaiting(Exception):
+    """The client wants to ask for the job later."""
+
+
+async def own_form(services: Services, record: Record, ask: Ask) -> Response:
+    """A job that is done, in the form of /generate."""
+    applied = {"Preference-Applied": ask.preference.applied} if ask.preference.applied else {}
+    if record.job.response_format == "file":
+        response = await image_file(services, record, 0)
+        response.headers.update(applied)
+        return response
+    answer = await generated(services, record, ask.base_url)
+    return Response(answer.model_dump_json(exclude_none=True), 200, applied, "application/json")
+
+
+Render = Callable[[Services, Record, "Ask"], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Who asks, and how the answer is wanted. ``idempotency_key`` is the header as it came.
+
+    ``render`` and ``stream`` put the answer into a form: our own, or another API's.
+    """
+
+    key: str
+    base_url: str
+    request_id: str
+    preference: Preference
+    idempotency_key: str | None
+    render: Render = own_form
+    stream: type[EventStream] = EventStream
+
+
+async def generate(services: Services, body: GenerateRequest, ask: Ask, receive: Receive) -> Response:
+    """Answer a request.
+
+    Raises:
+        ServiceError: every reason not to answer with images, a job or a stream.
+    """
+    for _ in range(CHANGES):
+        try:
+            return await _generate(services, body, ask, receive)
+        except ModelGone:  # another version is served since this process has looked
+            await _look(services)
+    return await _generate(services, body, ask, receive)
+
+
+async def _look(services: Services) -> None:
+    try:
+        await services.models.look()
+    except RedisError as error:
+        raise Unavailable("The queue is out of reach.") from error
+
+
+async def _generate(services: Services, body: GenerateRequest, ask: Ask, receive: Receive) -> Response:
+    served = services.models.choice.pick(body.model, body.model_version)
+    check(served.student, body, served.count_tokens, services.settings.max_pixels, served.sizes)
+    await _check_manner(services, served, body, ask.preference)
+    submission = _submission(services, served, body, ask)
+    if body.stream:
+        id = await submission.submit()
+        return ask.stream(services, id, ask.base_url, submission=submission, leaving=_leaving(submission, id))
+    if ask.preference.asynchronously and not ask.preference.wait_s:
+        return await _accepted(services, await submission.submit(), ask)
+    with services.metrics.inflight.track_inprogress():
+        try:
+            record = await _finished(submission, ask.preference.wait_s, receive)
+        except StillWaiting as waiting:
+            return await _accepted(services, str(waiting), ask)
+        except ClientGone:
+            return Response(status_code=CLIENT_GONE)
+    return await _answer(services, record, ask)
+
+
+async def _check_manner(services: Services, served: Served, body: GenerateRequest, preference: Preference) -> None:
+    """Whether the manner of answering fits the request."""
+    later = preference.asynchronously or preference.wait_s is not None
+    if body.stream and later:
+        raise InvalidRequest("stream is answered at once: leave out the Prefer header, or stream.", "stream")
+    if body.partial_images and not (body.stream or later):
+        message = "partial_images needs somebody who looks: add stream, or the header Prefer: respond-async."
+        raise InvalidRequest(message, "partial_images")
+    if body.partial_images and not await shows_steps(services, served.name):
+        message = "partial_images cannot be had: the runtime draws all steps at once and shows none of them."
+        raise InvalidRequest(message, "partial_images")
+
+
+async def shows_steps(services: Services, name: Name) -> bool:
+    """Whether a worker does for this student; without any worker, one that does may yet come."""
+    try:
+        workers = await services.producer.workers()
+    except RedisError as error:
+        raise Unavailable("The queue is out of reach.") from error
+    return not workers or any(worker.shows(str(name)) for worker in workers)
+
+
+def _submission(services: Services, served: Served, body: GenerateRequest, ask: Ask) -> Submission:
+    settings, later = services.settings, ask.preference.asynchronously
+    usual = settings.job_timeout_s if later or ask.preference.wait_s is not None else settings.request_timeout_s
+    repeated = idempotency(ask.idempotency_key, ask.key)
+    terms = Terms(
+        timeout_s=body.timeout_s or usual,
+        client="" if later else secrets.token_hex(8),
+        watched=body.stream,
+        idempotency=repeated,
+        body=digest(body) if repeated else "",
+        webhook=webhook_of(body, settings, ask.base_url),
+        quota=_own_quota(),
+    )
+    return Submission(services, new_job(served.student, body, ask.key, ask.request_id), terms)
+
+
+def _own_quota() -> int | None:
+    """The quota of the caller's key, if it has its own."""
+    info = current_request.get()
+    return None if info is None or info.quota is None else round(info.quota * 1000)
+
+
+async def _finished(submission: Submission, wait_s: int | None, receive: Receive) -> Record:
+    """Enqueue the job and wait for its end.
+
+    Raises:
+        ClientGone, StillWaiting, ServiceError
+    """
+    replies, job = submission.services.replies, submission.job
+    with replies.news(job.id) as news:
+        id = await submission.submit()
+        if id == job.id:
+            ended = replies.ended(id, news, submission.enqueue)
+            return await _attend(submission, id, ended, wait_s, receive)
+    with replies.news(id) as news:
+        ended = replies.ended(id, news, submission.enqueue, look_first=True)
+        return await _attend(submission, id, ended, wait_s, receive)
+
+
+async def _attend(
+    submission: Submission, id: str, ended: Awaitable[Record], wait_s: int | None, receive: Receive
+) -> Record:
+    """Wait for a job's end; whatever ends the waiting before that is told to the queue."""
+    services, terms = submission.services, submission.terms
+    outcome = asyncio.ensure_future(ended)
+    gone = asyncio.create_task(client_gone(receive))
+    stopped = asyncio.create_task(ending(services))
+    tasks: set[asyncio.Future[Any]] = {outcome, gone, stopped}
+    limit_s = terms.timeout_s if wait_s is None else min(wait_s, terms.timeout_s)
+    try:
+        await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        if outcome.done():
+            return outcome.result()
+        if gone.done():
+            await _leaving(submission, id)()
+            raise ClientGone
+        if stopped.done():
+            await _leaving(submission, id)(stopping=True)
+            message = f"The service is stopping; the job goes on without it: ask for /jobs/{id} later."
+            raise Unavailable(message, headers={"Location": f"/jobs/{id}"})
+        if wait_s is not None and wait_s < terms.timeout_s:
+            await _tell(services.producer.detach(id, terms.client))
+            raise StillWaiting(id)
+        if id == submission.job.id:
+            await _tell(services.producer.cancel(id, "expired"))
+        else:  # the deadline of the job that it was attached to is another's business
+            await _leaving(submission, id)()
+        raise DeadlineExceeded(f"Not done within {terms.timeout_s:g} s.")
+    except RedisError as error:
+        raise Unavailable("The queue is out of reach.") from error
+    finally:
+        await end(tasks)
+
+
+def _leaving(submission: Submission, id: str) -> Any:
+    """What to do when the client that waits for a job has gone: nobody else's job is touched by it."""
+    services, terms = submission.services, submission.terms
+    grace_s = services.settings.retry_grace_s if terms.idempotency else 0.0
+
+    async def leave(stopping: bool = False) -> None:
+        """``stopping``: it is the service that goes, and the client will ask again."""
+        if terms.client and stopping:
+            await _tell(services.producer.detach(id, terms.client))
+        elif terms.client:
+            await _tell(services.producer.leave(id, terms.client, grace_s))
+
+    return leave
+
+
+async def _tell(call: Awaitable[object]) -> None:
+    try:
+        await call
+    except RedisError as error:
+        log.warning("the queue could not be told that nobody waits: %s", error)
+
+
+async def _accepted(services: Services, id: str, ask: Ask) -> Response:
+    """202: the job as it is now, and where to ask for it."""
+    status = await job_status(services, await find(services, id, ask.key), ask.base_url)
+    headers = {"Location": f"/jobs/{id}", "Preference-Applied": ask.preference.applied}
+    return Response(status.model_dump_json(), 202, headers, "application/json")
+
+
+async def _answer(services: Services, record: Record, ask: Ask) -> Response:
+    """200 for a job that has ended well.
+
+    Raises:
+        ServiceError: it has not.
+    """
+    if (error := failure(record)) is not None:
+        raise error
+    return await ask.render(services, record, ask)

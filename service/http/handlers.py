@@ -1,0 +1,93 @@
+"""From exceptions to answers: each becomes the one error body."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from service.errors import InvalidRequest, MethodNotAllowed, NotFound, ServiceError, TooLarge, error_body
+from service.http.description import OPENAI_PATHS
+from service.http.openai.schema import ImagesRequest
+from service.http.openai.translate import as_openai
+from service.http.schema import GenerateRequest
+
+SHOWN_CHARS = 80
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Let the app answer every error in the one form."""
+
+    @app.exception_handler(ServiceError)
+    async def service_error(request: Request, error: ServiceError) -> JSONResponse:
+        return _answer(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _answer(request, from_validation(error.errors()[0], _fields(request)))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        return _answer(request, from_http(error), dict(error.headers or {}))
+
+
+def from_validation(error: dict[str, Any], fields: Collection[str]) -> ServiceError:
+    """The first thing that is wrong with a body, in one sentence that names the field; ``fields`` are known."""
+    kind, field = error["type"], _field(error["loc"])
+    if kind == "json_invalid":
+        return ServiceError("The body is not valid JSON.", code="invalid_json")
+    if kind == "string_unicode" and field is None:
+        return InvalidRequest("The name of a field is not valid Unicode.")
+    if field is None:
+        return InvalidRequest("Send a JSON object, with the header Content-Type: application/json.")
+    if kind == "missing":
+        return InvalidRequest(f"{field} is missing.", param=field)
+    if kind == "extra_forbidden" and len(error["loc"]) == 2:
+        nearest = difflib.get_close_matches(field, fields, n=1, cutoff=0)[0]
+        return InvalidRequest(f"{field} is not a field of this request; the nearest one is {nearest}.", param=field)
+    message = error["msg"].removeprefix("Value error, ")
+    where = "" if len(error["loc"]) == 2 else _entry(error["loc"])
+    return InvalidRequest(f"{field}{where}: {message[:1].lower()}{message[1:]}.", param=field)
+
+
+def from_http(error: HTTPException) -> ServiceError:
+    """What the framework itself refuses."""
+    if error.status_code == 404:
+        return NotFound("There is no such page.")
+    if error.status_code == 405:
+        return MethodNotAllowed("This address does not take this method.")
+    if error.status_code == 413:
+        return TooLarge("The body is too large.")
+    if error.status_code == 400:
+        return ServiceError("The body is not valid JSON.", code="invalid_json")
+    return ServiceError("Something went wrong inside the service.")
+
+
+def _fields(request: Request) -> Collection[str]:
+    return ImagesRequest.model_fields if request.url.path in OPENAI_PATHS else GenerateRequest.model_fields
+
+
+def _field(location: tuple[Any, ...]) -> str | None:
+    """The field's name, made safe to be printed: it may be the client's own invention."""
+    return _printable(str(location[1])) if len(location) > 1 else None
+
+
+def _entry(location: tuple[Any, ...]) -> str:
+    """Which entry of a list or an object is wrong, if one is."""
+    entries = [part for part in location[2:] if isinstance(part, int)]
+    return f"[{entries[0]}]" if entries else ""
+
+
+def _printable(name: str) -> str:
+    return name[:SHOWN_CHARS].encode("utf-8", "replace").decode("utf-8")
+
+
+def _answer(request: Request, error: ServiceError, headers: dict[str, str] | None = None) -> JSONResponse:
+    body = error_body(error, request.state.request_id)
+    status = as_openai(error) if request.url.path in OPENAI_PATHS else error.status
+    return JSONResponse(body, status, headers={**error.headers, **(headers or {})})

@@ -1,0 +1,27 @@
+"""A job's events as OpenAI's clients read them: previews, images, and an error, but nothing about the queue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.errors import error_detail
+from service.http.events import COMPLETED, END, PREVIEW, Event, EventStream
+from service.http.openai.translate import described, usage
+from service.http.presentation import failure, in_base64
+from service.queue.job import Record
+
+
+class OpenAIStream(EventStream):
+    """The stream of ``stream: true``."""
+
+    async def _data(self, event: Event, record: Record) -> dict[str, Any] | None:
+        if event.number == END:
+            error = failure(record)
+            return {"error": error_detail(error)} if error else None
+        if event.number < PREVIEW or event.file is None:
+            return None
+        told = {"created_at": int(record.created_s), **described(self._services, record.job)}
+        told["b64_json"] = await in_base64(self._services, event.file)
+        if event.number < COMPLETED:
+            return {**told, "partial_image_index": event.data["partial_image_index"]}
+        return {**told, "usage": usage(self._services, record.job, 1).model_dump(), "seed": event.data["seed"]}

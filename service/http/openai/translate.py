@@ -1,0 +1,146 @@
+"""From OpenAI's words to a request of our own, and from a job that is done to OpenAI's form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import Response
+
+from service.errors import InvalidRequest, ServiceError
+from service.http.generate import Ask
+from service.http.openai.schema import ImageDatum, ImagesAnswer, ImagesRequest, InputDetails, Usage
+from service.http.presentation import image_url, in_base64
+from service.http.schema import GenerateRequest
+from service.http.services import Services
+from service.models.choice import Choice, Served
+from service.models.folder import Name
+from service.queue.job import Job, Record
+from student.bundle import Student
+
+REFUSED = {
+    "style": "style has no effect on a student: say it in the prompt.",
+    "complexity": "complexity has no effect: nothing is planned before the picture.",
+    "frame_count": "frame_count is for gif, which is not drawn here.",
+    "frame_duration_ms": "frame_duration_ms is for gif, which is not drawn here.",
+}
+SAME = ("prompt", "output_format", "output_compression", "response_format", "stream", "partial_images", "seed")
+
+
+def pick(choice: Choice, body: ImagesRequest) -> Served:
+    """The student that is meant.
+
+    Raises:
+        NotFound, InvalidRequest
+    """
+    id, version = _model(body)
+    return choice.pick(id, version)
+
+
+def translated(body: ImagesRequest, served: Served, shows_steps: bool) -> GenerateRequest:
+    """The request in our own words.
+
+    Raises:
+        InvalidRequest: it asks for what no student can do.
+    """
+    for name, why in REFUSED.items():
+        if getattr(body, name) is not None:
+            raise InvalidRequest(why, name)
+    if body.background == "transparent":
+        raise InvalidRequest("background cannot be transparent: a student draws opaque pictures.", "background")
+    if body.output_format in ("gif", "svg"):
+        raise InvalidRequest(
+            f"output_format {body.output_format} is not drawn here: png, jpeg or webp.", "output_format"
+        )
+    if body.partial_images and not body.stream:
+        raise InvalidRequest("partial_images needs stream.", "partial_images")
+    fields: dict[str, Any] = {name: value for name in SAME if (value := getattr(body, name)) is not None}
+    if not shows_steps:
+        fields.pop("partial_images", None)  # OpenAI promises "at most"
+    if body.n is not None:
+        fields["n"] = body.n
+    if body.size not in (None, "auto"):
+        fields["size"] = body.size
+    id, version = _model(body)
+    user = body.safety_identifier or body.user
+    return GenerateRequest(
+        model=id, model_version=version, user=user, num_inference_steps=_steps(served.student, body), **fields
+    )
+
+
+def _model(body: ImagesRequest) -> tuple[str | None, str | None]:
+    id, _, version = (body.model or "").partition("@")
+    return id or None, version or None
+
+
+def _steps(student: Student, body: ImagesRequest) -> int | None:
+    if body.num_inference_steps is not None and body.quality not in (None, "auto"):
+        raise InvalidRequest("quality becomes a step count: send it or num_inference_steps.", "quality")
+    if body.num_inference_steps is not None:
+        return body.num_inference_steps
+    counts = sorted(student.steps)
+    if body.quality == "low":
+        return counts[0]
+    return counts[(len(counts) - 1) // 2] if body.quality == "medium" else counts[-1]
+
+
+def quality_of(steps: int, student: Student | None) -> str:
+    """What a step count is called; of a student with a single one it is 'high'."""
+    counts = sorted(student.steps) if student else [steps]
+    return "high" if steps == counts[-1] else "low" if steps == counts[0] else "medium"
+
+
+async def answer(services: Services, record: Record, ask: Ask) -> Response:
+    """A job that is done, in OpenAI's form.
+
+    Raises:
+        ServiceError: an image was swept away meanwhile.
+    """
+    job = record.job
+    body = ImagesAnswer(
+        created=int(record.created_s),
+        data=[await _datum(services, record, k, ask.base_url) for k in range(len(record.result["images"]))],
+        usage=usage(services, job, len(job.seeds)),
+        **described(services, job),
+    )
+    applied = {"Preference-Applied": ask.preference.applied} if ask.preference.applied else {}
+    return Response(body.model_dump_json(exclude_none=True), 200, applied, "application/json")
+
+
+def described(services: Services, job: Job) -> dict[str, Any]:
+    """What OpenAI says of every image."""
+    student = _student(services, job)
+    size = f"{job.width}x{job.height}"
+    return {"background": "opaque", "output_format": job.output_format, "quality": quality_of(job.steps, student),
+            "size": size}  # fmt: skip
+
+
+def usage(services: Services, job: Job, images: int) -> Usage:
+    """The tokens of a prompt and of so many images; a latent patch is a token of the network's."""
+    served = services.models.choice.served.get(Name(job.model, job.version))
+    text = served.count_tokens(job.prompt) if served else 0
+    drawn = images * _patches(served.student) if served else 0
+    details = InputDetails(text_tokens=text, image_tokens=0)
+    return Usage(input_tokens=text, input_tokens_details=details, output_tokens=drawn, total_tokens=text + drawn)
+
+
+def _patches(student: Student) -> int:
+    latents = student.latents
+    return latents.height * latents.width // latents.packing**2
+
+
+def _student(services: Services, job: Job) -> Student | None:
+    served = services.models.choice.served.get(Name(job.model, job.version))
+    return served.student if served else None
+
+
+async def _datum(services: Services, record: Record, index: int, base_url: str) -> ImageDatum:
+    image = record.result["images"][index]
+    told = {"seed": image["seed"], "reward": image["reward"]}
+    if record.job.response_format == "url":
+        return ImageDatum(url=image_url(base_url, record.id, index), **told)
+    return ImageDatum(b64_json=await in_base64(services, image["file"]), **told)
+
+
+def as_openai(error: ServiceError) -> int:
+    """The status that OpenAI's API has for an error: its clients know a wrong field by 400."""
+    return 400 if error.status == 422 else error.status

@@ -1,0 +1,53 @@
+"""The headers with which a client says how it wants to be answered."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from service.errors import InvalidRequest
+from service.http.schema import GenerateRequest
+
+LONGEST_WAIT_S = 3600
+KEY = re.compile(r"[\x21-\x7e]{1,255}")
+KEY_HEADER = "Idempotency-Key"
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What a Prefer header says (RFC 7240): ``asynchronously``, or to wait for the answer ``wait_s`` at most."""
+
+    asynchronously: bool = False
+    wait_s: int | None = None
+
+    @property
+    def applied(self) -> str:
+        """The Preference-Applied header of an answer that follows it; empty without a preference."""
+        parts = ["respond-async"] if self.asynchronously else []
+        return ", ".join(parts + ([f"wait={self.wait_s}"] if self.wait_s is not None else []))
+
+
+def read_preference(header: str) -> Preference:
+    """What is understood of a Prefer header; the rest is ignored, as the RFC has it. The first of two counts."""
+    words = [part.partition(";")[0].strip().lower() for part in header.split(",")]
+    waits = [match[1] for word in words if (match := re.fullmatch(r'wait\s*=\s*"?([0-9]{1,9})"?', word))]
+    return Preference("respond-async" in words, min(int(waits[0]), LONGEST_WAIT_S) if waits else None)
+
+
+def idempotency(header: str | None, key: str) -> str:
+    """The digest of an Idempotency-Key and of whose it is; empty without one.
+
+    Raises:
+        InvalidRequest: it is empty, too long, or not of printable ASCII characters.
+    """
+    if header is None:
+        return ""
+    if not KEY.fullmatch(header):
+        raise InvalidRequest(f"{KEY_HEADER} must have 1 to 255 printable ASCII characters and no space.", KEY_HEADER)
+    return hashlib.sha256(f"{key}\n{header}".encode()).hexdigest()
+
+
+def digest(body: GenerateRequest) -> str:
+    """The same for two bodies that ask for the same, however they are written."""
+    return hashlib.sha256(body.model_dump_json().encode()).hexdigest()

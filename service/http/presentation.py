@@ -1,0 +1,174 @@
+"""From a job's record to what its client is told: JSON, or the bytes of an image."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+from redis.exceptions import RedisError
+from starlette.responses import Response
+
+from service.errors import Cancelled, DeadlineExceeded, GenerationFailed, ServiceError, Unavailable, error_detail
+from service.http.answers import ErrorDetail, GeneratedImage, GenerateResponse, JobStatus, QueuePlace, Timings
+from service.http.services import Services
+from service.models.folder import Name
+from service.queue.job import Job, Record, State
+from service.results.formats import MEDIA_TYPES
+from service.results.store import ResultMissing
+from student.bundle import Student
+
+
+async def generated(services: Services, record: Record, base_url: str) -> GenerateResponse:
+    """The answer for a job that is done: images in base64, or their addresses below ``base_url``.
+
+    Raises:
+        ServiceError: an image was swept away meanwhile.
+    """
+    job, told = record.job, record.result
+    inline = job.response_format != "url"
+    return GenerateResponse(
+        id=record.id,
+        created=int(record.created_s),
+        model=job.model,
+        model_version=job.version,
+        runtime=told["runtime"],
+        batch_size=told["batch_size"],
+        data=[await _image(services, record, k, base_url, inline) for k in range(len(told["images"]))],
+        timings=timings(record),
+    )
+
+
+async def job_status(services: Services, record: Record, base_url: str) -> JobStatus:
+    """What is known of a job at any time; of a waiting one its place, too.
+
+    Raises:
+        ServiceError: the queue is out of reach.
+    """
+    job, told, done = record.job, record.result, record.state is State.DONE
+    error = failure(record) if record.terminal else None
+    return JobStatus(
+        id=record.id,
+        status=record.state.value,
+        created=int(record.created_s),
+        model=job.model,
+        model_version=job.version,
+        prompt=job.prompt,
+        seeds=list(job.seeds),
+        user=job.user,
+        metadata=dict(job.metadata),
+        priority=job.priority,
+        cancelling=record.giving_up,
+        queue=await place_of(services, record),
+        data=[_linked(record, k, base_url) for k in range(len(job.seeds))] if done else [],
+        runtime=told.get("runtime") if done else None,
+        batch_size=told.get("batch_size") if done else None,
+        timings=timings(record) if done else None,
+        error=ErrorDetail(**error_detail(error)) if error else None,
+    )
+
+
+async def place_of(services: Services, record: Record) -> QueuePlace | None:
+    """Where a waiting job stands; None for one that does not wait (any more).
+
+    Raises:
+        ServiceError: the queue is out of reach.
+    """
+    if record.state is not State.QUEUED:
+        return None
+    try:
+        place = await services.producer.place(record.id)
+    except RedisError as error:
+        raise Unavailable("The queue is out of reach.") from error
+    return QueuePlace(position=place.position, predicted_wait_s=place.wait_s) if place else None
+
+
+def timings(record: Record) -> Timings:
+    """Where the time of a job that is done went."""
+    total_s = (record.finished_s or record.created_s) - record.created_s
+    return Timings(**record.result["timings"], total_s=total_s)
+
+
+def failure(record: Record) -> ServiceError | None:
+    """What a job that has ended ended with instead of pictures, or None if it is done."""
+    if record.state is State.DONE:
+        return None
+    if record.state is State.EXPIRED:
+        return DeadlineExceeded("The deadline passed before the picture was done.")
+    if record.state is State.CANCELLED:
+        return Cancelled("The job was cancelled.")
+    error = record.result.get("error", {"code": "generation_failed", "message": "The picture could not be drawn."})
+    return GenerationFailed(error["message"], code=error["code"])
+
+
+async def image_file(services: Services, record: Record, index: int) -> Response:
+    """The bytes of image ``index`` of a job that is done; headers tell the rest.
+
+    Raises:
+        ServiceError: it was swept away meanwhile.
+    """
+    image, job = record.result["images"][index], record.job
+    data = await read_image(services, image["file"])
+    headers = {
+        "X-Seed": str(image["seed"]),
+        "X-Model-Version": job.version,
+        "Content-Disposition": f'inline; filename="{record.id}-{index}.{job.output_format}"',
+        "ETag": f'"{image["sha256"]}"',
+        "X-Content-Type-Options": "nosniff",
+    }
+    if (score := main_score(_student_of(services, job), image["reward"])) is not None:
+        headers["X-Reward-Score"] = f"{score:.6f}"
+    return Response(data, media_type=MEDIA_TYPES[job.output_format], headers=headers)
+
+
+async def read_image(services: Services, reference: str) -> bytes:
+    """The stored bytes.
+
+    Raises:
+        ServiceError: they were swept away.
+    """
+    try:
+        return await asyncio.to_thread(services.results.get, reference)
+    except ResultMissing:
+        raise ServiceError("The picture was drawn, but its file is gone.", code="result_missing") from None
+    except OSError as error:
+        raise Unavailable("The store of the pictures is out of reach.") from error
+
+
+async def in_base64(services: Services, reference: str) -> str:
+    """The stored bytes as text."""
+    return base64.b64encode(await read_image(services, reference)).decode("ascii")
+
+
+def image_url(base_url: str, id: str, index: int) -> str:
+    """Where image ``index`` of a job is."""
+    return f"{base_url}jobs/{id}/images/{index}"
+
+
+def main_score(student: Student | None, reward: dict[str, float]) -> float | None:
+    """The score of the scorer that the student was trained on, or of any other, or None without one."""
+    scorers = student.scorers if student else {}
+    trained = [name for name, scorer in scorers.items() if scorer.role == "trained" and name in reward]
+    names = trained or sorted(reward)
+    return reward[names[0]] if names else None
+
+
+def _student_of(services: Services, job: Job) -> Student | None:
+    """The student that drew a job; it may be served no more."""
+    served = services.models.choice.served.get(Name(job.model, job.version))
+    return served.student if served else None
+
+
+async def _image(services: Services, record: Record, index: int, base_url: str, inline: bool) -> GeneratedImage:
+    if not inline:
+        return _linked(record, index, base_url)
+    image = record.result["images"][index]
+    return GeneratedImage(b64_json=await in_base64(services, image["file"]), **_told(image))
+
+
+def _linked(record: Record, index: int, base_url: str) -> GeneratedImage:
+    return GeneratedImage(url=image_url(base_url, record.id, index), **_told(record.result["images"][index]))
+
+
+def _told(image: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in image.items() if name != "file"}

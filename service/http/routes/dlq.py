@@ -1,0 +1,140 @@
+"""The operator's part in what was given up: list dead letters, try one again, drop one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+from pydantic import Field
+from redis.exceptions import RedisError
+
+from service.errors import Conflict, ModelGone, NotFound, QueueFull, Unavailable
+from service.http.access import operator
+from service.http.answers import error_responses
+from service.http.schema import Strict
+from service.http.services import Services
+from service.observe.logs import prompt_facts
+from service.queue.dead_letters import Letter, Letters
+from service.queue.job import Job, Verdict
+
+MOST_LISTED = 1000
+
+router = APIRouter(prefix="/admin/dlq", tags=["operation"], dependencies=[Depends(operator)])
+
+JobId = Annotated[str, Path(description="The id of the job that was given up.")]
+Limit = Annotated[int, Query(ge=1, le=MOST_LISTED, description="How many at most.")]
+
+
+class DeadLetter(Strict):
+    """A job that was given up because its workers died."""
+
+    id: str = Field(description="The job's id.")
+    model: str | None = Field(description="Null: the job was written by another version of the service.")
+    model_version: str | None
+    key: str = Field(description="Whose job it was.")
+    attempts: int = Field(description="How many workers died.")
+    worker: str = Field(description="The last of them.")
+    created: int = Field(description="Unix time of acceptance, in seconds.")
+    died: int = Field(description="Unix time at which it was given up, in seconds.")
+    steps: int | None = Field(description="Of one picture.")
+    images: int | None = Field(description="How many were asked for.")
+    prompt: str | None = Field(description="Null unless FEWSTEP_LOG_PROMPTS allows to show it.")
+    prompt_chars: int | None = Field(description="How long the prompt is.")
+    prompt_sha256: str | None = Field(description="The beginning of its hash.")
+
+
+class DeadLetters(Strict):
+    """Dead letters, newest first."""
+
+    data: list[DeadLetter]
+
+
+class Retried(Strict):
+    """A dead letter that is tried again."""
+
+    id: str = Field(description="The job that was given up; it stays so.")
+    retried_as: str = Field(description="The job that was queued in its stead, for the same owner.")
+
+
+class Dropped(Strict):
+    """A dead letter that is forgotten."""
+
+    id: str
+    dropped: bool = Field(description="Always true.")
+
+
+@router.get("", responses=error_responses(403, 422, 503))
+async def list_letters(request: Request, limit: Limit = 100) -> DeadLetters:
+    """Jobs that were given up in the last week because one worker after the other died while it drew them."""
+    services: Services = request.app.state.services
+    try:
+        letters = await Letters(services.producer).newest(limit)
+    except RedisError as error:
+        raise _away() from error
+    return DeadLetters(data=[_described(letter, services.settings.log_prompts) for letter in letters])
+
+
+@router.post("/{id}/retry", responses=error_responses(403, 404, 409, 422, 503))
+async def retry_letter(id: JobId, request: Request) -> Retried:
+    """Draw it once more, alone, as a new job of the same owner; it does not count for a quota."""
+    services: Services = request.app.state.services
+    letters = Letters(services.producer)
+    try:
+        letter = await letters.find(id)
+        if letter is None:
+            raise _unknown()
+        if not letter.record.readable:
+            raise Conflict("This job was written by another version of the service: it can only be dropped.")
+        verdict = await letters.retry(letter.record.job, services.settings.job_timeout_s)
+    except RedisError as error:
+        raise _away() from error
+    _check(verdict)
+    return Retried(id=id, retried_as=verdict.id)
+
+
+@router.post("/{id}/drop", responses=error_responses(403, 404, 422, 503))
+async def drop_letter(id: JobId, request: Request) -> Dropped:
+    """Forget it. The job itself stays failed."""
+    services: Services = request.app.state.services
+    try:
+        if not await Letters(services.producer).drop(id):
+            raise _unknown()
+    except RedisError as error:
+        raise _away() from error
+    return Dropped(id=id, dropped=True)
+
+
+def _check(verdict: Verdict) -> None:
+    if verdict.word == "gone":
+        raise ModelGone("model is served no more.", "model")
+    if verdict.word not in ("ok", "known"):
+        raise QueueFull("Too many requests are waiting.", retry_after_s=verdict.wait_s)
+
+
+def _described(letter: Letter, show_prompts: bool) -> DeadLetter:
+    record = letter.record
+    job: Job | None = record.job if record.readable else None
+    facts = prompt_facts(job.prompt, show_prompts) if job else {}
+    return DeadLetter(
+        id=record.id,
+        model=job.model if job else None,
+        model_version=job.version if job else None,
+        key=record.key,
+        attempts=letter.attempts,
+        worker=letter.worker,
+        created=int(record.created_s),
+        died=int(letter.died_s),
+        steps=job.steps if job else None,
+        images=len(job.seeds) if job else None,
+        prompt=job.prompt if job and show_prompts else None,
+        prompt_chars=facts.get("prompt_chars"),
+        prompt_sha256=facts.get("prompt_sha256"),
+    )
+
+
+def _unknown() -> NotFound:
+    return NotFound("There is no such dead letter.")
+
+
+def _away() -> Unavailable:
+    return Unavailable("The queue is out of reach.")

@@ -1,0 +1,89 @@
+"""What a supervisor, a load balancer and Prometheus ask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from redis.exceptions import RedisError
+
+from service.errors import Unavailable
+from service.http.answers import error_responses
+from service.http.services import Services
+from service.models.folder import Name
+from service.observe.metrics import Memory
+from service.queue.producer import Worker
+
+LOOK_S = 0.5
+
+router = APIRouter(tags=["operation"])
+
+
+@router.head("/healthz", include_in_schema=False)
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process answers. It never asks the queue: an outage there is no reason to restart this process."""
+    return {"status": "ok"}
+
+
+@router.head("/readyz", include_in_schema=False)
+@router.get("/readyz", responses=error_responses(503))
+async def readyz(request: Request) -> dict[str, str | int | float]:
+    """The queue answers and a worker is alive."""
+    services: Services = request.app.state.services
+    if services.stopping.is_set():
+        raise Unavailable("The service is stopping.")
+    try:
+        workers = await asyncio.wait_for(services.producer.workers(), LOOK_S)
+    except (RedisError, TimeoutError):
+        raise Unavailable("The queue is out of reach.") from None
+    if not workers:
+        raise Unavailable("No worker is alive.")
+    served = services.models.choice.default()
+    if served is None:
+        raise Unavailable("No model is served (yet).")
+    return {
+        "status": "ready",
+        "model": served.name.id,
+        "model_version": served.name.version,
+        "runtime": workers[0].models.get(str(served.name), {}).get("runtime", workers[0].runtime),
+        "workers": len(workers),
+        "load_s": workers[0].load_s,
+        "warm_up_s": workers[0].warm_up_s,
+    }
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format; without the queue's figures while it is out of reach."""
+    services: Services = request.app.state.services
+    services.metrics.references(served.student for served in services.models.choice.served.values())
+    try:
+        services.metrics.reached(await asyncio.wait_for(_look(services), LOOK_S))
+    except (RedisError, TimeoutError):
+        services.metrics.reached(None)
+    return Response(services.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _look(services: Services) -> Memory:
+    """Note how the queue is; returns how its server is.
+
+    Raises:
+        RedisError: it is out of reach.
+    """
+    services.metrics.queue(await services.producer.depth())
+    workers = await services.producer.workers()
+    services.metrics.models(_held(workers), sum(bool(worker.models) for worker in workers))
+    services.metrics.accelerators((worker.host, worker.gpus) for worker in workers)
+    said = await services.producer.client.info()
+    written = said.get("aof_last_write_status", "ok") == "ok"
+    return Memory(int(said["used_memory"]), int(said.get("maxmemory", 0)), written)
+
+
+def _held(workers: Sequence[Worker]) -> Counter[tuple[str, str]]:
+    """How many workers hold each model and version."""
+    names = [Name.of(name) for worker in workers for name in worker.models]
+    return Counter((name.id, name.version) for name in names)

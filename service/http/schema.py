@@ -1,0 +1,155 @@
+"""The body of a request, as clients write it. Everything is strict: no coercion, no unknown fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
+
+MAX_PROMPT_CHARS = 1000
+MAX_IMAGES = 10
+MAX_SIDE_PX = 16384
+MAX_PREVIEWS = 3
+MAX_PRIORITY = 5
+MAX_TIMEOUT_S = 3600
+MAX_METADATA = 16
+SEED_LIMIT = 2**32
+EXAMPLE: dict[str, JsonValue] = {"prompt": "a small red heart above a large blue star on a cream background", "seed": 7}
+
+
+def _not_blank(prompt: str) -> str:
+    if not prompt.strip():
+        raise ValueError("a prompt needs at least one word")
+    return prompt
+
+
+def _one_or_many(seed: Any) -> str:
+    return "many" if isinstance(seed, list) else "one"
+
+
+Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
+Seeds = Annotated[
+    Annotated[Seed, Tag("one")] | Annotated[list[Seed], Field(min_length=1, max_length=MAX_IMAGES), Tag("many")],
+    Discriminator(_one_or_many),
+]
+WebhookEvent = Literal["job.done", "job.failed", "job.cancelled", "job.expired"]
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+
+
+class Strict(BaseModel):
+    """No coercion, no unknown fields, no changes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class GenerateRequest(Strict):
+    """What to draw, and how the answer is to look."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    prompt: Annotated[str, AfterValidator(_not_blank)] = Field(
+        min_length=1, max_length=MAX_PROMPT_CHARS, description="What to draw, in words.", examples=["a red heart"]
+    )
+    negative_prompt: str | None = Field(
+        None,
+        max_length=MAX_PROMPT_CHARS,
+        description="Refused with the reason: a few-step student runs without the second pass that would read it.",
+    )
+    num_inference_steps: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Network calls for each image: one of the counts that the student was trained for. Unset: the most "
+        "that it was trained for.",
+        examples=[4],
+    )
+    guidance_scale: float | None = Field(
+        None,
+        description="Refused with the reason, unless it is the very value that was baked into the student's weights.",
+    )
+    width: int | None = Field(
+        None, ge=1, le=MAX_SIDE_PX, description="Pixels. Unset: the student's own width.", examples=[64]
+    )
+    height: int | None = Field(
+        None, ge=1, le=MAX_SIDE_PX, description="Pixels. Unset: the student's own height.", examples=[64]
+    )
+    size: str | None = Field(
+        None, pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$", description="WIDTHxHEIGHT in one word.", examples=["64x64"]
+    )
+    seed: Seeds | None = Field(
+        None,
+        description="Where the noise comes from: the same prompt and seed give the same bytes. Image k of a request "
+        "uses (seed + k) mod 2^32; a list gives each image its own. Unset: drawn, and told in the answer.",
+        examples=[7, [7, 21, 42]],
+    )
+    num_images_per_prompt: int = Field(
+        1, ge=1, le=MAX_IMAGES, description="How many images of the prompt. Unset: as many as there are seeds."
+    )
+    n: int = Field(1, ge=1, le=MAX_IMAGES, description="Another name of num_images_per_prompt.", examples=[2])
+    model: str | None = Field(None, max_length=128, description="The id of a served student. Unset: the only one.")
+    model_version: str | None = Field(
+        None, max_length=128, description="One of its versions, or latest. Unset: the newest.", examples=["latest"]
+    )
+    output_format: Literal["png", "jpeg", "webp"] = Field(
+        "png", description="Format of the images. Each file says in its metadata (XMP) that a model drew it, and which."
+    )
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="Quality of jpeg and webp: 100 is best. Unset: 95. png has none.", examples=[80]
+    )
+    response_format: Literal["b64_json", "url", "file"] = Field(
+        "b64_json",
+        description="b64_json: JSON with the images in base64. url: JSON with their addresses, which work for as long "
+        "as the service keeps results. file: the bytes of the one image.",
+    )
+    priority: int = Field(
+        0,
+        ge=-MAX_PRIORITY,
+        le=MAX_PRIORITY,
+        description="Higher goes ahead, by a bounded amount of work: nothing waits for ever. Inside a priority, keys "
+        "take turns.",
+    )
+    timeout_s: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        description="Deadline in seconds. A request that would have to wait longer is refused at once with 504, and "
+        "what has not begun by then never will. Unset: what the service is set to.",
+        examples=[30],
+    )
+    stream: bool = Field(
+        False,
+        description="Answer with server-sent events: queued, started, image_generation.partial_image, "
+        "image_generation.completed for each image, done (or error).",
+    )
+    partial_images: int = Field(
+        0,
+        ge=0,
+        le=MAX_PREVIEWS,
+        description="How many looks at each unfinished image the events have, at most; only where the runtime shows "
+        "its steps, with stream or Prefer: respond-async.",
+    )
+    user: str | None = Field(None, max_length=128, description="Your own name for who asks; told back with the job.")
+    metadata: dict[MetadataKey, MetadataValue] | None = Field(
+        None, max_length=MAX_METADATA, description="Your own notes; told back with the job.", examples=[{"page": "12"}]
+    )
+
+    webhook_url: str | None = Field(
+        None,
+        max_length=2048,
+        description="An https address that is told, signed, when the job has ended, if the operator allows webhooks. "
+        "They may come twice, with the same webhook-id.",
+        examples=["https://example.com/hook"],
+    )
+    webhook_events: list[WebhookEvent] | None = Field(
+        None, min_length=1, max_length=4, description="Which ends are told. Unset: all.", examples=[["job.done"]]
+    )
+
+    @property
+    def count(self) -> int:
+        """How many images are asked for, by whichever field says so."""
+        if "num_images_per_prompt" in self.model_fields_set:
+            return self.num_images_per_prompt
+        if "n" in self.model_fields_set:
+            return self.n
+        return len(self.seed) if isinstance(self.seed, list) else 1

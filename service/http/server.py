@@ -1,0 +1,74 @@
+"""The HTTP process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import signal
+import socket
+import sys
+from contextvars import Context
+from types import FrameType
+
+import prometheus_client
+import uvicorn
+from fastapi import FastAPI
+
+from service.exposure import check_exposure
+from service.http.app import build_app
+from service.http.services import Services
+from service.keys import KeyStore
+from service.settings import Settings
+
+STOP_MARGIN_S = 1  # for those who are answered at the last moment
+KEEP_ALIVE_S = 75  # longer than the idle limit of common load balancers, so that it is they who close first
+
+log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """A server that tells the application at once when it is to stop, so that /readyz says so and who waits hears."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float) -> None:
+        super().__init__(config)
+        self._app = app
+        self._drain_s = drain_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        services: Services | None = getattr(self._app.state, "services", None)
+        if services is None or services.stopping.is_set():
+            return super().handle_exit(sig, frame)
+        services.stopping.set()
+        # A signal comes in the middle of anything: the line is not about the request that is just being answered.
+        Context().run(log.info, "told to stop", extra={"drain_s": self._drain_s})
+        asyncio.get_running_loop().call_later(self._drain_s, super().handle_exit, sig, frame)
+
+
+def run_server(settings: Settings, listener: socket.socket) -> None:
+    """Serve on a bound socket until SIGTERM or SIGINT.
+
+    Raises:
+        StartupError: there is no student to serve, no server is known, or a key is needed and there is none.
+    """
+    settings.required_redis_url  # noqa: B018
+    check_exposure(settings, listener.getsockname()[0], KeyStore(settings.data_dir))
+    # A third more lines, for a date that nobody asks for.
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+    app = build_app(settings)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.grace_s) + STOP_MARGIN_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)  # uvicorn raises the signal again when all is done
+    Server(config, app, settings.drain_s).run(sockets=[listener])
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)

@@ -1,0 +1,125 @@
+"""What the routes work with: built once for each API process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from redis.exceptions import RedisError
+
+from service.http.gate import Gate
+from service.http.tasks import end
+from service.models.controller import OneModel, Overseer
+from service.models.folder import Folder
+from service.models.registry import Board
+from service.models.single import queue_name
+from service.observe.metrics import Metrics
+from service.observe.tracer import Tracing
+from service.queue.connection import connect_async
+from service.queue.producer import Producer
+from service.queue.replies import BLOCK_S, Replies
+from service.results.choose import open_store
+from service.results.store import ResultStore
+from service.settings import Settings
+
+REAP_EVERY_S = 1.0
+SWEEP_EVERY_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Services:
+    """``stopping`` is set when the process has been told to end."""
+
+    settings: Settings
+    models: OneModel | Overseer
+    producer: Producer
+    replies: Replies
+    results: ResultStore
+    metrics: Metrics
+    stopping: asyncio.Event
+    tracing: Tracing
+    gate: Gate
+
+
+@asynccontextmanager
+async def background(services: Services) -> AsyncIterator[None]:
+    """Run what an API process does beside answering, for as long as the context lasts."""
+
+    async def reap() -> None:
+        await services.producer.reap()
+
+    async def sweep() -> None:
+        quota_bytes = services.settings.results_quota_mb * 2**20
+        await asyncio.to_thread(services.results.sweep, services.settings.result_ttl_s, quota_bytes)
+
+    tasks = [
+        asyncio.create_task(services.replies.read_forever()),
+        asyncio.create_task(services.models.run()),
+        asyncio.create_task(every(REAP_EVERY_S, reap)),
+        asyncio.create_task(every(SWEEP_EVERY_S, sweep)),
+    ]
+    try:
+        yield
+    finally:
+        await end(tasks)
+
+
+@asynccontextmanager
+async def open_services(
+    settings: Settings, metrics: Metrics, one: OneModel | None, tracing: Tracing, gate: Gate
+) -> AsyncIterator[Services]:
+    """Connect (lazily: the server may come later), start the background tasks. Without ``one``, several are served."""
+    api = uuid.uuid4().hex
+    client = connect_async(settings.required_redis_url)
+    reader = connect_async(settings.required_redis_url, block_s=BLOCK_S)
+    queue = queue_name(settings)
+    producer = Producer(
+        client,
+        queue,
+        api,
+        ttl_s=settings.result_ttl_s,
+        max_pending=settings.max_pending,
+        max_attempts=settings.max_attempts,
+        priority_images=settings.priority_images,
+        quota=round(settings.quota * 1000),
+        managed=one is None,
+        replicas=settings.replicas,
+    )
+    services = Services(
+        settings=settings,
+        models=one or Overseer(settings, Folder(settings.required_models), Board(client, queue), producer),
+        producer=producer,
+        replies=Replies(reader, producer, queue, api, metrics.record),
+        results=open_store(settings),
+        metrics=metrics,
+        stopping=asyncio.Event(),
+        tracing=tracing,
+        gate=gate,
+    )
+    try:
+        async with background(services):
+            yield services
+    finally:
+        await client.aclose()
+        await reader.aclose()
+
+
+async def every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await action()
+        except (RedisError, OSError) as error:
+            log.warning("a periodic task failed: %s", error)
+        await asyncio.sleep(seconds)
+
+
+async def ending(services: Services) -> None:
+    """Returns when the process has been told to end and the time for what is almost done is over."""
+    await services.stopping.wait()
+    await asyncio.sleep(services.settings.drain_s + services.settings.grace_s)

@@ -1,0 +1,108 @@
+"""Putting a job into the queue, and what the queue's refusals mean to a client."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+
+from redis.exceptions import RedisError
+
+from service.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelGone,
+    QueueFull,
+    QuotaExceeded,
+    ServiceError,
+    Unavailable,
+)
+from service.http.preferences import KEY_HEADER
+from service.http.services import Services
+from service.observe.context import current_request
+from service.observe.logs import prompt_facts
+from service.queue.job import Job, Terms, Verdict
+
+MINUTE_S = 60
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job, how it is to be queued, and what the queue can be asked to do with it again."""
+
+    services: Services
+    job: Job
+    terms: Terms
+
+    async def enqueue(self) -> str:
+        """Put the job into the queue; returns the id of the job to wait for, which is another for a repeated request.
+
+        Raises:
+            ServiceError: the queue refuses it.
+            RedisError: the queue's server is away.
+        """
+        with self.services.tracing.publish(self.job) as traceparent:
+            verdict = await self.services.producer.enqueue(replace(self.job, traceparent=traceparent), self.terms)
+        _note(verdict)
+        self._log(verdict)
+        self.services.gate.told(verdict.word == "full", verdict.wait_s)
+        if (refusal := _refusal(verdict)) is not None:
+            self.services.metrics.rejected(verdict.word)
+            raise refusal
+        return verdict.id
+
+    def _log(self, verdict: Verdict) -> None:
+        job, settings = self.job, self.services.settings
+        about = {"verdict": verdict.word, "images": len(job.seeds), "steps": job.steps}
+        log.info("job asked for", extra={**about, **prompt_facts(job.prompt, settings.log_prompts)})
+
+    async def submit(self) -> str:
+        """The same, with a server that is away as a ServiceError."""
+        try:
+            return await self.enqueue()
+        except RedisError as error:
+            raise Unavailable("The queue is out of reach.") from error
+
+
+def _note(verdict: Verdict) -> None:
+    """Let the answer say which job it is about, and what is left of the caller's quota."""
+    if info := current_request.get():
+        info.job_id = verdict.id
+        info.headers |= rate_headers(verdict.quota, verdict.quota_left)
+
+
+def rate_headers(quota: int, left: int) -> dict[str, str]:
+    """What is left of a quota, in thousands of pixel-steps; nothing without a quota.
+
+    X-RateLimit-* is the custom; RateLimit and RateLimit-Policy are those of draft-ietf-httpapi-ratelimit-headers-10.
+    ``Reset`` and ``t`` are the seconds until all of it is back: it comes back steadily, all of it within a minute.
+    """
+    if quota <= 0:
+        return {}
+    remaining, full_s = max(0, left), math.ceil((quota - left) * MINUTE_S / quota)
+    return {
+        "X-RateLimit-Limit": str(quota),
+        "X-RateLimit-Remaining": str(remaining),
+        "X-RateLimit-Reset": str(full_s),
+        "RateLimit-Policy": f'"kilopixel-steps";q={quota};w={MINUTE_S}',
+        "RateLimit": f'"kilopixel-steps";r={remaining};t={full_s}',
+    }
+
+
+def _refusal(verdict: Verdict) -> ServiceError | None:
+    again = verdict.wait_s
+    if verdict.word == "gone":
+        return ModelGone("model is served no more.", "model")
+    if verdict.word == "full":
+        return QueueFull("Too many requests are waiting.", retry_after_s=again)
+    if verdict.word == "late":
+        message = "timeout_s would pass before a worker is free: too much is waiting."
+        return DeadlineExceeded(message, "timeout_s", retry_after_s=again)
+    if verdict.word == "quota":
+        return QuotaExceeded("Your quota of megapixel-steps is used up for now.", retry_after_s=again)
+    if verdict.word == "mismatch":
+        message = f"This {KEY_HEADER} was used for another request: use a new one."
+        return InvalidRequest(message, KEY_HEADER, code="idempotency_mismatch")
+    return None

@@ -1,0 +1,74 @@
+"""Which of the served students a request means: pure rules over what is served at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from service.errors import InvalidRequest, NotFound
+from service.models.folder import Name, age
+from student.bundle import Student
+from student.runtimes.sizes import Size
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A student that requests can be made of; ``sizes`` are those beside its own."""
+
+    student: Student
+    count_tokens: Callable[[str], int]
+    sizes: tuple[Size, ...] = ()
+
+    @property
+    def name(self) -> Name:
+        return Name(self.student.id, self.student.version)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is served now; ``promoted`` is the version of each model that ``latest`` means."""
+
+    served: Mapping[Name, Served]
+    promoted: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> list[str]:
+        """The models of which a version is served."""
+        return sorted({name.id for name in self.served})
+
+    def versions(self, id: str) -> list[str]:
+        """The served versions of a model, the newest last."""
+        return sorted((name.version for name in self.served if name.id == id), key=age)
+
+    def latest(self, id: str) -> str | None:
+        """The version that ``latest`` means: the promoted one, else the newest."""
+        versions = self.versions(id)
+        promoted = self.promoted.get(id)
+        return promoted if promoted in versions else versions[-1] if versions else None
+
+    def default(self) -> Served | None:
+        """The only model's latest version, or the first one's where there are several."""
+        first = next(iter(self.ids), None)
+        return self.served[Name(first, str(self.latest(first)))] if first else None
+
+    def pick(self, id: str | None, version: str | None) -> Served:
+        """The student that a request for these means.
+
+        Raises:
+            NotFound: it is not served.
+            InvalidRequest: no model was named where several are served.
+        """
+        ids = self.ids
+        if id is None and len(ids) > 1:
+            raise InvalidRequest(f"model must be named: {', '.join(ids)} are served here.", "model")
+        if id is None and ids:
+            id = ids[0]
+        if id not in ids:
+            raise NotFound("model is not one that is served here.", "model", code="model_not_found")
+        exact = self.latest(id) if version in (None, LATEST) else version
+        if exact not in self.versions(id):
+            message = f"model_version is none of {id} that is served here."
+            raise NotFound(message, "model_version", code="model_not_found")
+        return self.served[Name(id, str(exact))]

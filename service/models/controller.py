@@ -1,0 +1,174 @@
+"""What is served, as an API process sees it; with FEWSTEP_MODELS it also leads each model from one state to the next.
+
+Every API process does so, in any order: each move names the state that it starts from, so a second one changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from redis.exceptions import RedisError
+
+from service.errors import StartupError
+from service.models.choice import Choice, Served
+from service.models.folder import Folder, Name
+from service.models.registry import Board, Entry, ModelState, Notes
+from service.models.single import open_student, token_counter
+from service.queue.producer import Producer, Worker
+from service.settings import Settings
+from student.bundle import BundleError
+from student.runtimes.sizes import sizes_of
+
+LOOK_EVERY_S = 0.5
+BUSY_LOOK_S = 0.1
+LOADABLE = ("none", ModelState.REFUSED, ModelState.UNLOADED, ModelState.UNLOADING)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a model: ``state`` is 'available' if nothing was said of it; ``workers`` hold it now."""
+
+    name: Name
+    state: str
+    reason: str
+    promoted: bool
+    workers: tuple[Worker, ...]
+
+
+class OneModel:
+    """The one student of FEWSTEP_MODEL."""
+
+    def __init__(self, settings: Settings) -> None:
+        student = open_student(settings)
+        sizes = () if settings.runtime == "fake" else sizes_of(settings.model, student)
+        served = Served(student, token_counter(settings.model, settings), sizes)
+        self.choice = Choice({served.name: served})
+
+    async def look(self) -> None:
+        """Nothing changes."""
+
+    async def run(self) -> None:
+        """Nothing changes."""
+
+
+class Overseer:
+    """The students of FEWSTEP_MODELS."""
+
+    def __init__(self, settings: Settings, folder: Folder, board: Board, producer: Producer) -> None:
+        self.folder = folder
+        self.board = board
+        self.choice = Choice({})
+        self.notes = Notes()
+        self._settings = settings
+        self._producer = producer
+        self._workers: Sequence[Worker] = ()
+        self._began = False
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled; an outage of the queue leaves everything as it was."""
+        while True:
+            try:
+                await self.look()
+            except (RedisError, OSError) as error:
+                log.warning("the notes on models are out of reach: %s", error)
+            moving = any(entry.state in (ModelState.LOADING, ModelState.UNLOADING) for entry in self._entries.values())
+            await asyncio.sleep(BUSY_LOOK_S if moving else LOOK_EVERY_S)
+
+    async def look(self) -> None:
+        """Read the notes, lead on what can be led on, and take over what is served.
+
+        Raises:
+            RedisError: the queue's server is away.
+        """
+        notes = await self.board.read()
+        if not notes.entries or not self._began:
+            await self.board.init(await asyncio.to_thread(self._beginning, notes))
+            self._began = True
+            notes = await self.board.read()
+        self._workers = await self._producer.workers()
+        if await self._advance(notes):
+            notes = await self.board.read()
+        await self._take_over(notes)
+
+    async def load(self, name: Name) -> None:
+        """Ask the workers to load a version; whoever asked watches ``version`` for what becomes of it."""
+        await self.board.turn(str(name), LOADABLE, Entry(ModelState.LOADING, attempt=secrets.token_hex(8)))
+        await self.look()
+
+    def version(self, name: Name) -> Version:
+        """What is known of a version, as of the last look."""
+        entry = self._entries.get(str(name))
+        held = tuple(worker for worker in self._workers if str(name) in worker.models)
+        promoted = self.choice.latest(name.id) == name.version
+        return Version(name, entry.state if entry else "available", entry.reason if entry else "", promoted, held)
+
+    def versions(self) -> list[Version]:
+        """Everything that lies in the directory or was said."""
+        said = {Name.of(name) for name in self._entries}
+        found = self.folder.names()
+        return [self.version(name) for name in [*found, *sorted(said - set(found), key=str)]]
+
+    @property
+    def _entries(self) -> Mapping[str, Entry]:
+        return self.notes.entries
+
+    def _beginning(self, notes: Notes) -> Notes:
+        """What is to be said when nothing was: what this process knew (the server has lost its data), else to load the
+        newest version of each model. Of a model that comes later, nothing was said either."""
+        if not notes.entries and self._entries:
+            return self.notes
+        known = {Name.of(name).id for name in notes.entries}
+        fresh = [name for name in self.folder.newest() if name.id not in known]
+        return Notes({str(name): Entry(ModelState.LOADING, attempt=secrets.token_hex(8)) for name in fresh})
+
+    async def _advance(self, notes: Notes) -> bool:
+        """Lead on what the workers have done; True if anything has moved."""
+        moved = False
+        for name, entry in notes.entries.items():
+            if (after := self._after(name, entry)) is not None:
+                moved = await self.board.turn(name, [entry.state], after) or moved
+                log.info("model %s: %s%s", name, after.state, f" ({after.reason})" if after.reason else "")
+                if after.state is ModelState.SERVING:
+                    found = Name.of(name)
+                    await self.board.settle(found.id, found.version)
+        return moved
+
+    def _after(self, name: str, entry: Entry) -> Entry | None:
+        """What comes after an entry, if its time has come."""
+        holding = [worker for worker in self._workers if name in worker.models]
+        if entry.state is ModelState.UNLOADING and self._workers and not holding:
+            return Entry(ModelState.UNLOADED)
+        if entry.state is not ModelState.LOADING:
+            return None
+        for worker in self._workers:
+            told = worker.refused.get(name)
+            if told and told["attempt"] == entry.attempt:
+                return Entry(ModelState.REFUSED, entry.attempt, told["reason"])
+        ready = bool(self._workers) and len(holding) == len(self._workers)
+        return Entry(ModelState.SERVING, entry.attempt) if ready else None
+
+    async def _take_over(self, notes: Notes) -> None:
+        served = {Name.of(name) for name, entry in notes.entries.items() if entry.state is ModelState.SERVING}
+        if served != set(self.choice.served) or dict(notes.promoted) != dict(self.choice.promoted):
+            kept = {name: found for name, found in self.choice.served.items() if name in served}
+            opened = await asyncio.to_thread(self._open, sorted(served - set(kept), key=str))
+            self.choice = Choice({**kept, **opened}, dict(notes.promoted))
+        self.notes = notes
+
+    def _open(self, names: Sequence[Name]) -> dict[Name, Served]:
+        """What the workers draw with, as far as this process can read it."""
+        opened: dict[Name, Served] = {}
+        for name in names:
+            try:
+                count_tokens = token_counter(self.folder.bundle(name), self._settings)
+                student = self.folder.student(name)
+                opened[name] = Served(student, count_tokens, sizes_of(self.folder.bundle(name), student))
+            except (BundleError, StartupError) as error:
+                log.warning("%s is loaded, but its files cannot be read here: %s", name, error)
+        return opened

@@ -1,0 +1,87 @@
+"""The students that one worker holds, by lane: its own thread draws with them while another loads and drops them."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from service.models.folder import Name
+from service.queue.job import lane
+from student.runtimes.runtime import Runtime, StepwiseRuntime
+
+log = logging.getLogger(__name__)
+
+
+class Rack:
+    """Runtimes by the lane that they serve, and what the worker tells others about them.
+
+    Every change replaces a whole mapping, so that a reader in another thread sees the one or the other.
+    """
+
+    def __init__(self, runtimes: Sequence[Runtime] = ()) -> None:
+        self.lanes: Mapping[str, Runtime] = {lane_of(runtime): runtime for runtime in runtimes}
+        self._load_s: dict[str, float] = {}
+        self._refused: Mapping[str, Mapping[str, str]] = {}
+        self.info: dict[str, Any] = {"host": socket.gethostname(), "models": {}, "refused": {}, "runtime": "",
+                                     "max_batch": 1, "shows_steps": False}  # fmt: skip
+        self._tell()
+
+    @property
+    def names(self) -> set[str]:
+        """What is held, as ``id/version``."""
+        return {name_of(runtime) for runtime in self.lanes.values()}
+
+    @property
+    def max_images(self) -> dict[str, int]:
+        """The most images of a batch, by lane."""
+        return {lane: runtime.max_batch for lane, runtime in self.lanes.items()}
+
+    def put(self, runtime: Runtime, load_s: float = 0.0) -> None:
+        """From now on jobs of this student, which took ``load_s`` to load and warm up, can be drawn."""
+        self._load_s[name_of(runtime)] = round(load_s, 3)
+        self.lanes = {**self.lanes, lane_of(runtime): runtime}
+        self._refused = {name: why for name, why in self._refused.items() if name != name_of(runtime)}
+        self._tell()
+        about = self.info["models"][name_of(runtime)]
+        student = runtime.student
+        log.info("student loaded", extra={"model": student.id, "model_version": student.version, **about})
+
+    def drop(self, name: str) -> None:
+        """Hold this student no longer. A batch that is being drawn with it is not touched."""
+        self.lanes = {lane: runtime for lane, runtime in self.lanes.items() if name_of(runtime) != name}
+        self._tell()
+
+    def refuse(self, name: str, attempt: str, reason: str) -> None:
+        """Tell that a student could not be loaded."""
+        self._refused = {**self._refused, name: {"attempt": attempt, "reason": reason}}
+        self._tell()
+
+    def refused(self, name: str) -> Mapping[str, str] | None:
+        """The last failure to load a student, if it is not held."""
+        return self._refused.get(name)
+
+    def _tell(self) -> None:
+        runtimes = list(self.lanes.values())
+        self.info["refused"] = self._refused
+        self.info["models"] = {name_of(runtime): self._about(runtime) for runtime in runtimes}
+        if runtimes:
+            self.info.update(self._about(runtimes[0]))
+
+    def _about(self, runtime: Runtime) -> dict[str, Any]:
+        return {
+            "runtime": runtime.name,
+            "max_batch": runtime.max_batch,
+            "shows_steps": isinstance(runtime, StepwiseRuntime),
+            "load_s": self._load_s.get(name_of(runtime), 0.0),
+            "warm_up_s": round(getattr(runtime, "warm_up_s", 0.0), 3),
+        }
+
+
+def name_of(runtime: Runtime) -> str:
+    return str(Name(runtime.student.id, runtime.student.version))
+
+
+def lane_of(runtime: Runtime) -> str:
+    return lane(runtime.student.id, runtime.student.version)

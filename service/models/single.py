@@ -1,0 +1,105 @@
+"""The student that is served: its manifest (for the API, which loads no network) and its runtime (for a worker)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from service.errors import StartupError
+from service.models.folder import Folder
+from service.settings import Settings
+from student.bundle import BundleError, Student, read_student
+from student.runtimes.runtime import Runtime
+
+SEVERAL = "@models"  # no student can have this id
+
+
+def open_student(settings: Settings) -> Student:
+    """The manifest.
+
+    Raises:
+        StartupError: there is no student at ``settings.model``, or its manifest is wrong.
+    """
+    if settings.runtime == "fake":
+        from student.runtimes.fake import fake_student  # brings numpy, which no other student needs here
+
+        return fake_student()
+    try:
+        return read_student(settings.model)
+    except BundleError as error:
+        raise StartupError(f"{error}; FEWSTEP_MODEL says which one is served.") from error
+
+
+def queue_name(settings: Settings) -> str:
+    """The name of the queue: the student's where one is served.
+
+    Raises:
+        StartupError: see ``open_student``.
+    """
+    return SEVERAL if settings.models else open_student(settings).id
+
+
+def check_models(settings: Settings) -> None:
+    """Return if FEWSTEP_MODELS is not set, or holds a student.
+
+    Raises:
+        StartupError: it holds none whose manifest can be read.
+    """
+    if settings.models is None:
+        return
+    folder = Folder(settings.models)
+    reasons = []
+    for name in folder.names():
+        try:
+            folder.student(name)
+        except BundleError as error:
+            reasons.append(str(error))
+        else:
+            return
+    why = f"; {reasons[0]}" if reasons else ": a student lies in a folder ID/VERSION of it"
+    raise StartupError(f"FEWSTEP_MODELS {settings.models} holds no student{why}.")
+
+
+def load_runtime(bundle: Path, settings: Settings) -> Runtime:
+    """A student, verified and warm.
+
+    Raises:
+        BundleError: one sentence that says why it cannot be had.
+    """
+    from student.runtimes.load import load  # may bring a network library with it
+
+    return load(bundle, settings.runtime, settings.thread_count)
+
+
+def open_runtime(settings: Settings) -> Runtime:
+    """The one student, ready to draw.
+
+    Raises:
+        StartupError: it cannot be loaded, with the reason.
+    """
+    try:
+        return load_runtime(settings.model, settings)
+    except BundleError as error:
+        raise StartupError(f"{error}.") from error
+
+
+def token_counter(bundle: Path, settings: Settings) -> Callable[[str], int]:
+    """A function that counts a prompt's tokens as the encoder that reads all of it would see them.
+
+    That is the second one; the first reads a fixed length of its own and cuts the rest off.
+
+    Raises:
+        StartupError: the student has no such tokenizer.
+    """
+    if settings.runtime == "fake":
+        return lambda prompt: len(prompt.split())
+    paths = [bundle / name / "tokenizer.json" for name in ("tokenizer_2", "tokenizer")]
+    path = next((path for path in paths if path.is_file()), paths[0])
+    if not path.is_file():
+        raise StartupError(f"{path} is missing: without it a prompt's length is unknown.")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda prompt: len(tokenizer.encode(prompt).ids)

@@ -1,0 +1,54 @@
+"""The estimate of what a student takes in memory, against what is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.models import memory
+from student.bundle import BundleError
+from tests.service.students import make_student
+
+MB = 2**20
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with 1000 MB left."""
+    (tmp_path / "meminfo").write_text("MemTotal: 9999999 kB\nMemAvailable: 1024000 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    return tmp_path
+
+
+def test_what_is_free_is_the_machines_or_the_containers_if_that_is_less(machine: Path) -> None:
+    assert memory.free_bytes() == 1000 * MB
+    (machine / "memory.max").write_text("max\n")
+    (machine / "memory.current").write_text(f"{100 * MB}\n")
+    assert memory.free_bytes() == 1000 * MB
+    (machine / "memory.max").write_text(f"{300 * MB}\n")
+    assert memory.free_bytes() == 200 * MB
+
+
+def test_the_files_that_the_runtime_reads_count(tmp_path: Path) -> None:
+    student = make_student(tmp_path, "a", "1", 3 * MB)
+    bundle = tmp_path / "a" / "1"
+    assert memory.needed_bytes(bundle, "torch") == memory.needed_bytes(bundle, "auto") == (64 + 2 * 2 * 3) * MB
+    for folder, size in (("runtimes/onnx-fused-fp32", 5), ("runtimes/tensorrt_rtx-x", 50), ("scorers", 1)):
+        (bundle / folder).mkdir(parents=True)
+        (bundle / folder / "graph.onnx").write_bytes(bytes(size * MB))
+    assert memory.needed_bytes(bundle, "onnx") == memory.needed_bytes(bundle, "auto") == (64 + 2 * (5 + 1)) * MB
+    assert memory.needed_bytes(bundle, "tensorrt_rtx") == (64 + 2 * (50 + 1)) * MB
+    assert memory.check_memory(bundle, student, "onnx", 0, 0) == 76 * MB
+
+
+def test_what_does_not_fit_is_refused_with_the_figures(machine: Path, tmp_path: Path) -> None:
+    student = make_student(tmp_path, "a", "1", 4 * MB)
+    bundle = tmp_path / "a" / "1"
+    assert memory.check_memory(bundle, student, "torch", 100 * MB, 20 * MB) == 80 * MB
+    with pytest.raises(BundleError, match="about 80 MB of memory, and 79 MB of the 100 MB of FEWSTEP_MODEL_MEMORY_MB"):
+        memory.check_memory(bundle, student, "torch", 100 * MB, 21 * MB)
+    (machine / "meminfo").write_text("MemAvailable: 10240 kB\n")
+    with pytest.raises(BundleError, match="about 80 MB of memory, and 10 MB are free"):
+        memory.check_memory(bundle, student, "torch", 0, 0)

@@ -1,0 +1,92 @@
+"""A reader of the log that does not read: nothing waits for it, and what it missed is counted."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from service.observe.outlet import Outlet
+from tests.service.support import PATIENCE_S, REPOSITORY, call, clean_environment, eventually, post
+
+SMALLEST_PIPE_BYTES = 4096
+F_SETPIPE_SZ = 1031  # fcntl has the name only since Python 3.10 on Linux, and not elsewhere
+
+
+def narrow_pipe() -> tuple[int, int]:
+    reading, writing = os.pipe()
+    if sys.platform.startswith("linux"):
+        fcntl.fcntl(writing, F_SETPIPE_SZ, SMALLEST_PIPE_BYTES)
+    return reading, writing
+
+
+def test_lines_that_nobody_reads_are_dropped_counted_and_told_of() -> None:
+    reading, writing = narrow_pipe()
+    outlet, log = Outlet(writing, most_lines=10), logging.Logger("alone")
+    log.addHandler(outlet)
+    for number in range(2000):
+        log.warning("line %d %s", number, "x" * 80)
+    assert outlet.dropped > 0
+    text = ""
+    while "dropped" not in text.rpartition("\n")[0]:
+        text += os.read(reading, 65536).decode()
+    outlet.flush()
+    log.warning("the last one")
+    while "the last one\n" not in text:
+        text += os.read(reading, 65536).decode()
+    numbers = [int(number) for number in re.findall(r"^line (\d+) x{80}$", text, re.M)]
+    told = [int(number) for number in re.findall(r"^(\d+) log lines were dropped", text, re.M)]
+    assert numbers == sorted(set(numbers)) and len(numbers) + sum(told) == 2000 and sum(told) == outlet.dropped
+    for end in (reading, writing):
+        os.close(end)
+
+
+def test_a_signal_may_come_in_the_middle_of_a_line() -> None:
+    """Its handler logs, too, in the thread that it interrupts: over and over, so that it meets every place."""
+    code = (
+        "import logging, signal, sys\n"
+        "from service.observe.outlet import Outlet\n"
+        "log = logging.Logger('alone')\n"
+        "log.addHandler(Outlet(sys.stderr.fileno()))\n"
+        "heard = 0\n"
+        "def hear(*_):\n"
+        "    global heard\n"
+        "    heard += 1\n"
+        "    log.warning('heard')\n"
+        "signal.signal(signal.SIGALRM, hear)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)\n"
+        "while heard < 2000:\n"
+        "    log.warning('line')\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=4 * PATIENCE_S)
+    assert done.returncode == 0 and "heard\n" in done.stderr and "line\n" in done.stderr
+
+
+def test_a_service_whose_output_nobody_reads_goes_on_and_ends(tmp_path: Path) -> None:
+    reading, writing = narrow_pipe()
+    settings = {"RUNTIME": "fake", "PORT": "0", "DATA_DIR": str(tmp_path / "data"), "LOG_LEVEL": "debug"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.run"],
+        cwd=REPOSITORY, env=clean_environment(settings), stdout=writing, stderr=writing,
+    )  # fmt: skip
+    try:
+        run_file = tmp_path / "data" / "run.json"
+        eventually(run_file.exists, "it has begun", patience_s=60)
+        url = str(json.loads(run_file.read_text())["url"])
+        eventually(lambda: call("GET", f"{url}/readyz").status_code == 200, "ready", patience_s=60)
+        assert {post(url, prompt="p", seed=k).status_code for k in range(60)} == {200}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0 and not run_file.exists()
+    finally:
+        process.kill()
+        process.wait()
+        for end in (reading, writing):
+            os.close(end)

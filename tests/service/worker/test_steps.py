@@ -1,0 +1,129 @@
+"""Between two steps: who is dropped there, who is shown what, and that nobody's bytes change by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.worker.batching import preview_steps
+from student.runtimes.fake import FakeRuntime, fake_preview
+from student.runtimes.runtime import Preview, Runtime, StepwiseRuntime
+from tests.service.support import Queue, pixels
+from tests.service.worker.test_worker import Bench
+
+
+@pytest.fixture
+def bench(queue: Queue, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(queue, tmp_path / "results")
+    with bench.heartbeat:
+        yield bench
+
+
+@pytest.mark.parametrize(
+    ("steps", "wanted", "shown"),
+    [
+        (1, 3, ()), (2, 3, (0,)), (3, 3, (0, 1)), (4, 0, ()), (4, 1, (1,)), (4, 2, (0, 2)), (4, 3, (0, 1, 2)),
+        (8, 3, (1, 3, 5)), (50, 2, (12, 36)),
+    ],
+)  # fmt: skip
+def test_looks_are_spread_over_the_steps(steps: int, wanted: int, shown: tuple[int, ...]) -> None:
+    assert preview_steps(steps, wanted) == shown
+
+
+def test_the_fake_runtime_shows_its_steps_and_draws_the_same_when_watched() -> None:
+    runtime: Runtime = FakeRuntime()
+    assert isinstance(runtime, StepwiseRuntime)
+    seen: list[int] = []
+
+    def watch(step: int, preview: Preview) -> None:
+        seen.append(step)
+        images_BCHW = preview([1])
+        assert images_BCHW.shape == (1, 3, 64, 64) and images_BCHW.dtype == np.float32
+        assert np.array_equal(images_BCHW[0], fake_preview("b", 2, 4, step))
+
+    watched = runtime.draw_watched(["a", "b"], [1, 2], 4, watch)
+    assert seen == [0, 1, 2] and np.array_equal(watched, runtime.draw(["a", "b"], [1, 2], 4))
+
+
+def test_previews_are_what_the_runtime_predicts_and_only_for_whoever_asked(bench: Bench) -> None:
+    plain = bench.queue.add(prompt="plain", seeds=(1,))
+    id = bench.queue.add(prompt="watched", seeds=(5, 6), previews=3)
+    once = bench.queue.add(prompt="once", seeds=(7,), previews=1)
+    bench.worker.step()
+    assert bench.runtime.calls == [4], "previews do not split a batch"
+    previews = bench.queue.record(id).previews
+    assert set(previews) == {f"{i}:{k}" for i in range(3) for k in range(2)}
+    for name, file in previews.items():
+        step, image = map(int, name.split(":"))
+        expected = np.rint(fake_preview("watched", 5 + image, 4, step) * 255).astype(np.uint8).transpose(1, 2, 0)
+        assert np.array_equal(pixels(bench.store.get(file)), expected)
+    [(name, file)] = bench.queue.record(once).previews.items()
+    expected = np.rint(fake_preview("once", 7, 4, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    assert name == "0:0" and np.array_equal(pixels(bench.store.get(file)), expected)
+    assert bench.queue.record(plain).previews == {}
+    for done, prompt, seeds in ((plain, "plain", (1,)), (id, "watched", (5, 6)), (once, "once", (7,))):
+        bench.check(done, prompt, seeds)
+
+
+def test_a_job_that_is_larger_than_a_batch_is_shown_whole(bench: Bench) -> None:
+    id = bench.queue.add(prompt="many", seeds=tuple(range(10)), previews=1)
+    bench.worker.step()
+    previews = bench.queue.record(id).previews
+    assert set(previews) == {f"0:{k}" for k in range(10)}
+    expected = np.rint(fake_preview("many", 9, 4, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    assert np.array_equal(pixels(bench.store.get(previews["0:9"])), expected)
+
+
+@pytest.mark.parametrize("why", ["cancelled", "expired"])
+def test_a_job_is_dropped_at_the_next_step_and_the_call_ends_with_its_last_job(bench: Bench, why: str) -> None:
+    id = bench.queue.add(prompt="unwanted", previews=3)
+    seen: list[int] = []
+    original = bench.runtime.draw_watched
+
+    def draw_watched(prompts, seeds, steps, watch):  # type: ignore[no-untyped-def]
+        def watch_and_cancel(step: int, preview: Preview) -> None:
+            seen.append(step)
+            if step == 1:
+                bench.queue.cancel(id, why)  # type: ignore[arg-type]
+            watch(step, preview)
+
+        return original(prompts, seeds, steps, watch_and_cancel)
+
+    bench.runtime.draw_watched = draw_watched  # type: ignore[method-assign]
+    bench.worker.step()
+    assert seen == [0, 1], "the third step was not begun"
+    assert bench.queue.state(id) == why and bench.files() == [] and bench.queue.notices() == [id]
+
+
+def test_a_dropped_job_has_ended_before_its_mates_are_drawn(bench: Bench) -> None:
+    id, mate = bench.queue.add(prompt="unwanted"), bench.queue.add(prompt="mate", seeds=(3,))
+    states: list[str] = []
+    original = bench.runtime.draw_watched
+
+    def draw_watched(prompts, seeds, steps, watch):  # type: ignore[no-untyped-def]
+        def watch_and_cancel(step: int, preview: Preview) -> None:
+            if step == 0:
+                bench.queue.cancel(id)
+            watch(step, preview)
+            states.append(bench.queue.state(id))
+
+        return original(prompts, seeds, steps, watch_and_cancel)
+
+    bench.runtime.draw_watched = draw_watched  # type: ignore[method-assign]
+    bench.worker.step()
+    assert states == ["cancelled"] * 3
+    bench.check(mate, "mate", (3,))
+    assert len(bench.files()) == 1 and sorted(bench.queue.notices()) == sorted([id, mate])
+
+
+def test_a_batch_that_fails_is_tried_again_with_the_right_previews_for_each(bench: Bench) -> None:
+    bad = bench.queue.add(prompt="fake:raise")
+    good = bench.queue.add(prompt="good", seeds=(4,), previews=1)
+    bench.worker.step()
+    [file] = bench.queue.record(good).previews.values()
+    expected = np.rint(fake_preview("good", 4, 4, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    assert np.array_equal(pixels(bench.store.get(file)), expected) and bench.queue.state(bad) == "failed"
+    bench.check(good, "good", (4,))
