@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.test_imports import ROOMS, imports
 
@@ -17,7 +18,10 @@ DISTRIBUTION = {"PIL": "pillow", "c2pa": "c2pa-python", "opentelemetry": "opente
 TORCH = {"diffusers", "huggingface-hub", "safetensors", "torch", "transformers"}
 SIGNING = {"c2pa-python", "cryptography"}  # what a service that signs its pictures needs
 TRACING = {"opentelemetry-api"}  # service/observe/spans.py, for whoever has the extra otel
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+ = {"opentelemetry-api"}  # service/spans.py, for whoever has the extra otel
+SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PROJECT = SETUP["project"]
+>>>>>>> 08a4826 (Set up what other tools look for: uv, pre-commit, types in every room, a citation, templates)
 LOCKS = {"serve": None, "dev": "dev"}
 
 
@@ -111,3 +115,25 @@ def test_the_image_holds_the_rooms_that_serving_imports() -> None:
     copied = set(re.findall(r"^COPY (\w+) /app/\1$", (ROOT / "Dockerfile").read_text("utf-8"), re.M)) - {"models"}
     sent = set(re.findall(r"^!(\w+)$", (ROOT / ".dockerignore").read_text("utf-8"), re.M)) - {"LICENSE"}
     assert copied == sent == needed
+
+
+def test_every_room_is_typed_for_who_imports_it() -> None:
+    assert [room for room in ROOMS if not (ROOT / room / "py.typed").is_file()] == []
+    assert SETUP["tool"]["setuptools"]["package-data"]["*"] == ["py.typed"]
+
+
+def test_pre_commit_runs_what_is_installed_and_fetches_nothing() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    assert [repo["repo"] for repo in config["repos"]] == ["local"]
+    assert {hook["language"] for hook in hooks} <= {"system", "pygrep"}
+    programs = {hook["entry"].split()[0] for hook in hooks if hook["language"] == "system"}
+    assert programs == {".venv/bin/ruff", ".venv/bin/mypy"}
+    assert {"ruff", "mypy"} <= declared("dev")
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert (citation["title"], citation["version"], citation["license"]) == tuple(
+        PROJECT[key] for key in ("name", "version", "license")
+    )
