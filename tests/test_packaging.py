@@ -18,10 +18,8 @@ DISTRIBUTION = {"PIL": "pillow", "c2pa": "c2pa-python", "opentelemetry": "opente
 TORCH = {"diffusers", "huggingface-hub", "safetensors", "torch", "transformers"}
 SIGNING = {"c2pa-python", "cryptography"}  # what a service that signs its pictures needs
 TRACING = {"opentelemetry-api"}  # service/observe/spans.py, for whoever has the extra otel
- = {"opentelemetry-api"}  # service/spans.py, for whoever has the extra otel
 SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PROJECT = SETUP["project"]
->>>>>>> 08a4826 (Set up what other tools look for: uv, pre-commit, types in every room, a citation, templates)
 LOCKS = {"serve": None, "dev": "dev"}
 
 
