@@ -25,7 +25,7 @@ from student.runtimes.stages import Opener
 
 FORMS = ("staged", "fused")
 FUSED_FAMILIES = ("flux",)
-STAGED_FAMILIES = ("flux", "sd3", "wan")
+STAGED_FAMILIES = ("flux", "flux2", "qwen_image", "sd3", "wan", "z_image")
 AROUND = {"fp8": "bf16"}  # the precision of all that is not quantised
 
 

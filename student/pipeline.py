@@ -142,10 +142,10 @@ def reproduce(
     }
     if student.image.frames is None:
         with _quiet():  # a prompt that is cut off is cut off by every runtime alike
-            pictures_BHWC = pipe(list(prompts), sigmas=list(sigmas), **call).images
+            pictures_BHWC = pipe(prompt=list(prompts), sigmas=list(sigmas), **call).images
         return np.ascontiguousarray(pictures_BHWC.transpose(0, 3, 1, 2))
     with _quiet(), steps_at(pipe, sigmas):
-        videos_BFHWC = pipe(list(prompts), num_frames=student.image.frames, **call).frames
+        videos_BFHWC = pipe(prompt=list(prompts), num_frames=student.image.frames, **call).frames
     return np.ascontiguousarray(videos_BFHWC.transpose(0, 1, 4, 2, 3))
 
 

@@ -8,15 +8,13 @@ from typing import Any
 
 from student.bundle import BundleError
 
-# Settings of diffusers' schedulers that bend the sigmas in other ways than a shift; no family here uses them.
-_BENDING = (
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "invert_sigmas",
-    "shift_terminal",
-    "stochastic_sampling",
-)
+KARRAS_RHO = 7.0  # of diffusers, and of the paper (arXiv 2206.00364)
+# Settings of diffusers' schedulers under which steps are no Euler steps along one path, or lead the other way.
+_REFUSED = {
+    "use_beta_sigmas": "sigmas that are shifted, stretched to an end, karras or exponential",
+    "invert_sigmas": "a schedule that leads from sigma 1, noise, to 0",
+    "stochastic_sampling": "steps without fresh noise",
+}
 
 
 def sigmas(nfe: int, shift: float = 1.0) -> tuple[float, ...]:
@@ -36,28 +34,63 @@ def sigmas(nfe: int, shift: float = 1.0) -> tuple[float, ...]:
     return tuple(shift * x / (1 + (shift - 1) * x) for x in even)
 
 
-def shift_of(config: Mapping[str, Any], tokens: int) -> float:
-    """The shift that a pipeline's scheduler applies to latents of ``tokens`` tokens, read from its configuration.
+def scheduled(config: Mapping[str, Any], nfe: int, mu: float) -> tuple[float, ...]:
+    """``sigmas`` as a scheduler's configuration says: shifted, stretched to its end, spaced anew, in diffusers' order.
 
-    A dynamic shift (FLUX.1-dev) is ``exp(mu)`` with mu linear in the tokens, as diffusers' ``calculate_shift`` says
-    it; a static one is ``shift`` (FlowMatchEuler: SD3, FLUX.1-schnell) or ``flow_shift`` (UniPC: Wan as published).
+    ``mu`` is what the pipeline passes to a schedule whose shift depends on the picture (``linear_mu``).
 
     Raises:
-        BundleError: not a schedule of a flow model, or one that is bent in another way than by a shift.
+        BundleError: the configuration asks for something that no Euler path has; see ``check``.
     """
-    for name in _BENDING:
+    check(config)
+    values = stretched(sigmas(nfe, _shift(config, mu)), config.get("shift_terminal"))
+    if config.get("use_karras_sigmas"):
+        return _between(values, lambda sigma: sigma ** (1 / KARRAS_RHO), lambda step: step**KARRAS_RHO)
+    if config.get("use_exponential_sigmas"):
+        return _between(values, math.log, math.exp)
+    return values
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raises BundleError for the configuration of a scheduler that is not followed, and names what it asks for."""
+    for name, accepted in _REFUSED.items():
         if config.get(name):
-            raise BundleError(f"the scheduler's {name} is {config[name]}: accepted is a schedule that is only shifted")
-    if config.get("use_dynamic_shifting"):
-        return _dynamic_shift(config, tokens)
-    name = "flow_shift" if config.get("use_flow_sigmas") else "shift"
-    if name not in config:
+            raise BundleError(f"the scheduler's {name} is {config[name]}: accepted are {accepted}")
+    spaced = [name for name in ("use_karras_sigmas", "use_exponential_sigmas") if config.get(name)]
+    if config.get("use_flow_sigmas") and spaced:
+        raise BundleError(f"the scheduler's {spaced[0]} is True beside use_flow_sigmas: accepted is flow sigmas alone")
+    if not config.get("use_dynamic_shifting") and _static(config) not in config:
         raise BundleError("the scheduler's configuration has no shift: accepted is the scheduler of a flow model")
-    return float(config[name])
 
 
-def _dynamic_shift(config: Mapping[str, Any], tokens: int) -> float:
+def linear_mu(config: Mapping[str, Any], tokens: int) -> float:
+    """The mu of a picture of ``tokens`` tokens, linear in them, as diffusers' ``calculate_shift`` says it."""
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    mu = base + (most - base) * (tokens - low) / (high - low)
-    return float(mu) if config.get("time_shift_type") == "linear" else math.exp(mu)
+    return float(base + (most - base) * (tokens - low) / (high - low))
+
+
+def stretched(values: tuple[float, ...], end: float | None) -> tuple[float, ...]:
+    """The distances from 1 scaled so that the last sigma is ``end``; a single sigma is where it was, at 1."""
+    if not end or values[-1] == 1:
+        return values
+    scale = (1 - end) / (1 - values[-1])
+    return tuple(1 - (1 - value) * scale for value in values)
+
+
+def _shift(config: Mapping[str, Any], mu: float) -> float:
+    """A dynamic shift (FLUX.1-dev) is ``exp(mu)``, or mu itself; a static one is in the configuration."""
+    if config.get("use_dynamic_shifting"):
+        return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+    return float(config[_static(config)])
+
+
+def _static(config: Mapping[str, Any]) -> str:
+    """``shift`` (FlowMatchEuler: SD3, FLUX.1-schnell), or ``flow_shift`` (UniPC: Wan as published)."""
+    return "flow_shift" if config.get("use_flow_sigmas") else "shift"
+
+
+def _between(values: tuple[float, ...], bend: Any, back: Any) -> tuple[float, ...]:
+    """As many sigmas between the first and the last, evenly spaced where they are bent."""
+    first, last, gaps = bend(values[0]), bend(values[-1]), max(len(values) - 1, 1)
+    return tuple(back(first + (last - first) * i / gaps) for i in range(len(values)))

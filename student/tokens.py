@@ -1,6 +1,7 @@
 """From prompts to token ids, without transformers: what the diffusers pipeline would feed its text encoders.
 
-Legend: B prompts, L tokens: the first tokenizer's ``model_max_length`` for CLIP, ``max_tokens`` for T5.
+Legend: B prompts, L tokens: the first tokenizer's ``model_max_length`` for CLIP, ``max_tokens`` for T5 and, beside
+what comes before the prompt, for a language model.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import html
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +25,68 @@ TOKENIZERS = {
     "flux": {"clip_ids": "tokenizer", "t5_ids": "tokenizer_2"},
     "sd3": {"clip_ids": "tokenizer", "clip_2_ids": "tokenizer_2", "t5_ids": "tokenizer_3"},
     "wan": {"t5_ids": "tokenizer"},
+    "flux2": {"chat_ids": "tokenizer"},
+    "z_image": {"chat_ids": "tokenizer"},
+    "qwen_image": {"chat_ids": "tokenizer"},
 }
-MASK = "t5_mask"  # Wan's encoder is told which of its ids are padding
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What a language model reads around a prompt, the first ``dropped`` tokens of which its family reads no more.
+
+    ``ends_are_cut``: nothing reads what follows a prompt's end, so that padding may stand on the right whatever the
+    tokenizer says.
+    """
+
+    before: str
+    after: str
+    dropped: int = 0
+    ends_are_cut: bool = True
+
+    def of(self, prompt: str) -> str:
+        """The text that is tokenised."""
+        return f"{self.before}{prompt}{self.after}"
+
+
+USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+CHATS = {
+    "flux2": Chat(USER, f"{ASSISTANT}<think>\n\n</think>\n\n", ends_are_cut=False),
+    "z_image": Chat(USER, ASSISTANT),
+    "qwen_image": Chat(
+        "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+        f"relationships of the objects and background:<|im_end|>\n{USER}",
+        ASSISTANT,
+        dropped=34,
+    ),
+}
+MASKED = frozenset({"wan", *CHATS})  # families whose encoder is told which of its ids are padding
 
 
 class PromptTokens:
     """A bundle's tokenizers, the first of which the scorers read too; ``names`` are those of ``encode``'s arrays.
 
-    SD3 without T5 has no tokenizer for it; Wan has a mask beside the ids of its only encoder.
+    SD3 without T5 has no tokenizer for it; Wan and the language models have a mask beside the ids of the only encoder.
     """
 
     def __init__(self, bundle: Path, max_tokens: int, family: str = "flux") -> None:
         folders = {name: bundle / folder for name, folder in TOKENIZERS[family].items() if (bundle / folder).is_dir()}
-        lengths = {
-            name: max_tokens if name == "t5_ids" else int(_config(bundle / "tokenizer")["model_max_length"])
-            for name in folders
+        self._chat = CHATS.get(family)
+        lengths = {"t5_ids": max_tokens, "chat_ids": max_tokens + (self._chat.dropped if self._chat else 0)}
+        side = "right" if self._chat is not None and self._chat.ends_are_cut else None
+        self._tokenizers = {
+            name: _tokenizer(folder, lengths.get(name) or _clip_length(bundle), side)
+            for name, folder in folders.items()
         }
-        self._tokenizers = {name: _tokenizer(folder, lengths[name]) for name, folder in folders.items()}
-        self._masked = family == "wan"
-        self.names = (*folders, MASK) if self._masked else tuple(folders)
+        self._masked = family in MASKED
+        self.names = (*folders, *(f"{name.removesuffix('_ids')}_mask" for name in folders if self._masked))
 
     def encode(self, prompts: Sequence[str]) -> tuple[IdArray, ...]:
         """Ids for each encoder, int64 (B, L) each (and their mask); an unknown word is the unknown token."""
         if self._masked:
             (tokenizer,) = self._tokenizers.values()
-            return _masked_ids(tokenizer, [cleaned(prompt) for prompt in prompts])
+            read = cleaned if self._chat is None else self._chat.of
+            return _masked_ids(tokenizer, [read(prompt) for prompt in prompts])
         return tuple(_ids(tokenizer, prompts) for tokenizer in self._tokenizers.values())
 
     def encode_clip(self, prompts: Sequence[str]) -> IdArray:
@@ -65,13 +104,17 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _tokenizer(folder: Path, length: int) -> Tokenizer:
+def _clip_length(bundle: Path) -> int:
+    return int(_config(bundle / "tokenizer")["model_max_length"])
+
+
+def _tokenizer(folder: Path, length: int, side: str | None) -> Tokenizer:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     config = _config(folder)
     pad = config["pad_token"]
     pad = pad["content"] if isinstance(pad, dict) else pad
     tokenizer.enable_truncation(length)
-    side = config.get("padding_side", "right")
+    side = side or config.get("padding_side", "right")
     tokenizer.enable_padding(direction=side, length=length, pad_id=tokenizer.token_to_id(pad), pad_token=pad)
     return tokenizer
 

@@ -22,7 +22,7 @@ Velocity = Callable[[Tensor, float], Tensor]
 def velocity_of(model: Family, condition: Condition, empty: Condition | None = None, guidance: float = 1.0) -> Velocity:
     """The velocity field for one batch of prompts.
 
-    With guidance w other than 1: v_empty + w (v_prompt - v_empty), as FluxPipeline's ``true_cfg_scale``.
+    With guidance w other than 1 as the family's pipeline does it: v_empty + w (v_prompt - v_empty), and the like.
     """
 
     def plain(x: Tensor, sigma: float) -> Tensor:
@@ -30,8 +30,7 @@ def velocity_of(model: Family, condition: Condition, empty: Condition | None = N
 
     def guided(x: Tensor, sigma: float) -> Tensor:
         assert empty is not None
-        without = model.velocity(x, sigma, empty).float()
-        return without + guidance * (plain(x, sigma) - without)
+        return model.guided(plain(x, sigma), model.velocity(x, sigma, empty).float(), guidance)
 
     return plain if guidance == 1.0 else guided
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from student.bundle import ImageSize, Latents, RewardReference, Scorer, Student, write_student
 from student.families.family import Family
-from student.families.flux import Flux
 from student.pipeline import open_pipeline, read_index, save_pipeline, shift_no_more
 from training import figures
 from training.card import card
@@ -78,7 +77,7 @@ def manifest(outcome: Outcome) -> Student:
         latents=outcome.latents,
         image=outcome.image,
         max_tokens=model.max_tokens,
-        baked=_baked(model),
+        baked=model.baked,
         teacher=origin(config.model).name,
         scorers={
             name: Scorer(
@@ -96,12 +95,6 @@ def manifest(outcome: Outcome) -> Student:
         },
         evaluation=tuple(_row(outcome, row) for row in outcome.table),
     )
-
-
-def _baked(model: Family) -> dict[str, float]:
-    """The guidance that the pipeline must be called with; none where its transformer is not told any."""
-    strength = model.guidance if isinstance(model, Flux) else 1.0
-    return {} if strength is None else {"guidance_scale": strength}
 
 
 def _reference(values: Sequence[float]) -> RewardReference:

@@ -46,7 +46,7 @@ def plain(student: Student, index: Mapping[str, Any], weights: str) -> str:
         "max_sequence_length": student.max_tokens,
         **student.baked,
     }
-    arguments = [f"    {json.dumps(PROMPT)},", *(f"    {name}={value}," for name, value in call.items())]
+    arguments = [f"    prompt={json.dumps(PROMPT)},", *(f"    {name}={value}," for name, value in call.items())]
     before = ["import torch"] if weights == "bf16" else []
     draw = ["image = pipe(", *arguments, ").images[0]", 'image.save("picture.png")']
     if is_video:

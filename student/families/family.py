@@ -7,7 +7,7 @@ A picture's latents are BCHW, a video's BCFHW; they are never packed outside a f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from student import schedule
-from student.bundle import Latents
+from student.bundle import BundleError, Latents
+from student.tokens import CHATS
 
 
 class SizeError(ValueError):
@@ -24,10 +25,18 @@ class SizeError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What the text encoders make of B prompts: every token, and one pooled vector where the family has one."""
+    """What the text encoders make of B prompts: every token, and one pooled vector where the family has one.
+
+    Where the transformer must not read what follows a prompt's end (Qwen-Image, Z-Image, Wan), it is zero.
+    """
 
     tokens_BLE: Tensor
     pooled_BP: Tensor | None = None
+
+    @property
+    def mask_BL(self) -> Tensor:
+        """True where a prompt has a token, in families that leave zeros behind its end."""
+        return self.tokens_BLE.ne(0).any(dim=-1)
 
     def __len__(self) -> int:
         return self.tokens_BLE.shape[0]
@@ -72,7 +81,7 @@ class Family(nn.Module, ABC):
         self.max_tokens = max_tokens
         self._remembered: dict[str, Condition] = {}
         self.scheduler_config = dict(pipe.scheduler.config)
-        schedule.shift_of(self.scheduler_config, tokens=1)  # a schedule that cannot be followed is refused at once
+        schedule.check(self.scheduler_config)  # a schedule that cannot be followed is refused at once
 
     @property
     def device(self) -> torch.device:
@@ -140,6 +149,15 @@ class Family(nn.Module, ABC):
     def _predict(self, x: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
         """The transformer's answer; ``x`` and ``condition`` in its type, ``sigma_B`` in float32."""
 
+    def guided(self, v: Tensor, without: Tensor, guidance: float) -> Tensor:
+        """Classifier-free guidance as the family's pipeline applies it: ``without + w (v - without)``."""
+        return without + guidance * (v - without)
+
+    @property
+    def baked(self) -> dict[str, float]:
+        """What the diffusers pipeline must be called with for one call a step, without classifier-free guidance."""
+        return {"guidance_scale": 1.0}
+
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
         """Latents -> images_BCHW in [0, 1], float32; videos (B, F, C, H, W)."""
@@ -150,7 +168,12 @@ class Family(nn.Module, ABC):
         They are shifted once, as the pipeline's scheduler says, and are the ones really used: to draw the same with
         diffusers they are passed to a scheduler that shifts no more (``student.pipeline.shift_no_more``).
         """
-        return schedule.sigmas(nfe, schedule.shift_of(self.scheduler_config, self._num_tokens(shape)))
+        tokens = self._num_tokens(shape)
+        return schedule.scheduled(self.scheduler_config, nfe, self._dynamic_mu(self.scheduler_config, tokens, nfe))
+
+    def _dynamic_mu(self, config: Mapping[str, Any], tokens: int, nfe: int) -> float:
+        """The mu that the pipeline passes to a scheduler that shifts by the picture's size."""
+        return schedule.linear_mu(config, tokens)
 
     @abstractmethod
     def _num_tokens(self, shape: Sequence[int]) -> int:
@@ -162,6 +185,31 @@ def token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
     batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     ids_BL: Tensor = batch.input_ids
     return ids_BL
+
+
+def chat_ids(family: str, tokenizer: Any, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask of the chats that prompts begin, padded or cut to ``length`` and what comes before a prompt."""
+    chat = CHATS[family]
+    batch = tokenizer(
+        [chat.of(prompt) for prompt in prompts],
+        padding="max_length",
+        max_length=length + chat.dropped,
+        truncation=True,
+        return_tensors="pt",
+        **({"padding_side": "right"} if chat.ends_are_cut else {}),
+    )
+    return batch.input_ids, batch.attention_mask
+
+
+def check_chat(family: str, tokenizer: Any, **options: bool) -> None:
+    """Raises BundleError for a tokenizer whose chat is not the family's published one.
+
+    Serving writes the chat without transformers, and so knows it by heart (``student.tokens.CHATS``).
+    """
+    asked = [{"role": "user", "content": "PROMPT"}]
+    said = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, **options)
+    if said != CHATS[family].of("PROMPT"):
+        raise BundleError(f"the tokenizer's chat template says {said!r}: accepted is {CHATS[family].of('PROMPT')!r}")
 
 
 def check_size(height_px: int, width_px: int, multiple: int, most: int | None = None) -> None:

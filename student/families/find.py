@@ -11,11 +11,21 @@ import torch
 from student.bundle import BundleError, Student
 from student.families.family import Family
 from student.families.flux import Flux
+from student.families.flux2 import Flux2
+from student.families.qwen_image import QwenImage
 from student.families.sd3 import SD3
 from student.families.wan import Wan
+from student.families.z_image import ZImage
 from student.pipeline import open_pipeline, read_index
 
-FAMILIES: Mapping[str, type[Family]] = {"FluxPipeline": Flux, "StableDiffusion3Pipeline": SD3, "WanPipeline": Wan}
+FAMILIES: Mapping[str, type[Family]] = {
+    "FluxPipeline": Flux,
+    "Flux2KleinPipeline": Flux2,
+    "QwenImagePipeline": QwenImage,
+    "StableDiffusion3Pipeline": SD3,
+    "WanPipeline": Wan,
+    "ZImagePipeline": ZImage,
+}
 
 
 def open_family(
@@ -57,14 +67,15 @@ def family_of_student(pipe: Any, student: Student) -> Family:
         BundleError: the student asks for something that its family cannot do in one call per step.
     """
     options: dict[str, Any] = {"max_tokens": student.max_tokens}
-    guidance = student.baked.get("guidance_scale")
     if student.family == Flux.name:
-        options["guidance"] = guidance
-    elif guidance not in (None, 1.0):
-        raise BundleError(
-            f"baked.guidance_scale is {guidance}: a student of {student.family} draws without guidance (1)"
-        )
-    return family_of(pipe, **options)
+        return family_of(pipe, guidance=student.baked.get("guidance_scale"), **options)
+    family = family_of(pipe, **options)
+    for name, value in student.baked.items():
+        if value != (without := family.baked.get(name, 1.0)):
+            raise BundleError(
+                f"baked.{name} is {value}: a student of {student.family} draws without guidance ({without:g})"
+            )
+    return family
 
 
 def _family_of_class(name: str, source: str | Path) -> type[Family]:

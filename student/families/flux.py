@@ -34,6 +34,11 @@ class Flux(Family):
         self._channels = pipe.transformer.config.in_channels // 4
         self._cell_px = pipe.vae_scale_factor
 
+    @property
+    def baked(self) -> dict[str, float]:
+        """The guidance that a guidance-distilled transformer is told; the others are told none."""
+        return {} if self.guidance is None else {"guidance_scale": self.guidance}
+
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
         """Ids for CLIP and for T5."""
         clip_BL = token_ids(self.tokenizer, prompts, self.tokenizer.model_max_length)

@@ -1,4 +1,4 @@
-"""Wan 2.1, text to video; one frame is a picture.
+"""Wan 2.1 and 2.2, text to video; one frame is a picture.
 
 Legend: B videos, C latent channels, F frames (latent or drawn), H x W latent cells or pixels, L tokens, E features.
 """
@@ -21,10 +21,13 @@ SIDE_MULTIPLE_PX = 16  # WanPipeline refuses other sides, whatever its autoencod
 
 
 class Wan(Family):
-    """A WanPipeline with one transformer. Euler steps for teacher and student, whatever scheduler was published.
+    """A WanPipeline. Euler steps for teacher and student, whatever scheduler was published.
+
+    Wan 2.2 5B is called with a time for each token, which from text alone is one time for all. Wan 2.2 14B has a second
+    transformer for sigmas below ``boundary``: it draws, and only the first one learns.
 
     Raises:
-        BundleError: a Wan 2.2 pipeline (two transformers, or a time for each token).
+        BundleError: the transformer for high noise is missing.
     """
 
     name = "wan"
@@ -33,9 +36,12 @@ class Wan(Family):
     text_encoder: Any
 
     def __init__(self, pipe: Any, max_tokens: int | None = None) -> None:
-        if pipe.transformer is None or pipe.transformer_2 is not None or pipe.config.expand_timesteps:
-            raise BundleError("this is a Wan 2.2 pipeline: accepted is Wan 2.1, one transformer and one time per video")
+        if pipe.transformer is None or (pipe.transformer_2 is None and pipe.config.boundary_ratio is not None):
+            missing = "transformer" if pipe.transformer is None else "transformer_2"
+            raise BundleError(f"this Wan pipeline has no {missing}: accepted are Wan 2.1, and 2.2 with all its experts")
         super().__init__(pipe, max_tokens or MAX_TOKENS)
+        self.boundary = pipe.config.boundary_ratio
+        self.transformer_2 = None if self.boundary is None else pipe.transformer_2
         self.tokenizer = pipe.tokenizer
         self._channels = pipe.transformer.config.in_channels
         self._cell_px, self._cell_frames = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
@@ -69,12 +75,17 @@ class Wan(Family):
         return (self._channels, latent_frames, height_px // self._cell_px, width_px // self._cell_px)
 
     def _predict(self, x: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
-        v_BCFHW: Tensor = self.transformer(
-            hidden_states=x,
-            timestep=sigma_B * 1000,
-            encoder_hidden_states=condition.tokens_BLE,
-            return_dict=False,
-        )[0]
+        if self.transformer_2 is None:
+            return _called(self.transformer, x, sigma_B, condition)
+        high_B = sigma_B * 1000 >= self.boundary * 1000  # in diffusers' own arithmetic
+        if bool(high_B.all()):
+            return _called(self.transformer, x, sigma_B, condition)
+        if not bool(high_B.any()):
+            return _called(self.transformer_2, x, sigma_B, condition)
+        v_BCFHW = torch.empty_like(x)
+        for rows_B, expert in ((high_B, self.transformer), (~high_B, self.transformer_2)):
+            chosen = condition.take(rows_B.nonzero().flatten().tolist())
+            v_BCFHW[rows_B] = _called(expert, x[rows_B], sigma_B[rows_B], chosen)
         return v_BCFHW
 
     def decode(self, x: Tensor) -> Tensor:
@@ -87,3 +98,10 @@ class Wan(Family):
 
     def _num_tokens(self, shape: Sequence[int]) -> int:
         return math.prod(size // patch for size, patch in zip(shape[-3:], self._patch, strict=True))
+
+
+def _called(transformer: Any, x: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
+    v_BCFHW: Tensor = transformer(
+        hidden_states=x, timestep=sigma_B * 1000, encoder_hidden_states=condition.tokens_BLE, return_dict=False
+    )[0]
+    return v_BCFHW

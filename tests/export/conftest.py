@@ -13,9 +13,13 @@ from tests.student.families import tiny
 
 MAKERS: dict[str, Callable[[], Any]] = {
     "flux": lambda: tiny.flux(guidance_embeds=True),
+    "flux2": tiny.flux2,
+    "qwen_image": tiny.qwen_image,
     "sd3": tiny.sd3,
     "sd3 without T5": lambda: tiny.sd3(with_t5=False, dual=False),
     "wan": tiny.wan,
+    "wan_5b": tiny.wan_5b,
+    "z_image": tiny.z_image,
 }
 Compile = Callable[[str], Path]
 

@@ -21,7 +21,7 @@ from export.graph import Signature, export_graph, save, shapes_of
 from export.narrow import WIDE_STAGES, narrow
 from export.quantise import quantise
 from export.to_tensorrt import profiles
-from tests.export.conftest import Compile
+from tests.export.conftest import MAKERS, Compile
 
 NEEDS_RTX = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed: pip install tensorrt-rtx"
@@ -128,7 +128,7 @@ def test_an_interrupted_build_ends_its_process(tmp_path: Path, monkeypatch: pyte
 
 
 @NEEDS_RTX
-@pytest.mark.parametrize("family", ["flux", "sd3", "wan"])
+@pytest.mark.parametrize("family", [name for name in MAKERS if name != "sd3 without T5"])
 def test_every_graph_of_every_family_builds(compile_family: Compile, tmp_path: Path, family: str) -> None:
     """What "TensorRT-compatible" means here: each stage in bfloat16, as a GPU would get it, is parsed and built."""
     folder = compile_family(family) / "runtimes" / "onnx-staged-fp32"

@@ -1,9 +1,13 @@
 """Sigmas against their formula, and against what diffusers' scheduler makes of them."""
 
-import pytest
-from diffusers import FlowMatchEulerDiscreteScheduler
+from typing import Any
 
-from student.schedule import sigmas
+import numpy as np
+import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+from student.bundle import BundleError
+from student.schedule import check, linear_mu, scheduled, sigmas
 
 
 def test_four_steps_without_shift() -> None:
@@ -34,3 +38,60 @@ def test_bad_values_are_refused() -> None:
         sigmas(0)
     with pytest.raises(ValueError, match="shift is -1: accepted is more than 0"):
         sigmas(4, shift=-1)
+
+
+DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192}
+
+
+@pytest.mark.parametrize("nfe", [2, 3, 8, 50])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"shift": 3.0},
+        DYNAMIC,
+        {**DYNAMIC, "time_shift_type": "linear"},
+        {"shift": 3.0, "shift_terminal": 0.02},
+        {**DYNAMIC, "shift_terminal": 0.1},
+        {"shift": 3.0, "use_karras_sigmas": True},
+        {**DYNAMIC, "use_exponential_sigmas": True},
+        {**DYNAMIC, "shift_terminal": 0.1, "use_karras_sigmas": True},
+    ],
+)
+def test_every_schedule_that_is_followed_is_the_schedulers_own(settings: dict[str, Any], nfe: int) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(**settings)
+    mu = linear_mu(scheduler.config, tokens=1024)
+    scheduler.set_timesteps(sigmas=list(sigmas(nfe)), mu=mu)
+    ours = scheduled(scheduler.config, nfe, mu)
+    assert (*ours, 0.0) == pytest.approx(scheduler.sigmas.tolist(), abs=1e-6)
+
+
+def test_a_flow_of_unipc_may_be_stretched_too() -> None:
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, shift_terminal=0.1
+    )
+    scheduler.set_timesteps(sigmas=np.array(sigmas(4)), num_inference_steps=4)
+    assert scheduled(scheduler.config, 4, 0.0) == pytest.approx(scheduler.sigmas[:-1].tolist(), abs=2e-6)
+
+
+@pytest.mark.parametrize("settings", [{"shift_terminal": 0.1}, {"use_karras_sigmas": True}, {"shift": 3.0}])
+def test_a_single_step_begins_at_noise_and_has_nothing_to_bend(settings: dict[str, Any]) -> None:
+    assert scheduled({"shift": 1.0, **settings}, 1, 0.0) == pytest.approx((1.0,))
+
+
+@pytest.mark.parametrize(
+    "settings, complaint",
+    [
+        ({"use_beta_sigmas": True}, "the scheduler's use_beta_sigmas is True: accepted are sigmas that are shifted"),
+        ({"invert_sigmas": True}, "the scheduler's invert_sigmas is True: accepted are a schedule that leads from"),
+        ({"stochastic_sampling": True}, "the scheduler's stochastic_sampling is True: accepted are steps without"),
+        ({"use_flow_sigmas": True, "flow_shift": 3.0, "use_karras_sigmas": True}, "accepted is flow sigmas alone"),
+    ],
+)
+def test_what_is_not_followed_is_refused_by_name(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(BundleError, match=complaint):
+        check({"shift": 1.0, **settings})
+
+
+def test_the_scheduler_of_no_flow_model_is_refused() -> None:
+    with pytest.raises(BundleError, match="has no shift: accepted is the scheduler of a flow model"):
+        check({"num_train_timesteps": 1000})

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 
 from student.bundle import Student
-from student.families.find import family_of_student
+from student.families.find import family_of, family_of_student
 from student.noise import noise
 from student.pipeline import open_pipeline, read_index
 from student.sampler import denoise, pack
@@ -28,11 +28,9 @@ from training.usage import PROMPT, usage
 
 SEED = 7
 MAKERS: dict[str, Callable[[], Any]] = {
-    "flux": tiny.flux,
+    **tiny.MAKERS,
     "flux-dev": lambda: tiny.flux(guidance_embeds=True),
-    "sd3": tiny.sd3,
     "sd3-without-t5": lambda: tiny.sd3(with_t5=False),
-    "wan": tiny.wan,
 }
 
 
@@ -56,14 +54,16 @@ def drawn(code: str, student: Student, monkeypatch: pytest.MonkeyPatch) -> np.nd
     names: dict[str, Any] = {"latents": pack(latents) if student.latents.packing == 2 else latents}
     videos: list[np.ndarray] = []
     monkeypatch.setattr("diffusers.utils.export_to_video", lambda frames, path, fps: videos.append(np.array(frames)))
-    exec(code.replace(f'    "{PROMPT}",\n', f'    "{PROMPT}",\n    latents=latents,\n'), names)
+    asked = f'    prompt="{PROMPT}",\n'
+    assert asked in code
+    exec(code.replace(asked, f"{asked}    latents=latents,\n"), names)
     return videos[0] if videos else np.asarray(names["image"]) / 255
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_cards_code_draws_what_we_draw(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = MAKERS[name]()
-    bundle = tmp_path / "models" / f"tiny-{name.partition('-')[0]}"
+    bundle = tmp_path / "models" / f"tiny-{family_of(pipe).name}"
     student = tiny.build(bundle, pipe)
     monkeypatch.chdir(tmp_path)
     with_fewstep, plain = blocks(usage(student, read_index(bundle), "fp32"))

@@ -25,7 +25,11 @@ from training.sharding import alone, empty, spread, spread_like, twin
 
 ROLES = ("student", "teacher", "start")
 # Attention and feed-forward of every family's blocks; what a model lacks is not missed.
-LORA_TARGETS = r".*(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out|proj_mlp|proj_out|net\.0\.proj|net\.2)"
+LORA_TARGETS = (
+    r".*(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out|proj_mlp|proj_out|net\.0\.proj|net\.2"
+    r"|to_qkv_mlp_proj|single_transformer_blocks\.\d+\.attn\.to_out|linear_in|linear_out"  # FLUX.2
+    r"|feed_forward\.w[123])"  # Z-Image
+)
 
 
 @dataclass(frozen=True)

@@ -13,25 +13,24 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
+from torch.nn.functional import pad
 
 from student.bundle import BundleError, ImageSize, Student, hash_files, read_student, write_student
 from student.families.family import Condition, Family
-from student.families.find import family_of, open_family
+from student.families.find import FAMILIES, family_of, open_family
 from student.noise import noise
 from student.pipeline import open_pipeline, reproduce, save_pipeline, shift_no_more
 from student.sampler import denoise
 from tests.student.families import tiny
 
-MAKERS = {"flux": tiny.flux, "sd3": tiny.sd3, "wan": tiny.wan}
 
-
-@pytest.fixture(params=list(MAKERS))
+@pytest.fixture(params=list(tiny.MAKERS))
 def pipe(request: pytest.FixtureRequest) -> Any:
-    return MAKERS[request.param]()
+    return tiny.MAKERS[request.param]()
 
 
 def draw(family: Family, nfe: int = 3) -> Tensor:
-    x = torch.from_numpy(noise([1, 2], family.latent_shape(32, 48)))
+    x = torch.from_numpy(noise([1, 2], family.latent_shape(32, 64)))
     condition = family.encode(tiny.PROMPTS[:2])
     with torch.no_grad():
         return family.decode(
@@ -42,6 +41,15 @@ def draw(family: Family, nfe: int = 3) -> Tensor:
 def theirs(pipe: Any) -> Condition:
     """The condition as the pipeline itself makes it."""
     prompts, length = list(tiny.PROMPTS), tiny.MAX_TOKENS
+    if type(pipe).__name__ == "Flux2KleinPipeline":
+        return Condition(pipe.encode_prompt(prompts, max_sequence_length=length)[0])
+    if type(pipe).__name__ == "ZImagePipeline":
+        rows, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=length)
+        return Condition(torch.stack([pad(row, (0, 0, 0, length - len(row))) for row in rows]))
+    if type(pipe).__name__ == "QwenImagePipeline":
+        tokens, mask = pipe.encode_prompt(prompts, max_sequence_length=length)
+        assert torch.equal(mask.bool(), Condition(tokens).mask_BL)
+        return Condition(tokens)
     if type(pipe).__name__ == "FluxPipeline":
         tokens, pooled, _ = pipe.encode_prompt(prompts, None, max_sequence_length=length)
         return Condition(tokens, pooled)
@@ -52,7 +60,7 @@ def theirs(pipe: Any) -> Condition:
 
 
 def same(a: Condition, b: Condition) -> None:
-    assert torch.equal(a.tokens_BLE, b.tokens_BLE)
+    torch.testing.assert_close(a.tokens_BLE, b.tokens_BLE, atol=1e-6, rtol=1e-5)
     assert (a.pooled_BP is None) == (b.pooled_BP is None)
     if a.pooled_BP is not None and b.pooled_BP is not None:
         assert torch.equal(a.pooled_BP, b.pooled_BP)
@@ -81,7 +89,8 @@ def test_dropped_encoders_are_gone_and_the_rest_still_draws(pipe: Any) -> None:
     condition = family.encode(["star"])
     before = sum(weight.numel() for weight in family.parameters())
     family.drop_encoders()
-    rest = sum(weight.numel() for weight in (*family.transformer.parameters(), *family.vae.parameters()))
+    experts = [part for part in (family.transformer, getattr(family, "transformer_2", None)) if part is not None]
+    rest = sum(weight.numel() for part in (*experts, family.vae) for weight in part.parameters())
     assert sum(weight.numel() for weight in family.parameters()) == rest < before
     with pytest.raises(RuntimeError, match="the text encoders were dropped"):
         family.encode(["star"])
@@ -96,6 +105,10 @@ def test_dropped_encoders_are_gone_and_the_rest_still_draws(pipe: Any) -> None:
         (tiny.sd3, (128, 16), (4, 16, 2)),
         (tiny.wan, (64, 32, 9), (4, 3, 8, 4)),
         (tiny.wan, (16, 16), (4, 1, 2, 2)),
+        (tiny.wan_5b, (64, 32, 9), (4, 3, 4, 2)),
+        (tiny.flux2, (64, 32), (16, 4, 2)),
+        (tiny.z_image, (256, 16), (4, 32, 2)),
+        (tiny.qwen_image, (64, 32), (4, 8, 4)),
     ],
 )
 def test_latent_shapes(make: Callable[[], Any], size: tuple[int, ...], shape: tuple[int, ...]) -> None:
@@ -113,6 +126,10 @@ def test_latent_shapes(make: Callable[[], Any], size: tuple[int, ...], shape: tu
         (tiny.wan, (24, 64, 5), "height is 24: accepted are multiples of 16"),
         (tiny.wan, (64, 64, 4), "frames is 4: accepted are multiples of 4, plus 1"),
         (tiny.wan, (64, 64, 0), "frames is 0: accepted are multiples of 4, plus 1"),
+        (tiny.wan_5b, (64, 48, 5), "width is 48: accepted are multiples of 32"),
+        (tiny.flux2, (64, 24), "width is 24: accepted are multiples of 16"),
+        (tiny.z_image, (272, 64), "height is 272: accepted are multiples of 16 up to 256"),
+        (tiny.qwen_image, (64, 64, 5), "frames is 5: this family draws single pictures, accepted is 1"),
     ],
 )
 def test_bad_sizes_are_refused(make: Callable[[], Any], size: tuple[int, ...], complaint: str) -> None:
@@ -134,12 +151,14 @@ def test_the_gradient_reaches_transformer_and_noise_through_the_decoder(pipe: An
 def test_in_bfloat16_the_path_stays_in_float32(pipe: Any) -> None:
     wide = family_of(pipe, max_tokens=tiny.MAX_TOKENS)
     narrow = copy.deepcopy(wide)
-    narrow.transformer.to(torch.bfloat16)
+    for expert in (narrow.transformer, getattr(narrow, "transformer_2", None)):
+        if expert is not None:
+            expert.to(torch.bfloat16)
     x = torch.from_numpy(noise([1, 2], wide.latent_shape(32, 32)))
     condition = wide.encode(["star", "ring"])
     v, rounded = wide.velocity(x, 0.7, condition), narrow.velocity(x, 0.7, condition)
     assert rounded.dtype == torch.float32
-    assert 0 < (v - rounded).norm() / v.norm() < 0.05
+    assert 0 < (v - rounded).norm() / v.norm() < 0.08  # Qwen-Image reads its time in bfloat16: 0.06
 
 
 def test_a_copy_is_whole(pipe: Any) -> None:
@@ -167,8 +186,8 @@ def test_a_saved_student_opens_everywhere_and_draws_the_same(pipe: Any, tmp_path
 def test_its_manifest_tells_diffusers_how_to_draw_the_same(pipe: Any, tmp_path: Path) -> None:
     family = family_of(pipe, max_tokens=tiny.MAX_TOKENS)
     frames = 5 if family.name == "wan" else 1
-    latents = family.geometry(32, 48, frames)
-    assert latents.shape == family.latent_shape(32, 48, frames)
+    latents = family.geometry(32, 64, frames)
+    assert latents.shape == family.latent_shape(32, 64, frames)
     student = Student(
         id="tiny",
         version="1",
@@ -176,9 +195,9 @@ def test_its_manifest_tells_diffusers_how_to_draw_the_same(pipe: Any, tmp_path: 
         steps=(3,),
         sigmas={3: family.sigmas(3, latents.shape)},
         latents=latents,
-        image=ImageSize(32, 48, frames if family.name == "wan" else None),
+        image=ImageSize(32, 64, frames if family.name == "wan" else None),
         max_tokens=tiny.MAX_TOKENS,
-        baked={} if family.name == "flux" else {"guidance_scale": 1.0},
+        baked=family.baked,
         teacher="tiny",
         scorers={},
     )
@@ -251,21 +270,50 @@ def test_what_cannot_be_opened_is_said_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is not a diffusers pipeline: it has no model_index.json$"):
         open_family(tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
-    supported = "FluxPipeline, StableDiffusion3Pipeline, WanPipeline"
+    supported = ", ".join(FAMILIES)
+    assert "Flux2KleinPipeline" in supported and "ZImagePipeline" in supported
     with pytest.raises(BundleError, match=f"is a StableDiffusionXLPipeline: supported are {supported}$"):
         open_family(tmp_path)
     with pytest.raises(BundleError, match="^nobody/nothing cannot be opened as a folder or as a hub id: [^\n]*$"):
         open_family("nobody/nothing", local_files_only=True)
 
 
-def test_a_schedule_that_is_bent_otherwise_is_refused() -> None:
-    pipe = tiny.flux(scheduler=FlowMatchEulerDiscreteScheduler(shift_terminal=0.1))
-    with pytest.raises(BundleError, match="the scheduler's shift_terminal is 0.1: accepted is a schedule that is only"):
+def test_a_schedule_that_cannot_be_followed_is_refused_at_once() -> None:
+    pipe = tiny.flux(scheduler=FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))
+    with pytest.raises(BundleError, match="the scheduler's stochastic_sampling is True: accepted are steps without"):
         family_of(pipe)
 
 
-def test_wan_with_two_transformers_is_refused() -> None:
-    pipe = tiny.wan()
-    pipe.register_modules(transformer_2=copy.deepcopy(pipe.transformer))
-    with pytest.raises(ValueError, match="this is a Wan 2.2 pipeline: accepted is Wan 2.1"):
+def test_wan_with_half_of_its_experts_is_refused() -> None:
+    for missing in ("transformer", "transformer_2"):
+        pipe = tiny.wan_14b()
+        setattr(pipe, missing, None)
+        with pytest.raises(BundleError, match=f"this Wan pipeline has no {missing}: accepted are"):
+            family_of(pipe)
+
+
+def test_each_expert_of_wan_draws_its_part_of_the_path() -> None:
+    pipe = tiny.wan_14b()
+    family = family_of(pipe, max_tokens=tiny.MAX_TOKENS)
+    x = torch.from_numpy(noise([1, 2, 3], family.latent_shape(32, 32)))
+    condition = family.encode(tiny.PROMPTS)
+    sigma_B = torch.tensor([0.9, 0.875, 0.874])
+    both = family.velocity(x, sigma_B, condition)
+    pipe.transformer_2 = family.transformer_2 = family.transformer
+    high = family.velocity(x, sigma_B, condition)
+    torch.testing.assert_close(both[:2], high[:2])
+    assert (both[2] - high[2]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name, make", [("flux2", tiny.flux2), ("z_image", tiny.z_image)])
+def test_another_chat_than_the_published_one_is_refused(name: str, make: Callable[[], Any]) -> None:
+    pipe = make()
+    pipe.tokenizer.chat_template = pipe.tokenizer.chat_template.replace("assistant", "painter")
+    with pytest.raises(BundleError, match="the tokenizer's chat template says .*painter.*: accepted is .*assistant"):
         family_of(pipe)
+
+
+def test_padding_stands_on_the_right_whatever_the_tokenizer_says() -> None:
+    """Nothing reads it; what is compiled needs a prompt's tokens at the beginning."""
+    left, right = (family_of(tiny.z_image(side), max_tokens=tiny.MAX_TOKENS) for side in ("left", "right"))
+    same(left.encode(tiny.PROMPTS), right.encode(tiny.PROMPTS))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 from torch import Tensor
 
 from student.families.family import Family
@@ -42,7 +43,6 @@ def theirs(pipe: Any, family: Family, nfe: int, start: Tensor, **arguments: Any)
     """Latents and pictures of the image pipeline with the same sigmas and the same noise, both from its own loop."""
     shift_no_more(pipe)
     call = {
-        "prompt": list(tiny.PROMPTS),
         "num_inference_steps": nfe,
         "sigmas": list(family.sigmas(nfe, start.shape[1:])),
         "height": HEIGHT_PX,
@@ -50,9 +50,9 @@ def theirs(pipe: Any, family: Family, nfe: int, start: Tensor, **arguments: Any)
         "max_sequence_length": tiny.MAX_TOKENS,
         **arguments,
     }
-    latents = pipe(output_type="latent", **call).images
+    latents = pipe(prompt=list(tiny.PROMPTS), output_type="latent", **call).images
     assert [float(s) for s in pipe.scheduler.sigmas[:-1]] == pytest.approx(family.sigmas(nfe, start.shape[1:]))
-    return latents, pipe(output_type="pt", **call).images
+    return latents, pipe(prompt=list(tiny.PROMPTS), output_type="pt", **call).images  # ZImagePipeline changes its list
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -85,8 +85,9 @@ def test_sd3(nfe: int, guidance: float, with_t5: bool) -> None:
 
 @pytest.mark.parametrize("nfe", STEPS)
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_wan(nfe: int, guidance: float) -> None:
-    pipe, frames = tiny.wan(), 5
+@pytest.mark.parametrize("make", [tiny.wan, tiny.wan_5b, tiny.wan_14b])
+def test_wan(make: Callable[[], Any], nfe: int, guidance: float) -> None:
+    pipe, frames = make(), 5
     family = family_of(pipe, max_tokens=tiny.MAX_TOKENS)
     start, end, video = ours(family, nfe, guidance, frames)
     call = {
@@ -105,6 +106,46 @@ def test_wan(nfe: int, guidance: float) -> None:
     assert video.shape == (3, frames, 3, HEIGHT_PX, WIDTH_PX)
 
 
+@pytest.mark.parametrize("nfe", STEPS)
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("distilled", [True, False])
+def test_flux2(nfe: int, guidance: float, distilled: bool) -> None:
+    """The distilled one is never guided, whatever is asked."""
+    pipe = tiny.flux2(is_distilled=distilled)
+    family = family_of(pipe, max_tokens=tiny.MAX_TOKENS)
+    start, end, images = ours(family, nfe, 1.0 if distilled else guidance)
+    latents, pictures = theirs(pipe, family, nfe, start, latents=start, guidance_scale=guidance)
+    std = torch.sqrt(pipe.vae.bn.running_var + pipe.vae.config.batch_norm_eps).view(1, -1, 1, 1)
+    close(torch.pixel_shuffle(end * std + pipe.vae.bn.running_mean.view(1, -1, 1, 1), 2), latents)
+    close(images, pictures)
+
+
+@pytest.mark.parametrize("nfe", STEPS)
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("max_tokens", [tiny.MAX_TOKENS, 100])
+def test_z_image(nfe: int, guidance: float, max_tokens: int) -> None:
+    """Prompts of 100 tokens, 35 and 22 are filled up to 128, 64 and 32 there; ours are all 128 long."""
+    pipe = tiny.z_image()
+    family = family_of(pipe, max_tokens=max_tokens)
+    start, end, images = ours(family, nfe, guidance)
+    arguments = {"guidance_scale": guidance - 1, "max_sequence_length": max_tokens}
+    latents, pictures = theirs(pipe, family, nfe, start, latents=start, **arguments)
+    close(end, latents)
+    close(images, pictures)
+
+
+@pytest.mark.parametrize("nfe", STEPS)
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_qwen_image(nfe: int, guidance: float) -> None:
+    pipe = tiny.qwen_image()
+    family = family_of(pipe, max_tokens=tiny.MAX_TOKENS)
+    start, end, images = ours(family, nfe, guidance)
+    arguments = {"true_cfg_scale": guidance, **({"negative_prompt": [""] * len(SEEDS)} if guidance > 1 else {})}
+    latents, pictures = theirs(pipe, family, nfe, start, latents=pack(start), **arguments)
+    close(end, unpack(latents, *start.shape[-2:]))
+    close(images, pictures)
+
+
 def test_true_guidance_of_flux() -> None:
     """FluxPipeline's ``true_cfg_scale`` is the guidance of training."""
     pipe = tiny.flux()
@@ -121,16 +162,23 @@ def test_a_dev_pipeline_is_guided_by_default_as_diffusers_guides_it() -> None:
     assert Flux(tiny.flux(guidance_embeds=False), guidance=2.0).guidance is None
 
 
-@pytest.mark.parametrize("make, frames", [(tiny.flux, 1), (tiny.sd3, 1), (tiny.wan, 5)])
-def test_the_published_scheduler_shifts_even_steps_to_our_sigmas(make: Callable[[], Any], frames: int) -> None:
+SIZES = {"sd3": (64, 64), "z_image": (256, 256)}  # where positions end
+
+
+@pytest.mark.parametrize("name", tiny.MAKERS)
+def test_the_published_scheduler_shifts_even_steps_to_our_sigmas(name: str) -> None:
     """Even sigmas through the pipeline's own scheduler (which shifts once then) are those of the family."""
-    pipe = make()
+    pipe = tiny.MAKERS[name]()
     family = family_of(pipe)
-    shape = family.latent_shape(512, 512, frames) if make is not tiny.sd3 else family.latent_shape(64, 64)
+    shape = family.latent_shape(*SIZES.get(name, (512, 512)), 5 if family.name == "wan" else 1)
     scheduler = pipe.scheduler
-    if make is tiny.flux:
-        scheduler.set_timesteps(sigmas=list(sigmas(8)), mu=calculate_shift(32 * 32))
-        assert scheduler.sigmas[1] == pytest.approx(0.929, abs=1e-3)  # mu is 0.63 at 512 pixels
+    mu = {
+        "flux": calculate_shift(32 * 32),  # 0.63
+        "flux2": compute_empirical_mu(32 * 32, 8),
+        "qwen_image": calculate_shift(32 * 32, max_seq_len=8192, max_shift=0.9),
+    }
+    if name in mu:
+        scheduler.set_timesteps(sigmas=list(sigmas(8)), mu=mu[name])
     else:
         scheduler.set_timesteps(sigmas=np.array(sigmas(8)), num_inference_steps=8)
     assert family.sigmas(8, shape) == pytest.approx(
@@ -138,9 +186,9 @@ def test_the_published_scheduler_shifts_even_steps_to_our_sigmas(make: Callable[
     )  # UniPC starts at 1 - 1e-6
 
 
-@pytest.mark.parametrize("make", [tiny.flux, tiny.sd3, tiny.wan])
-def test_a_sigma_for_each_picture_is_the_same_as_one_for_all(make: Callable[[], Any]) -> None:
-    family = family_of(make(), max_tokens=tiny.MAX_TOKENS)
+@pytest.mark.parametrize("name", tiny.MAKERS)
+def test_a_sigma_for_each_picture_is_the_same_as_one_for_all(name: str) -> None:
+    family = family_of(tiny.MAKERS[name](), max_tokens=tiny.MAX_TOKENS)
     x = torch.from_numpy(noise(SEEDS, family.latent_shape(HEIGHT_PX, WIDTH_PX)))
     condition = family.encode(tiny.PROMPTS)
     sigma_B = torch.tensor([1.0, 0.7, 0.2])

@@ -5,12 +5,12 @@ What dampens time, text and pixels in fresh random weights is raised, so that a 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -22,7 +22,6 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from tokenizers.pre_tokenizers import ByteLevel
-from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -37,12 +36,12 @@ from transformers import (
 
 from student.bundle import ImageSize, Student, write_student
 from student.families.find import family_of
-from student.families.flux import Flux
 from student.pipeline import save_pipeline, shift_no_more
+from tests.student.families.parts import CHANNELS, autoencoder, ready
+from tests.student.families.tiny_chat import flux2, qwen_image, z_image
 
 PROMPTS = ("a red heart above a blue star", "", "Ring &amp; circle,   left of it. " * 12)
 CLIP_TOKENS, MAX_TOKENS = 20, 24  # not the same, so that a mix-up of the tokenizers shows
-CHANNELS = 4
 FLUX_DYNAMIC = {"use_dynamic_shifting": True, "shift": 3.0, "base_shift": 0.5, "max_shift": 1.15}  # FLUX.1-dev's own
 
 
@@ -66,7 +65,7 @@ def flux(guidance_embeds: bool = False, scheduler: Any = None, seed: int = 0) ->
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     pipe = FluxPipeline(
         scheduler=scheduler or FlowMatchEulerDiscreteScheduler(**FLUX_DYNAMIC),
-        vae=_autoencoder(),
+        vae=autoencoder(),
         text_encoder=CLIPTextModel(_clip_config(clip, 16, 0)),
         tokenizer=clip,
         text_encoder_2=T5EncoderModel(_t5_config(t5, T5Config)),
@@ -83,7 +82,7 @@ def flux(guidance_embeds: bool = False, scheduler: Any = None, seed: int = 0) ->
             axes_dims_rope=(4, 6, 6),
         ),
     )
-    return _ready(pipe)
+    return ready(pipe)
 
 
 def sd3(with_t5: bool = True, dual: bool = True, seed: int = 0) -> StableDiffusion3Pipeline:
@@ -92,7 +91,7 @@ def sd3(with_t5: bool = True, dual: bool = True, seed: int = 0) -> StableDiffusi
     clip, clip_2, t5 = clip_tokenizer(), clip_tokenizer(pad="!"), t5_tokenizer()
     pipe = StableDiffusion3Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_autoencoder(),
+        vae=autoencoder(),
         text_encoder=CLIPTextModelWithProjection(_clip_config(clip, 16, 8)),
         tokenizer=clip,
         text_encoder_2=CLIPTextModelWithProjection(_clip_config(clip_2, 8, 4)),
@@ -114,40 +113,83 @@ def sd3(with_t5: bool = True, dual: bool = True, seed: int = 0) -> StableDiffusi
             qk_norm="rms_norm" if dual else None,
         ),
     )
-    return _ready(pipe)
+    return ready(pipe)
+
+
+WAN_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "num_train_timesteps": 1000}
 
 
 def wan(seed: int = 0) -> WanPipeline:
     """Wan 2.1 text to video, with the UniPC scheduler that it is published with."""
     torch.manual_seed(seed)
+    return _wan(_wan_autoencoder(), _wan_transformer())
+
+
+def wan_5b(seed: int = 0) -> WanPipeline:
+    """Wan 2.2 5B: an autoencoder of 16 pixels a cell, and a time for each token."""
+    torch.manual_seed(seed)
+    vae = _wan_autoencoder(
+        is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16, decoder_base_dim=8
+    )
+    return _wan(vae, _wan_transformer(), flow_shift=5.0, expand_timesteps=True)
+
+
+def wan_14b(seed: int = 0) -> WanPipeline:
+    """Wan 2.2 14B: an expert for sigmas from 7/8, and one for those below."""
+    torch.manual_seed(seed)
+    vae, high, low = _wan_autoencoder(), _wan_transformer(), _wan_transformer()
+    return _wan(vae, high, transformer_2=low, boundary_ratio=0.875)
+
+
+def _wan(vae: Any, transformer: Any, flow_shift: float = 3.0, **options: Any) -> Any:
     t5 = t5_tokenizer()
     pipe = WanPipeline(
         tokenizer=t5,
         text_encoder=UMT5EncoderModel(_t5_config(t5, UMT5Config)),
-        vae=AutoencoderKLWan(
-            base_dim=4,
-            z_dim=CHANNELS,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            latents_mean=[-0.7, 0.1, 0.9, -0.3],
-            latents_std=[2.8, 1.4, 2.3, 0.6],
-        ),
-        scheduler=UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
-        ),
-        transformer=WanTransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=CHANNELS,
-            out_channels=CHANNELS,
-            text_dim=32,
-            freq_dim=32,
-            ffn_dim=32,
-            num_layers=1,
-            rope_max_seq_len=32,
-        ),
+        vae=vae,
+        scheduler=UniPCMultistepScheduler(flow_shift=flow_shift, **WAN_FLOW),
+        transformer=transformer,
+        **options,
     )
-    return _ready(pipe)
+    return ready(pipe)
+
+
+def _wan_autoencoder(**options: Any) -> AutoencoderKLWan:
+    return AutoencoderKLWan(
+        base_dim=4,
+        z_dim=CHANNELS,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[-0.7, 0.1, 0.9, -0.3],
+        latents_std=[2.8, 1.4, 2.3, 0.6],
+        **options,
+    )
+
+
+def _wan_transformer() -> WanTransformer3DModel:
+    return WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=1,
+        rope_max_seq_len=32,
+    )
+
+
+MAKERS: Mapping[str, Callable[[], Any]] = {
+    "flux": flux,
+    "flux2": flux2,
+    "qwen_image": qwen_image,
+    "sd3": sd3,
+    "wan": wan,
+    "wan_5b": wan_5b,
+    "wan_14b": wan_14b,
+    "z_image": z_image,
+}
 
 
 def build(path: Path, pipe: Any, steps: tuple[int, ...] = (3, 2), height_px: int = 64, width_px: int = 32) -> Student:
@@ -164,7 +206,7 @@ def build(path: Path, pipe: Any, steps: tuple[int, ...] = (3, 2), height_px: int
         latents=latents,
         image=ImageSize(height_px, width_px, frames),
         max_tokens=MAX_TOKENS,
-        baked={"guidance_scale": family.guidance or 1.0 if isinstance(family, Flux) else 1.0},
+        baked=family.baked,
         teacher="tiny",
         scorers={},
     )
@@ -190,30 +232,3 @@ def _clip_config(tokenizer: CLIPTokenizer, width: int, projection: int) -> CLIPT
 
 def _t5_config(tokenizer: T5Tokenizer, kind: Any) -> Any:
     return kind(vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
-
-
-def _autoencoder() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(4, 4, 4, 4),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=CHANNELS,
-        norm_num_groups=2,
-        scaling_factor=0.36,
-        shift_factor=0.12,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-
-
-def _ready(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    for part in pipe.components.values():
-        if isinstance(part, nn.Module):
-            part.requires_grad_(False).eval()
-    with torch.no_grad():
-        for name, weight in pipe.transformer.named_parameters():
-            if weight.ndim == 2 and ("norm" in name or "proj_out" in name or "embed" in name):
-                weight.normal_(std=weight.shape[1] ** -0.5)
-    return pipe
