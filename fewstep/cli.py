@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import sys
+from contextlib import suppress
+from io import UnsupportedOperation
+from typing import Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -12,15 +16,24 @@ from fewstep.errors import FewstepError
 from fewstep.options import JSON_META
 from fewstep.output import print_error
 
+CANNOT_PRINT = 1
 INTERRUPTED = 130
 EPILOG = (
-    "Exit codes: 0 fine, 1 cannot start, 2 wrong usage, 3 refused, 4 key missing or not allowed, 5 not found, 6 busy, "
-    "7 too late, 8 no picture, 9 unreachable, 130 interrupted."
+    "Exit codes: 0 success, 1 cannot start or print, 2 wrong usage, 3 refused, 4 key missing or not allowed, "
+    "5 not found, 6 busy, 7 too late, 8 no picture, 9 unreachable, 130 interrupted."
 )
 
 
 class Sentences(TyperGroup):
     """A group whose commands may raise a FewstepError: it is printed as one sentence and becomes the exit code."""
+
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            _print_anything(stream)
+        try:
+            return super().main(*arguments, **settings)
+        except OSError as error:
+            _cannot_print(error)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -38,7 +51,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Serve pictures of few-step students, and draw them.",
+    help="Generate pictures with few-step models, and serve them.",
     epilog=EPILOG,
 )
 app.command("serve", **serve.SETTINGS)(serve.serve)
@@ -54,6 +67,22 @@ app.add_typer(dlq.app, name="dlq")
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and end the process with its exit code."""
     app(args=arguments, prog_name="fewstep")
+
+
+def _print_anything(stream: TextIO) -> None:
+    """A character that the terminal's encoding lacks is printed as a question mark."""
+    with suppress(AttributeError, ValueError):
+        stream.reconfigure(errors="replace")  # type: ignore[attr-defined]
+
+
+def _cannot_print(error: OSError) -> None:
+    """Standard output is full or gone. It is closed for good, so that the interpreter does not try again at exit."""
+    with suppress(OSError):
+        named = f"{error.filename}: " if error.filename else "the output cannot be written: "
+        print(f"fewstep: {named}{error.strerror or error}.", file=sys.stderr, flush=True)
+    with suppress(UnsupportedOperation, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(CANNOT_PRINT)
 
 
 if __name__ == "__main__":

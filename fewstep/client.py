@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 import httpx
 
 from fewstep import protocol
 from fewstep.answers import Answer, Event, Job, Model
 from fewstep.connection import connection
-from fewstep.errors import FewstepError, Unreachable
+from fewstep.errors import FewstepError, JobFailed, Unreachable
 from fewstep.events import Following
 from fewstep.protocol import Call, Outcome, Pause, Steps, T
 from fewstep.request import Options
@@ -34,13 +35,7 @@ class Client:
     ) -> None:  # fmt: skip
         found = connection(url, api_key, timeout_s)
         self._retries = retries or Retries()
-        self._http = httpx.Client(
-            base_url=found.base_url,
-            headers=found.headers,
-            timeout=found.timeout,
-            trust_env=found.proxies,
-            transport=transport,
-        )
+        self._http = found.open(httpx.Client, transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -59,12 +54,12 @@ class Client:
         return self._run(protocol.generate(prompt, options, idempotency_key, self._retries))
 
     def submit(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> Job:
-        """Ask for images and do not wait: ``wait``, ``events`` and ``image`` tell the rest."""
+        """Ask for images and do not wait for them; see ``wait``, ``events`` and ``image``."""
         return self._run(protocol.submit(prompt, options, idempotency_key, self._retries))
 
     def stream(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> Iterator[Event]:
-        """Ask for images and watch: the events of ``submit``'s job, with looks at unfinished images if
-        ``partial_images`` says so."""
+        """Ask for images and watch: the events of the job, with previews of unfinished images if ``partial_images``
+        says so."""
         yield from self.events(self.submit(prompt, idempotency_key=idempotency_key, **options).id)
 
     def job(self, id: str) -> Job:
@@ -72,7 +67,7 @@ class Client:
         return self._run(protocol.job(id, self._retries))
 
     def jobs(self, limit: int = 20) -> list[Job]:
-        """One's own jobs that are still kept, newest first."""
+        """Your own jobs that are still kept, newest first."""
         return self._run(protocol.jobs(limit, self._retries))
 
     def cancel(self, id: str) -> Job:
@@ -80,20 +75,40 @@ class Client:
         return self._run(protocol.cancel(id, self._retries))
 
     def wait(self, id: str, timeout_s: float | None = None) -> Job:
-        """The job when it has ended, well or not."""
-        return self._run(protocol.wait(id, timeout_s, self._retries))
+        """The job when it has ended, with images or without.
+
+        Raises:
+            TooLate: it has not ended after ``timeout_s``.
+        """
+        following = Following(id, self._retries, within_s=timeout_s)
+        job = self.job(id)
+        if not job.final:
+            with suppress(JobFailed):
+                for _ in self._follow(following):
+                    pass
+            job = self.job(id)
+        return job
 
     def image(self, id: str, index: int = 0) -> bytes:
         """The file of one image of a job that is done."""
         return self._run(protocol.image(id, index, self._retries))
 
     def models(self) -> list[Model]:
-        """What is served."""
+        """The models that are served."""
         return self._run(protocol.models(self._retries))
 
     def events(self, id: str, after: int | None = None) -> Iterator[Event]:
         """A job's events after number ``after`` up to its end, each once, however often the connection breaks."""
-        following = Following(id, self._retries, after)
+        return self._follow(Following(id, self._retries, after))
+
+    def operate(self, method: str, path: str, *, wait_s: float | None = None, **query: Any) -> dict[str, Any]:
+        """A call of the operator under ``admin/``, as ``/docs`` describes them: the JSON object of its answer.
+
+        ``wait_s`` is how long the service is told to wait for its workers.
+        """
+        return self._run(protocol.operate(method, path, query, wait_s, self._retries))
+
+    def _follow(self, following: Following) -> Iterator[Event]:
         while not following.ended:
             try:
                 yield from self._events(following)
@@ -110,6 +125,8 @@ class Client:
             for line in response.iter_lines():
                 if (event := following.line(line)) is not None:
                     yield event
+                if following.renew:
+                    break
         following.closed()
 
     def _run(self, steps: Steps[T]) -> T:

@@ -1,10 +1,10 @@
-"""Everything that can go wrong with a call: one tree of exceptions, whose text is one sentence.
+"""Everything that can go wrong with a call: one tree of exceptions, each with a one-sentence message.
 
 FewstepError
 ├── WrongUse        the call itself makes no sense; nothing was sent
 ├── Unreachable     no answer came: wrong address, no network, or the service is away
 ├── TooLate         a deadline passed: the service's (504) or the caller's own
-├── JobFailed       accepted, but there is no picture: failed, cancelled or expired
+├── JobFailed       the job was accepted but ended without images: failed, cancelled or expired
 └── ApiError        the service answered with an error
     ├── Refused     something is wrong with the request (400, 409, 413, 422); ``param`` names the field
     ├── NotAllowed  the API key is missing, unknown, or may not do this (401, 403)
@@ -45,7 +45,7 @@ class TooLate(FewstepError):
 
 
 class JobFailed(FewstepError):
-    """``code`` is the API's word for the reason."""
+    """``code`` is the API's name of the reason."""
 
     exit_code = 8
 
@@ -60,12 +60,13 @@ class JobFailed(FewstepError):
 class ApiError(FewstepError):
     """An answer that is an error: HTTP ``status``, the API's ``code``, the wrong field in ``param`` (if one is).
 
-    ``retry_after_s`` is after how long the service thinks another try worth it, ``request_id`` what its log calls it.
+    ``retry_after_s`` is when the service asks to be called again, ``worth_retrying`` is false where it says that
+    another try would end the same, and ``request_id`` is the request's name in its log.
     """
 
     def __init__(
         self, message: str, status: int, *, code: str | None = None, param: str | None = None,
-        request_id: str | None = None, retry_after_s: float | None = None,
+        request_id: str | None = None, retry_after_s: float | None = None, worth_retrying: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(message)
         self.status = status
@@ -73,10 +74,11 @@ class ApiError(FewstepError):
         self.param = param
         self.request_id = request_id
         self.retry_after_s = retry_after_s
+        self.worth_retrying = worth_retrying
 
     def detail(self) -> dict[str, Any]:
-        told = {"param": self.param, "code": self.code, "status": self.status, "request_id": self.request_id}
-        return {**super().detail(), **told}
+        found = {"param": self.param, "code": self.code, "status": self.status, "request_id": self.request_id}
+        return {**super().detail(), **found}
 
 
 class Refused(ApiError):

@@ -1,15 +1,19 @@
-"""A job's server-sent events, across connections that break: pure, but for the pauses' jitter."""
+"""A job's server-sent events, across connections that break: no network here, only a clock."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
 
 import httpx
 
 from fewstep.answers import Event
-from fewstep.errors import FewstepError, JobFailed, Unreachable
+from fewstep.errors import FewstepError, JobFailed, TooLate, Unreachable
 from fewstep.protocol import Call, error_of, job_path, loads
 from fewstep.retries import Retries
 
 SILENCE_S = 60.0  # a stream says every 15 s that it is alive; one that says nothing for so long is broken
+RENEWED_S = 1.0
 ENDS = frozenset({"done", "error"})
 NO_CONTENT = 204
 
@@ -45,10 +49,21 @@ class Parser:
 
 
 class Following:
-    """How far a job's events have been seen, and what to do when their connection breaks."""
+    """How far a job's events have been seen, and what to do when their connection breaks.
 
-    def __init__(self, id: str, retries: Retries, after: int | None = None) -> None:
+    With ``within_s`` it ends that long after its start, by ``TooLate``.
+    """
+
+    def __init__(
+        self, id: str, retries: Retries, after: int | None = None, *, within_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._id = id
         self._path = job_path(id, "/events")
+        self._clock = clock
+        self._within_s = within_s
+        self._end = None if within_s is None else clock() + within_s
+        self._silence_s = SILENCE_S
         self._retries = retries
         self._last = after
         self._tried = 0
@@ -57,9 +72,19 @@ class Following:
 
     @property
     def call(self) -> Call:
-        """The request that goes on where the last one broke."""
+        """The request that goes on where the last one broke.
+
+        Raises:
+            TooLate: there is no time left.
+        """
         seen = {} if self._last is None else {"Last-Event-ID": str(self._last)}
-        return Call("GET", self._path, None, {"Accept": "text/event-stream", **seen}, SILENCE_S)
+        self._silence_s = min(SILENCE_S, self._left_s())
+        return Call("GET", self._path, headers={"Accept": "text/event-stream", **seen}, patience_s=self._silence_s)
+
+    @property
+    def renew(self) -> bool:
+        """Whether this connection may stay silent beyond the end, so that a new one with less patience is due."""
+        return not self.ended and self._left_s() < self._silence_s - RENEWED_S
 
     def opened(self, response: httpx.Response) -> None:
         """The answer has begun; one that is an error has been read.
@@ -95,7 +120,7 @@ class Following:
         Raises:
             Unreachable: before the job has.
         """
-        if not self.ended:
+        if not self.ended and not self.renew:
             raise Unreachable("The stream of events ended before the job did.")
 
     def broken(self, error: FewstepError) -> float:
@@ -104,8 +129,16 @@ class Following:
         Raises:
             FewstepError: the error itself, if that is not worth it any more.
         """
+        left_s = self._left_s()
         self._tried += 1
         pause_s = self._retries.pause_s(self._tried, error)
         if pause_s is None:
             raise error
-        return pause_s
+        return min(pause_s, left_s)
+
+    def _left_s(self) -> float:
+        if self._end is None:
+            return float("inf")
+        if (left_s := self._end - self._clock()) <= 0:
+            raise TooLate(f"Job {self._id} had not ended after {self._within_s:g} s.")
+        return left_s

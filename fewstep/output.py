@@ -18,8 +18,8 @@ PROMPT_CHARS = 48
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON for a program, an indented one for a person."""
-    typer.echo(json.dumps(plain(value), indent=2 if sys.stdout.isatty() else None, ensure_ascii=False))
+    """JSON in ASCII: on one line for a program, indented for a person."""
+    typer.echo(json.dumps(plain(value), indent=2 if sys.stdout.isatty() else None))
 
 
 def print_error(error: FewstepError, as_json: bool) -> None:
@@ -28,7 +28,7 @@ def print_error(error: FewstepError, as_json: bool) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The same as JSON knows it, without the bytes of images."""
+    """The value as plain JSON types, without the bytes of images."""
     if isinstance(value, BaseModel):
         return plain(value.model_dump(mode="json"))
     if isinstance(value, dict):
@@ -56,7 +56,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def shortened(text: str, chars: int = PROMPT_CHARS) -> str:
-    """A text in one line of so many characters."""
+    """A text on one line of at most this many characters."""
     line = " ".join(text.split())
     return line if len(line) <= chars else f"{line[: chars - 1]}…"
 
@@ -64,10 +64,10 @@ def shortened(text: str, chars: int = PROMPT_CHARS) -> str:
 def job_line(job: Job) -> str:
     """A job in one sentence."""
     if job.queue is not None:
-        return f"{job.id} is queued; {job.queue.position} jobs come before it."
+        return f"{job.id} is queued; {job.queue.position} jobs are ahead of it."
     if job.error is not None:
         return f"{job.id} is {job.status}: {job.error.message}"
     if job.timings is not None:
         count = f"{len(job.data)} image{'s' if len(job.data) != 1 else ''}"
         return f"{job.id} is done: {count} in {milliseconds(job.timings.total_s)}."
-    return f"{job.id} is {job.status}{', and will be dropped' if job.cancelling else ''}."
+    return f"{job.id} is {job.status}{', and is being cancelled' if job.cancelling else ''}."

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 
 from fewstep.answers import Answer, Job, Jobs, Model, Models
 from fewstep.connection import CONNECT_S
@@ -25,7 +25,7 @@ from fewstep.request import Options, body_of
 from fewstep.retries import Retries
 
 MARGIN_S = 10.0  # what an answer may take beyond the deadline that the service itself keeps
-FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 2.0
+OPERATION_S = 30.0  # the same for an operator's call
 KEY_HEADER = "Idempotency-Key"
 SHOWN_CHARS = 200
 
@@ -38,21 +38,36 @@ class Call:
     path: str
     body: Mapping[str, Any] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, Any] = field(default_factory=dict)
     patience_s: float | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """The same for httpx."""
-        told: dict[str, Any] = {"method": self.method, "url": self.path, "headers": dict(self.headers)}
-        if self.body is not None:
-            told["json"] = self.body
+        """The same for httpx.
+
+        Raises:
+            WrongUse: something in it cannot be sent at all.
+        """
+        try:
+            found: dict[str, Any] = {
+                "method": self.method,
+                "url": self.path,
+                "headers": {name: value.encode("ascii") for name, value in self.headers.items()},
+            }
+            if self.body is not None:
+                found["content"] = json.dumps(self.body, ensure_ascii=False, allow_nan=False).encode("utf-8")
+                found["headers"]["Content-Type"] = b"application/json"
+        except (ValueError, TypeError) as error:
+            raise WrongUse(f"The request cannot be sent: {_reason(error)}.") from None
+        if self.query:
+            found["params"] = dict(self.query)
         if self.patience_s is not None:
-            told["timeout"] = httpx.Timeout(self.patience_s, connect=CONNECT_S)
-        return told
+            found["timeout"] = httpx.Timeout(self.patience_s, connect=CONNECT_S)
+        return found
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Wait so long."""
+    """Wait this long."""
 
     seconds: float
 
@@ -60,6 +75,7 @@ class Pause:
 Outcome = httpx.Response | httpx.TransportError | None
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
+Object = RootModel[dict[str, Any]]
 Steps = Generator[Call | Pause, Outcome, T]
 
 
@@ -103,7 +119,7 @@ def job(id: str, retries: Retries) -> Steps[Job]:
 
 def jobs(limit: int, retries: Retries) -> Steps[list[Job]]:
     """GET /jobs."""
-    return read((yield from asked(Call("GET", f"jobs?limit={limit}"), retries)), Jobs).data
+    return read((yield from asked(Call("GET", "jobs", query={"limit": limit}), retries)), Jobs).data
 
 
 def cancel(id: str, retries: Retries) -> Steps[Job]:
@@ -121,34 +137,40 @@ def models(retries: Retries) -> Steps[list[Model]]:
     return read((yield from asked(Call("GET", "v1/models"), retries)), Models).data
 
 
-def wait(id: str, timeout_s: float | None, retries: Retries) -> Steps[Job]:
-    """Look at a job, less and less often, until it has ended.
+def operate(
+    method: str, path: str, query: Mapping[str, Any], wait_s: float | None, retries: Retries
+) -> Steps[dict[str, Any]]:
+    """A call of the operator, whose answer is a JSON object. Only one that reads is repeated.
 
-    Raises:
-        TooLate: it has not within ``timeout_s``.
+    ``wait_s`` is how long the service is told to wait for its workers.
     """
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    look_s = FIRST_LOOK_S
-    while not (seen := (yield from job(id, retries))).final:
-        if deadline is not None:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise TooLate(f"Job {id} is still {seen.status} after {timeout_s:g} s.")
-            look_s = min(look_s, left_s)
-        yield Pause(look_s)
-        look_s = min(look_s * 1.5, LONGEST_LOOK_S)
-    return seen
+    whole = query if wait_s is None else {**query, "wait_s": wait_s}
+    call = Call(method, path, query=whole, patience_s=(wait_s or 0.0) + OPERATION_S)
+    answer = yield from asked(call, retries if method == "GET" else Retries(tries=1))
+    return read(answer, Object).root
 
 
 def job_path(id: str, below: str = "") -> str:
     """The path of a job.
 
     Raises:
-        WrongUse: the id is empty.
+        WrongUse: the id is empty, or is not text.
     """
     if not id:
         raise WrongUse("A job's id is needed.")
-    return f"jobs/{quote(id, safe='')}{below}"
+    return f"jobs/{quoted(id)}{below}"
+
+
+def quoted(part: str) -> str:
+    """One part of a path.
+
+    Raises:
+        WrongUse: it is not text.
+    """
+    try:
+        return quote(part, safe="")
+    except UnicodeEncodeError as error:
+        raise WrongUse(f"The request cannot be sent: {_reason(error)}.") from None
 
 
 def error_of(outcome: Outcome) -> FewstepError | None:
@@ -157,26 +179,27 @@ def error_of(outcome: Outcome) -> FewstepError | None:
         return None if outcome.is_success else api_error(outcome)
     if isinstance(outcome, httpx.TimeoutException) and not isinstance(outcome, httpx.ConnectTimeout):
         return TooLate("The service did not answer in time.")
-    reason = str(outcome) or type(outcome).__name__
-    return Unreachable(f"The service cannot be reached: {reason[:SHOWN_CHARS].rstrip('.')}.")
+    reason = (str(outcome) or type(outcome).__name__)[:SHOWN_CHARS].rstrip(".")
+    return Unreachable(f"The service cannot be reached{_where(outcome)}: {reason}.")
 
 
 def api_error(response: httpx.Response) -> ApiError:
     """The exception for an answer that is an error; a proxy in between may have written it."""
     try:
         body = response.json()
-        told = body["error"]
-        message, request_id = str(told["message"]), body.get("request_id")
+        detail = body["error"]
+        message, request_id = str(detail["message"]), body.get("request_id")
     except (ValueError, KeyError, TypeError):
-        told, request_id = {}, None
+        detail, request_id = {}, None
         message = f"The service answered {response.status_code} {response.reason_phrase}".rstrip() + "."
     return error_class(response.status_code)(
         message,
         response.status_code,
-        code=told.get("code"),
-        param=told.get("param"),
+        code=detail.get("code"),
+        param=detail.get("param"),
         request_id=request_id or response.headers.get("X-Request-ID"),
         retry_after_s=retry_after_s(response.headers.get("Retry-After")),
+        worth_retrying=response.headers.get("x-should-retry") != "false",
     )
 
 
@@ -202,7 +225,7 @@ def read(response: httpx.Response, kind: type[M]) -> M:
         return kind.model_validate_json(response.content)
     except ValidationError:
         address = response.request.url
-        raise FewstepError(f"{address} answered what no fewstep service answers; is the address right?") from None
+        raise FewstepError(f"{address} did not answer as a fewstep service does; is the address right?") from None
 
 
 def loads(text: str) -> dict[str, Any]:
@@ -214,9 +237,27 @@ def loads(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _where(failure: httpx.TransportError | None) -> str:
+    """Which host was asked, without the name and password that its address may hold."""
+    try:
+        asked_url = failure.request.url if failure is not None else None
+    except RuntimeError:  # a failure without a request
+        return ""
+    return f" at {asked_url.scheme}://{asked_url.netloc.decode('ascii')}" if asked_url is not None else ""
+
+
+def _reason(error: Exception) -> str:
+    """Why httpx or JSON would not take it, for whoever wrote it."""
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "ascii":
+        return "a header may hold only ASCII characters"
+    if isinstance(error, UnicodeEncodeError):
+        return "it holds bytes that are not UTF-8 text"
+    return "it holds a number that is not finite" if isinstance(error, ValueError) else str(error)
+
+
 def _posting(
     prompt: str, options: Options, key: str | None, headers: Mapping[str, str], patience_s: float | None
 ) -> Call:
     """With a key of its own, so that a second try finds the first one's job instead of drawing again."""
     keyed = {KEY_HEADER: key or secrets.token_hex(16), **headers}
-    return Call("POST", "generate", body_of(prompt, options), keyed, patience_s)
+    return Call("POST", "generate", body_of(prompt, options), keyed, patience_s=patience_s)

@@ -7,9 +7,11 @@ from typing import Any, Literal, TypedDict
 
 
 class Options(TypedDict, total=False):
-    """Everything beside the prompt. What is left out, or None, is the service's choice; see its /docs."""
+    """Everything besides the prompt. What is left out, or None, is the service's choice; see its /docs."""
 
+    negative_prompt: str | None
     num_inference_steps: int | None
+    guidance_scale: float | None
     n: int | None
     seed: int | Sequence[int] | None
     width: int | None
@@ -25,6 +27,8 @@ class Options(TypedDict, total=False):
     partial_images: int | None
     user: str | None
     metadata: Mapping[str, str] | None
+    webhook_url: str | None
+    webhook_events: Sequence[Literal["job.done", "job.failed", "job.cancelled", "job.expired"]] | None
 
 
 def body_of(prompt: str, options: Options) -> dict[str, Any]:

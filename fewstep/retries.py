@@ -12,8 +12,8 @@ from fewstep.errors import Busy, FewstepError, Unreachable
 class Retries:
     """``tries`` in all; pauses double from ``first_pause_s`` on, with jitter, unless the service says how long.
 
-    A service that wants more patience than ``longest_pause_s`` is not asked again: coming back earlier than it said
-    would help nobody.
+    A service that asks for more than ``longest_pause_s`` is called again after that; but not at all if the tries that
+    are left would all come too early (a quota that is used up for an hour).
     """
 
     tries: int = 4
@@ -24,8 +24,11 @@ class Retries:
         """How long to wait after ``tried`` tries, or None to give up."""
         if tried >= self.tries or not isinstance(error, Busy | Unreachable):
             return None
-        told_s = error.retry_after_s if isinstance(error, Busy) else None
-        if told_s is not None:
-            return told_s if told_s <= self.longest_pause_s else None
+        if isinstance(error, Busy) and not error.worth_retrying:
+            return None
+        asked_s = error.retry_after_s if isinstance(error, Busy) else None
+        if asked_s is not None:
+            patience_s = self.longest_pause_s * (self.tries - tried)
+            return min(asked_s, self.longest_pause_s) if asked_s <= patience_s else None
         doubled_s = self.first_pause_s * float(2 ** min(tried - 1, 30))
         return min(doubled_s, self.longest_pause_s) * random.uniform(0.5, 1.0)

@@ -1,8 +1,10 @@
-"""``fewstep generate``: a prompt becomes picture files."""
+"""``fewstep generate``: images of a prompt, written to files."""
 
 from __future__ import annotations
 
+import secrets
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -10,8 +12,9 @@ from typing import Annotated, Any, cast
 import typer
 
 from fewstep.answers import Answer
-from fewstep.errors import WrongUse
-from fewstep.options import ApiKey, Json, Url, client
+from fewstep.client import Client
+from fewstep.errors import FewstepError, WrongUse
+from fewstep.options import ApiKey, Json, Url, client, write_file
 from fewstep.output import milliseconds, plain, print_json, rewards
 from fewstep.request import Options
 
@@ -28,67 +31,82 @@ class Format(StrEnum):
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: Annotated[str, typer.Argument(help="What the images should show.")],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="The file to write; several images get their seeds in the name.")
+        Path,
+        typer.Option("-o", "--output", help="The file to write; several images get their seeds in the name."),
     ] = Path("out.png"),
     count: Annotated[int, typer.Option("-n", "--count", min=1, max=10, help="How many images.")] = 1,
-    seed: Annotated[int | None, typer.Option(help="The first image's seed.", show_default="drawn")] = None,
+    seed: Annotated[int | None, typer.Option(help="The first image's seed.", show_default="random")] = None,
     steps: Annotated[int | None, typer.Option(help="One of the model's step counts.", show_default="its most")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale, for models that take one.")] = None,
     model: Annotated[str | None, typer.Option(help="The id of a served model.")] = None,
     model_version: Annotated[str | None, typer.Option(help="One of its versions, or latest.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     format: Annotated[Format | None, typer.Option(help="The image format.", show_default="by the file's name")] = None,
-    quality: Annotated[int | None, typer.Option(min=0, max=100, help="That of jpeg and webp.")] = None,
+    quality: Annotated[int | None, typer.Option(min=0, max=100, help="Quality of jpeg and webp.")] = None,
     priority: Annotated[int | None, typer.Option(min=-5, max=5, help="Higher goes ahead.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Deadline in seconds.")] = None,
+    webhook: Annotated[str | None, typer.Option(help="An https address to notify when the job has ended.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait: print the job's id and end.")] = False,
     url: Url = None,
     api_key: ApiKey = None,
     json: Json = False,
 ) -> None:
-    """Draw images of a prompt and write them to files; `-o -` writes the one image to standard output."""
+    """Generate images of a prompt and write them to files; `-o -` writes a single image to standard output."""
     options: dict[str, Any] = {
         "n": count, "seed": seed, "num_inference_steps": steps, "model": model, "model_version": model_version,
         "size": size, "output_format": _format(output, format), "output_compression": quality, "priority": priority,
-        "timeout_s": timeout,
+        "timeout_s": timeout, "guidance_scale": guidance, "webhook_url": webhook,
     }  # fmt: skip
     with client(url, api_key) as service:
         if detach:
             job = service.submit(prompt, **cast(Options, options))
             return print_json(job) if json else typer.echo(job.id)
         _check(output, count)
-        _hand_out(service.generate(prompt, **cast(Options, options)), output, json)
+        _save(_generated(service, prompt, cast(Options, options)), output, json)
+
+
+def _generated(service: Client, prompt: str, options: Options) -> Answer:
+    """The answer; Ctrl-C cancels the job, which the service would keep for a while for a client that comes back."""
+    key = secrets.token_hex(16)
+    try:
+        return service.generate(prompt, idempotency_key=key, **options)
+    except KeyboardInterrupt:
+        with suppress(FewstepError):
+            job = service.cancel(service.submit(prompt, idempotency_key=key, **options).id)
+            typer.echo(f"fewstep: Interrupted; job {job.id} is cancelled.", err=True)
+        raise
 
 
 def _format(output: Path, format: Format | None) -> str:
-    """What is asked for: the option, else what the file's name says, else png."""
+    """The option, else what the file's name says, else png."""
     if format is not None:
         return format.value
     if output == STANDARD_OUTPUT:
         return "png"
     if output.suffix.lower() not in FORMATS:
-        raise WrongUse(f"{output} does not say which format it is to have: use --format, or .png, .jpg or .webp.")
+        raise WrongUse(f"{output} does not name an image format: use --format, or end it in .png, .jpg or .webp.")
     return FORMATS[output.suffix.lower()]
 
 
 def _check(output: Path, count: int) -> None:
-    """Before anything is drawn: can it be written at all?"""
+    """Whether the images can be written at all, before any is generated."""
     if output == STANDARD_OUTPUT:
         if count > 1:
             raise WrongUse("Standard output takes one image: leave out -n, or name a file.")
     elif not output.parent.is_dir():
-        raise WrongUse(f"There is no folder {output.parent}.")
+        raise WrongUse(f"There is no directory {output.parent}.")
 
 
-def _hand_out(answer: Answer, output: Path, json: bool) -> None:
+def _save(answer: Answer, output: Path, json: bool) -> None:
     if output == STANDARD_OUTPUT:
         sys.stdout.buffer.write(answer.data[0].data)
         return
-    files = [_write(picture.data, _file(output, picture.seed, len(answer.data))) for picture in answer.data]
+    files = [write_file(_file(output, picture.seed, len(answer.data)), picture.data) for picture in answer.data]
     if json:
-        told = plain(answer)
-        return print_json({**told, "data": [{"file": str(f), **d} for f, d in zip(files, told["data"], strict=True)]})
+        whole = plain(answer)
+        return print_json({**whole, "data": [{"file": str(f), **d} for f, d in zip(files, whole["data"], strict=True)]})
     for picture, file in zip(answer.data, files, strict=True):
         typer.echo(f"{file}  seed {picture.seed}  {rewards(picture.reward)}")
     steps = f"{answer.model} {answer.model_version}, batch of {answer.batch_size}"
@@ -97,11 +115,3 @@ def _hand_out(answer: Answer, output: Path, json: bool) -> None:
 
 def _file(output: Path, seed: int, count: int) -> Path:
     return output if count == 1 else output.with_stem(f"{output.stem}-{seed}")
-
-
-def _write(data: bytes, file: Path) -> Path:
-    try:
-        file.write_bytes(data)
-    except OSError as error:
-        raise WrongUse(f"{file} cannot be written: {error.strerror}.") from None
-    return file

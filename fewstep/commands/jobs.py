@@ -1,4 +1,4 @@
-"""``fewstep jobs``: what became of what was asked for."""
+"""``fewstep jobs``: the jobs that you submitted, and their images."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from fewstep.answers import Event, Job
-from fewstep.errors import JobFailed, WrongUse
-from fewstep.options import ApiKey, Json, Url, client
+from fewstep.errors import JobFailed
+from fewstep.options import ApiKey, Json, Url, client, write_file
 from fewstep.output import job_line, print_json, rewards, shortened, table
 
-app = typer.Typer(no_args_is_help=True, help="List, look at, watch and cancel your jobs, and fetch their images.")
+app = typer.Typer(no_args_is_help=True, help="List, show, watch and cancel your jobs, and fetch their images.")
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 
@@ -31,12 +31,12 @@ def list_jobs(
     if json:
         return print_json({"data": jobs})
     rows = [(job.id, job.status, _time(job), str(len(job.seeds)), shortened(job.prompt)) for job in jobs]
-    typer.echo(table(("ID", "STATUS", "CREATED", "IMAGES", "PROMPT"), rows) if rows else "There are no jobs of yours.")
+    typer.echo(table(("ID", "STATUS", "CREATED", "IMAGES", "PROMPT"), rows) if rows else "You have no jobs.")
 
 
 @app.command()
 def get(id: JobId, url: Url = None, api_key: ApiKey = None, json: Json = False) -> None:
-    """A job as it is now."""
+    """Show a job as it is now."""
     with client(url, api_key) as service:
         _show(service.job(id), json)
 
@@ -50,7 +50,7 @@ def cancel(id: JobId, url: Url = None, api_key: ApiKey = None, json: Json = Fals
 
 @app.command()
 def watch(id: JobId, url: Url = None, api_key: ApiKey = None, json: Json = False) -> None:
-    """Follow a job to its end; with --json, one event a line. Ends with code 8 if there is no picture."""
+    """Follow a job to its end; with --json, one event per line. Exit code 8: it ended without images."""
     with client(url, api_key) as service:
         for event in service.events(id):
             if json:
@@ -67,7 +67,7 @@ def wait(
     api_key: ApiKey = None,
     json: Json = False,
 ) -> None:
-    """Wait for a job's end. Ends with code 8 if there is no picture."""
+    """Wait for a job to end. Exit code 8: it ended without images."""
     with client(url, api_key) as service:
         job = service.wait(id, timeout)
     _show(job, json)
@@ -84,13 +84,10 @@ def image(
     api_key: ApiKey = None,
     json: Json = False,
 ) -> None:
-    """Write one image of a job that is done to a file."""
+    """Write one image of a finished job to a file."""
     with client(url, api_key) as service:
         data = service.image(id, index)
-    try:
-        output.write_bytes(data)
-    except OSError as error:
-        raise WrongUse(f"{output} cannot be written: {error.strerror}.") from None
+    write_file(output, data)
     print_json({"file": str(output), "bytes": len(data)}) if json else typer.echo(str(output))
 
 
@@ -109,11 +106,11 @@ def _time(job: Job) -> str:
 def _sentence(event: Event) -> str:
     data = event.data
     if event.name == "queued":
-        return "waits" if data.get("position") is None else f"waits; {data['position']} jobs come before it"
+        return "queued" if data.get("position") is None else f"queued; {data['position']} jobs are ahead of it"
     if event.name == "started":
         return f"started after {data['queue_s']:.2f} s"
     if event.name == "image_generation.partial_image":
-        return f"image {data['index']}: look {data['partial_image_index'] + 1}"
+        return f"image {data['index']}: preview {data['partial_image_index'] + 1}"
     if event.name == "image_generation.completed":
         return f"image {data['index']}: seed {data['seed']}  {rewards(data['reward'])}"
     return event.name

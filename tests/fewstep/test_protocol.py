@@ -10,9 +10,22 @@ import httpx
 import pytest
 
 from fewstep import protocol
-from fewstep.errors import Busy, FewstepError, NotFound, Refused, ServerError, TooLate, Unreachable, error_class
+from fewstep.errors import (
+    Busy,
+    FewstepError,
+    NotFound,
+    Refused,
+    ServerError,
+    TooLate,
+    Unreachable,
+    WrongUse,
+    error_class,
+)
+from fewstep.events import SILENCE_S, Following
 from fewstep.protocol import Call, Pause, retry_after_s
+from fewstep.request import Options
 from fewstep.retries import Retries
+from service.schema import GenerateRequest
 
 RETRIES = Retries(tries=3, first_pause_s=1.0, longest_pause_s=60.0)
 JOB = {
@@ -65,9 +78,22 @@ def test_a_busy_service_is_asked_again_when_it_says() -> None:
     assert job.status == "done"
 
 
-def test_a_pause_that_is_too_long_is_told_instead_of_cut_short() -> None:
-    asked, error = send(protocol.job("a", RETRIES), busy(**{"Retry-After": "61"}))
-    assert len(asked) == 1 and isinstance(error, Busy) and error.retry_after_s == 61.0
+def test_a_service_that_asks_for_long_is_called_again_as_often_as_that_can_help() -> None:
+    """Two pauses of at most 60 s are left after the first try, one after the second."""
+    done = response(200, JOB)
+    later, enough = busy(**{"Retry-After": "61"}), busy(**{"Retry-After": "20"})
+    asked, job = send(protocol.job("a", RETRIES), later, enough, done)
+    assert [step.seconds for step in asked if isinstance(step, Pause)] == [60.0, 20.0] and job.status == "done"
+    asked, error = send(protocol.job("a", RETRIES), later, later)
+    assert sum(isinstance(step, Call) for step in asked) == 2
+    assert isinstance(error, Busy) and error.retry_after_s == 61.0
+    asked, error = send(protocol.job("a", RETRIES), busy(**{"Retry-After": "121"}))
+    assert len(asked) == 1 and isinstance(error, Busy) and error.retry_after_s == 121.0
+
+
+def test_a_service_that_says_not_to_is_not_called_again() -> None:
+    asked, error = send(protocol.job("a", RETRIES), busy(**{"Retry-After": "1", "x-should-retry": "false"}))
+    assert len(asked) == 1 and isinstance(error, Busy) and not error.worth_retrying
 
 
 def test_tries_are_bounded_and_the_last_error_is_told() -> None:
@@ -128,14 +154,67 @@ def test_retry_after_may_be_a_date() -> None:
     assert later is not None and later > 1e9
 
 
-def test_waiting_looks_less_and_less_often_and_knows_its_limit() -> None:
-    waiting = response(200, {**JOB, "status": "queued"})
-    asked, job = send(protocol.wait("a", None, RETRIES), waiting, waiting, waiting, response(200, JOB))
-    pauses = [step.seconds for step in asked if isinstance(step, Pause)]
-    assert pauses == sorted(pauses) and len(set(pauses)) == 3
-    assert job.status == "done"
-    _, error = send(protocol.wait("a", 0.0, RETRIES), waiting)
-    assert type(error) is TooLate and "still queued" in str(error)
+def test_waiting_is_never_silent_beyond_its_end() -> None:
+    """A connection may stay silent for 60 s, but not beyond the end; and it is renewed at most once a second."""
+    now = 1000.0
+    following = Following("a", RETRIES, within_s=70.0, clock=lambda: now)
+    assert following.call.patience_s == 60.0 and not following.renew
+    now += 30.0  # 40 s are left, and this connection would wait 60 for the next word
+    assert following.renew
+    following.closed()  # the client closed it itself: no error
+    assert following.call.patience_s == 40.0 and not following.renew
+    now += 0.5
+    assert not following.renew
+    with pytest.raises(Unreachable, match="before the job did"):
+        following.closed()
+    assert following.broken(Unreachable("Away.")) <= 39.5
+    now += 39.5
+    for late in (lambda: following.call, lambda: following.renew, lambda: following.broken(Unreachable("Away."))):
+        with pytest.raises(TooLate, match="Job a had not ended after 70 s."):
+            late()
+
+
+def test_following_without_an_end_waits_as_long_as_a_stream_may_be_silent() -> None:
+    following = Following("a", RETRIES, clock=lambda: 0.0)
+    assert following.call.patience_s == SILENCE_S and not following.renew
+
+
+def test_every_field_of_the_api_can_be_asked_for() -> None:
+    """The service's own description of its request is the key; what the client sets by its methods is left out."""
+    elsewhere = {"prompt", "num_images_per_prompt", "stream"}
+    assert set(Options.__annotations__) == set(GenerateRequest.model_fields) - elsewhere
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "key", "reason"),
+    [
+        ("a caf\udce9", {}, None, "it holds bytes that are not UTF-8 text"),
+        ("p", {"user": "\udce9"}, None, "it holds bytes that are not UTF-8 text"),
+        ("p", {"timeout_s": float("nan")}, None, "it holds a number that is not finite"),
+        ("p", {"seed": object()}, None, "Object of type object is not JSON serializable"),
+        ("p", {}, "caf\u00e9", "a header may hold only ASCII characters"),
+    ],
+)
+def test_what_cannot_be_sent_is_one_sentence(prompt: str, options: Any, key: str | None, reason: str) -> None:
+    call = next(protocol.submit(prompt, options, key, RETRIES))
+    assert isinstance(call, Call)
+    with pytest.raises(WrongUse) as caught:
+        call.arguments()
+    assert str(caught.value) == f"The request cannot be sent: {reason}."
+
+
+def test_an_id_that_is_not_text_is_one_sentence() -> None:
+    with pytest.raises(WrongUse, match="not UTF-8 text"):
+        next(protocol.job("\udce9", RETRIES))
+
+
+def test_an_operators_call_is_repeated_only_if_it_reads() -> None:
+    broken = httpx.ReadError("reset")
+    asked, body = send(protocol.operate("GET", "admin/dlq", {"limit": 1}, None, RETRIES), broken, response(200, {}))
+    assert sum(isinstance(step, Call) for step in asked) == 2 and body == {}
+    asked, error = send(protocol.operate("POST", "admin/dlq/x/retry", {}, 90.0, RETRIES), broken)
+    assert len(asked) == 1 and isinstance(error, Unreachable)
+    assert asked[0].query == {"wait_s": 90.0} and asked[0].patience_s > 90.0
 
 
 def test_what_is_left_out_is_not_sent() -> None:
