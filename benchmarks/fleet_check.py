@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from benchmarks.fleet_load import CONNECTIONS, Seen, Target, drawing_s, times_of, workers_of
 from benchmarks.fleet_simulation import FULL, WARM_UP, Times, poisson, replay
 from fewstep.async_client import AsyncClient
-from fewstep.load import percentile
+from fewstep.load.report import percentile
 from fewstep.retries import Retries
 
 TOLERANCE = 0.15

@@ -18,7 +18,7 @@ from typing import Any
 
 import simpy
 
-from fewstep.load import percentile
+from fewstep.load.report import percentile
 
 FULL = 0.95  # share of the capacity beyond which a queue has no steady state within minutes
 WARM_UP = 0.1  # share of the jobs that only fill the queue

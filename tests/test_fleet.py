@@ -16,7 +16,7 @@ from benchmarks.fleet_load import Seen, Target, near, seen, times_of
 from benchmarks.fleet_simulation import Spread, Times, dollars_per_million, fewest_workers, poisson, predict, replay
 from fewstep.answers import Answer
 from fewstep.async_client import AsyncClient
-from fewstep.load import percentile
+from fewstep.load.report import percentile
 from tests.service.support import running_service
 
 DAY_S = 86400

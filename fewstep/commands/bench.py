@@ -1,65 +1,166 @@
-"""``fewstep bench``: how fast a service draws, measured from outside."""
+"""``fewstep bench``: how fast a service generates images, measured from outside."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
-from fewstep.async_client import AsyncClient
 from fewstep.errors import ServerError, WrongUse
-from fewstep.load import Report, run
-from fewstep.options import ApiKey, Json, Url
+from fewstep.load.drive import MOST_IN_FLIGHT, Sample, Send, closed_loop, open_loop
+from fewstep.load.plot import plot
+from fewstep.load.report import Report, report
+from fewstep.load.targets import TARGETS
+from fewstep.load.workload import Arrival, Mix, Request, poisson, read_trace, shares
+from fewstep.options import ApiKey, Json, Url, write_file
 from fewstep.output import milliseconds, print_json
-from fewstep.request import Options
-from fewstep.retries import Retries
 
 PROMPTS = ("a red heart above a blue star", "a large yellow star on a navy background", "a green ring on cream")
 BAR_CHARS = 40
+WEIGHTED = "Repeat it, with weights if you like (4:3 is drawn three times as often), to mix several."
+
+
+class Api(StrEnum):
+    """The endpoints that can be measured."""
+
+    fewstep = "fewstep"
+    openai = "openai"
+
+
+@dataclass(frozen=True)
+class Load:
+    """One load: open if it has arrivals, else closed."""
+
+    name: str
+    mix: Mix
+    seed: int
+    users: int
+    count: int | None
+    seconds: float | None
+    arrivals: list[Arrival] | None
+
+    @property
+    def total(self) -> int | None:
+        """How many requests it will have, where that is known."""
+        return self.count if self.arrivals is None else len(self.arrivals)
 
 
 def bench(
-    requests: Annotated[int, typer.Option(min=1, max=100_000, help="How many requests in all.")] = 100,
-    concurrency: Annotated[int, typer.Option(min=1, max=512, help="How many at a time.")] = 4,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, max=10, help="Images of each request.")] = 1,
-    prompts: Annotated[Path | None, typer.Option(help="A file with one prompt a line.")] = None,
-    steps: Annotated[int | None, typer.Option(help="One of the model's step counts.", show_default="its most")] = None,
-    model: Annotated[str | None, typer.Option(help="The id of a served model.")] = None,
+    requests: Annotated[int, typer.Option(min=1, max=1_000_000, help="Closed loop: how many requests in all.")] = 100,
+    concurrency: Annotated[int, typer.Option(min=1, max=2000, help="Closed loop: how many users.")] = 4,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="How long to send, in place of --requests.", show_default="60"),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Open loop: random (Poisson) arrivals, so many a second.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help='Open loop: arrivals from a file of JSON lines, {"at_s": 0.5, "prompt": "..."}.')
+    ] = None,
+    objective: Annotated[float | None, typer.Option(help="Seconds within which an answer counts as goodput.")] = None,
+    count: Annotated[list[str], typer.Option("-n", "--count", help=f"Images per request. {WEIGHTED}")] = [],  # noqa: B006
+    steps: Annotated[list[str], typer.Option(help=f"Step counts. {WEIGHTED}")] = [],  # noqa: B006
+    size: Annotated[list[str], typer.Option(help=f"WIDTHxHEIGHT. {WEIGHTED}")] = [],  # noqa: B006
+    model: Annotated[list[str], typer.Option(help=f"Ids of served models. {WEIGHTED}")] = [],  # noqa: B006
+    prompts: Annotated[Path | None, typer.Option(help="A file with one prompt per line.")] = None,
+    api: Annotated[Api, typer.Option(help="openai: any server with POST /v1/images/generations.")] = Api.fewstep,
     warmup: Annotated[int, typer.Option(min=0, max=1000, help="Requests before those that count.")] = 4,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 120.0,
+    seed: Annotated[int, typer.Option(help="Of the arrivals and the mix.")] = 1,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the report to this file (JSON).")] = None,
+    picture: Annotated[Path | None, typer.Option("--plot", help="Draw latencies and rates to this file (PNG).")] = None,
     url: Url = None,
     api_key: ApiKey = None,
     json: Json = False,
 ) -> None:
-    """Send a bounded load, each request when one before it was answered, and print latencies and throughput."""
-    options: dict[str, Any] = {"n": count, "num_inference_steps": steps, "model": model}
-    asked = _read(prompts) if prompts else PROMPTS
-    told = asyncio.run(_bench(url, api_key, asked, cast(Options, options), requests, concurrency, warmup))
-    if json:
-        print_json(told)
-    else:
-        typer.echo(sentences(told))
-    if told.errors:
+    """Send a bounded load and print latencies, throughput and goodput.
+
+    A closed loop has a number of users who each wait for their answer. An open loop (--rate or --trace) sends requests
+    when they are due, whatever became of those before, as independent users do.
+    """
+    chosen = {"n": (count, int), "num_inference_steps": (steps, int), "size": (size, str), "model": (model, str)}
+    fields = {name: shares(texts, kind) for name, (texts, kind) in chosen.items() if texts}
+    mix = Mix(_read(prompts) if prompts else PROMPTS, fields)
+    load = _load(mix, requests, concurrency, seconds, rate, trace, seed)
+    samples = asyncio.run(_run(api, url, api_key, timeout, load, warmup))
+    found = report(load.name, samples, load.seconds, objective)
+    if output is not None:
+        write_file(output, (found.model_dump_json(indent=1) + "\n").encode())
+    if picture is not None:
+        plot(found, samples, picture)
+    print_json(found) if json else typer.echo(sentences(found))
+    if found.errors:
         raise typer.Exit(ServerError.exit_code)
 
 
-async def _bench(
-    url: str | None, api_key: str | None, prompts: tuple[str, ...], options: Options,
-    requests: int, concurrency: int, warmup: int,
-) -> Report:  # fmt: skip
-    async with AsyncClient(url, api_key, retries=Retries(tries=1), connections=concurrency) as client:
-        if warmup:
-            await client.generate(prompts[0], **options)  # what is wrong with all of them is told at once
-            await run(client, prompts, options, requests=warmup, concurrency=concurrency)
-        return await run(client, prompts, options, requests=requests, concurrency=concurrency)
+def _load(
+    mix: Mix, requests: int, users: int, seconds: float | None, rate: float | None, trace: Path | None, seed: int
+) -> Load:
+    """The load that the options describe.
+
+    Raises:
+        WrongUse: they describe two, or the trace cannot be read.
+    """
+    if rate is not None and trace is not None:
+        raise WrongUse("--rate and --trace exclude each other.")
+    if trace is not None:
+        whole = read_trace(_text(trace), mix.requests(seed))
+        arrivals = [arrival for arrival in whole if seconds is None or arrival.at_s < seconds]
+        return Load(f"trace {trace.name}", mix, seed, users, None, seconds or whole[-1].at_s or None, arrivals)
+    if rate is not None:
+        lasting_s = seconds or 60.0
+        arrivals = poisson(mix.requests(seed), rate, lasting_s, seed)
+        if not arrivals:
+            raise WrongUse(f"No request arrives within {lasting_s:g} s at {rate:g} a second: raise one of them.")
+        return Load(f"open loop, {rate:g} requests/s", mix, seed, users, None, lasting_s, arrivals)
+    return Load(f"closed loop, {users} users", mix, seed, users, None if seconds else requests, seconds, None)
+
+
+async def _run(
+    api: Api, url: str | None, api_key: str | None, timeout_s: float, load: Load, warmup: int
+) -> list[Sample]:
+    from rich.console import Console  # slow to load, and of no use to other commands
+    from rich.progress import Progress
+
+    most = load.users if load.arrivals is None else MOST_IN_FLIGHT
+    async with TARGETS[api](url, api_key, timeout_s, most) as send:
+        await _warm_up(send, load.mix.requests(load.seed), load.users, warmup)
+        with Progress(console=Console(stderr=True), disable=not Console(stderr=True).is_terminal) as progress:
+            task = progress.add_task(load.name, total=load.total)
+
+            def watch(sample: Sample) -> None:
+                progress.advance(task)
+
+            if load.arrivals is not None:
+                return await open_loop(send, load.arrivals, watch=watch)
+            requests = load.mix.requests(load.seed)
+            return await closed_loop(send, requests, load.users, count=load.count, seconds=load.seconds, watch=watch)
+
+
+async def _warm_up(send: Send, requests: Iterator[Request], users: int, count: int) -> None:
+    """The first request alone: what is wrong with all of them is said at once."""
+    if count:
+        await send(next(requests))
+        await closed_loop(send, islice(requests, count - 1), users)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise WrongUse(f"{file} cannot be read: {reason}.") from None
 
 
 def _read(file: Path) -> tuple[str, ...]:
-    try:
-        lines = tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise WrongUse(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}.") from None
+    lines = tuple(line.strip() for line in _text(file).splitlines() if line.strip())
     if not lines:
         raise WrongUse(f"{file} holds no prompt.")
     return lines
@@ -68,12 +169,16 @@ def _read(file: Path) -> tuple[str, ...]:
 def sentences(report: Report) -> str:
     """A report for people."""
     lines = [
-        f"{report.images} images of {report.requests} requests, {report.concurrency} at a time, "
-        f"in {report.wall_s:.2f} s",
-        f"{report.images_per_s:.1f} images/s, {report.requests_per_s:.1f} requests/s",
+        f"{report.load}: {report.images} images of {report.requests} requests in {report.wall_s:.2f} s",
+        f"{report.images_per_s:.1f} images/s, {report.requests_per_s:.1f} requests/s"
+        f" ({report.offered_per_s:.1f} offered)",
     ]
+    if report.objective_s is not None and report.goodput_share is not None:
+        within = f"within {milliseconds(report.objective_s)}"
+        lines.append(f"goodput  {report.goodput_per_s:.1f} requests/s {within}: {report.goodput_share:.1%} of all")
     if report.latency is not None:
         lines.append("latency  " + _figures(report.latency.model_dump()))
+    if report.stages:
         lines.append("stages   " + _figures(report.stages))
     if report.batch_sizes:
         lines.append("batch    images")
@@ -82,7 +187,7 @@ def sentences(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _figures(seconds: dict[str, float]) -> str:
+def _figures(seconds: dict[str, Any]) -> str:
     return "  ".join(f"{name.removesuffix('_s')} {milliseconds(value)}" for name, value in seconds.items())
 
 

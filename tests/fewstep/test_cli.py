@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,29 @@ def test_bench_prints_its_figures(fewstep: Any) -> None:
     assert done.exit_code == 0 and "images/s" in done.stdout and "p99" in done.stdout and "█" in done.stdout
 
 
+def test_bench_sends_an_open_load_and_keeps_its_report(fewstep: Any, tmp_path: Path) -> None:
+    lines = [{"at_s": 0.3, "prompt": "a"}, {"at_s": 0.0, "num_inference_steps": 1}, {"at_s": 0.1, "n": 2}]
+    (tmp_path / "trace.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done = fewstep("bench", "--trace", "trace.jsonl", "--objective", 60, "-o", "a.json", "--plot", "a.png")
+    assert done.exit_code == 0 and "goodput  " in done.stdout and "100.0% of all" in done.stdout, done.output
+    kept = json.loads((tmp_path / "a.json").read_text())
+    assert (kept["load"], kept["requests"], kept["images"]) == ("trace trace.jsonl", 3, 4)
+    assert kept["window_s"] == 0.3 and kept["goodput_share"] == 1.0 and len(kept["series"]) == 1
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "PNG" and image.width > 800
+    done = fewstep("bench", "--rate", 40, "--seconds", 0.5, "--json", "--steps", 1, "--steps", "2:3", "--warmup", 0)
+    assert json.loads(done.stdout)["load"] == "open loop, 40 requests/s"
+
+
+def test_bench_measures_any_server_with_openais_endpoint(fewstep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWSTEP_URL", os.environ["FEWSTEP_URL"] + "/v1")
+    done = fewstep("bench", "--api", "openai", "--requests", 5, "-n", 2, "--warmup", 1, "--json")
+    found = json.loads(done.stdout)
+    assert (found["requests"], found["images"], found["errors"], found["batch_sizes"]) == (5, 10, {}, {})
+    done = fewstep("bench", "--api", "openai", "--model", "other", "--warmup", 0, "--requests", 3, "--json")
+    assert done.exit_code == 8 and json.loads(done.stdout)["errors"] == {"model_not_found": 3}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
@@ -110,6 +134,11 @@ def test_bench_prints_its_figures(fewstep: Any) -> None:
         (["jobs", "list", "--url", "nowhere"], 2, "nowhere is not an address"),
         (["bench", "--prompts", "missing.txt"], 2, "missing.txt cannot be read: No such file or directory."),
         (["bench", "--requests", 3, "--steps", 3], 3, "num_inference_steps"),
+        (["bench", "--steps", "4:0"], 2, "4:0 is not a value with a positive weight."),
+        (["bench", "--steps", "four"], 2, "four is not a value, or a value and its weight"),
+        (["bench", "--trace", "missing.jsonl"], 2, "missing.jsonl cannot be read: No such file or directory."),
+        (["bench", "--trace", "x", "--rate", 3], 2, "--rate and --trace exclude each other."),
+        (["bench", "--rate", 0.001, "--seconds", 0.1], 2, "No request arrives within 0.1 s"),
     ],
 )
 def test_an_error_is_one_sentence_with_an_exit_code(

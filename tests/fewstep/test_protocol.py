@@ -25,7 +25,7 @@ from fewstep.events import SILENCE_S, Following
 from fewstep.protocol import Call, Pause, retry_after_s
 from fewstep.request import Options
 from fewstep.retries import Retries
-from service.schema import GenerateRequest
+from service.http.schema import GenerateRequest
 
 RETRIES = Retries(tries=3, first_pause_s=1.0, longest_pause_s=60.0)
 JOB = {
