@@ -75,6 +75,8 @@ def _checked(address: str) -> httpx.URL:
         parsed = httpx.URL(address)
     except httpx.InvalidURL as error:
         raise WrongUse(f"{address} is not an address: {str(error).rstrip('.')}.") from None
+    except UnicodeEncodeError:
+        raise WrongUse(f"{address!a} is not an address: it holds bytes that are not UTF-8 text.") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise WrongUse(f"{address} is not an address: it must begin with http:// or https:// and name a host.")
     if not (_is_ip(parsed.host) or HOST_NAME.fullmatch(parsed.raw_host)):

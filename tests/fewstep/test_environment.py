@@ -127,10 +127,11 @@ def test_both_kinds_of_command_say_the_same_of_the_same_mistake(monkeypatch: pyt
 
 
 def test_an_interrupted_generate_cancels_its_job(live: Service, client: Client, tmp_path: Path) -> None:
-    prompt = f"fake:sleep=20 {uuid.uuid4().hex}"
+    prompt = f"fake:step=2 {uuid.uuid4().hex}"
     process = subprocess.Popen(
         [sys.executable, "-m", "fewstep", "generate", prompt, "-o", str(tmp_path / "a.png"), "--url", live.url],
         cwd=REPOSITORY, env=clean_environment({}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )  # fmt: skip
     mine = lambda: [job for job in client.jobs(100) if job.prompt == prompt]  # noqa: E731
     eventually(mine, "the job is accepted")
