@@ -19,7 +19,7 @@ import redis
 
 from service.queue.connection import connect, connect_async
 from service.queue.consumer import Consumer
-from service.queue.job import Job, Terms
+from service.queue.job import Job, QueueOptions
 from service.queue.producer import Producer
 from service.supervise.redis_server import EmbeddedServer
 
@@ -54,10 +54,10 @@ async def run(url: str, jobs: int, batch: int, waiting: int) -> Rate:
     consumer = Consumer(worker, QUEUE, "w", lease_s=30.0, max_attempts=3)
     asked = [_job() for _ in range(jobs)]
     before_s, started = _cpu_s(worker), time.perf_counter()
-    terms = Terms(timeout_s=3600.0)  # a deadline that cannot be kept would be refused
+    options = QueueOptions(timeout_s=3600.0)  # a deadline that cannot be kept would be refused
     for first in range(0, jobs, waiting):
         for part in range(first, min(first + waiting, jobs), TOGETHER):
-            said = await asyncio.gather(*(producer.enqueue(job, terms) for job in asked[part : part + TOGETHER]))
+            said = await asyncio.gather(*(producer.enqueue(job, options) for job in asked[part : part + TOGETHER]))
             refused = {verdict.word for verdict in said} - {"ok", "known"}  # known: repeated after a lost reply
             assert not refused, refused
         while claimed := consumer.claim(asked[0].lane, batch):

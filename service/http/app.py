@@ -10,14 +10,14 @@ from fastapi import FastAPI
 
 from service.http.access import Access
 from service.http.description import DescribedApp
-from service.http.gate import Gate, GateKeeper
 from service.http.handlers import add_handlers
 from service.http.middleware import BodyLimit, RequestContext
+from service.http.overload import OverloadGuard, OverloadMiddleware
 from service.http.routes import dlq, images, info, jobs, models, openai, pages, probes
 from service.http.services import open_services
 from service.http.webhooks import webhooks
 from service.keys import KeyStore
-from service.models.controller import OneModel
+from service.models.controller import SingleModel
 from service.models.folder import Name
 from service.models.single import check_models
 from service.observe.metrics import Metrics
@@ -35,19 +35,19 @@ def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
     Raises:
         StartupError: there is no student to serve, or the file of keys cannot be read.
     """
-    one = OneModel(settings) if settings.models is None else None
+    one = SingleModel(settings) if settings.models is None else None
     check_models(settings)
     tracing = tracing or open_tracing(settings, "api")
     keys = KeyStore(settings.data_dir)
     keys.keys()  # a file that cannot be read is told now
     served = one.choice.default() if one else None
     name = served.name if served else Name("several", "")
-    gate = Gate()
+    guard = OverloadGuard()
     metrics = Metrics(name.id, name.version, {"python": platform.python_version()})
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_services(settings, metrics, one, tracing, gate) as services:
+        async with open_services(settings, metrics, one, tracing, guard) as services:
             app.state.services = services
             async with webhooks(services):
                 yield
@@ -63,7 +63,7 @@ def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    app.add_middleware(GateKeeper, gate=gate, metrics=metrics)
+    app.add_middleware(OverloadMiddleware, guard=guard, metrics=metrics)
     app.add_middleware(Access, keys=keys)
     app.add_middleware(RequestContext, metrics=metrics, tracing=tracing)
     add_handlers(app)

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from service.http.access import needed_scope
-from service.http.answers import error_responses
+from service.http.responses import error_responses
 
 OPENAI_PATHS = ("/v1/images/generations",)
 SCHEME = {

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.errors import ServiceError, error_detail
 from service.http.caller import client_gone
-from service.http.presentation import failure, image_url, in_base64, job_status, place_of
+from service.http.presentation import failure, image_url, in_base64, job_status, position_of
 from service.http.services import Services, ending
 from service.http.submission import Submission
 from service.http.tasks import end
@@ -134,7 +134,7 @@ class EventStream(Response):
         try:
             data = await self._data(event, record)
         except ServiceError as error:
-            log.warning("event %s of job %s cannot be told: %s", event.name, record.id, error)
+            log.warning("event %s of job %s cannot be sent: %s", event.name, record.id, error)
             return None  # a preview of a worker that was lost, or an image that is kept no longer
         if data is None:
             return None
@@ -152,7 +152,7 @@ class EventStream(Response):
 
     async def _queued(self, record: Record) -> dict[str, Any] | None:
         """The job's place, whenever it has changed; the first time in any case."""
-        place = await place_of(self._services, record)
+        place = await position_of(self._services, record)
         if self._sent >= QUEUED and (place is None or place.position == self._place):
             return None
         self._place = place.position if place else None
@@ -162,8 +162,8 @@ class EventStream(Response):
         if event.file is None:
             return {}
         job = record.job
-        told = {"created_at": int(record.created_s), "output_format": job.output_format}
-        told["size"] = f"{job.width}x{job.height}"
+        fields = {"created_at": int(record.created_s), "output_format": job.output_format}
+        fields["size"] = f"{job.width}x{job.height}"
         if job.response_format == "url" and event.number >= COMPLETED:
-            return {**told, "url": image_url(self._base_url, record.id, event.data["index"])}
-        return {**told, "b64_json": await in_base64(self._services, event.file)}
+            return {**fields, "url": image_url(self._base_url, record.id, event.data["index"])}
+        return {**fields, "b64_json": await in_base64(self._services, event.file)}

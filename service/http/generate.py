@@ -29,7 +29,7 @@ from service.http.webhooks import webhook_of
 from service.models.choice import Served
 from service.models.folder import Name
 from service.observe.context import current_request
-from service.queue.job import Record, Terms
+from service.queue.job import QueueOptions, Record
 
 CHANGES = 3  # as many models may be swapped while one request is accepted
 
@@ -44,22 +44,22 @@ class StillWaiting(Exception):
     """The client wants to ask for the job later."""
 
 
-async def own_form(services: Services, record: Record, ask: Ask) -> Response:
+async def own_form(services: Services, record: Record, caller: Caller) -> Response:
     """A job that is done, in the form of /generate."""
-    applied = {"Preference-Applied": ask.preference.applied} if ask.preference.applied else {}
+    applied = {"Preference-Applied": caller.preference.applied} if caller.preference.applied else {}
     if record.job.response_format == "file":
         response = await image_file(services, record, 0)
         response.headers.update(applied)
         return response
-    answer = await generated(services, record, ask.base_url)
+    answer = await generated(services, record, caller.base_url)
     return Response(answer.model_dump_json(exclude_none=True), 200, applied, "application/json")
 
 
-Render = Callable[[Services, Record, "Ask"], Awaitable[Response]]
+Render = Callable[[Services, Record, "Caller"], Awaitable[Response]]
 
 
 @dataclass(frozen=True)
-class Ask:
+class Caller:
     """Who asks, and how the answer is wanted. ``idempotency_key`` is the header as it came.
 
     ``render`` and ``stream`` put the answer into a form: our own, or another API's.
@@ -74,7 +74,7 @@ class Ask:
     stream: type[EventStream] = EventStream
 
 
-async def generate(services: Services, body: GenerateRequest, ask: Ask, receive: Receive) -> Response:
+async def generate(services: Services, body: GenerateRequest, caller: Caller, receive: Receive) -> Response:
     """Answer a request.
 
     Raises:
@@ -82,37 +82,37 @@ async def generate(services: Services, body: GenerateRequest, ask: Ask, receive:
     """
     for _ in range(CHANGES):
         try:
-            return await _generate(services, body, ask, receive)
-        except ModelGone:  # another version is served since this process has looked
-            await _look(services)
-    return await _generate(services, body, ask, receive)
+            return await _generate(services, body, caller, receive)
+        except ModelGone:  # another version is served since this process has asked
+            await _refresh(services)
+    return await _generate(services, body, caller, receive)
 
 
-async def _look(services: Services) -> None:
+async def _refresh(services: Services) -> None:
     try:
-        await services.models.look()
+        await services.models.refresh()
     except RedisError as error:
         raise Unavailable("The queue is out of reach.") from error
 
 
-async def _generate(services: Services, body: GenerateRequest, ask: Ask, receive: Receive) -> Response:
+async def _generate(services: Services, body: GenerateRequest, caller: Caller, receive: Receive) -> Response:
     served = services.models.choice.pick(body.model, body.model_version)
     check(served.student, body, served.count_tokens, services.settings.max_pixels, served.sizes)
-    await _check_manner(services, served, body, ask.preference)
-    submission = _submission(services, served, body, ask)
+    await _check_manner(services, served, body, caller.preference)
+    submission = _submission(services, served, body, caller)
     if body.stream:
         id = await submission.submit()
-        return ask.stream(services, id, ask.base_url, submission=submission, leaving=_leaving(submission, id))
-    if ask.preference.asynchronously and not ask.preference.wait_s:
-        return await _accepted(services, await submission.submit(), ask)
+        return caller.stream(services, id, caller.base_url, submission=submission, leaving=_leaving(submission, id))
+    if caller.preference.asynchronously and not caller.preference.wait_s:
+        return await _accepted(services, await submission.submit(), caller)
     with services.metrics.inflight.track_inprogress():
         try:
-            record = await _finished(submission, ask.preference.wait_s, receive)
+            record = await _finished(submission, caller.preference.wait_s, receive)
         except StillWaiting as waiting:
-            return await _accepted(services, str(waiting), ask)
+            return await _accepted(services, str(waiting), caller)
         except ClientGone:
             return Response(status_code=CLIENT_GONE)
-    return await _answer(services, record, ask)
+    return await _answer(services, record, caller)
 
 
 async def _check_manner(services: Services, served: Served, body: GenerateRequest, preference: Preference) -> None:
@@ -137,20 +137,20 @@ async def shows_steps(services: Services, name: Name) -> bool:
     return not workers or any(worker.shows(str(name)) for worker in workers)
 
 
-def _submission(services: Services, served: Served, body: GenerateRequest, ask: Ask) -> Submission:
-    settings, later = services.settings, ask.preference.asynchronously
-    usual = settings.job_timeout_s if later or ask.preference.wait_s is not None else settings.request_timeout_s
-    repeated = idempotency(ask.idempotency_key, ask.key)
-    terms = Terms(
+def _submission(services: Services, served: Served, body: GenerateRequest, caller: Caller) -> Submission:
+    settings, later = services.settings, caller.preference.asynchronously
+    usual = settings.job_timeout_s if later or caller.preference.wait_s is not None else settings.request_timeout_s
+    repeated = idempotency(caller.idempotency_key, caller.key)
+    options = QueueOptions(
         timeout_s=body.timeout_s or usual,
         client="" if later else secrets.token_hex(8),
         watched=body.stream,
         idempotency=repeated,
         body=digest(body) if repeated else "",
-        webhook=webhook_of(body, settings, ask.base_url),
+        webhook=webhook_of(body, settings, caller.base_url),
         quota=_own_quota(),
     )
-    return Submission(services, new_job(served.student, body, ask.key, ask.request_id), terms)
+    return Submission(services, new_job(served.student, body, caller.key, caller.request_id), options)
 
 
 def _own_quota() -> int | None:
@@ -172,7 +172,7 @@ async def _finished(submission: Submission, wait_s: int | None, receive: Receive
             ended = replies.ended(id, news, submission.enqueue)
             return await _attend(submission, id, ended, wait_s, receive)
     with replies.news(id) as news:
-        ended = replies.ended(id, news, submission.enqueue, look_first=True)
+        ended = replies.ended(id, news, submission.enqueue, check_first=True)
         return await _attend(submission, id, ended, wait_s, receive)
 
 
@@ -180,12 +180,12 @@ async def _attend(
     submission: Submission, id: str, ended: Awaitable[Record], wait_s: int | None, receive: Receive
 ) -> Record:
     """Wait for a job's end; whatever ends the waiting before that is told to the queue."""
-    services, terms = submission.services, submission.terms
+    services, options = submission.services, submission.options
     outcome = asyncio.ensure_future(ended)
     gone = asyncio.create_task(client_gone(receive))
     stopped = asyncio.create_task(ending(services))
     tasks: set[asyncio.Future[Any]] = {outcome, gone, stopped}
-    limit_s = terms.timeout_s if wait_s is None else min(wait_s, terms.timeout_s)
+    limit_s = options.timeout_s if wait_s is None else min(wait_s, options.timeout_s)
     try:
         await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         if outcome.done():
@@ -197,14 +197,14 @@ async def _attend(
             await _leaving(submission, id)(stopping=True)
             message = f"The service is stopping; the job goes on without it: ask for /jobs/{id} later."
             raise Unavailable(message, headers={"Location": f"/jobs/{id}"})
-        if wait_s is not None and wait_s < terms.timeout_s:
-            await _tell(services.producer.detach(id, terms.client))
+        if wait_s is not None and wait_s < options.timeout_s:
+            await _tell(services.producer.detach(id, options.client))
             raise StillWaiting(id)
         if id == submission.job.id:
             await _tell(services.producer.cancel(id, "expired"))
         else:  # the deadline of the job that it was attached to is another's business
             await _leaving(submission, id)()
-        raise DeadlineExceeded(f"Not done within {terms.timeout_s:g} s.")
+        raise DeadlineExceeded(f"Not done within {options.timeout_s:g} s.")
     except RedisError as error:
         raise Unavailable("The queue is out of reach.") from error
     finally:
@@ -213,15 +213,15 @@ async def _attend(
 
 def _leaving(submission: Submission, id: str) -> Any:
     """What to do when the client that waits for a job has gone: nobody else's job is touched by it."""
-    services, terms = submission.services, submission.terms
-    grace_s = services.settings.retry_grace_s if terms.idempotency else 0.0
+    services, options = submission.services, submission.options
+    grace_s = services.settings.retry_grace_s if options.idempotency else 0.0
 
     async def leave(stopping: bool = False) -> None:
         """``stopping``: it is the service that goes, and the client will ask again."""
-        if terms.client and stopping:
-            await _tell(services.producer.detach(id, terms.client))
-        elif terms.client:
-            await _tell(services.producer.leave(id, terms.client, grace_s))
+        if options.client and stopping:
+            await _tell(services.producer.detach(id, options.client))
+        elif options.client:
+            await _tell(services.producer.leave(id, options.client, grace_s))
 
     return leave
 
@@ -233,14 +233,14 @@ async def _tell(call: Awaitable[object]) -> None:
         log.warning("the queue could not be told that nobody waits: %s", error)
 
 
-async def _accepted(services: Services, id: str, ask: Ask) -> Response:
+async def _accepted(services: Services, id: str, caller: Caller) -> Response:
     """202: the job as it is now, and where to ask for it."""
-    status = await job_status(services, await find(services, id, ask.key), ask.base_url)
-    headers = {"Location": f"/jobs/{id}", "Preference-Applied": ask.preference.applied}
+    status = await job_status(services, await find(services, id, caller.key), caller.base_url)
+    headers = {"Location": f"/jobs/{id}", "Preference-Applied": caller.preference.applied}
     return Response(status.model_dump_json(), 202, headers, "application/json")
 
 
-async def _answer(services: Services, record: Record, ask: Ask) -> Response:
+async def _answer(services: Services, record: Record, caller: Caller) -> Response:
     """200 for a job that has ended well.
 
     Raises:
@@ -248,4 +248,4 @@ async def _answer(services: Services, record: Record, ask: Ask) -> Response:
     """
     if (error := failure(record)) is not None:
         raise error
-    return await ask.render(services, record, ask)
+    return await caller.render(services, record, caller)

@@ -10,9 +10,9 @@ from redis.exceptions import RedisError
 from service.errors import Conflict, Unavailable
 from service.http.schema import Strict
 from service.http.services import Services
-from service.models.admin import look
+from service.models.admin import refresh
 from service.models.choice import LATEST, Choice
-from service.models.controller import Overseer, Version
+from service.models.controller import ModelController, Version
 from service.models.folder import Name
 from service.queue.producer import Worker
 
@@ -92,16 +92,16 @@ async def retrieve(services: Services, name: str) -> Model:
     return _model(choice, id, versions, await _workers(services))
 
 
-async def overseer_of(services: Services) -> Overseer:
-    """Whoever leads the models, with a fresh look at them.
+async def controller_of(services: Services) -> ModelController:
+    """Whoever leads the models, with brought up to date.
 
     Raises:
         Conflict: the service serves one student and no other.
     """
     models = services.models
-    if not isinstance(models, Overseer):
+    if not isinstance(models, ModelController):
         raise Conflict("This service draws with the one student of FEWSTEP_MODEL; FEWSTEP_MODELS serves several.")
-    await look(models)
+    await refresh(models)
     return models
 
 

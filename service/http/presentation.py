@@ -1,4 +1,4 @@
-"""From a job's record to what its client is told: JSON, or the bytes of an image."""
+"""From a job's record to what its client sees: JSON, or the bytes of an image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from starlette.responses import Response
 
 from service.errors import Cancelled, DeadlineExceeded, GenerationFailed, ServiceError, Unavailable, error_detail
-from service.http.answers import ErrorDetail, GeneratedImage, GenerateResponse, JobStatus, QueuePlace, Timings
+from service.http.responses import ErrorDetail, GeneratedImage, GenerateResponse, JobStatus, QueuePosition, Timings
 from service.http.services import Services
 from service.models.folder import Name
 from service.queue.job import Job, Record, State
@@ -25,16 +25,16 @@ async def generated(services: Services, record: Record, base_url: str) -> Genera
     Raises:
         ServiceError: an image was swept away meanwhile.
     """
-    job, told = record.job, record.result
+    job, result = record.job, record.result
     inline = job.response_format != "url"
     return GenerateResponse(
         id=record.id,
         created=int(record.created_s),
         model=job.model,
         model_version=job.version,
-        runtime=told["runtime"],
-        batch_size=told["batch_size"],
-        data=[await _image(services, record, k, base_url, inline) for k in range(len(told["images"]))],
+        runtime=result["runtime"],
+        batch_size=result["batch_size"],
+        data=[await _image(services, record, k, base_url, inline) for k in range(len(result["images"]))],
         timings=timings(record),
     )
 
@@ -45,7 +45,7 @@ async def job_status(services: Services, record: Record, base_url: str) -> JobSt
     Raises:
         ServiceError: the queue is out of reach.
     """
-    job, told, done = record.job, record.result, record.state is State.DONE
+    job, result, done = record.job, record.result, record.state is State.DONE
     error = failure(record) if record.terminal else None
     return JobStatus(
         id=record.id,
@@ -59,16 +59,16 @@ async def job_status(services: Services, record: Record, base_url: str) -> JobSt
         metadata=dict(job.metadata),
         priority=job.priority,
         cancelling=record.giving_up,
-        queue=await place_of(services, record),
+        queue=await position_of(services, record),
         data=[_linked(record, k, base_url) for k in range(len(job.seeds))] if done else [],
-        runtime=told.get("runtime") if done else None,
-        batch_size=told.get("batch_size") if done else None,
+        runtime=result.get("runtime") if done else None,
+        batch_size=result.get("batch_size") if done else None,
         timings=timings(record) if done else None,
         error=ErrorDetail(**error_detail(error)) if error else None,
     )
 
 
-async def place_of(services: Services, record: Record) -> QueuePlace | None:
+async def position_of(services: Services, record: Record) -> QueuePosition | None:
     """Where a waiting job stands; None for one that does not wait (any more).
 
     Raises:
@@ -77,10 +77,10 @@ async def place_of(services: Services, record: Record) -> QueuePlace | None:
     if record.state is not State.QUEUED:
         return None
     try:
-        place = await services.producer.place(record.id)
+        found = await services.producer.position(record.id)
     except RedisError as error:
         raise Unavailable("The queue is out of reach.") from error
-    return QueuePlace(position=place.position, predicted_wait_s=place.wait_s) if place else None
+    return QueuePosition(position=found.position, predicted_wait_s=found.wait_s) if found else None
 
 
 def timings(record: Record) -> Timings:
@@ -163,12 +163,12 @@ async def _image(services: Services, record: Record, index: int, base_url: str, 
     if not inline:
         return _linked(record, index, base_url)
     image = record.result["images"][index]
-    return GeneratedImage(b64_json=await in_base64(services, image["file"]), **_told(image))
+    return GeneratedImage(b64_json=await in_base64(services, image["file"]), **_public_fields(image))
 
 
 def _linked(record: Record, index: int, base_url: str) -> GeneratedImage:
-    return GeneratedImage(url=image_url(base_url, record.id, index), **_told(record.result["images"][index]))
+    return GeneratedImage(url=image_url(base_url, record.id, index), **_public_fields(record.result["images"][index]))
 
 
-def _told(image: dict[str, Any]) -> dict[str, Any]:
+def _public_fields(image: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in image.items() if name != "file"}

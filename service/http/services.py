@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from service.http.gate import Gate
+from service.http.overload import OverloadGuard
 from service.http.tasks import end
-from service.models.controller import OneModel, Overseer
+from service.models.controller import ModelController, SingleModel
 from service.models.folder import Folder
-from service.models.registry import Board
+from service.models.registry import ModelRegistry
 from service.models.single import queue_name
 from service.observe.metrics import Metrics
 from service.observe.tracer import Tracing
@@ -37,14 +37,14 @@ class Services:
     """``stopping`` is set when the process has been told to end."""
 
     settings: Settings
-    models: OneModel | Overseer
+    models: SingleModel | ModelController
     producer: Producer
     replies: Replies
     results: ResultStore
     metrics: Metrics
     stopping: asyncio.Event
     tracing: Tracing
-    gate: Gate
+    guard: OverloadGuard
 
 
 @asynccontextmanager
@@ -72,7 +72,7 @@ async def background(services: Services) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def open_services(
-    settings: Settings, metrics: Metrics, one: OneModel | None, tracing: Tracing, gate: Gate
+    settings: Settings, metrics: Metrics, one: SingleModel | None, tracing: Tracing, guard: OverloadGuard
 ) -> AsyncIterator[Services]:
     """Connect (lazily: the server may come later), start the background tasks. Without ``one``, several are served."""
     api = uuid.uuid4().hex
@@ -91,16 +91,17 @@ async def open_services(
         managed=one is None,
         replicas=settings.replicas,
     )
+    registry = ModelRegistry(client, queue)
     services = Services(
         settings=settings,
-        models=one or Overseer(settings, Folder(settings.required_models), Board(client, queue), producer),
+        models=one or ModelController(settings, Folder(settings.required_models), registry, producer),
         producer=producer,
         replies=Replies(reader, producer, queue, api, metrics.record),
         results=open_store(settings),
         metrics=metrics,
         stopping=asyncio.Event(),
         tracing=tracing,
-        gate=gate,
+        guard=guard,
     )
     try:
         async with background(services):

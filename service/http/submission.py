@@ -21,7 +21,7 @@ from service.http.preferences import KEY_HEADER
 from service.http.services import Services
 from service.observe.context import current_request
 from service.observe.logs import prompt_facts
-from service.queue.job import Job, Terms, Verdict
+from service.queue.job import Job, QueueOptions, Verdict
 
 MINUTE_S = 60
 
@@ -34,7 +34,7 @@ class Submission:
 
     services: Services
     job: Job
-    terms: Terms
+    options: QueueOptions
 
     async def enqueue(self) -> str:
         """Put the job into the queue; returns the id of the job to wait for, which is another for a repeated request.
@@ -44,10 +44,10 @@ class Submission:
             RedisError: the queue's server is away.
         """
         with self.services.tracing.publish(self.job) as traceparent:
-            verdict = await self.services.producer.enqueue(replace(self.job, traceparent=traceparent), self.terms)
+            verdict = await self.services.producer.enqueue(replace(self.job, traceparent=traceparent), self.options)
         _note(verdict)
         self._log(verdict)
-        self.services.gate.told(verdict.word == "full", verdict.wait_s)
+        self.services.guard.record(verdict.word == "full", verdict.wait_s)
         if (refusal := _refusal(verdict)) is not None:
             self.services.metrics.rejected(verdict.word)
             raise refusal

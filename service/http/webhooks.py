@@ -15,7 +15,7 @@ from service.http.services import Services, every
 from service.http.tasks import end
 from service.queue.job import Record
 from service.settings import Settings
-from service.webhooks.deliver import LOOK_EVERY_S, Deliverer
+from service.webhooks.deliver import POLL_EVERY_S, Deliverer
 from service.webhooks.outbox import Outbox
 from service.webhooks.target import TargetRefused, check_url, rules_of
 
@@ -53,7 +53,7 @@ async def webhooks(services: Services) -> AsyncIterator[None]:
 
     outbox = Outbox(services.producer.client, services.producer.queue)
     deliverer = Deliverer(services.settings, services.producer, outbox, services.metrics, describe)
-    task = asyncio.create_task(every(LOOK_EVERY_S, deliverer.deliver))
+    task = asyncio.create_task(every(POLL_EVERY_S, deliverer.deliver))
     try:
         yield
     finally:

@@ -8,99 +8,99 @@ import time
 from redis.exceptions import RedisError
 
 from service.errors import Conflict, ModelRefused, NotFound, Unavailable
-from service.models.controller import Overseer, Version
+from service.models.controller import ModelController, Version
 from service.models.folder import Name
 from service.models.registry import ModelState
 from student.bundle import BundleError
 
-LOOK_EVERY_S = 0.1
+POLL_EVERY_S = 0.1
 UNKNOWN = "There is no such model, or no such version of it."
 
 
-async def load(overseer: Overseer, name: Name, wait_s: float) -> Version:
+async def load(controller: ModelController, name: Name, wait_s: float) -> Version:
     """Have a version loaded; ``serving`` or, after the wait, still ``loading``.
 
     Raises:
         NotFound, ModelRefused, Conflict, Unavailable
     """
-    await look(overseer)
-    if name not in overseer.folder.names():
+    await refresh(controller)
+    if name not in controller.folder.names():
         raise NotFound(UNKNOWN, "version", code="model_not_found")
     try:
-        await asyncio.to_thread(overseer.folder.student, name)
+        await asyncio.to_thread(controller.folder.student, name)
     except BundleError as error:
         raise ModelRefused(f"{name} is refused: {error}.", "version") from error
     try:
-        await overseer.load(name)
+        await controller.load(name)
     except RedisError as error:
         raise Unavailable("The queue is out of reach.") from error
-    found = await _settled(overseer, name, {ModelState.LOADING}, wait_s)
+    found = await _settled(controller, name, {ModelState.LOADING}, wait_s)
     if found.state == ModelState.REFUSED:
         raise ModelRefused(f"{name} is refused: {found.reason}.", "version")
     return found
 
 
-async def promote(overseer: Overseer, name: Name) -> Version:
+async def promote(controller: ModelController, name: Name) -> Version:
     """Make a served version the latest.
 
     Raises:
         NotFound, Conflict, Unavailable
     """
-    await look(overseer)
-    _known(overseer, name)
+    await refresh(controller)
+    _known(controller, name)
     try:
-        if not await overseer.board.promote(name.id, name.version):
+        if not await controller.registry.promote(name.id, name.version):
             raise Conflict(f"{name} is not served: load it first.", "version")
     except RedisError as error:
         raise Unavailable("The queue is out of reach.") from error
-    await look(overseer)
-    return overseer.version(name)
+    await refresh(controller)
+    return controller.version(name)
 
 
-async def unload(overseer: Overseer, name: Name, wait_s: float) -> Version:
+async def unload(controller: ModelController, name: Name, wait_s: float) -> Version:
     """Have a version dropped; ``unloaded`` or, after the wait, still ``unloading``.
 
     Raises:
         NotFound, Conflict, Unavailable
     """
-    await look(overseer)
-    _known(overseer, name)
+    await refresh(controller)
+    _known(controller, name)
     try:
-        word = await overseer.board.unload(str(name))
+        word = await controller.registry.unload(str(name))
     except RedisError as error:
         raise Unavailable("The queue is out of reach.") from error
     if word == "promoted":
         raise Conflict(f"{name} is the latest of its model: promote another version first.", "version")
     if word == "last":
         raise Conflict(f"{name} is the only one that is served: load another one first.", "version")
-    if word == "missing" and overseer.version(name).state not in (ModelState.UNLOADING, ModelState.UNLOADED):
+    if word == "missing" and controller.version(name).state not in (ModelState.UNLOADING, ModelState.UNLOADED):
         raise Conflict(f"{name} is not served.", "version")
-    return await _settled(overseer, name, {ModelState.SERVING, ModelState.UNLOADING}, wait_s)
+    return await _settled(controller, name, {ModelState.SERVING, ModelState.UNLOADING}, wait_s)
 
 
-def _known(overseer: Overseer, name: Name) -> None:
-    if name not in [version.name for version in overseer.versions()]:
+def _known(controller: ModelController, name: Name) -> None:
+    if name not in [version.name for version in controller.versions()]:
         raise NotFound(UNKNOWN, "version", code="model_not_found")
 
 
-async def _settled(overseer: Overseer, name: Name, moving: set[ModelState], wait_s: float) -> Version:
+async def _settled(controller: ModelController, name: Name, moving: set[ModelState], wait_s: float) -> Version:
     """What a version has become, or is after ``wait_s``."""
     deadline = time.monotonic() + wait_s
     while True:
-        await look(overseer)
-        version = overseer.version(name)
+        await refresh(controller)
+        version = controller.version(name)
         if version.state not in moving or time.monotonic() >= deadline:
             return version
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_EVERY_S)
 
 
-async def look(overseer: Overseer) -> None:
-    """Have a fresh look at the models.
+async def refresh(controller: ModelController) -> None:
+    """Bring what is known of the models up to date.
 
     Raises:
         Unavailable: the queue is out of reach.
     """
     try:
-        await overseer.look()
+        await controller.refresh()
     except RedisError as error:
         raise Unavailable("The queue is out of reach.") from error

@@ -16,15 +16,15 @@ from redis.exceptions import RedisError
 from service.errors import StartupError
 from service.models.choice import Choice, Served
 from service.models.folder import Folder, Name
-from service.models.registry import Board, Entry, ModelState, Notes
+from service.models.registry import Entry, ModelRegistry, ModelState, ModelStates
 from service.models.single import open_student, token_counter
 from service.queue.producer import Producer, Worker
 from service.settings import Settings
 from student.bundle import BundleError
 from student.runtimes.sizes import sizes_of
 
-LOOK_EVERY_S = 0.5
-BUSY_LOOK_S = 0.1
+POLL_EVERY_S = 0.5
+BUSY_POLL_S = 0.1
 LOADABLE = ("none", ModelState.REFUSED, ModelState.UNLOADED, ModelState.UNLOADING)
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Version:
     workers: tuple[Worker, ...]
 
 
-class OneModel:
+class SingleModel:
     """The one student of FEWSTEP_MODEL."""
 
     def __init__(self, settings: Settings) -> None:
@@ -50,21 +50,21 @@ class OneModel:
         served = Served(student, token_counter(settings.model, settings), sizes)
         self.choice = Choice({served.name: served})
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Nothing changes."""
 
     async def run(self) -> None:
         """Nothing changes."""
 
 
-class Overseer:
+class ModelController:
     """The students of FEWSTEP_MODELS."""
 
-    def __init__(self, settings: Settings, folder: Folder, board: Board, producer: Producer) -> None:
+    def __init__(self, settings: Settings, folder: Folder, registry: ModelRegistry, producer: Producer) -> None:
         self.folder = folder
-        self.board = board
+        self.registry = registry
         self.choice = Choice({})
-        self.notes = Notes()
+        self.states = ModelStates()
         self._settings = settings
         self._producer = producer
         self._workers: Sequence[Worker] = ()
@@ -74,35 +74,35 @@ class Overseer:
         """Look again and again, until cancelled; an outage of the queue leaves everything as it was."""
         while True:
             try:
-                await self.look()
+                await self.refresh()
             except (RedisError, OSError) as error:
-                log.warning("the notes on models are out of reach: %s", error)
+                log.warning("the models' states cannot be read: %s", error)
             moving = any(entry.state in (ModelState.LOADING, ModelState.UNLOADING) for entry in self._entries.values())
-            await asyncio.sleep(BUSY_LOOK_S if moving else LOOK_EVERY_S)
+            await asyncio.sleep(BUSY_POLL_S if moving else POLL_EVERY_S)
 
-    async def look(self) -> None:
-        """Read the notes, lead on what can be led on, and take over what is served.
+    async def refresh(self) -> None:
+        """Read the states, lead on what can be led on, and take over what is served.
 
         Raises:
             RedisError: the queue's server is away.
         """
-        notes = await self.board.read()
-        if not notes.entries or not self._began:
-            await self.board.init(await asyncio.to_thread(self._beginning, notes))
+        states = await self.registry.read()
+        if not states.entries or not self._began:
+            await self.registry.init(await asyncio.to_thread(self._beginning, states))
             self._began = True
-            notes = await self.board.read()
+            states = await self.registry.read()
         self._workers = await self._producer.workers()
-        if await self._advance(notes):
-            notes = await self.board.read()
-        await self._take_over(notes)
+        if await self._advance(states):
+            states = await self.registry.read()
+        await self._take_over(states)
 
     async def load(self, name: Name) -> None:
         """Ask the workers to load a version; whoever asked watches ``version`` for what becomes of it."""
-        await self.board.turn(str(name), LOADABLE, Entry(ModelState.LOADING, attempt=secrets.token_hex(8)))
-        await self.look()
+        await self.registry.transition(str(name), LOADABLE, Entry(ModelState.LOADING, attempt=secrets.token_hex(8)))
+        await self.refresh()
 
     def version(self, name: Name) -> Version:
-        """What is known of a version, as of the last look."""
+        """What is known of a version, as of the last refresh."""
         entry = self._entries.get(str(name))
         held = tuple(worker for worker in self._workers if str(name) in worker.models)
         promoted = self.choice.latest(name.id) == name.version
@@ -116,27 +116,27 @@ class Overseer:
 
     @property
     def _entries(self) -> Mapping[str, Entry]:
-        return self.notes.entries
+        return self.states.entries
 
-    def _beginning(self, notes: Notes) -> Notes:
+    def _beginning(self, states: ModelStates) -> ModelStates:
         """What is to be said when nothing was: what this process knew (the server has lost its data), else to load the
         newest version of each model. Of a model that comes later, nothing was said either."""
-        if not notes.entries and self._entries:
-            return self.notes
-        known = {Name.of(name).id for name in notes.entries}
+        if not states.entries and self._entries:
+            return self.states
+        known = {Name.of(name).id for name in states.entries}
         fresh = [name for name in self.folder.newest() if name.id not in known]
-        return Notes({str(name): Entry(ModelState.LOADING, attempt=secrets.token_hex(8)) for name in fresh})
+        return ModelStates({str(name): Entry(ModelState.LOADING, attempt=secrets.token_hex(8)) for name in fresh})
 
-    async def _advance(self, notes: Notes) -> bool:
+    async def _advance(self, states: ModelStates) -> bool:
         """Lead on what the workers have done; True if anything has moved."""
         moved = False
-        for name, entry in notes.entries.items():
+        for name, entry in states.entries.items():
             if (after := self._after(name, entry)) is not None:
-                moved = await self.board.turn(name, [entry.state], after) or moved
+                moved = await self.registry.transition(name, [entry.state], after) or moved
                 log.info("model %s: %s%s", name, after.state, f" ({after.reason})" if after.reason else "")
                 if after.state is ModelState.SERVING:
                     found = Name.of(name)
-                    await self.board.settle(found.id, found.version)
+                    await self.registry.promote_first(found.id, found.version)
         return moved
 
     def _after(self, name: str, entry: Entry) -> Entry | None:
@@ -147,19 +147,19 @@ class Overseer:
         if entry.state is not ModelState.LOADING:
             return None
         for worker in self._workers:
-            told = worker.refused.get(name)
-            if told and told["attempt"] == entry.attempt:
-                return Entry(ModelState.REFUSED, entry.attempt, told["reason"])
+            refusal = worker.refused.get(name)
+            if refusal and refusal["attempt"] == entry.attempt:
+                return Entry(ModelState.REFUSED, entry.attempt, refusal["reason"])
         ready = bool(self._workers) and len(holding) == len(self._workers)
         return Entry(ModelState.SERVING, entry.attempt) if ready else None
 
-    async def _take_over(self, notes: Notes) -> None:
-        served = {Name.of(name) for name, entry in notes.entries.items() if entry.state is ModelState.SERVING}
-        if served != set(self.choice.served) or dict(notes.promoted) != dict(self.choice.promoted):
+    async def _take_over(self, states: ModelStates) -> None:
+        served = {Name.of(name) for name, entry in states.entries.items() if entry.state is ModelState.SERVING}
+        if served != set(self.choice.served) or dict(states.promoted) != dict(self.choice.promoted):
             kept = {name: found for name, found in self.choice.served.items() if name in served}
             opened = await asyncio.to_thread(self._open, sorted(served - set(kept), key=str))
-            self.choice = Choice({**kept, **opened}, dict(notes.promoted))
-        self.notes = notes
+            self.choice = Choice({**kept, **opened}, dict(states.promoted))
+        self.states = states
 
     def _open(self, names: Sequence[Name]) -> dict[Name, Served]:
         """What the workers draw with, as far as this process can read it."""

@@ -14,7 +14,7 @@ from student.runtimes.runtime import Runtime, StepwiseRuntime
 log = logging.getLogger(__name__)
 
 
-class Rack:
+class LoadedModels:
     """Runtimes by the lane that they serve, and what the worker tells others about them.
 
     Every change replaces a whole mapping, so that a reader in another thread sees the one or the other.

@@ -1,4 +1,4 @@
-"""Loads and drops a worker's students as the queue's notes say, beside the thread that draws."""
+"""Loads and drops a worker's students as the model registry says, beside the thread that draws."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from redis.exceptions import RedisError
 
 from service.errors import StartupError
 from service.models.folder import Folder, Name
-from service.models.loaded import Rack
+from service.models.loaded import LoadedModels
 from service.models.memory import check_memory
-from service.models.registry import Entry, ModelState, Notes, WorkersBoard
+from service.models.registry import Entry, ModelState, ModelStates, WorkerRegistry
 from service.models.single import SEVERAL, load_runtime, open_runtime
 from service.queue.connection import connect
 from service.queue.job import lane
@@ -20,61 +20,61 @@ from service.settings import Settings
 from student.bundle import BundleError, verify_files
 from student.runtimes.runtime import Runtime
 
-LOOK_EVERY_S = 0.2
+POLL_EVERY_S = 0.2
 WANTED = (ModelState.LOADING, ModelState.SERVING)
 
 log = logging.getLogger(__name__)
 
 
-class Loader:
-    """Brings a rack into line with the notes; whatever fails is told with its reason, and what is held stays."""
+class ModelLoader:
+    """Brings the loaded models into line with the registry. A failure is reported; what is held stays."""
 
-    def __init__(self, settings: Settings, folder: Folder, board: WorkersBoard, rack: Rack) -> None:
+    def __init__(self, settings: Settings, folder: Folder, registry: WorkerRegistry, loaded: LoadedModels) -> None:
         self._settings = settings
         self._folder = folder
-        self._board = board
-        self._rack = rack
+        self._registry = registry
+        self._loaded = loaded
         self._held_bytes: dict[str, int] = {}
 
     def run(self, stopping: threading.Event) -> None:
-        """Follow the notes until told to stop."""
-        while not stopping.wait(LOOK_EVERY_S):
+        """Follow the registry until the process stops."""
+        while not stopping.wait(POLL_EVERY_S):
             try:
-                self.follow(self._board.read())
+                self.follow(self._registry.read())
             except (RedisError, OSError) as error:
-                log.warning("the notes on models are out of reach: %s", error)
+                log.warning("the models' states cannot be read: %s", error)
 
     def first(self, stopping: threading.Event) -> None:
-        """Wait for the notes, and follow them once. The HTTP process writes the first ones."""
+        """Wait for the states, and follow them once. The HTTP process writes the first ones."""
         while not stopping.is_set():
             try:
-                notes = self._board.read()
+                states = self._registry.read()
             except RedisError as error:
-                log.warning("the notes on models are out of reach: %s", error)
-                notes = Notes()
-            if notes.entries:
-                return self.follow(notes)
-            stopping.wait(LOOK_EVERY_S)
+                log.warning("the models' states cannot be read: %s", error)
+                states = ModelStates()
+            if states.entries:
+                return self.follow(states)
+            stopping.wait(POLL_EVERY_S)
 
-    def follow(self, notes: Notes) -> None:
+    def follow(self, states: ModelStates) -> None:
         """Load what is wanted and not held; drop what is not wanted once nobody waits for it.
 
         An empty note says nothing: the server has lost its data and will be told again.
         """
-        if not notes.entries:
+        if not states.entries:
             return
-        for name in self._rack.names:
-            entry = notes.entries.get(name)
-            if not (entry and entry.state in WANTED) and self._board.idle(_lane(name)):
-                self._rack.drop(name)
+        for name in self._loaded.names:
+            entry = states.entries.get(name)
+            if not (entry and entry.state in WANTED) and self._registry.idle(_lane(name)):
+                self._loaded.drop(name)
                 self._held_bytes.pop(name, None)
                 log.info("%s was dropped", name)
-        for name, entry in notes.entries.items():
-            if entry.state in WANTED and name not in self._rack.names:
+        for name, entry in states.entries.items():
+            if entry.state in WANTED and name not in self._loaded.names:
                 self._try(name, entry)
 
     def _try(self, name: str, entry: Entry) -> None:
-        before = self._rack.refused(name)
+        before = self._loaded.refused(name)
         if before and before["attempt"] == entry.attempt:
             return
         started = time.perf_counter()
@@ -88,10 +88,10 @@ class Loader:
             log.exception("%s cannot be loaded", name)
             reason = f"loading it failed ({type(error).__name__})"
         else:
-            return self._rack.put(runtime, time.perf_counter() - started)
+            return self._loaded.put(runtime, time.perf_counter() - started)
         self._held_bytes.pop(name, None)
         log.warning("%s is refused: %s", name, reason)
-        self._rack.refuse(name, entry.attempt, reason)
+        self._loaded.refuse(name, entry.attempt, reason)
 
     def _load(self, name: Name) -> Runtime:
         student, bundle, settings = self._folder.student(name), self._folder.bundle(name), self._settings
@@ -106,26 +106,26 @@ class Loader:
         return load_runtime(bundle, settings)
 
 
-def open_rack(settings: Settings, stopping: threading.Event) -> Rack:
+def open_models(settings: Settings, stopping: threading.Event) -> LoadedModels:
     """What a worker draws with: the one student, or those of FEWSTEP_MODELS that are wanted, now and later.
 
     Raises:
         StartupError: the student cannot be loaded, or none of those that are wanted, with the reason.
     """
     if settings.models is None:
-        started, rack = time.perf_counter(), Rack()
+        started, loaded = time.perf_counter(), LoadedModels()
         runtime = open_runtime(settings)
-        rack.put(runtime, time.perf_counter() - started)
-        return rack
-    rack = Rack()
-    board = WorkersBoard(connect(settings.required_redis_url), SEVERAL)
-    loader = Loader(settings, Folder(settings.models), board, rack)
+        loaded.put(runtime, time.perf_counter() - started)
+        return loaded
+    loaded = LoadedModels()
+    registry = WorkerRegistry(connect(settings.required_redis_url), SEVERAL)
+    loader = ModelLoader(settings, Folder(settings.models), registry, loaded)
     loader.first(stopping)
-    if not rack.lanes and rack.info["refused"]:
-        name, refused = next(iter(rack.info["refused"].items()))
+    if not loaded.lanes and loaded.info["refused"]:
+        name, refused = next(iter(loaded.info["refused"].items()))
         raise StartupError(f"No student of FEWSTEP_MODELS can be loaded; {name}: {refused['reason']}.")
     threading.Thread(target=loader.run, args=(stopping,), name="loader", daemon=True).start()
-    return rack
+    return loaded
 
 
 def _lane(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The queue's notes of what is to be served, where models come and go; only ``models.lua`` writes them."""
+"""The registry of models, where several are served: what is to become of each version; only Lua scripts write it."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Notes:
-    """Everything that is noted: entries by ``id/version``, and the promoted version by id."""
+class ModelStates:
+    """Everything that is registered: entries by ``id/version``, and the promoted version by id."""
 
     entries: Mapping[str, Entry] = field(default_factory=dict)
     promoted: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_notes(answer: Sequence[Sequence[str]]) -> Notes:
-    """What the script's 'read' answered."""
+def read_states(answer: Sequence[Sequence[str]]) -> ModelStates:
+    """What the script that reads answered."""
     entries = {name: _entry(json.loads(text)) for name, text in _pairs(answer[0])}
-    return Notes(entries, dict(_pairs(answer[1])))
+    return ModelStates(entries, dict(_pairs(answer[1])))
 
 
 def _entry(data: Mapping[str, str]) -> Entry:
@@ -59,23 +59,23 @@ def _pairs(row: Sequence[str]) -> Iterator[tuple[str, str]]:
     return zip(row[::2], row[1::2], strict=True)
 
 
-class Board:
-    """The notes as an API process handles them."""
+class ModelRegistry:
+    """The states as an API process handles them."""
 
     def __init__(self, client: redis.asyncio.Redis, queue: str) -> None:
         self._scripts = Scripts(client, queue)
 
-    async def read(self) -> Notes:
-        return read_notes(await self._run("read"))
+    async def read(self) -> ModelStates:
+        return read_states(await self._run("read"))
 
-    async def init(self, notes: Notes) -> None:
-        """What was not noted before is noted now."""
-        entries = {name: asdict(entry) for name, entry in notes.entries.items()}
-        await self._run("init", json.dumps(entries), json.dumps(dict(notes.promoted)))
+    async def init(self, states: ModelStates) -> None:
+        """Register what is not registered yet."""
+        entries = {name: asdict(entry) for name, entry in states.entries.items()}
+        await self._run("init", json.dumps(entries), json.dumps(dict(states.promoted)))
 
-    async def turn(self, name: str, from_states: Sequence[str], entry: Entry) -> bool:
-        """Note this if the version is in one of these states ('none': nothing is noted)."""
-        return bool(await self._run("turn", name, " ".join(from_states), entry.to_json()))
+    async def transition(self, name: str, from_states: Sequence[str], entry: Entry) -> bool:
+        """Enter this if the version is in one of these states ('none': it is not registered)."""
+        return bool(await self._run("transition", name, " ".join(from_states), entry.to_json()))
 
     async def unload(self, name: str) -> str:
         """'ok', 'missing', 'promoted' or 'last'; from then on the queue takes no job for it."""
@@ -85,26 +85,26 @@ class Board:
         """From now on 'latest' is this version; False if it is not served."""
         return bool(await self._run("promote", id, version) == "ok")
 
-    async def settle(self, id: str, version: str) -> None:
+    async def promote_first(self, id: str, version: str) -> None:
         """The same, unless a version was promoted before."""
-        await self._run("settle", id, version)
+        await self._run("promote_first", id, version)
 
-    async def _run(self, *args: str) -> Any:
-        return await bounded(self._scripts.run("models", *args))
+    async def _run(self, verb: str, *args: str) -> Any:
+        return await bounded(self._scripts.run(f"models/{verb}", *args))
 
 
-class WorkersBoard:
-    """The notes as a worker reads them."""
+class WorkerRegistry:
+    """The states as a worker reads them."""
 
     def __init__(self, client: redis.Redis, queue: str) -> None:
         self._scripts = Scripts(client, queue)
 
-    def read(self) -> Notes:
-        return read_notes(self._run("read"))
+    def read(self) -> ModelStates:
+        return read_states(self._run("read"))
 
     def idle(self, lane: str) -> bool:
         """Whether no job of a lane waits or runs."""
         return bool(self._run("idle", lane))
 
-    def _run(self, *args: str) -> Any:
-        return self._scripts.run("models", *args)
+    def _run(self, verb: str, *args: str) -> Any:
+        return self._scripts.run(f"models/{verb}", *args)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from service.observe.context import current_request
-from service.observe.outlet import Outlet
+from service.observe.log_writer import LogWriter
 from service.settings import Settings
 
 TEXT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
@@ -44,12 +44,12 @@ def configure_logging(settings: Settings, stream: TextIO | None = None) -> None:
 
 def _handler(stream: TextIO) -> logging.Handler:
     try:
-        return Outlet(stream.fileno())
+        return LogWriter(stream.fileno())
     except (OSError, ValueError):  # text that is kept in memory, or a stream that was closed
         return logging.StreamHandler(stream)
 
 
-def last_words() -> None:
+def flush_logs() -> None:
     """Let what was logged go out before the process is ended at once; a reader that hangs is not waited for."""
     for handler in logging.getLogger().handlers:
         handler.flush()
@@ -96,8 +96,8 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         about = {name: value for name, value in record.__dict__.items() if name not in STANDARD}
-        told = " ".join(f"{name}={value}" for name, value in {**_request(), **about}.items())
-        return without_secrets(f"{_masked(super().format(record))}{' | ' if told else ''}{told}")
+        fields = " ".join(f"{name}={value}" for name, value in {**_request(), **about}.items())
+        return without_secrets(f"{_masked(super().format(record))}{' | ' if fields else ''}{fields}")
 
 
 def without_secrets(text: str) -> str:
@@ -117,5 +117,5 @@ def _request() -> dict[str, str]:
     info = current_request.get()
     if info is None:
         return {}
-    told = {"request_id": info.request_id, "key": info.key, "job_id": info.job_id, "trace_id": info.trace_id}
-    return {name: value for name, value in told.items() if value}
+    fields = {"request_id": info.request_id, "key": info.key, "job_id": info.job_id, "trace_id": info.trace_id}
+    return {name: value for name, value in fields.items() if value}

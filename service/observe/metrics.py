@@ -35,7 +35,7 @@ GPU = {
     "power_watts": "Power that the GPU draws.",
     "temperature_celsius": "Temperature of the GPU.",
 }
-TOLD = dict(zip(GPU, ("busy", "used_bytes", "total_bytes", "power_w", "temperature_c"), strict=True))
+FIGURES = dict(zip(GPU, ("busy", "used_bytes", "total_bytes", "power_w", "temperature_c"), strict=True))
 
 
 class QueueCounters(Collector):
@@ -186,9 +186,9 @@ class Metrics:
         for gauge in self._gpus.values():
             gauge.clear()
         for host, gpus in seen:
-            for gpu, told in gpus.items():
+            for gpu, figures in gpus.items():
                 for name, gauge in self._gpus.items():
-                    gauge.labels(host, gpu).set(told[TOLD[name]])
+                    gauge.labels(host, gpu).set(figures[FIGURES[name]])
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -6,13 +6,13 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from service.queue.connection import bounded
-from service.queue.job import Job, Record, Terms, Verdict
+from service.queue.job import Job, QueueOptions, Record, Verdict
 from service.queue.producer import Producer
 from service.queue.scripts import Scripts
 
 
 @dataclass(frozen=True)
-class Letter:
+class DeadLetter:
     """A job that was given up; ``died_s`` is the Unix time of it, ``worker`` the last one that it took with it."""
 
     record: Record
@@ -21,7 +21,7 @@ class Letter:
     died_s: float
 
 
-class Letters:
+class DeadLetterQueue:
     """The dead letters of one queue; they and their jobs' records are kept for a week, the newest 1,000 of them."""
 
     def __init__(self, producer: Producer) -> None:
@@ -30,12 +30,12 @@ class Letters:
         self._scripts = Scripts(producer.client, producer.queue)
         self._prefix = self._scripts.prefix
 
-    async def newest(self, limit: int) -> list[Letter]:
+    async def newest(self, limit: int) -> list[DeadLetter]:
         """The newest first."""
         entries = await bounded(self._client.zrevrange(f"{self._prefix}dead", 0, limit - 1, withscores=True))
         return await self._read([(str(entry[0]), float(entry[1])) for entry in entries])
 
-    async def find(self, id: str) -> Letter | None:
+    async def find(self, id: str) -> DeadLetter | None:
         died_us = await bounded(self._client.zscore(f"{self._prefix}dead", id))
         found = await self._read([(id, float(died_us))] if died_us is not None else [])
         return found[0] if found else None
@@ -47,23 +47,23 @@ class Letters:
         what the first one did.
         """
         again = replace(job, id=hashlib.sha256(f"retry {job.id}".encode()).hexdigest()[:32])
-        verdict = await self._producer.enqueue(again, Terms(timeout_s, quota=0, solo=True))
+        verdict = await self._producer.enqueue(again, QueueOptions(timeout_s, quota=0, solo=True))
         if verdict.word in ("ok", "known"):
             await self.drop(job.id)
         return verdict
 
     async def drop(self, id: str) -> bool:
         """Forget a letter; False if there is none."""
-        return bool(await bounded(self._scripts.run("bin", id)))
+        return bool(await bounded(self._scripts.run("drop_dead_letter", id)))
 
-    async def _read(self, entries: list[tuple[str, float]]) -> list[Letter]:
+    async def _read(self, entries: list[tuple[str, float]]) -> list[DeadLetter]:
         records = await self._producer.records([id for id, _ in entries])
         pipeline = self._client.pipeline(transaction=False)
         for id, _ in entries:
             pipeline.hmget(f"{self._prefix}j:{id}", ["attempts", "worker"])
         rows = await bounded(pipeline.execute())
         return [
-            Letter(records[id], int(attempts or 0), worker or "", died_us / 1e6)
+            DeadLetter(records[id], int(attempts or 0), worker or "", died_us / 1e6)
             for (id, died_us), (attempts, worker) in zip(entries, rows, strict=True)
             if id in records
         ]

@@ -101,7 +101,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Terms:
+class QueueOptions:
     """How a job is to be queued.
 
     ``client`` names an open connection that waits for it (empty: nobody, it is asked for later). ``watched``: whoever
@@ -138,7 +138,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """Where a waiting job stands: ``position`` jobs come before it and take about ``wait_s`` (0: nothing is known)."""
 
     position: int

@@ -11,7 +11,7 @@ import redis
 import redis.asyncio
 
 from service.queue.connection import bounded
-from service.queue.job import Job, Place, Record, State, Terms, Verdict
+from service.queue.job import Job, Position, QueueOptions, Record, State, Verdict
 from service.queue.scripts import Scripts
 
 FIELDS = ["state", "result", "key", "payload", "created_us", "claimed_us", "finished_us", "previews", "cancel"]
@@ -81,18 +81,18 @@ class Producer:
         self._max_attempts = max_attempts
         self._priority_images = priority_images
 
-    async def enqueue(self, job: Job, terms: Terms) -> Verdict:
+    async def enqueue(self, job: Job, options: QueueOptions) -> Verdict:
         """Put a job into the queue; a second call with the same id changes nothing."""
         asked = {
             "id": job.id, "lane": job.lane, "shape": job.shape, "images": len(job.seeds), "payload": job.to_payload(),
             "key": job.key, "cost": job.cost, "flow": job.flow,
             "bonus": job.priority * self._priority_images * job.cost // len(job.seeds),
-            "reply": self._api, "webhook": terms.webhook, "watch": terms.watched, "client": terms.client,
+            "reply": self._api, "webhook": options.webhook, "watch": options.watched, "client": options.client,
             "model": f"{job.model}/{job.version}" if self._managed else "",
-            "idem": terms.idempotency, "body": terms.body, "solo": terms.solo,
-            "timeout_ms": round(terms.timeout_s * 1000),
+            "idem": options.idempotency, "body": options.body, "solo": options.solo,
+            "timeout_ms": round(options.timeout_s * 1000),
         }  # fmt: skip
-        quota = self._limits["quota"] if terms.quota is None else terms.quota
+        quota = self._limits["quota"] if options.quota is None else options.quota
         document = json.dumps({**asked, **self._limits, "quota": quota})
         word, id, wait_ms, left = await (
             self._replicated(document) if self._replicas else self._run("enqueue", document)
@@ -126,10 +126,10 @@ class Producer:
         """From now on hear of whatever happens to a job, in the reply stream."""
         await self._run("watch", id, self._api)
 
-    async def place(self, id: str) -> Place | None:
+    async def position(self, id: str) -> Position | None:
         """Where a job stands, or None if it does not wait."""
-        position, wait_ms = await self._run("place", id)
-        return Place(int(position), int(wait_ms) / 1000) if position >= 0 else None
+        position, wait_ms = await self._run("position", id)
+        return Position(int(position), int(wait_ms) / 1000) if position >= 0 else None
 
     async def reap(self) -> int:
         """Requeue the jobs whose worker has fallen silent; returns how many."""

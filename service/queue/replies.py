@@ -53,15 +53,15 @@ class Replies:
                 del self._news[id]
 
     async def ended(
-        self, id: str, news: asyncio.Queue[Record], enqueue: Enqueue, *, look_first: bool = False
+        self, id: str, news: asyncio.Queue[Record], enqueue: Enqueue, *, check_first: bool = False
     ) -> Record:
         """The record of a job when it has ended; without end, so set a limit around it.
 
-        ``news`` must have been opened before the job was enqueued, or ``look_first`` be set. It looks at the job now
+        ``news`` must have been opened before the job was enqueued, or ``check_first`` be set. It looks at the job now
         and then, so that a notice that was lost costs ``POLL_S``. A job that the server has forgotten (it came back
         without its data) is enqueued again; ``enqueue`` returns the id to wait for, which then may be another.
         """
-        wait_s = 0.0 if look_first else POLL_S
+        wait_s = 0.0 if check_first else POLL_S
         while True:
             record = await _next(news, wait_s) or await self._look(id)
             wait_s = POLL_S
@@ -70,7 +70,7 @@ class Replies:
                     return record
             elif record == "forgotten" and (other := await _quietly(enqueue)) not in (None, id):
                 with self.news(other) as others:
-                    return await self.ended(other, others, enqueue, look_first=True)
+                    return await self.ended(other, others, enqueue, check_first=True)
 
     async def follow(self, id: str, enqueue: Enqueue | None = None) -> AsyncIterator[Record]:
         """A job's record now and whenever something may have happened to it, and at least every ``FOLLOW_S``.

@@ -32,7 +32,7 @@ from service.supervise.processes import spawn, stop
 from service.supervise.redis_server import EmbeddedServer
 
 READY_TIMEOUT_S = 120.0
-LOOK_EVERY_S = 0.1
+POLL_EVERY_S = 0.1
 ASK_TIMEOUT_S = 2.0
 API_MARGIN_S, WORKER_MARGIN_S = 1.2, 0.6
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
@@ -89,10 +89,10 @@ class Supervisor:
         try:
             self._start()
             while not self._stopping:
-                self._look_after_server()
+                self._restart_server()
                 for child in self._children:
-                    self._look_after(child)
-                time.sleep(LOOK_EVERY_S)
+                    self._restart(child)
+                time.sleep(POLL_EVERY_S)
         finally:
             self._stop()
 
@@ -148,10 +148,10 @@ class Supervisor:
                 return about
             if time.monotonic() > deadline:
                 raise StartupError(f"Not ready after {READY_TIMEOUT_S:.0f} s.")
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_EVERY_S)
         return {}
 
-    def _look_after_server(self) -> None:
+    def _restart_server(self) -> None:
         if self._server and self._server.process and (code := self._server.process.poll()) is not None:
             log.warning("the embedded server ended with code %s; it is started again", code)
             self._server.process = None
@@ -159,7 +159,7 @@ class Supervisor:
             self._server.start()
             self._write_run_file()
 
-    def _look_after(self, child: Child) -> None:
+    def _restart(self, child: Child) -> None:
         now = time.monotonic()
         if child.process and (code := child.process.poll()) is not None:
             log.warning(

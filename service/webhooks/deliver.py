@@ -20,12 +20,12 @@ from service.observe.metrics import Metrics
 from service.queue.job import Record
 from service.queue.producer import Producer
 from service.settings import Settings
-from service.webhooks.outbox import Outbox, Owed
+from service.webhooks.outbox import Delivery, Outbox
 from service.webhooks.signature import headers
 from service.webhooks.target import Target, TargetRefused, find_target, rules_of
 
 AT_ONCE = 16
-LOOK_EVERY_S = 0.3
+POLL_EVERY_S = 0.3
 MAX_TRIES = 8  # with pauses that triple from 5 s to 10 min: for half an hour
 GROWTH, LONGEST_PAUSE_S, JITTER = 3, 600.0, 0.2
 SEND_S = 5.0
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class Deliverer:
-    """Sends what is owed."""
+    """Sends the webhooks whose time has come."""
 
     def __init__(
         self, settings: Settings, producer: Producer, outbox: Outbox, metrics: Metrics, describe: Describe
@@ -56,44 +56,44 @@ class Deliverer:
         Raises:
             RedisError: the queue's server is away.
         """
-        while owed := await self._outbox.take(AT_ONCE, LEASE_S):
-            records = await self._producer.records([each.id for each in owed])
-            await asyncio.gather(*(self._one(each, records.get(each.id)) for each in owed))
+        while due := await self._outbox.take(AT_ONCE, LEASE_S):
+            records = await self._producer.records([each.id for each in due])
+            await asyncio.gather(*(self._one(each, records.get(each.id)) for each in due))
 
-    async def _one(self, owed: Owed, record: Record | None) -> None:
-        if record is None or not record.readable or f"job.{record.state}" not in owed.events:
-            return await self._outbox.settle(owed.id)
-        outcome, wait_s = await self._try(owed, record)
-        if outcome == "failed" and owed.attempt >= MAX_TRIES:
+    async def _one(self, delivery: Delivery, record: Record | None) -> None:
+        if record is None or not record.readable or f"job.{record.state}" not in delivery.events:
+            return await self._outbox.complete(delivery.id)
+        outcome, wait_s = await self._try(delivery, record)
+        if outcome == "failed" and delivery.attempt >= MAX_TRIES:
             outcome = "given_up"
         self._metrics.webhook(outcome)
         if outcome == "failed":
-            return await self._outbox.postpone(owed.id, max(wait_s, self._pause_s(owed.attempt)))
-        log.info("webhook of job %s: %s at try %d", owed.id, outcome, owed.attempt)
-        await self._outbox.settle(owed.id)
+            return await self._outbox.postpone(delivery.id, max(wait_s, self._pause_s(delivery.attempt)))
+        log.info("webhook of job %s: %s at try %d", delivery.id, outcome, delivery.attempt)
+        await self._outbox.complete(delivery.id)
 
-    async def _try(self, owed: Owed, record: Record) -> tuple[str, float]:
+    async def _try(self, delivery: Delivery, record: Record) -> tuple[str, float]:
         """'delivered', 'refused', 'gone' or 'failed', and how long the receiver wants not to be asked again."""
         try:
-            target = await find_target(owed.url, rules_of(self._settings))
-            body = await self._body(owed, record)
+            target = await find_target(delivery.url, rules_of(self._settings))
+            body = await self._body(delivery, record)
             async with asyncio.timeout(SEND_S):
                 answer = await self._send(target, record, body)
         except TargetRefused as error:
-            log.warning("webhook of job %s is not sent: %s", owed.id, error)
+            log.warning("webhook of job %s is not sent: %s", delivery.id, error)
             return "refused", 0.0
         except (httpx.HTTPError, OSError, TimeoutError, ServiceError) as error:  # ssl errors are OSErrors
-            log.info("webhook of job %s failed: %s", owed.id, type(error).__name__)
+            log.info("webhook of job %s failed: %s", delivery.id, type(error).__name__)
             return "failed", 0.0
         if 200 <= answer.status_code < 300:
             return "delivered", 0.0
         if answer.status_code == 410:
             return "gone", 0.0
-        log.info("webhook of job %s was answered %d", owed.id, answer.status_code)
+        log.info("webhook of job %s was answered %d", delivery.id, answer.status_code)
         return "failed", retry_after_s(answer.headers.get("retry-after", ""))
 
-    async def _body(self, owed: Owed, record: Record) -> bytes:
-        status = await self._describe(record, owed.base_url)
+    async def _body(self, delivery: Delivery, record: Record) -> bytes:
+        status = await self._describe(record, delivery.base_url)
         ended = datetime.fromtimestamp(record.finished_s or time.time(), UTC).isoformat()
         event = {"type": f"job.{record.state}", "timestamp": ended, "data": status}
         return json.dumps(event).encode()

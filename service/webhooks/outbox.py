@@ -1,4 +1,4 @@
-"""The deliveries that are owed.
+"""The webhooks that have yet to be delivered.
 
 A job's end puts its webhook here in the same transition, so that none is forgotten when a process dies; whoever takes
 one has it for a while, and if it dies too, somebody else takes it.
@@ -17,7 +17,7 @@ from service.queue.scripts import Scripts
 
 
 @dataclass(frozen=True)
-class Owed:
+class Delivery:
     """One delivery: the job that has ended, which try this is (from 1), and what the client asked for."""
 
     id: str
@@ -33,22 +33,22 @@ class Outbox:
     def __init__(self, client: redis.asyncio.Redis, queue: str) -> None:
         self._scripts = Scripts(client, queue)
 
-    async def take(self, limit: int, lease_s: float) -> list[Owed]:
+    async def take(self, limit: int, lease_s: float) -> list[Delivery]:
         """Deliveries whose time has come; nobody else gets them for ``lease_s``."""
         rows = await self._run("take", limit, round(lease_s * 1000))
-        return [_owed(id, int(attempt), json.loads(asked)) for id, attempt, asked in rows]
+        return [_delivery(id, int(attempt), json.loads(asked)) for id, attempt, asked in rows]
 
-    async def settle(self, id: str) -> None:
+    async def complete(self, id: str) -> None:
         """Delivered, or given up."""
-        await self._run("settle", id)
+        await self._run("complete", id)
 
     async def postpone(self, id: str, delay_s: float) -> None:
         """Try again after ``delay_s``."""
         await self._run("postpone", id, round(delay_s * 1000))
 
-    async def _run(self, *args: str | int) -> Any:
-        return await bounded(self._scripts.run("webhooks", *args))
+    async def _run(self, verb: str, *args: str | int) -> Any:
+        return await bounded(self._scripts.run(f"webhooks/{verb}", *args))
 
 
-def _owed(id: str, attempt: int, asked: dict[str, Any]) -> Owed:
-    return Owed(id, attempt, asked["url"], tuple(asked["events"]), asked["base_url"])
+def _delivery(id: str, attempt: int, asked: dict[str, Any]) -> Delivery:
+    return Delivery(id, attempt, asked["url"], tuple(asked["events"]), asked["base_url"])

@@ -24,7 +24,7 @@ class SigningError(Exception):
     """A picture could not be signed."""
 
 
-class Seal:
+class ImageSigner:
     """Signs image files with one certificate and key."""
 
     def __init__(self, signer: Any) -> None:
@@ -60,8 +60,8 @@ def manifest(made_by: Provenance) -> dict[str, Any]:
     }
 
 
-def open_seal(settings: Settings) -> Seal | None:
-    """The seal of the settings, tried once; None if there is none.
+def open_signer(settings: Settings) -> ImageSigner | None:
+    """The signer of the settings, tried once; None if there is none.
 
     Raises:
         StartupError: it cannot sign, and why.
@@ -78,11 +78,11 @@ def open_seal(settings: Settings) -> Seal | None:
     certificates, key = _read(settings.c2pa_cert, "CERT"), _read(settings.c2pa_key, "KEY")
     try:
         info = c2pa.C2paSignerInfo(_algorithm(key), certificates, key, None)
-        seal = Seal(c2pa.Signer.from_info(info))
-        seal.sign(encode(np.zeros((3, 8, 8), np.float32), "png"), "png", Provenance("fewstep", "0"))
+        signer = ImageSigner(c2pa.Signer.from_info(info))
+        signer.sign(encode(np.zeros((3, 8, 8), np.float32), "png"), "png", Provenance("fewstep", "0"))
     except (c2pa.C2paError, SigningError) as error:
         raise StartupError(f"FEWSTEP_C2PA_CERT and FEWSTEP_C2PA_KEY cannot sign: {error}.") from None
-    return seal
+    return signer
 
 
 def _read(path: Path, name: str) -> bytes:

@@ -15,10 +15,10 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from service.models.loaded import Rack
-from service.models.loader import open_rack
+from service.models.loaded import LoadedModels
+from service.models.loader import open_models
 from service.models.single import queue_name
-from service.observe.logs import keeping_private, last_words
+from service.observe.logs import flush_logs, keeping_private
 from service.observe.tracer import Tracing
 from service.observe.tracing import open_tracing
 from service.queue.connection import connect
@@ -32,8 +32,8 @@ from service.worker.execution import Call, Drawing, Failure, execute
 from service.worker.heartbeat import Heartbeat
 from service.worker.pictures import encode
 from service.worker.provenance import Provenance
-from service.worker.signing import Seal, SigningError, open_seal
-from service.worker.steps import Steps
+from service.worker.signing import ImageSigner, SigningError, open_signer
+from service.worker.step_callback import StepCallback
 from student.runtimes.runtime import Runtime
 from student.runtimes.sizes import own_size
 
@@ -50,17 +50,18 @@ class Worker:
     """Its runtimes, fed from the queue until ``stopping`` is set; an accepted batch is ended first."""
 
     def __init__(
-        self, runtimes: Runtime | Rack, consumer: Consumer, heartbeat: Heartbeat, store: ResultStore,
-        stopping: threading.Event, *, provenance: bool = True, tracing: Tracing | None = None, seal: Seal | None = None,
+        self, runtimes: Runtime | LoadedModels, consumer: Consumer, heartbeat: Heartbeat, store: ResultStore,
+        stopping: threading.Event, *, provenance: bool = True, tracing: Tracing | None = None,
+        signer: ImageSigner | None = None,
     ) -> None:  # fmt: skip
-        self._rack = runtimes if isinstance(runtimes, Rack) else Rack([runtimes])
+        self._loaded = runtimes if isinstance(runtimes, LoadedModels) else LoadedModels([runtimes])
         self._consumer = consumer
         self._heartbeat = heartbeat
         self._store = store
         self._stopping = stopping
         self._provenance = provenance
         self._tracing = tracing or Tracing()
-        self._seal = seal
+        self._signer = signer
 
     def run(self) -> None:
         """Work until told to stop; a server that is away for a while is waited for."""
@@ -73,7 +74,7 @@ class Worker:
 
     def step(self) -> None:
         """Draw what waits, as one batch; if nothing does, wait a moment for it."""
-        lanes = self._rack.lanes
+        lanes = self._loaded.lanes
         if not lanes:
             self._stopping.wait(PAUSE_AFTER_ERROR_S)
         elif batch := self._consumer.claim_any({lane: runtime.max_batch for lane, runtime in lanes.items()}):
@@ -123,11 +124,11 @@ class Worker:
                     self._settle(claimed, job, outcome, calls)
                     calls = ()
 
-    def _steps(self, jobs: Sequence[tuple[Claimed, Job]]) -> Steps:
+    def _steps(self, jobs: Sequence[tuple[Claimed, Job]]) -> StepCallback:
         def settle(claimed: Claimed) -> None:
             self._settle_failure(claimed, Failure("generation_failed", "The job was dropped."), ())
 
-        return Steps(jobs, self._heartbeat, self._consumer, self._store, self._made_by, settle)
+        return StepCallback(jobs, self._heartbeat, self._consumer, self._store, self._made_by, settle)
 
     def _reject(self, claimed: Claimed) -> Job | Failure:
         """The job, or why it is not to be drawn."""
@@ -182,8 +183,8 @@ class Worker:
         """Encode and store one picture; returns what the client is told about it."""
         image_CHW = drawing.images[index]
         data = encode(image_CHW, job.output_format, job.quality, self._made_by)
-        if self._seal is not None:
-            data = self._seal.sign(data, job.output_format, self._origin)
+        if self._signer is not None:
+            data = self._signer.sign(data, job.output_format, self._origin)
         return {
             "file": self._store.put(job.id, claimed.token, str(index), job.output_format, data),
             "seed": job.seeds[index],
@@ -234,16 +235,16 @@ def run_worker(settings: Settings, name: str) -> None:
         StartupError: the student cannot be served, or no server is known.
     """
     stopping = threading.Event()
-    tracing, seal = open_tracing(settings, "worker"), open_seal(settings)
+    tracing, signer = open_tracing(settings, "worker"), open_signer(settings)
     queue = queue_name(settings)
-    rack = open_rack(settings, stopping)
-    heartbeat = Heartbeat(_consumer(settings, queue, name), rack.info, settings.lease_s / 3, Accelerators())
+    loaded = open_models(settings, stopping)
+    heartbeat = Heartbeat(_consumer(settings, queue, name), loaded.info, settings.lease_s / 3, Accelerators())
     leaver = _consumer(settings, queue, name)
     _stop_on_signal(stopping, heartbeat, leaver, settings.grace_s + STOP_MARGIN_S)
     with heartbeat:
         Worker(
-            rack, _consumer(settings, queue, name), heartbeat, open_store(settings), stopping,
-            provenance=settings.provenance, tracing=tracing, seal=seal,
+            loaded, _consumer(settings, queue, name), heartbeat, open_store(settings), stopping,
+            provenance=settings.provenance, tracing=tracing, signer=signer,
         ).run()  # fmt: skip
     leaver.release([])
     tracing.close()
@@ -262,7 +263,7 @@ def _stop_on_signal(stopping: threading.Event, heartbeat: Heartbeat, leaver: Con
         try:
             log.info("stopped", extra={"handed_back": leaver.release(heartbeat.held())})
         finally:
-            last_words()
+            flush_logs()
             os._exit(0)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

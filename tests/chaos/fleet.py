@@ -22,7 +22,7 @@ from tests.service.support import PATIENCE_S, REPOSITORY, call, clean_environmen
 
 LEASE_S = 2.0
 MAX_ATTEMPTS = 4
-LOOK_EVERY_S = 0.05
+POLL_EVERY_S = 0.05
 UNLIMITED = resource.RLIM_INFINITY
 # Another release, or a machine whose clock is wrong: the same program after a change of one name.
 PREAMBLES = {
@@ -180,7 +180,7 @@ class Fleet:
 
     def _look_after(self) -> None:
         """What systemd or Kubernetes would do."""
-        while not self._end.wait(LOOK_EVERY_S):
+        while not self._end.wait(POLL_EVERY_S):
             with self._lock:
                 for member in self.members:
                     if member.wanted and member.process.poll() is not None:

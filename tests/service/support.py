@@ -28,7 +28,7 @@ from PIL import Image
 from service.listener import listen
 from service.queue.connection import connect, connect_async
 from service.queue.consumer import Consumer
-from service.queue.job import Job, Record, Terms, Verdict, lane
+from service.queue.job import Job, QueueOptions, Record, Verdict, lane
 from service.queue.producer import Producer
 from service.queue.scripts import prefix
 from student.runtimes.fake import fake_image
@@ -98,11 +98,11 @@ class Queue:
     def job(self, **changes: Any) -> Job:
         return a_job(model=self.model, **changes)
 
-    def ask(self, job: Job, **terms: Any) -> Verdict:
-        return self.runner.run(self.producer.enqueue(job, Terms(**{"timeout_s": self.timeout_s, **terms})))
+    def ask(self, job: Job, **options: Any) -> Verdict:
+        return self.runner.run(self.producer.enqueue(job, QueueOptions(**{"timeout_s": self.timeout_s, **options})))
 
-    def enqueue(self, job: Job, **terms: Any) -> str:
-        return self.ask(job, **terms).word
+    def enqueue(self, job: Job, **options: Any) -> str:
+        return self.ask(job, **options).word
 
     def add(self, **changes: Any) -> str:
         job = self.job(**changes)

@@ -20,8 +20,8 @@ class OpenAIStream(EventStream):
             return {"error": error_detail(error)} if error else None
         if event.number < PREVIEW or event.file is None:
             return None
-        told = {"created_at": int(record.created_s), **described(self._services, record.job)}
-        told["b64_json"] = await in_base64(self._services, event.file)
+        fields = {"created_at": int(record.created_s), **described(self._services, record.job)}
+        fields["b64_json"] = await in_base64(self._services, event.file)
         if event.number < COMPLETED:
-            return {**told, "partial_image_index": event.data["partial_image_index"]}
-        return {**told, "usage": usage(self._services, record.job, 1).model_dump(), "seed": event.data["seed"]}
+            return {**fields, "partial_image_index": event.data["partial_image_index"]}
+        return {**fields, "usage": usage(self._services, record.job, 1).model_dump(), "seed": event.data["seed"]}

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 from service.errors import InvalidRequest, ServiceError
-from service.http.generate import Ask
+from service.http.generate import Caller
 from service.http.openai.schema import ImageDatum, ImagesAnswer, ImagesRequest, InputDetails, Usage
 from service.http.presentation import image_url, in_base64
 from service.http.schema import GenerateRequest
@@ -89,7 +89,7 @@ def quality_of(steps: int, student: Student | None) -> str:
     return "high" if steps == counts[-1] else "low" if steps == counts[0] else "medium"
 
 
-async def answer(services: Services, record: Record, ask: Ask) -> Response:
+async def answer(services: Services, record: Record, caller: Caller) -> Response:
     """A job that is done, in OpenAI's form.
 
     Raises:
@@ -98,11 +98,11 @@ async def answer(services: Services, record: Record, ask: Ask) -> Response:
     job = record.job
     body = ImagesAnswer(
         created=int(record.created_s),
-        data=[await _datum(services, record, k, ask.base_url) for k in range(len(record.result["images"]))],
+        data=[await _datum(services, record, k, caller.base_url) for k in range(len(record.result["images"]))],
         usage=usage(services, job, len(job.seeds)),
         **described(services, job),
     )
-    applied = {"Preference-Applied": ask.preference.applied} if ask.preference.applied else {}
+    applied = {"Preference-Applied": caller.preference.applied} if caller.preference.applied else {}
     return Response(body.model_dump_json(exclude_none=True), 200, applied, "application/json")
 
 
@@ -135,10 +135,10 @@ def _student(services: Services, job: Job) -> Student | None:
 
 async def _datum(services: Services, record: Record, index: int, base_url: str) -> ImageDatum:
     image = record.result["images"][index]
-    told = {"seed": image["seed"], "reward": image["reward"]}
+    fields = {"seed": image["seed"], "reward": image["reward"]}
     if record.job.response_format == "url":
-        return ImageDatum(url=image_url(base_url, record.id, index), **told)
-    return ImageDatum(b64_json=await in_base64(services, image["file"]), **told)
+        return ImageDatum(url=image_url(base_url, record.id, index), **fields)
+    return ImageDatum(b64_json=await in_base64(services, image["file"]), **fields)
 
 
 def as_openai(error: ServiceError) -> int:

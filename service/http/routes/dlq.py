@@ -10,11 +10,11 @@ from redis.exceptions import RedisError
 
 from service.errors import Conflict, ModelGone, NotFound, QueueFull, Unavailable
 from service.http.access import operator
-from service.http.answers import error_responses
+from service.http.responses import error_responses
 from service.http.schema import Strict
 from service.http.services import Services
 from service.observe.logs import prompt_facts
-from service.queue.dead_letters import Letter, Letters
+from service.queue.dead_letters import DeadLetter, DeadLetterQueue
 from service.queue.job import Job, Verdict
 
 MOST_LISTED = 1000
@@ -25,7 +25,7 @@ JobId = Annotated[str, Path(description="The id of the job that was given up.")]
 Limit = Annotated[int, Query(ge=1, le=MOST_LISTED, description="How many at most.")]
 
 
-class DeadLetter(Strict):
+class DeadLetterInfo(Strict):
     """A job that was given up because its workers died."""
 
     id: str = Field(description="The job's id.")
@@ -43,10 +43,10 @@ class DeadLetter(Strict):
     prompt_sha256: str | None = Field(description="The beginning of its hash.")
 
 
-class DeadLetters(Strict):
+class DeadLetterList(Strict):
     """Dead letters, newest first."""
 
-    data: list[DeadLetter]
+    data: list[DeadLetterInfo]
 
 
 class Retried(Strict):
@@ -64,21 +64,21 @@ class Dropped(Strict):
 
 
 @router.get("", responses=error_responses(403, 422, 503))
-async def list_letters(request: Request, limit: Limit = 100) -> DeadLetters:
+async def list_letters(request: Request, limit: Limit = 100) -> DeadLetterList:
     """Jobs that were given up in the last week because one worker after the other died while it drew them."""
     services: Services = request.app.state.services
     try:
-        letters = await Letters(services.producer).newest(limit)
+        letters = await DeadLetterQueue(services.producer).newest(limit)
     except RedisError as error:
         raise _away() from error
-    return DeadLetters(data=[_described(letter, services.settings.log_prompts) for letter in letters])
+    return DeadLetterList(data=[_described(letter, services.settings.log_prompts) for letter in letters])
 
 
 @router.post("/{id}/retry", responses=error_responses(403, 404, 409, 422, 503))
 async def retry_letter(id: JobId, request: Request) -> Retried:
     """Draw it once more, alone, as a new job of the same owner; it does not count for a quota."""
     services: Services = request.app.state.services
-    letters = Letters(services.producer)
+    letters = DeadLetterQueue(services.producer)
     try:
         letter = await letters.find(id)
         if letter is None:
@@ -97,7 +97,7 @@ async def drop_letter(id: JobId, request: Request) -> Dropped:
     """Forget it. The job itself stays failed."""
     services: Services = request.app.state.services
     try:
-        if not await Letters(services.producer).drop(id):
+        if not await DeadLetterQueue(services.producer).drop(id):
             raise _unknown()
     except RedisError as error:
         raise _away() from error
@@ -111,11 +111,11 @@ def _check(verdict: Verdict) -> None:
         raise QueueFull("Too many requests are waiting.", retry_after_s=verdict.wait_s)
 
 
-def _described(letter: Letter, show_prompts: bool) -> DeadLetter:
+def _described(letter: DeadLetter, show_prompts: bool) -> DeadLetterInfo:
     record = letter.record
     job: Job | None = record.job if record.readable else None
     facts = prompt_facts(job.prompt, show_prompts) if job else {}
-    return DeadLetter(
+    return DeadLetterInfo(
         id=record.id,
         model=job.model if job else None,
         model_version=job.version if job else None,

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
-from service.http.answers import GenerateResponse, JobStatus, error_responses
 from service.http.caller import base_url_of, key_of
-from service.http.generate import Ask, generate
+from service.http.generate import Caller, generate
 from service.http.preferences import KEY_HEADER, read_preference
+from service.http.responses import GenerateResponse, JobStatus, error_responses
 from service.http.schema import GenerateRequest
 from service.http.services import Services
 from service.results.formats import MEDIA_TYPES
@@ -97,11 +97,11 @@ async def post_generate(
     finds it); with Prefer: respond-async it may go.
     """
     services: Services = request.app.state.services
-    ask = Ask(
+    caller = Caller(
         key=key_of(request),
         base_url=base_url_of(request, services.settings),
         request_id=request.state.request_id,
         preference=read_preference(",".join(prefer or [])),
         idempotency_key=idempotency_key,
     )
-    return await generate(services, body, ask, request.receive)
+    return await generate(services, body, caller, request.receive)

@@ -11,8 +11,8 @@ from redis.exceptions import RedisError
 
 from service.configuration import effective
 from service.errors import Unavailable
-from service.http.answers import error_responses
-from service.http.routes.probes import LOOK_S
+from service.http.responses import error_responses
+from service.http.routes.probes import ASK_S
 from service.http.schema import Strict
 from service.http.services import Services
 
@@ -47,7 +47,7 @@ async def info(request: Request) -> Info:
     """What serves here: the student, the runtime of each worker, and the effective configuration."""
     services: Services = request.app.state.services
     try:
-        workers = await asyncio.wait_for(services.producer.workers(), LOOK_S)
+        workers = await asyncio.wait_for(services.producer.workers(), ASK_S)
     except (RedisError, TimeoutError):
         raise Unavailable("The queue is out of reach.") from None
     names = list(WorkerInfo.model_fields)

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
-from service.http.answers import JobList, JobStatus, error_responses
 from service.http.caller import base_url_of, key_of
 from service.http.events import END, NOTHING, EventStream
 from service.http.jobs import cancelled, find, image_of, owned
 from service.http.presentation import job_status
+from service.http.responses import JobList, JobStatus, error_responses
 from service.http.routes.images import EVENTS, PICTURES
 from service.http.services import Services
 from service.queue.job import Record

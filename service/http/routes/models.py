@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from service.http.access import operator
-from service.http.answers import error_responses
-from service.http.models import AdminModels, Model, ModelList, ModelVersion, describe, listed, overseer_of, retrieve
+from service.http.models import AdminModels, Model, ModelList, ModelVersion, controller_of, describe, listed, retrieve
+from service.http.responses import error_responses
 from service.http.services import Services
 from service.models.admin import load, promote, unload
 from service.models.folder import Name
@@ -44,8 +44,8 @@ async def get_model(
 @admin.get("", responses=error_responses(403, 409, 503))
 async def list_all(request: Request) -> AdminModels:
     """Every version in the directory: whether it is served, why it was refused, how many workers hold it."""
-    overseer = await overseer_of(_services(request))
-    return AdminModels(data=[describe(version) for version in overseer.versions()])
+    controller = await controller_of(_services(request))
+    return AdminModels(data=[describe(version) for version in controller.versions()])
 
 
 @admin.post(
@@ -59,7 +59,7 @@ async def load_version(
 
     Its manifest, its files and its memory are checked first; if anything is against it, 422 says what.
     """
-    found = await load(await overseer_of(_services(request)), Name(model, version), wait_s)
+    found = await load(await controller_of(_services(request)), Name(model, version), wait_s)
     response.status_code = 200 if found.state == "serving" else 202
     return describe(found)
 
@@ -67,7 +67,7 @@ async def load_version(
 @admin.post("/{model}/{version}/promote", responses=REFUSALS)
 async def promote_version(model: Id, version: Version, request: Request) -> ModelVersion:
     """From now on this served version is the model's latest: the one that requests without a version get."""
-    return describe(await promote(await overseer_of(_services(request)), Name(model, version)))
+    return describe(await promote(await controller_of(_services(request)), Name(model, version)))
 
 
 @admin.post(
@@ -81,7 +81,7 @@ async def unload_version(
 
     Neither the last model nor the promoted version of one that has others can be unloaded.
     """
-    found = await unload(await overseer_of(_services(request)), Name(model, version), wait_s)
+    found = await unload(await controller_of(_services(request)), Name(model, version), wait_s)
     response.status_code = 202 if found.state == "unloading" else 200
     return describe(found)
 

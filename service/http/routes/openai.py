@@ -6,13 +6,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from service.http.answers import error_responses
 from service.http.caller import base_url_of, key_of
-from service.http.generate import Ask, generate, shows_steps
+from service.http.generate import Caller, generate, shows_steps
 from service.http.openai.events import OpenAIStream
 from service.http.openai.schema import ImagesAnswer, ImagesRequest
 from service.http.openai.translate import answer, pick, translated
 from service.http.preferences import Preference
+from service.http.responses import error_responses
 from service.http.routes.images import EVENTS, IdempotencyKey
 from service.http.services import Services
 
@@ -33,7 +33,7 @@ async def post_images(body: ImagesRequest, request: Request, idempotency_key: Id
     services: Services = request.app.state.services
     served = pick(services.models.choice, body)
     shown = bool(body.partial_images) and await shows_steps(services, served.name)
-    ask = Ask(
+    caller = Caller(
         key=key_of(request),
         base_url=base_url_of(request, services.settings),
         request_id=request.state.request_id,
@@ -42,4 +42,4 @@ async def post_images(body: ImagesRequest, request: Request, idempotency_key: Id
         render=answer,
         stream=OpenAIStream,
     )
-    return await generate(services, translated(body, served, shown), ask, request.receive)
+    return await generate(services, translated(body, served, shown), caller, request.receive)

@@ -11,13 +11,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
 
 from service.errors import Unavailable
-from service.http.answers import error_responses
+from service.http.responses import error_responses
 from service.http.services import Services
 from service.models.folder import Name
 from service.observe.metrics import Memory
 from service.queue.producer import Worker
 
-LOOK_S = 0.5
+ASK_S = 0.5
 
 router = APIRouter(tags=["operation"])
 
@@ -37,7 +37,7 @@ async def readyz(request: Request) -> dict[str, str | int | float]:
     if services.stopping.is_set():
         raise Unavailable("The service is stopping.")
     try:
-        workers = await asyncio.wait_for(services.producer.workers(), LOOK_S)
+        workers = await asyncio.wait_for(services.producer.workers(), ASK_S)
     except (RedisError, TimeoutError):
         raise Unavailable("The queue is out of reach.") from None
     if not workers:
@@ -62,13 +62,13 @@ async def metrics(request: Request) -> Response:
     services: Services = request.app.state.services
     services.metrics.references(served.student for served in services.models.choice.served.values())
     try:
-        services.metrics.reached(await asyncio.wait_for(_look(services), LOOK_S))
+        services.metrics.reached(await asyncio.wait_for(_measure(services), ASK_S))
     except (RedisError, TimeoutError):
         services.metrics.reached(None)
     return Response(services.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _look(services: Services) -> Memory:
+async def _measure(services: Services) -> Memory:
     """Note how the queue is; returns how its server is.
 
     Raises:

@@ -55,6 +55,12 @@ local function lane_of(bucket)
   return string.match(bucket, '^[^|]*|[^|]*|[^|]*')
 end
 
+-- What is to become of a version ('none': it is not registered).
+local function model_state(name)
+  local entry = redis.call('HGET', P .. 'm', name)
+  return entry and cjson.decode(entry).state or 'none'
+end
+
 local function index(bucket)
   local head = redis.call('ZRANGE', P .. 'p:' .. bucket, 0, 0, 'WITHSCORES')
   if head[1] then

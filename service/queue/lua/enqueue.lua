@@ -48,10 +48,8 @@ if a.idem ~= '' then
 end
 
 if a.model ~= '' then
-  local entry = redis.call('HGET', P .. 'm', a.model)
-  local served = entry and cjson.decode(entry).state == 'serving'
   -- A server that has lost its data will be told again what is served.
-  if not served and redis.call('EXISTS', P .. 'm') == 1 then return {'gone', a.id, 0, int(left)} end
+  if model_state(a.model) ~= 'serving' and redis.call('EXISTS', P .. 'm') == 1 then return {'gone', a.id, 0, int(left)} end
 end
 
 if a.quota > 0 then

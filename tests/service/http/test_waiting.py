@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from service.queue.connection import connect_async
-from service.queue.job import Job, Record, Terms
+from service.queue.job import Job, QueueOptions, Record
 from service.queue.replies import Replies
 from tests.service.support import Api, Queue, Service, call, eventually, post
 
@@ -117,7 +117,7 @@ class Waiter:
         self.client = client
 
     async def enqueue(self, job: Job) -> str:
-        return (await self.queue.producer.enqueue(job, Terms(60.0))).id
+        return (await self.queue.producer.enqueue(job, QueueOptions(60.0))).id
 
     async def result(self, job: Job, *, reading: bool, then: Callable[[], None]) -> Record:
         reader = asyncio.create_task(self.replies.read_forever()) if reading else None

@@ -1,4 +1,4 @@
-"""The queue's notes on models, on a real server: what may follow what; a job and a closing are never at odds."""
+"""The queue's states on models, on a real server: what may follow what; a job and a closing are never at odds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from service.models.choice import Choice, Served
 from service.models.folder import Name, age
-from service.models.registry import Board, Entry, ModelState, Notes, WorkersBoard
-from service.queue.job import Job, Terms, lane
+from service.models.registry import Entry, ModelRegistry, ModelState, ModelStates, WorkerRegistry
+from service.queue.job import Job, QueueOptions, lane
 from service.queue.producer import Producer
 from student.runtimes.fake import fake_student
 from tests.service.support import Queue, a_job
@@ -15,13 +15,13 @@ from tests.service.support import Queue, a_job
 SERVING, LOADING = Entry(ModelState.SERVING), Entry(ModelState.LOADING, "try")
 
 
-class Desk:
-    """Both sides of the notes of one queue."""
+class Models:
+    """Both sides of the states of one queue."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
-        self.board = Board(queue.async_client, queue.model)
-        self.worker = WorkersBoard(queue.client, queue.model)
+        self.registry = ModelRegistry(queue.async_client, queue.model)
+        self.worker = WorkerRegistry(queue.client, queue.model)
         self.producer = Producer(queue.async_client, queue.model, "api", managed=True, **queue.limits)
 
     def run(self, call: Any) -> Any:
@@ -29,11 +29,11 @@ class Desk:
 
     def serve(self, *names: str) -> None:
         for name in names:
-            assert self.run(self.board.turn(name, ["none", "unloaded"], SERVING))
-            self.run(self.board.settle(*name.split("/")))
+            assert self.run(self.registry.transition(name, ["none", "unloaded"], SERVING))
+            self.run(self.registry.promote_first(*name.split("/")))
 
     def enqueue(self, job: Job) -> str:
-        return str(self.run(self.producer.enqueue(job, Terms(timeout_s=60.0))).word)
+        return str(self.run(self.producer.enqueue(job, QueueOptions(timeout_s=60.0))).word)
 
 
 def job(version: str = "1") -> Job:
@@ -41,58 +41,58 @@ def job(version: str = "1") -> Job:
 
 
 def test_a_move_names_the_state_that_it_starts_from(queue: Queue) -> None:
-    desk = Desk(queue)
-    assert desk.run(desk.board.turn("a/1", ["none"], LOADING)) is True
-    assert desk.run(desk.board.turn("a/1", ["none", "serving"], SERVING)) is False
-    assert desk.worker.read() == Notes({"a/1": LOADING}, {})
-    assert desk.run(desk.board.promote("a", "1")) is False, "it is not served yet"
-    assert desk.run(desk.board.turn("a/1", ["loading"], SERVING)) is True
-    desk.run(desk.board.init(Notes({"a/1": LOADING, "b/1": LOADING}, {"a": "1"})))
-    assert desk.run(desk.board.read()) == Notes({"a/1": SERVING, "b/1": LOADING}, {"a": "1"}), (
+    models = Models(queue)
+    assert models.run(models.registry.transition("a/1", ["none"], LOADING)) is True
+    assert models.run(models.registry.transition("a/1", ["none", "serving"], SERVING)) is False
+    assert models.worker.read() == ModelStates({"a/1": LOADING}, {})
+    assert models.run(models.registry.promote("a", "1")) is False, "it is not served yet"
+    assert models.run(models.registry.transition("a/1", ["loading"], SERVING)) is True
+    models.run(models.registry.init(ModelStates({"a/1": LOADING, "b/1": LOADING}, {"a": "1"})))
+    assert models.run(models.registry.read()) == ModelStates({"a/1": SERVING, "b/1": LOADING}, {"a": "1"}), (
         "what was said stays said"
     )
 
 
 def test_neither_the_last_nor_the_promoted_one_can_be_unloaded(queue: Queue) -> None:
-    desk = Desk(queue)
-    desk.serve("a/1")
-    assert desk.run(desk.board.unload("a/1")) == "last"
-    desk.serve("a/2")
-    assert desk.run(desk.board.unload("a/1")) == "promoted"
-    assert desk.run(desk.board.promote("a", "2")) and desk.run(desk.board.unload("a/1")) == "ok"
-    assert desk.run(desk.board.unload("a/1")) == "missing"
-    desk.serve("b/1")
-    assert desk.run(desk.board.unload("a/2")) == "ok", "the only version of its model"
-    assert desk.run(desk.board.read()).promoted == {"b": "1"}
+    models = Models(queue)
+    models.serve("a/1")
+    assert models.run(models.registry.unload("a/1")) == "last"
+    models.serve("a/2")
+    assert models.run(models.registry.unload("a/1")) == "promoted"
+    assert models.run(models.registry.promote("a", "2")) and models.run(models.registry.unload("a/1")) == "ok"
+    assert models.run(models.registry.unload("a/1")) == "missing"
+    models.serve("b/1")
+    assert models.run(models.registry.unload("a/2")) == "ok", "the only version of its model"
+    assert models.run(models.registry.read()).promoted == {"b": "1"}
 
 
 def test_no_job_is_taken_for_a_model_from_the_moment_when_it_is_unloaded(queue: Queue) -> None:
-    desk = Desk(queue)
-    desk.serve("a/1", "a/2")
+    models = Models(queue)
+    models.serve("a/1", "a/2")
     first, second = job("2"), job("2")
-    assert desk.enqueue(first) == "ok"
-    assert desk.run(desk.board.unload("a/2")) == "ok"
-    assert desk.enqueue(second) == "gone" and desk.enqueue(job("3")) == "gone" and desk.enqueue(job()) == "ok"
-    assert desk.enqueue(first) == "known", "what was accepted stays accepted"
+    assert models.enqueue(first) == "ok"
+    assert models.run(models.registry.unload("a/2")) == "ok"
+    assert models.enqueue(second) == "gone" and models.enqueue(job("3")) == "gone" and models.enqueue(job()) == "ok"
+    assert models.enqueue(first) == "known", "what was accepted stays accepted"
     mine = lane("a", "2")
-    assert not desk.worker.idle(mine), "it waits"
+    assert not models.worker.idle(mine), "it waits"
     worker = queue.consumer("w")
     [claimed] = worker.claim(mine, 8)
-    assert not desk.worker.idle(mine), "it runs"
+    assert not models.worker.idle(mine), "it runs"
     worker.finish(claimed.id, claimed.token, "done", {})
-    assert desk.worker.idle(mine) and not desk.worker.idle(lane("a", "1"))
+    assert models.worker.idle(mine) and not models.worker.idle(lane("a", "1"))
 
 
 def test_a_server_without_its_data_takes_jobs_until_it_is_told_again(queue: Queue) -> None:
-    assert Desk(queue).enqueue(job()) == "ok"
+    assert Models(queue).enqueue(job()) == "ok"
 
 
 def test_a_worker_claims_from_all_its_lanes_and_each_has_its_own_batch_size(queue: Queue) -> None:
-    desk = Desk(queue)
-    desk.serve("a/1", "a/2", "b/1")
+    models = Models(queue)
+    models.serve("a/1", "a/2", "b/1")
     for version in ("2", "1", "2", "2", "1"):
-        assert desk.enqueue(job(version)) == "ok"
-    assert desk.enqueue(a_job(model="b", version="1")) == "ok"
+        assert models.enqueue(job(version)) == "ok"
+    assert models.enqueue(a_job(model="b", version="1")) == "ok"
     worker, sizes = queue.consumer("w"), {lane("a", "1"): 8, lane("a", "2"): 2}
     batches = []
     while batch := worker.claim_any(sizes):

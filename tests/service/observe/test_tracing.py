@@ -55,7 +55,7 @@ class Traced:
         return Worker(runtime, consumer, heartbeat, store, threading.Event(), tracing=self.tracing)
 
     def ask(self, prompts: list[str], headers: dict[str, str]) -> list[httpx.Response]:
-        """Ask for all at once, have them drawn as one batch, and take the answers."""
+        """Caller for all at once, have them drawn as one batch, and take the answers."""
 
         async def run() -> list[httpx.Response]:
             app = build_app(self.settings, self.tracing)

@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from service.listener import listen
 from service.queue import connection
 from service.queue.connection import connect, connect_async
-from service.queue.job import Terms
+from service.queue.job import QueueOptions
 from service.supervise.redis_server import EmbeddedServer
 from tests.service.support import Api, Queue, call, eventually
 
@@ -25,7 +25,7 @@ def test_many_callers_at_once_take_turns(queue: Queue, runner: asyncio.Runner) -
 
     async def enqueue_all() -> list[str]:
         jobs = [queue.job() for _ in range(CROWD)]
-        verdicts = await asyncio.gather(*(queue.producer.enqueue(job, Terms(60)) for job in jobs))
+        verdicts = await asyncio.gather(*(queue.producer.enqueue(job, QueueOptions(60)) for job in jobs))
         return [verdict.word for verdict in verdicts]
 
     assert runner.run(enqueue_all()) == ["ok"] * CROWD

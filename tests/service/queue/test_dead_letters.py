@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fewstep.cli import app
 from service.queue.connection import connect
-from service.queue.dead_letters import Letters
+from service.queue.dead_letters import DeadLetterQueue
 from service.supervise.redis_server import EmbeddedServer
 from tests.service.support import Api, Queue, call, eventually, running_service
 
@@ -32,7 +32,7 @@ def kill(queue: Queue, id: str) -> None:
 def test_a_dead_letter_is_tried_again_alone_as_another_job_and_only_once(queue: Queue) -> None:
     id = queue.add(prompt="poison", key="ann", seeds=(1, 2))
     kill(queue, id)
-    letters = Letters(queue.producer)
+    letters = DeadLetterQueue(queue.producer)
     [letter] = queue.runner.run(letters.newest(10))
     assert (letter.record.id, letter.attempts, letter.worker, letter.record.key) == (id, 3, "w2", "ann")
     mate = queue.add()
@@ -51,7 +51,7 @@ def test_a_dead_letter_is_tried_again_alone_as_another_job_and_only_once(queue: 
 def test_a_dropped_letter_is_kept_no_longer_than_another_job(queue: Queue) -> None:
     id = queue.add()
     kill(queue, id)
-    letters = Letters(queue.producer)
+    letters = DeadLetterQueue(queue.producer)
     assert queue.client.pttl(f"{queue.prefix}j:{id}") > 6 * 86_400_000
     assert queue.runner.run(letters.drop(id)) and not queue.runner.run(letters.drop(id))
     assert queue.runner.run(letters.find(id)) is None
@@ -95,7 +95,7 @@ def test_the_whole_queue_runs_on_a_node_of_a_cluster(
         queue.let_leases_end()
         assert queue.reap() == 0 and queue.runner.run(queue.producer.depth()).waiting == 1
         kill(queue, ids[1])
-        letters = Letters(queue.producer)
+        letters = DeadLetterQueue(queue.producer)
         [letter] = runner.run(letters.newest(5))
         assert runner.run(letters.retry(letter.record.job, 60.0)).word == "ok"
         runner.run(queue.close())

@@ -18,7 +18,7 @@ from service.errors import StartupError
 from service.settings import Settings
 from service.worker.pictures import encode
 from service.worker.provenance import SOURCE_TYPE, Provenance
-from service.worker.signing import SigningError, open_seal
+from service.worker.signing import SigningError, open_signer
 from tests.service.support import eventually, expected_pixels, pixels, post, running_service, start_worker
 
 c2pa = pytest.importorskip("c2pa", reason="c2pa-python has no wheel here")
@@ -112,10 +112,10 @@ def image() -> np.ndarray[Any, np.dtype[np.float32]]:
 @pytest.mark.parametrize("kind", KEYS)
 def test_a_signed_picture_says_which_model_drew_it(tmp_path: Path, kind: str) -> None:
     papers = Papers(tmp_path, KEYS[kind]())
-    seal = open_seal(papers.settings())
-    assert seal is not None
+    signer = open_signer(papers.settings())
+    assert signer is not None
     plain = encode(image(), "png", made_by=MADE_BY)
-    state, manifest = read(seal.sign(plain, "png", MADE_BY), "image/png", papers.root)
+    state, manifest = read(signer.sign(plain, "png", MADE_BY), "image/png", papers.root)
     assert state == "Trusted"
     (actions,) = [one["data"]["actions"] for one in manifest["assertions"] if one["label"].startswith("c2pa.actions")]
     (created,) = actions
@@ -126,10 +126,10 @@ def test_a_signed_picture_says_which_model_drew_it(tmp_path: Path, kind: str) ->
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
 def test_every_format_can_be_signed_and_keeps_its_pixels_and_its_xmp(papers: Papers, format: str) -> None:
-    seal = open_seal(papers.settings())
-    assert seal is not None
+    signer = open_signer(papers.settings())
+    assert signer is not None
     plain = encode(image(), format, made_by=MADE_BY)
-    signed = seal.sign(plain, format, MADE_BY)
+    signed = signer.sign(plain, format, MADE_BY)
     assert read(signed, f"image/{format}", papers.root)[0] == "Trusted"
     assert np.array_equal(pixels(signed), pixels(plain))
     with Image.open(io.BytesIO(signed)) as opened:
@@ -137,37 +137,37 @@ def test_every_format_can_be_signed_and_keeps_its_pixels_and_its_xmp(papers: Pap
 
 
 def test_a_picture_that_was_changed_is_found_out(papers: Papers) -> None:
-    seal = open_seal(papers.settings())
-    assert seal is not None
-    signed = bytearray(seal.sign(encode(image(), "png"), "png", MADE_BY))
+    signer = open_signer(papers.settings())
+    assert signer is not None
+    signed = bytearray(signer.sign(encode(image(), "png"), "png", MADE_BY))
     at = signed.rindex(b"IDAT") + 40
     signed[at] ^= 1
     assert read(bytes(signed), "image/png", papers.root)[0] == "Invalid"
 
 
 def test_a_signer_that_nobody_knows_is_valid_and_not_trusted(papers: Papers, tmp_path: Path) -> None:
-    seal = open_seal(papers.settings())
-    assert seal is not None
+    signer = open_signer(papers.settings())
+    assert signer is not None
     (tmp_path / "other").mkdir()
     other = Papers(tmp_path / "other", KEYS["P-256"]())
-    assert read(seal.sign(encode(image(), "png"), "png", MADE_BY), "image/png", other.root)[0] != "Trusted"
+    assert read(signer.sign(encode(image(), "png"), "png", MADE_BY), "image/png", other.root)[0] != "Trusted"
 
 
 def test_a_picture_that_cannot_be_signed_is_an_error(papers: Papers) -> None:
-    seal = open_seal(papers.settings())
-    assert seal is not None
+    signer = open_signer(papers.settings())
+    assert signer is not None
     with pytest.raises(SigningError):
-        seal.sign(b"this is no picture", "png", MADE_BY)
+        signer.sign(b"this is no picture", "png", MADE_BY)
 
 
 def test_without_a_certificate_nothing_is_signed() -> None:
-    assert open_seal(Settings()) is None
+    assert open_signer(Settings()) is None
 
 
 def test_a_seal_that_cannot_sign_is_refused_at_once(papers: Papers, tmp_path: Path) -> None:
     def refused(**changes: Any) -> str:
         with pytest.raises(StartupError) as caught:
-            open_seal(papers.settings(**changes))
+            open_signer(papers.settings(**changes))
         text = str(caught.value)
         assert "\n" not in text and "PRIVATE KEY" not in text
         return text

@@ -27,7 +27,7 @@ class _Refused:
     path: str
 
 
-class Gate:
+class OverloadGuard:
     """Remembers what the queue said of late. Only of this process, and only for a moment: the queue is the truth."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,7 +36,7 @@ class Gate:
         self._closed_until = 0.0
         self._wait_s = 0.0
 
-    def told(self, full: bool, wait_s: float = 0.0) -> None:
+    def record(self, full: bool, wait_s: float = 0.0) -> None:
         """Note whether the queue has refused a job for being full; ``wait_s``: when another try is worth it."""
         self._in_a_row = self._in_a_row + 1 if full else 0
         self._wait_s = wait_s
@@ -49,16 +49,16 @@ class Gate:
         return QueueFull("Too many requests are waiting.", retry_after_s=self._wait_s)
 
 
-class GateKeeper:
-    """Answers for the gate before a body is read. A request with an Idempotency-Key passes: its job may be there."""
+class OverloadMiddleware:
+    """Answers for the guard, before a body is read. A request with an Idempotency-Key passes: its job may be there."""
 
-    def __init__(self, app: ASGIApp, gate: Gate, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, guard: OverloadGuard, metrics: Metrics) -> None:
         self._app = app
-        self._gate = gate
+        self._guard = guard
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = self._gate.refusal() if _guarded(scope) else None
+        error = self._guard.refusal() if _guarded(scope) else None
         if error is None:
             return await self._app(scope, receive, send)
         scope["route"] = _Refused(scope["path"])

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from service.observe.outlet import Outlet
+from service.observe.log_writer import LogWriter
 from tests.service.support import PATIENCE_S, REPOSITORY, call, clean_environment, eventually, post
 
 SMALLEST_PIPE_BYTES = 4096
@@ -28,21 +28,21 @@ def narrow_pipe() -> tuple[int, int]:
 
 def test_lines_that_nobody_reads_are_dropped_counted_and_told_of() -> None:
     reading, writing = narrow_pipe()
-    outlet, log = Outlet(writing, most_lines=10), logging.Logger("alone")
-    log.addHandler(outlet)
+    writer, log = LogWriter(writing, most_lines=10), logging.Logger("alone")
+    log.addHandler(writer)
     for number in range(2000):
         log.warning("line %d %s", number, "x" * 80)
-    assert outlet.dropped > 0
+    assert writer.dropped > 0
     text = ""
     while "dropped" not in text.rpartition("\n")[0]:
         text += os.read(reading, 65536).decode()
-    outlet.flush()
+    writer.flush()
     log.warning("the last one")
     while "the last one\n" not in text:
         text += os.read(reading, 65536).decode()
     numbers = [int(number) for number in re.findall(r"^line (\d+) x{80}$", text, re.M)]
     told = [int(number) for number in re.findall(r"^(\d+) log lines were dropped", text, re.M)]
-    assert numbers == sorted(set(numbers)) and len(numbers) + sum(told) == 2000 and sum(told) == outlet.dropped
+    assert numbers == sorted(set(numbers)) and len(numbers) + sum(told) == 2000 and sum(told) == writer.dropped
     for end in (reading, writing):
         os.close(end)
 
@@ -51,9 +51,9 @@ def test_a_signal_may_come_in_the_middle_of_a_line() -> None:
     """Its handler logs, too, in the thread that it interrupts: over and over, so that it meets every place."""
     code = (
         "import logging, signal, sys\n"
-        "from service.observe.outlet import Outlet\n"
+        "from service.observe.log_writer import LogWriter\n"
         "log = logging.Logger('alone')\n"
-        "log.addHandler(Outlet(sys.stderr.fileno()))\n"
+        "log.addHandler(LogWriter(sys.stderr.fileno()))\n"
         "heard = 0\n"
         "def hear(*_):\n"
         "    global heard\n"

@@ -9,11 +9,11 @@ import threading
 import time
 
 MOST_LINES = 10_000  # that wait for the reader; whatever comes then is dropped and counted
-LAST_WORDS_S = 0.5  # how long the end of the process waits for the reader
-LOOK_EVERY_S = 0.005
+FLUSH_S = 0.5  # how long the end of the process waits for the reader
+POLL_EVERY_S = 0.005
 
 
-class Outlet(logging.Handler):
+class LogWriter(logging.Handler):
     """Writes lines to a file descriptor from a thread of its own.
 
     A write to a pipe that nobody reads blocks for ever, so neither a request nor a batch may do it. Lines are formatted
@@ -29,7 +29,7 @@ class Outlet(logging.Handler):
         self._most_lines = most_lines
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._put_in = self._taken_out = 0
-        self._told = 0
+        self._reported = 0
         threading.Thread(target=self._write, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -45,9 +45,9 @@ class Outlet(logging.Handler):
 
     def flush(self) -> None:
         """Return when every line has been written, or after a moment."""
-        deadline = time.monotonic() + LAST_WORDS_S
+        deadline = time.monotonic() + FLUSH_S
         while self._taken_out < self._put_in and time.monotonic() < deadline:
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_EVERY_S)
 
     def _write(self) -> None:
         while True:
@@ -62,8 +62,8 @@ class Outlet(logging.Handler):
 
     def _confess(self) -> None:
         """Say how many lines are missing here."""
-        if (dropped := self.dropped) > self._told:
-            lost, self._told = dropped - self._told, dropped
+        if (dropped := self.dropped) > self._reported:
+            lost, self._reported = dropped - self._reported, dropped
             about = {"dropped": lost, "dropped_in_all": dropped}
             words = f"{lost} log lines were dropped: nobody read them in time"
             record = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"})

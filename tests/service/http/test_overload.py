@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from service.http.app import build_app
-from service.http.gate import HOLD_S, IN_A_ROW, Gate
+from service.http.overload import HOLD_S, IN_A_ROW, OverloadGuard
 from service.keys import KeyStore
 from service.settings import Settings
 from service.supervise.redis_server import EmbeddedServer
@@ -24,29 +24,29 @@ class Clock:
 
 def test_only_many_refusals_in_a_row_close_it_and_only_for_a_moment() -> None:
     clock = Clock()
-    gate = Gate(clock)
+    guard = OverloadGuard(clock)
     for _ in range(IN_A_ROW - 1):
-        gate.told(True, 7.0)
-        assert gate.refusal() is None
-    gate.told(False)
+        guard.record(True, 7.0)
+        assert guard.refusal() is None
+    guard.record(False)
     for _ in range(IN_A_ROW):
-        assert gate.refusal() is None
-        gate.told(True, 7.0)
-    refusal = gate.refusal()
+        assert guard.refusal() is None
+        guard.record(True, 7.0)
+    refusal = guard.refusal()
     assert refusal is not None and refusal.status == 503 and refusal.headers["Retry-After"] == "7"
     clock.now += HOLD_S
-    assert gate.refusal() is None, "somebody asks the queue again"
-    gate.told(True, 3.0)
-    assert gate.refusal() is not None, "one that is refused is enough now"
-    gate.told(False)
-    assert gate.refusal() is None
+    assert guard.refusal() is None, "somebody asks the queue again"
+    guard.record(True, 3.0)
+    assert guard.refusal() is not None, "one that is refused is enough now"
+    guard.record(False)
+    assert guard.refusal() is None
 
 
 def test_a_flood_is_refused_without_the_queue(
     tmp_path: Path, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the end the server is gone: whoever is told that the queue is full was not taken to it."""
-    monkeypatch.setattr("service.http.gate.HOLD_S", 1e9)
+    monkeypatch.setattr("service.http.overload.HOLD_S", 1e9)
     server = EmbeddedServer(tmp_path / "redis")
     server.start()
     settings = Settings(runtime="fake", redis_url=server.url, data_dir=tmp_path / "data", max_pending=1)

@@ -20,7 +20,7 @@ from student.runtimes.runtime import Preview
 log = logging.getLogger(__name__)
 
 
-class Steps:
+class StepCallback:
     """Looks up between the steps of one batch; ``settle`` ends a job that was given up, before its mates are done."""
 
     def __init__(

@@ -54,7 +54,7 @@ class ErrorDetail(Strict):
     code: str = Field(description="A word for programs.")
 
 
-class QueuePlace(Strict):
+class QueuePosition(Strict):
     """Where a waiting job stands."""
 
     position: int = Field(description="How many jobs come before it. One of a higher priority may yet come.")
@@ -77,7 +77,7 @@ class JobStatus(Strict):
     metadata: dict[str, str] = Field(description="As it was sent.")
     priority: int
     cancelling: bool = Field(description="It still runs, but will be dropped at the next step boundary.")
-    queue: QueuePlace | None = Field(description="While it is queued.")
+    queue: QueuePosition | None = Field(description="While it is queued.")
     data: list[GeneratedImage] = Field(description="When it is done: its images, each with its url.")
     runtime: str | None = Field(description="When it is done: how the student was run.")
     batch_size: int | None = Field(description="When it is done: images in the largest call that it rode in.")

@@ -1,0 +1,3 @@
+-- → {entries, promoted}, each a list of names and values: hash m holds JSON of {state, attempt, reason} by <id>/<version>,
+-- hash ma the promoted version by id. Neither expires: it is what an operator decided.
+return {redis.call('HGETALL', P .. 'm'), redis.call('HGETALL', P .. 'ma')}
