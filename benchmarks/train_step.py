@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Annotated, Any, TypeVar
 from unittest.mock import patch
@@ -29,11 +28,13 @@ from transformers import CLIPConfig, CLIPModel
 from rewards.clip import ClipReward
 from student.families.family import Condition
 from student.families.flux import Flux
+from training.config import changed
 from training.progress import quiet
-from training.rats.networks import Networks
-from training.rats.objective import Objective
-from training.rats.preset import RatsConfig, flux_dev
-from training.rats.trainer import networks_of
+from training.rats.config import RatsConfig
+from training.rats.method import Batch
+from training.rats.presets import flux_dev
+from training.rats.rats import Rats
+from training.rats.roles import Roles
 
 PAPER = {"s": 7.57, "gb": 67.67, "tflop": 1229.6}
 MODES = ("full", "last_k", "detached")
@@ -137,62 +138,54 @@ def _words(prompts: Sequence[str], **_: object) -> Any:
     return SimpleNamespace(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL))
 
 
-class Valueless(Objective):
-    """The objective on the meta device, whose tensors have no values and for which there is no autocast."""
-
-    def _precision(self) -> AbstractContextManager[object]:
-        return nullcontext()
-
-
-def objective(config: RatsConfig, size: Size, device: str) -> tuple[Objective, Networks]:
+def method(config: RatsConfig, size: Size, device: str) -> Rats:
     """What the trainer holds of a run."""
     model = family(size, device)
     with torch.device(device):  # else adapters of a base on the meta device would lie on the CPU
-        networks = networks_of(config, model)
-    grids = {nfe: model.sigmas(nfe, _shape(config)) for nfe in (*config.nfe, config.teacher_nfe)}
-    kind = Valueless if device == "meta" else Objective
-    return kind(config, networks, reward(size, device).score, grids), networks
+        roles = Roles.of(config, model)
+    grids = {nfe: model.sigmas(nfe, _shape(config)) for nfe in (*config.student.nfe, config.teacher.nfe)}
+    return Rats(config, roles, reward(size, device).score, grids)
 
 
 def _shape(config: RatsConfig) -> tuple[int, ...]:
-    return (16, config.height_px // 8, config.width_px // 8)
+    return (16, config.image.height_px // 8, config.image.width_px // 8)
 
 
-def gradient(config: RatsConfig, losses: Objective, device: str) -> None:
+def gradient(rats: Rats, device: str) -> None:
     """One sample's loss and its gradient."""
-    noise_BCHW = torch.randn(1, *_shape(config), device=device)
-    _, backward, _ = losses.losses(0, 0, config.nfe[0], [PROMPT], noise_BCHW)
-    backward()
+    noise_BCHW = torch.randn(1, *_shape(rats.config), device=device)
+    [batch] = rats.teach([Batch(0, 0, rats.config.student.nfe[0], [PROMPT], noise_BCHW)])
+    rats.step(batch).backward()
 
 
 def tflop(config: RatsConfig, size: Size) -> float:
     """Counted on the meta device with a teacher of one step; its other steps are all the same."""
-    first = replace(config, teacher_nfe=1)
-    losses, networks = objective(first, size, "meta")
+    rats = method(changed(config, {"teacher.nfe": 1}), size, "meta")
     # What is only logged is read as 0.
     with patch.object(Tensor, "item", lambda _: 0.0), FlopCounterMode(display=False) as step:
-        gradient(first, losses, "meta")
-    model = networks.model
-    with FlopCounterMode(display=False) as forward, torch.no_grad(), networks.role("teacher"):
+        gradient(rats, "meta")
+    model = rats.roles.model
+    with FlopCounterMode(display=False) as forward, torch.no_grad(), rats.roles.role("teacher"):
         model.velocity(torch.randn(1, *_shape(config), device="meta"), 0.5, model.encode([PROMPT]))
-    return float(step.get_total_flops() + (config.teacher_nfe - 1) * forward.get_total_flops()) / 1e12
+    return float(step.get_total_flops() + (config.teacher.nfe - 1) * forward.get_total_flops()) / 1e12
 
 
 def measure(config: RatsConfig, size: Size, device: str, repeats: int) -> tuple[float, float]:
     """Median seconds of a step, and peak memory in GB of steps alone (0 without a GPU)."""
-    losses, networks = objective(config, size, device)
-    optimizer = torch.optim.AdamW(networks.learns, config.lr)
+    rats = method(config, size, device)
+    roles = rats.roles
+    optimizer = torch.optim.AdamW(roles.trainable, config.optim.lr)
     times = []
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     for _ in range(repeats + 1):  # the first makes the optimizer's state and warms up
         start = time.perf_counter()
-        gradient(config, losses, device)
-        torch.nn.utils.clip_grad_norm_(networks.learns, config.clip_norm)
+        gradient(rats, device)
+        torch.nn.utils.clip_grad_norm_(roles.trainable, config.optim.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
-        networks.follow()
+        roles.follow()
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
@@ -203,11 +196,11 @@ def measure(config: RatsConfig, size: Size, device: str, repeats: int) -> tuple[
 def row(config: RatsConfig, counted: Size, repeats: int) -> list[str]:
     """One gradient mode's cells."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    plain, recomputed = (tflop(replace(config, checkpointing=again), counted) for again in (False, True))
+    plain, recomputed = (tflop(changed(config, {"compute.checkpointing": again}), counted) for again in (False, True))
     took_s, peak_gb = measure(config, FULL if _large() else SMALL, device, repeats)
     share = f"{recomputed / took_s / CEILING_TFLOPS:.0%}" if _large() else ""
     memory = f"{peak_gb:.1f}" if peak_gb else ""
-    return [config.gradient, f"{plain:.1f}", f"{recomputed:.1f}", f"{took_s:.2f}", memory, share]
+    return [config.gradient.mode, f"{plain:.1f}", f"{recomputed:.1f}", f"{took_s:.2f}", memory, share]
 
 
 def _large() -> bool:
@@ -224,15 +217,16 @@ def main(
 ) -> None:
     """Print one table: operations counted, and what was measured here beside the paper's figures."""
     quiet()
-    sides = {"height_px": side_px, "width_px": side_px}
-    config = replace(flux_dev(), nfe=(nfe,), teacher_nfe=teacher_nfe, lora_rank=lora_rank, **sides)
+    sides = {"image.height_px": side_px, "image.width_px": side_px}
+    counts = {"student.nfe": (nfe,), "teacher.nfe": teacher_nfe, "lora.rank": lora_rank}
+    config = changed(flux_dev(), {**counts, **sides})
     where = "cuda" if torch.cuda.is_available() else "cpu"
     measured = f"s a step ({where}, {'full size' if _large() else 'small'})"
     counted = "TFLOP, small" if small else "TFLOP, full size"
     table = Table("mode", counted, "and recomputing", measured, "peak GB", "share of the ceiling")
     table.add_row("paper, FLUX.1-dev", f"{PAPER['tflop']:.1f}", "", f"{PAPER['s']:.2f}", f"{PAPER['gb']:.1f}", "")
     for mode in MODES:
-        table.add_row(*row(replace(config, gradient=mode), SMALL if small else FULL, repeats))
+        table.add_row(*row(changed(config, {"gradient.mode": mode}), SMALL if small else FULL, repeats))
     console = Console()
     console.print(table)
     for line in IN_AND_OUT:

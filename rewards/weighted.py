@@ -1,15 +1,16 @@
 """Several rewards as one scalar: each is standardised on calibration images, then weighted and added.
 
 Trainer and gate see this scalar only, so that one tau and one margin serve every reward.
-Shape suffixes: B batch, N calibration images, C channels, H/W pixels.
+Shape suffixes: B batch, F frames, C channels, H/W pixels.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,10 +19,10 @@ from rewards.interface import Reward, RewardError, check_batch, scored
 
 @dataclass(frozen=True)
 class Calibration:
-    """Mean and deviation of a reward's raw scores on calibration images; standardised is ``(raw - mean) / std``.
+    """Mean and standard deviation of a reward's raw scores on calibration images.
 
     Raises:
-        RewardError: a deviation that is not above 0, or a value that is not finite.
+        RewardError: a standard deviation that is not above 0, or a value that is not finite.
     """
 
     mean: float
@@ -31,20 +32,53 @@ class Calibration:
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise RewardError(f"calibration is mean {self.mean}, std {self.std}: accepted are finite, std above 0")
 
+    @classmethod
+    def of(cls, name: str, raw: Sequence[float]) -> Calibration:
+        """That of raw scores of the reward called ``name``.
+
+        Raises:
+            RewardError: fewer than two scores, scores that are not finite, or all the same.
+        """
+        if len(raw) < 2:
+            raise RewardError(f"{len(raw)} calibration prompts for reward {name!r}: accepted are 2 or more")
+        if not np.isfinite(raw).all():
+            raise RewardError(f"reward {name!r} cannot be standardised: scores of {len(raw)} images are not all finite")
+        std = float(np.std(raw, ddof=1))
+        if not std > 0:
+            raise RewardError(f"reward {name!r} cannot be standardised: it gave the same score for {len(raw)} images")
+        return cls(float(np.mean(raw)), std)
+
+    def standardise(self, raw: Sequence[float]) -> list[float]:
+        """Raw scores in standard deviations above the mean."""
+        return [(score - self.mean) / self.std for score in raw]
+
 
 @dataclass(frozen=True)
 class Term:
-    """One reward of a weighted sum; ``weight`` counts in its own calibration deviations."""
+    """One reward of a weighted sum.
+
+    ``name`` is its column in figures, ``asked`` what the user called it (the same where nothing is said), ``source``
+    what its scores depend on; ``weight`` counts in its own standard deviations.
+    """
 
     name: str
     reward: Reward
-    weight: float
-    calibration: Calibration
+    weight: float = 1.0
+    calibration: Calibration | None = None
+    asked: str = ""
+    source: str = ""
+    device: str | None = None
 
-    def standardised(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) in deviations above the calibration mean, not weighted."""
-        raw_B = scored(self.name, self.reward, images_BCHW, prompts)
-        return (raw_B - self.calibration.mean) / self.calibration.std
+    def raw(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) of images (B, C, H, W); of videos (B, F, C, H, W) the mean over the frames."""
+        if images.ndim == 4:
+            return self._scored(images, prompts)
+        frames = images.shape[1]
+        each = [prompt for prompt in prompts for _ in range(frames)]
+        return self._scored(images.flatten(0, 1), each).reshape(-1, frames).mean(1)
+
+    def _scored(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        return scored(self.asked or self.name, self.reward, images_BCHW, prompts, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -65,34 +99,30 @@ class Weighted:
         """True where every term is."""
         return all(term.reward.differentiable for term in self.terms)
 
-    def score(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The weighted sum (B,)."""
-        parts = self.parts(images_BCHW, prompts)
-        return torch.stack([term.weight * parts[term.name] for term in self.terms]).sum(0)
+    def calibrated(self, raw: Mapping[str, Sequence[float]]) -> Weighted:
+        """The same, standardised on the raw scores of calibration images, by the terms' names."""
+        terms = (
+            replace(term, calibration=Calibration.of(term.asked or term.name, raw[term.name])) for term in self.terms
+        )
+        return Weighted(tuple(terms))
 
-    def parts(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        """Each reward's standardised scores (B,), not weighted, by name: what a log shows."""
-        check_batch(images_BCHW, prompts)
-        return {term.name: term.standardised(images_BCHW, prompts) for term in self.terms}
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The weighted sum (B,), of images or videos, with their gradient."""
+        if images.ndim != 5:
+            check_batch(images, prompts)
+        total = torch.zeros(len(images), device=images.device)
+        for term in self.terms:
+            assert term.calibration is not None
+            above = term.raw(images, prompts).float() - term.calibration.mean
+            total = total + term.weight * above / term.calibration.std
+        return total
 
-
-@torch.no_grad()
-def calibrate(name: str, reward: Reward, images_NCHW: Tensor, prompts: Sequence[str], batch: int = 16) -> Calibration:
-    """Mean and deviation of one reward on calibration images, scored ``batch`` at a time.
-
-    Raises:
-        RewardError: fewer than two images, scores that are not finite, or the same score for every image.
-    """
-    check_batch(images_NCHW, prompts)
-    if len(prompts) < 2:
-        raise RewardError(f"{len(prompts)} calibration prompts for reward {name!r}: accepted are 2 or more")
-    starts = range(0, len(prompts), batch)
-    raw_N = torch.cat([scored(name, reward, images_NCHW[i : i + batch], prompts[i : i + batch]) for i in starts])
-    mean, std = float(raw_N.double().mean()), float(raw_N.double().std())
-    if not math.isfinite(mean) or not std > 0:
-        reason = "scores that are not finite" if not math.isfinite(mean) else "the same score for every image"
-        raise RewardError(f"reward {name!r} cannot be standardised: it gave {reason} of {len(prompts)}")
-    return Calibration(mean, std)
+    def of_raw(self, raw: Mapping[str, Sequence[float]]) -> list[float]:
+        """The weighted sum of raw scores that were kept, by the terms' names, picture by picture."""
+        parts = [(term, term.calibration.standardise(raw[term.name])) for term in self.terms if term.calibration]
+        weights = [term.weight for term, _ in parts]
+        rows = zip(*(values for _, values in parts), strict=True)
+        return [sum(w * value for w, value in zip(weights, row, strict=True)) for row in rows]
 
 
 def require_gradient(name: str, reward: Reward) -> None:

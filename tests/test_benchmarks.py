@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu_test, runtimes, train_step
 from student.runtimes.machine import find_gpu
-from training.rats.preset import flux_dev
+from training.config import changed
+from training.rats.presets import flux_dev
 
 
 @pytest.mark.skipif(find_gpu()[0] is not None, reason="this machine has a GPU, on which the script would run")
@@ -71,26 +72,29 @@ TINY = replace(
     },
     channels=(32, 32, 32, 32),
 )
-STEP = replace(flux_dev(), nfe=(2,), teacher_nfe=3, height_px=32, width_px=32, lora_rank=2)
+STEP = changed(
+    flux_dev(), {"student.nfe": (2,), "teacher.nfe": 3, "image.height_px": 32, "image.width_px": 32, "lora.rank": 2}
+)
 
 
 @pytest.mark.parametrize(("mode", "checkpointing"), [("full", False), ("detached", True), ("last_k", True)])
 def test_what_is_counted_without_weights_is_what_a_training_step_does(mode: str, checkpointing: bool) -> None:
-    """torch counts the trainer's own objective, with decoder and reward, while it really runs."""
-    config = replace(STEP, gradient=mode, checkpointing=checkpointing, precision="fp32")
-    losses, _ = train_step.objective(config, TINY, "cpu")
+    """torch counts the trainer's own method, with decoder and reward, while it really runs."""
+    config = changed(STEP, {"gradient.mode": mode, "compute.checkpointing": checkpointing, "compute.precision": "fp32"})
+    rats = train_step.method(config, TINY, "cpu")
     with FlopCounterMode(display=False) as counter:
-        train_step.gradient(config, losses, "cpu")
+        train_step.gradient(rats, "cpu")
     assert train_step.tflop(config, TINY) * 1e12 == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
 def test_a_measured_step_changes_the_student_and_its_average() -> None:
-    config = replace(STEP, ema=0.5)
-    losses, networks = train_step.objective(config, TINY, "cpu")
-    assert {p.dtype for p in networks.model.vae.parameters()} == {torch.bfloat16}
-    assert networks.model.transformer.x_embedder.weight.dtype == torch.bfloat16
-    train_step.gradient(config, losses, "cpu")
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in networks.learns)
+    config = changed(STEP, {"teacher.ema": 0.5})
+    rats = train_step.method(config, TINY, "cpu")
+    roles = rats.roles
+    assert {p.dtype for p in roles.model.vae.parameters()} == {torch.bfloat16}
+    assert roles.model.transformer.x_embedder.weight.dtype == torch.bfloat16
+    train_step.gradient(rats, "cpu")
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in roles.trainable)
     assert train_step.measure(config, TINY, "cpu", 1)[0] > 0
 
 

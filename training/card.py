@@ -11,9 +11,9 @@ from huggingface_hub import ModelCardData
 
 from student.bundle import Student
 from training.evaluate import Evaluation, mean_error, paired
-from training.instruments import HELDOUT, TRAINED, Scale
 from training.origin import Origin
-from training.rats.preset import RatsConfig
+from training.rats.config import RatsConfig
+from training.scorers import HELDOUT, TRAINED, Rewards
 from training.usage import usage
 
 JUDGED = {"right": "fully right", "right_but_shape": "right but shape", "color": "colour", "shape": "shape"}
@@ -27,7 +27,7 @@ def card(
     student: Student,
     config: RatsConfig,
     table: Sequence[Evaluation],
-    scale: Scale,
+    rewards: Rewards,
     teacher: Origin,
     index: Mapping[str, Any],
     alarms: Sequence[str] = (),
@@ -36,12 +36,12 @@ def card(
 
     ``index`` is what model_index.json says; ``alarms`` are the signs of reward hacking that the run gave.
     """
-    num = len(scale.standardised(table[0], TRAINED))
+    num = len(rewards[TRAINED].of_raw(table[0].scores))
     judged = "; the exact judge had no part in that" if table[0].judge else ""
     return "\n".join(
         [
             _front_matter(student, teacher),
-            f"# {student.id}: a {' or '.join(map(str, config.nfe))}-step student trained with RATS\n",
+            f"# {student.id}: a {' or '.join(map(str, config.student.nfe))}-step student trained with RATS\n",
             f"{_short(config, num)}Student of `{student.teacher}`, trained by fewstep with reward-aware trajectory "
             f"shaping (RATS, arXiv 2604.14910). {_guidance(student)}\n",
             f"{_licence(teacher)}\n",
@@ -51,11 +51,11 @@ def card(
             f"these files. Scores are in standard deviations of the teacher above the teacher's mean on calibration "
             f"prompts. The checkpoint was chosen by the held-out scorer on validation prompts{judged}. Diversity is "
             f"the Vendi score of 8 seeds ({len(table[0].diversity)} prompts) on autoencoder latents.\n",
-            _table(table, scale),
+            _table(table, rewards),
             "## Paired differences, student minus teacher at its full step count\n",
-            _differences(table, scale),
+            _differences(table, rewards),
             "## Use\n",
-            usage(student, index, config.weights),
+            usage(student, index, config.compute.weights),
             "## Training\n",
             "![curves](curves.png)\n",
             "Signs of reward hacking: " + ("; ".join(alarms) if alarms else "none") + ".\n",
@@ -86,7 +86,7 @@ def _short(config: RatsConfig, num: int) -> str:
 def _guidance(student: Student) -> str:
     strength = student.baked.get("guidance_scale", 1.0)
     if student.family == "flux" and strength != 1.0:
-        return f"It is told a guidance of {strength:g}, as FLUX.1-dev is, and takes one network call a step."
+        return f"Its network takes a guidance of {strength:g} as an input, as FLUX.1-dev's does: one call a step."
     return "It draws without guidance."
 
 
@@ -102,30 +102,30 @@ def _licence(teacher: Origin) -> str:
     return f"Licence: that of `{teacher.name}`, {f'[{name}]({link})' if link else name}."
 
 
-def _columns(row: Evaluation, scale: Scale) -> dict[str, Sequence[float]]:
+def _columns(row: Evaluation, rewards: Rewards) -> dict[str, Sequence[float]]:
     """Every figure of one row by its heading, prompt by prompt."""
     scores = {
-        "scorer (trained on)": scale.standardised(row, TRAINED),
-        "held-out scorer": scale.standardised(row, HELDOUT),
+        "scorer (trained on)": rewards[TRAINED].of_raw(row.scores),
+        "held-out scorer": rewards[HELDOUT].of_raw(row.scores),
     }
     judged = {heading: row.judge[name] for name, heading in JUDGED.items() if name in row.judge}
     return {**scores, **judged, "diversity": row.diversity}
 
 
-def _table(table: Sequence[Evaluation], scale: Scale) -> str:
-    headings = list(_columns(table[0], scale))
+def _table(table: Sequence[Evaluation], rewards: Rewards) -> str:
+    headings = list(_columns(table[0], rewards))
     lines = ["| model | NFE | guidance | " + " | ".join(headings) + " |", "|---" * (3 + len(headings)) + "|"]
     for row in table:
-        cells = ["{:.3f} ± {:.3f}".format(*mean_error(values)) for values in _columns(row, scale).values()]
+        cells = ["{:.3f} ± {:.3f}".format(*mean_error(values)) for values in _columns(row, rewards).values()]
         lines.append(f"| {row.label} | {row.nfe} | {row.guidance:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _differences(table: Sequence[Evaluation], scale: Scale) -> str:
-    students, teacher = [row for row in table if row.label == "student"], _columns(table[0], scale)
+def _differences(table: Sequence[Evaluation], rewards: Rewards) -> str:
+    students, teacher = [row for row in table if row.label == "student"], _columns(table[0], rewards)
     headings = " | ".join(f"{row.nfe} steps" for row in students)
     lines = [f"| figure | {headings} |", "|---" * (1 + len(students)) + "|"]
-    columns = [_columns(row, scale) for row in students]
+    columns = [_columns(row, rewards) for row in students]
     for name, values in teacher.items():
         cells = ["{:+.3f} ± {:.3f}".format(*paired(column[name], values)) for column in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

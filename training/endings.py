@@ -22,8 +22,8 @@ from training.rundir import RunDirError, RunDiverged
 MISTAKES = (ConfigError, RunDirError, RunDiverged, CheckpointError, BundleError, RewardError, SizeError)
 OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 LESS_MEMORY = (
-    "checkpointing=true, gradient=detached, lora_rank=32, a smaller batch or draw_batch need less, and over several "
-    "GPUs shard=true"
+    "compute.checkpointing=true, gradient.mode=detached, lora.rank=32, a smaller optim.batch or validation.batch need "
+    "less, and over several GPUs compute.shard=true"
 )
 
 

@@ -1,7 +1,7 @@
 """What is measured of a model: scorers, exact judge and diversity, on fixed prompts and seeds.
 
-Nothing here chooses anything: selection uses ``scores`` on validation prompts, evidence is the
-``Evaluation`` on test prompts. Pictures are looked at batch by batch and let go of; the processes of a run take turns.
+Nothing here chooses anything: selection uses ``scores`` on validation prompts, a student's published figures are the
+``Evaluation`` on test prompts. Pictures are measured batch by batch and let go of; the processes of a run take turns.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.drawing import Painter
+from student.families.family import Family
 from training.processes import state
 from training.progress import steps
-from training.sharding import whole
+from training.sampler import Sampler
+from training.sharding import unsharded
 
 FloatArray = NDArray[np.float64]
 ScoreFn = Callable[[Tensor, Sequence[str]], Tensor]
@@ -33,12 +34,14 @@ JudgeFn = Callable[[Tensor, Sequence[str]], dict[str, list[float]]]
 Part = TypeVar("Part")
 Answer = TypeVar("Answer")
 DIVERSITY_SEEDS = 8
+CACHE = Path.home() / ".cache" / "fewstep" / "evaluation"
+PIXELS_AT_ONCE = 16 * 512 * 512  # that the autoencoder reads in one call: a video's frames are many and large
 FORMAT = 2  # of what is kept: raised when the same models, prompts and sizes would give other figures
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One painter's figures: per-prompt values, so that differences can be paired.
+    """One sampler's figures: per-prompt values, so that differences can be paired.
 
     ``scores[name][i]`` is prompt i's raw score, ``judge[name][i]`` is 1 where that part holds,
     ``diversity[i]`` the Vendi score of 8 seeds of prompt i.
@@ -78,24 +81,24 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measure:
-    """The instruments: scorers by name, the judge, and what turns images into diversity features."""
+    """What is measured with: scorers by name, the judge, and what turns images into diversity features."""
 
     scorers: Mapping[str, ScoreFn]
     judge: JudgeFn | None
     features: Callable[[Tensor], Tensor]
 
-    def evaluate(self, label: str, painter: Painter, plan: Plan) -> Evaluation:
+    def evaluate(self, label: str, sampler: Sampler, plan: Plan) -> Evaluation:
         """Draw all that is planned, score and judge it, and take the diversity."""
 
-        def look(_: int, images: Tensor, prompts: Sequence[str]) -> tuple[Rows, Rows]:
+        def measured(_: int, images: Tensor, prompts: Sequence[str]) -> tuple[Rows, Rows]:
             scores = {name: score(images, prompts).double().tolist() for name, score in self.scorers.items()}
             return scores, self.judge(images, prompts) if self.judge else {}
 
-        rows = looked_at(painter, plan.prompts, plan.seeds(), plan.shape, plan.batch, look)
+        rows = over_pictures(sampler, plan.prompts, plan.seeds(), plan.shape, plan.batch, measured)
         scores, judged = (_joined([row[part] for row in rows]) for part in (0, 1))
-        return Evaluation(label, len(painter.sigmas), painter.guidance, scores, judged, self.diversity(painter, plan))
+        return Evaluation(label, len(sampler.sigmas), sampler.guidance, scores, judged, self.diversity(sampler, plan))
 
-    def diversity(self, painter: Painter, plan: Plan) -> list[float]:
+    def diversity(self, sampler: Sampler, plan: Plan) -> list[float]:
         """The Vendi score of the DIVERSITY_SEEDS images of each of the plan's varied prompts."""
         prompts = [prompt for prompt in plan.varied for _ in range(DIVERSITY_SEEDS)]
         # Whole groups, in as many calls as every other share's.
@@ -106,11 +109,11 @@ class Measure:
             for at in range(first, min(first + share, len(prompts)), plan.batch):
                 texts = prompts[at : min(at + plan.batch, first + share)]
                 seeds = [plan.varied_seed + at + i for i in range(len(texts))]
-                features.append(self.features(painter.draw(texts, seeds, plan.shape, plan.batch)))
+                features.append(self.features(sampler.draw(texts, seeds, plan.shape, plan.batch)))
             features_ND = torch.cat(features).flatten(1).double().numpy()
             return [vendi(group) for group in np.split(features_ND, len(features_ND) // DIVERSITY_SEEDS)]
 
-        parts = in_turns(range(0, len(prompts), share), scores_of, f"diversity, {len(painter.sigmas)} steps")
+        parts = in_turns(range(0, len(prompts), share), scores_of, f"diversity, {len(sampler.sigmas)} steps")
         return [score for part in parts for score in part]
 
 
@@ -118,30 +121,30 @@ def _joined(rows: Sequence[Rows]) -> Rows:
     return {name: [value for row in rows for value in row[name]] for name in (rows[0] if rows else ())}
 
 
-def looked_at(
-    painter: Painter,
+def over_pictures(
+    sampler: Sampler,
     prompts: Sequence[str],
     seeds: Sequence[int],
     shape: tuple[int, ...],
     batch: int,
-    look: Callable[[int, Tensor, Sequence[str]], Answer],
+    work: Callable[[int, Tensor, Sequence[str]], Answer],
 ) -> list[Answer]:
-    """``look(at, images, prompts)`` of each ``batch`` pictures, of which ``at`` is the first one's place, in order.
+    """``work(at, images, prompts)`` of each ``batch`` pictures, of which ``at`` is the first one's place, in order.
 
-    The processes take turns (``in_turns``); no pictures are kept that ``look`` does not keep.
+    The processes take turns (``in_turns``); no pictures are kept that ``work`` does not keep.
     """
 
     def one(at: int) -> Answer:
         part = slice(at, at + batch)
-        return look(at, painter.draw(prompts[part], seeds[part], shape, batch), prompts[part])
+        return work(at, sampler.draw(prompts[part], seeds[part], shape, batch), prompts[part])
 
-    return in_turns(range(0, len(prompts), batch), one, f"pictures, {len(painter.sigmas)} steps")
+    return in_turns(range(0, len(prompts), batch), one, f"pictures, {len(sampler.sigmas)} steps")
 
 
 def in_turns(parts: Sequence[Part], work: Callable[[Part], Answer], label: str = "pictures") -> list[Answer]:
     """``work`` of each part, in order; the processes take turns, and every one gets all answers.
 
-    Each works as often as every other, the last part again where they do not come out even: what is spread over the
+    Each works as often as every other, the last part again where they do not come out even: what is sharded over the
     processes (FSDP2) must be computed by all of them at once. ``label`` stands before the bar that shows how far it is.
     """
     here = state()
@@ -173,11 +176,12 @@ def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     return mean_error(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
 
 
-def fingerprint(weights: str, painter: Painter, plan: Plan, instruments: str) -> str:
-    """What an evaluation depends on: weights (``hash_model``), how they are asked, what is drawn, and instruments."""
-    model = painter.model
-    asked = [painter.sigmas, painter.guidance, painter.negative, getattr(model, "guidance", None), model.max_tokens]
-    return hashlib.sha256(json.dumps([weights, asked, plan.key(), instruments]).encode()).hexdigest()[:24]
+def fingerprint(weights: str, sampler: Sampler, plan: Plan, measure: str) -> str:
+    """What an evaluation depends on: weights (``hash_model``), how they are asked, what is drawn, and by what it
+    is measured."""
+    model = sampler.model
+    asked = [sampler.sigmas, sampler.guidance, sampler.negative, getattr(model, "guidance", None), model.max_tokens]
+    return hashlib.sha256(json.dumps([weights, asked, plan.key(), measure]).encode()).hexdigest()[:24]
 
 
 def hash_model(model: nn.Module) -> str:
@@ -188,10 +192,10 @@ def hash_model(model: nn.Module) -> str:
 
 
 def add_weights(digest: hashlib._Hash, weights: Mapping[str, Tensor]) -> None:
-    """Take named tensors into a hash, whatever device they lie on or processes they are spread over."""
+    """Take named tensors into a hash, whatever device they lie on or processes they are sharded over."""
     for name, value in sorted(weights.items()):
         digest.update(name.encode())
-        digest.update(whole(value).detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
+        digest.update(unsharded(value).detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
 
 
 def cached(folder: Path, key: str, make: Callable[[], Evaluation]) -> Evaluation:
@@ -210,3 +214,24 @@ def cached(folder: Path, key: str, make: Callable[[], Evaluation]) -> Evaluation
         part.write_text(json.dumps(asdict(result)))
         part.replace(path)
     return result
+
+
+def latent_features(model: Family) -> Callable[[Tensor], Tensor]:
+    """Autoencoder latents, for diversity: features that no reward has trained."""
+
+    @torch.no_grad()
+    def features(images: Tensor) -> Tensor:
+        flat = images.flatten(0, 1) if images.ndim == 5 else images
+        at_once = min(64, max(1, PIXELS_AT_ONCE // (flat.shape[-2] * flat.shape[-1])))
+        latents = torch.cat([_latents(model, part * 2 - 1) for part in flat.split(at_once)])
+        return latents.reshape(len(images), -1)
+
+    return features
+
+
+def _latents(model: Family, x_BCHW: Tensor) -> Tensor:
+    """Of pictures in [-1, 1]."""
+    x = x_BCHW.to(model.device, model.vae.dtype)
+    out = model.vae.encode(x[:, :, None] if model.name == "wan" else x)
+    latents: Tensor = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
+    return latents.float().cpu()

@@ -20,7 +20,7 @@ def trapezoid(step: int, num_steps: int, peak: float, warmup: int = 100, decay: 
 
     Until the fall begins nothing depends on ``num_steps``, so a run can be made longer while it runs.
     """
-    left = (num_steps - step) / (decay * num_steps)
+    left = (num_steps - step) / (decay * num_steps) if decay else 1.0
     return peak * min(1.0, (step + 1) / warmup, left)
 
 

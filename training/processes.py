@@ -22,12 +22,12 @@ def state() -> PartialState:
 
 
 @contextmanager
-def parting() -> Iterator[None]:
-    """Part from the other processes at the end, when all have come to it.
+def process_group() -> Iterator[None]:
+    """Leave the other processes at the end, when all have come to it.
 
     A process that ends with its group still open may abort after all its work is done: a thread of gloo's lets go of
     the last message while the interpreter goes down (pytorch/pytorch#190489; 5 of 12 starts of four processes on two
-    cores). One that fails parts from nobody: NCCL would wait for the others, which the launcher ends.
+    cores). A process that fails closes nothing: NCCL would wait for the others, which the launcher ends.
     """
     yield
     if torch.distributed.is_initialized():
@@ -69,13 +69,13 @@ class Processes:
         votes = torch.tensor(float(here), device=self._state.device)  # NCCL moves what lies on a GPU, and nothing else
         return bool(reduce(votes, "sum") == self.size)
 
-    def of_first(self, values: Mapping[str, float]) -> dict[str, float]:
+    def from_first(self, values: Mapping[str, float]) -> dict[str, float]:
         """The first process's values: what a decision is made from must not differ in the last bit."""
         kept = [dict(values)]
         return dict(broadcast_object_list(kept)[0]) if self.size > 1 else kept[0]
 
     def mean_gradients(self, parameters: Sequence[nn.Parameter], micro_batches: int) -> None:
-        """Make every gradient the mean over the processes' micro-batches; FSDP2 has taken a spread one's already."""
+        """Make every gradient the mean over the processes' micro-batches; FSDP2 has taken a sharded one's already."""
         for parameter in parameters:
             if parameter.grad is None:
                 continue

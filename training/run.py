@@ -13,9 +13,9 @@ import typer
 
 from training.config import to_json, with_settings
 from training.endings import LESS_MEMORY, one_sentence
-from training.processes import Processes, parting
+from training.processes import Processes, process_group
 from training.progress import console, quiet
-from training.rats.preset import preset as find_preset
+from training.rats.presets import preset as find_preset
 from training.rundir import FINISHED, claim_together, refuse_others
 
 
@@ -25,15 +25,14 @@ def main(
     model: Annotated[
         str | None, typer.Option(help="The teacher: folder or hub id of a FLUX.1, Stable Diffusion 3 or Wan pipeline.")
     ] = None,
-    setting: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as steps=200")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as optim.lr=1e-4")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,
 ) -> None:
     """Train a few-step student with RATS, evaluate it and write its bundle."""
     quiet()
-    with one_sentence(less_memory=LESS_MEMORY), parting():
+    with one_sentence(less_memory=LESS_MEMORY), process_group():
         config = with_settings(find_preset(preset), [*(setting or []), *([f"model={model}"] if model else [])])
-        config.check()
         if dry_run:
             print(to_json(config))
             return

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from training.processes import Processes
 
 CONFIG = "config.json"
 FINISHED = "finished"
-NAMING = ("student_id", "version")  # what the student is called changes nothing of how it is trained
+NAMING = ("student.id", "student.version")  # what the student is called changes nothing of how it is trained
 
 
 class RunDirError(ValueError):
@@ -65,5 +66,15 @@ def refuse_others(path: Path, config_json: str, owner: Path | None = None) -> No
         raise RunDirError(f"{place} already holds something that is not an unfinished run: choose another --out")
 
 
-def _differing(before: dict[str, object], now: dict[str, object]) -> set[str]:
-    return {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> set[str]:
+    old, new = dict(_flat(before)), dict(_flat(now))
+    return {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested configuration by its dotted key."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

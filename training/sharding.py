@@ -1,6 +1,6 @@
-"""Networks spread over the processes of a run: FSDP2, one unit for each transformer block.
+"""Networks sharded over the processes of a run: FSDP2, one unit for each transformer block.
 
-A spread parameter is a DTensor of which each process holds a slice; a block's slices come together while it computes.
+A sharded parameter is a DTensor of which each process holds a slice; a block's slices come together while it computes.
 Checkpoints hold whole tensors, so that a run may be gone on with by another number of processes.
 """
 
@@ -18,8 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def spread(network: Any, processes: int) -> None:
-    """Spread a diffusers transformer over ``processes``, block by block (the classes that it calls unsplittable)."""
+def shard(network: Any, processes: int) -> None:
+    """Shard a diffusers transformer over ``processes``, block by block (the classes that it calls unsplittable)."""
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (processes,))
     blocks = set(network._no_split_modules or ())
     for module in list(network.modules()):
@@ -28,12 +28,14 @@ def spread(network: Any, processes: int) -> None:
     fully_shard(network, mesh=mesh)
 
 
-def twin(network: Any, processes: int) -> Any:
-    """A copy of a diffusers transformer; of a spread one without ever holding all of it."""
+def clone(network: Any, processes: int) -> Any:
+    """A copy of a diffusers transformer; of a sharded one without ever holding all of it."""
     if processes == 1:
         return copy.deepcopy(network)
-    other = empty(type(network), network.config).to(network.dtype).train(network.training).requires_grad_(False)
-    spread(other, processes)
+    other = (
+        without_weights(type(network), network.config).to(network.dtype).train(network.training).requires_grad_(False)
+    )
+    shard(other, processes)
     device = next(network.parameters()).device
     other.to_empty(device=device)
     with torch.no_grad():
@@ -46,15 +48,15 @@ def _tensors(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]
 
 
-def whole(tree: Any) -> Any:
-    """``tree`` with its spread tensors put together; every process must call it."""
+def unsharded(tree: Any) -> Any:
+    """``tree`` with its sharded tensors put together; every process must call it."""
     return _mapped(tree, lambda tensor: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
 
 
-def alone(tree: Any, keep: bool) -> Any:
-    """``whole`` in main memory for the process that keeps it, one tensor at a time; every process must call it.
+def gathered(tree: Any, keep: bool) -> Any:
+    """``unsharded`` in main memory for the process that keeps it, one tensor at a time; every process must call it.
 
-    The others get None for what was spread, and never hold more than one whole tensor.
+    The others get None for what was sharded, and never hold more than one whole tensor.
     """
 
     def gather(tensor: Tensor) -> Tensor | None:
@@ -76,8 +78,8 @@ def _mapped(tree: Any, change: Callable[[Tensor], Any]) -> Any:
     return tree
 
 
-def spread_like(value: Tensor, like: Tensor) -> Tensor:
-    """A tensor where ``like`` is, and spread as it is; one of another shape is left alone."""
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
+    """A tensor where ``like`` is, and sharded as it is; one of another shape is left alone."""
     if value.shape != like.shape or isinstance(value, DTensor):
         return value
     if isinstance(like, DTensor):
@@ -86,15 +88,15 @@ def spread_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 def optimizer_like(state: dict[str, Any], parameters: list[nn.Parameter]) -> dict[str, Any]:
-    """An optimizer's saved state, its tensors spread as the parameters that they belong to."""
+    """An optimizer's saved state, its tensors sharded as the parameters that they belong to."""
 
     def slot_like(slot: dict[str, Any], like: Tensor) -> dict[str, Any]:
-        return {key: spread_like(value, like) if isinstance(value, Tensor) else value for key, value in slot.items()}
+        return {key: shard_like(value, like) if isinstance(value, Tensor) else value for key, value in slot.items()}
 
     return {**state, "state": {at: slot_like(slot, parameters[at]) for at, slot in state["state"].items()}}
 
 
-def empty(plain_class: Any, config: Any) -> Any:
+def without_weights(plain_class: Any, config: Any) -> Any:
     """A diffusers transformer without memory for its parameters; its buffers are real."""
     with init_empty_weights(include_buffers=False):
         return plain_class.from_config(config)

@@ -68,9 +68,8 @@ def _opening(student: Student, index: Mapping[str, Any], weights: str) -> Sequen
     absent = [name for name, kind in index.items() if kind == [None, None] and name.endswith("_3")]
     options = [f"{name}=None" for name in absent]
     if weights == "bf16":
-        narrow = "torch.bfloat16"
-        kept = f'{{"default": {narrow}, "vae": torch.float32}}' if student.family == "wan" else narrow
-        options.append(f"dtype={kept}")
+        in_fp32 = '{"default": torch.bfloat16, "vae": torch.float32}'
+        options.append(f"dtype={in_fp32 if student.family == 'wan' else 'torch.bfloat16'}")
     return [f"pipe = DiffusionPipeline.from_pretrained({', '.join([json.dumps(f'models/{student.id}'), *options])})"]
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rewards.blackbox import BlackBox, jpeg_bytes
-from rewards.interface import Reward, RewardError
-from rewards.weighted import Calibration, Term, Weighted, calibrate, require_gradient
+from rewards.interface import RewardError
+from rewards.weighted import Calibration, Term, Weighted, require_gradient
 
 
 class Channel:
@@ -40,8 +40,8 @@ def test_the_weighted_sum_is_of_standardised_scores() -> None:
     red, blue = images()[:, 0].mean((1, 2)), images()[:, 2].mean((1, 2))
     expected = 2.0 * (red - 0.5) / 0.1 - 0.5 * (blue - 0.2) / 4.0
     assert torch.allclose(both.score(images(), prompts()), expected)
-    parts = both.parts(images(), prompts())
-    assert torch.allclose(parts["red"], (red - 0.5) / 0.1) and torch.allclose(parts["blue"], (blue - 0.2) / 4.0)
+    raw = {"red": red.tolist(), "blue": blue.tolist()}
+    assert both.of_raw(raw) == pytest.approx(expected.tolist(), abs=1e-5)
     pixels = images().requires_grad_()
     (gradient,) = torch.autograd.grad(both.score(pixels, prompts()).sum(), pixels)
     assert torch.allclose(gradient[:, 0], torch.tensor(2.0 / 0.1 / 16))
@@ -50,24 +50,26 @@ def test_the_weighted_sum_is_of_standardised_scores() -> None:
 
 
 def test_on_its_own_calibration_images_a_reward_has_mean_0_and_deviation_1() -> None:
-    scale = calibrate("red", Channel(0), images(11), prompts(11), batch=4)
-    values = Term("red", Channel(0), 1.0, scale).standardised(images(11), prompts(11))
+    red = Weighted((Term("red", Channel(0)),))
+    raw = {"red": red.terms[0].raw(images(11), prompts(11)).tolist()}
+    values = red.calibrated(raw).score(images(11), prompts(11))
     assert float(values.mean()) == pytest.approx(0, abs=1e-5)
     assert float(values.std()) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("reward", "num", "sentence"),
+    ("raw", "sentence"),
     [
-        (BlackBox(lambda images, prompts: [1.0] * len(images)), 4, "the same score for every image of 4"),
-        (BlackBox(lambda images, prompts: [float("nan")] * len(images)), 4, "scores that are not finite"),
-        (BlackBox(lambda images, prompts: [float("inf")] * len(images)), 4, "scores that are not finite"),
-        (Channel(0), 1, "1 calibration prompts"),
+        ([1.0] * 4, "the same score for 4 images"),
+        ([1.0, float("nan")], "scores of 2 images are not all finite"),
+        ([1.0, float("inf")], "scores of 2 images are not all finite"),
+        ([1.0], "1 calibration prompts"),
     ],
 )
-def test_what_cannot_be_standardised_is_refused(reward: Reward, num: int, sentence: str) -> None:
-    with pytest.raises(RewardError, match=sentence):
-        calibrate("x", reward, images(num), prompts(num))
+def test_what_cannot_be_standardised_is_refused(raw: list[float], sentence: str) -> None:
+    assert Calibration.of("x", [1.0, 3.0]) == Calibration(2.0, 2**0.5)
+    with pytest.raises(RewardError, match=f"reward 'x'.*{sentence}|{sentence}.*reward 'x'"):
+        Calibration.of("x", raw)
 
 
 def test_a_calibration_without_spread_and_a_sum_of_nothing_are_refused() -> None:
@@ -92,7 +94,7 @@ def test_a_black_box_measures_and_gates_but_is_refused_for_the_reward_term() -> 
     assert not jpeg.score(pixels, prompts()).requires_grad
     weight = torch.ones(5, requires_grad=True)
     assert not BlackBox(lambda images, prompts: weight * images.mean((1, 2, 3))).score(pixels, prompts()).requires_grad
-    scale = calibrate("jpeg", jpeg, images(), prompts())
+    scale = Calibration.of("jpeg", jpeg.score(images(), prompts()).tolist())
     mixed = Weighted((Term("red", Channel(0), 1.0, Calibration(0.5, 0.1)), Term("jpeg", jpeg, 0.5, scale)))
     assert not mixed.differentiable
     assert torch.isfinite(mixed.score(images(), prompts())).all()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from student.pipeline import open_pipeline, read_index
 from student.sampler import denoise, pack
 from tests.student.families import tiny
 from training.card import _front_matter, _licence, _short
+from training.config import changed
 from training.origin import Origin, origin
-from training.rats.preset import PRESETS
+from training.rats.presets import PRESETS
 from training.usage import PROMPT, usage
 
 SEED = 7
@@ -166,6 +166,6 @@ def test_the_starter_worlds_terms_are_its_teachers() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_only_a_run_that_a_person_shortened_is_called_short(name: str) -> None:
     config = PRESETS[name]()
-    assert _short(config, config.test_prompts) == ""
+    assert _short(config, config.data.test) == ""
     assert "Evaluated on 64 prompts only" in _short(config, 64)
-    assert "A short run: 4 steps" in _short(replace(config, steps=4), config.test_prompts)
+    assert "A short run: 4 steps" in _short(changed(config, {"steps": 4}), config.data.test)

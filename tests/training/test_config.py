@@ -5,26 +5,45 @@ from pathlib import Path
 
 import pytest
 
-from training.config import ConfigError, to_json, with_settings
-from training.rats.preset import RatsConfig, preset
+from training.config import ConfigError, changed, leaves, to_json, with_settings
+from training.rats.config import RatsConfig
+from training.rats.presets import preset
 from training.rundir import FINISHED, RunDirError, claim
 from training.shapes.preset import ShapesPretraining
 
 
 def test_settings_keep_their_type() -> None:
-    config = with_settings(RatsConfig(), ["steps=5", "tau=2", "model=out/x"])
-    assert (config.steps, config.tau, config.model) == (5, 2.0, "out/x")
-    assert isinstance(config.tau, float)
+    config = with_settings(RatsConfig(), ["steps=5", "gate.tau=2", "model=out/x", "student.nfe=[2,4]"])
+    assert (config.steps, config.gate.tau, config.model, config.student.nfe) == (5, 2.0, "out/x", (2, 4))
+    assert isinstance(config.gate.tau, float)
 
 
 def test_a_dot_reaches_into_a_group() -> None:
     assert with_settings(ShapesPretraining(), ["teacher.steps=7"]).teacher.steps == 7
 
 
+def test_settings_are_checked_together_and_not_one_by_one() -> None:
+    config = with_settings(RatsConfig(), ["compute.weights=bf16", "lora.rank=4"])
+    assert config.compute.weights == "bf16" and config.lora.rank == 4
+    with pytest.raises(ConfigError, match=r"compute.weights is 'bf16' with lora.rank 0"):
+        with_settings(config, ["lora.rank=0"])
+
+
+def test_every_setting_that_moved_names_where_it_is_now() -> None:
+    known = dict(leaves(RatsConfig()))
+    assert set(RatsConfig.MOVED.values()) <= known.keys()
+    assert known.keys() - set(RatsConfig.MOVED.values()) == {"model", "method", "steps", "seed"}
+    for old, new in RatsConfig.MOVED.items():
+        with pytest.raises(ConfigError, match=f"setting '{old}' is called '{new}' now"):
+            with_settings(RatsConfig(), [f"{old}=1"])
+
+
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
         ("stpes=5", "did you mean 'steps'"),
+        ("optim.rl=5", "did you mean 'optim.lr'"),
+        ("learning=5", "known are compute.checkpointing"),
         ("steps", "accepted is key=value"),
         ("steps=many", "accepted is a int"),
         ("steps=2.5", "accepted is a int"),
@@ -47,36 +66,40 @@ def test_unknown_preset() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["tau=0", "steps=0", "ema=1.5", "nfe=0", "nfe=[4,4]", "gate=open", "lr=-1", "seed=-1"]
+    "setting",
+    [
+        *("gate.tau=0", "steps=0", "teacher.ema=1.5", "student.nfe=0", "student.nfe=[4,4]", "gate.kind=open"),
+        *("optim.lr=-1", "seed=-1", "shaping.horizons=1.0", "reward.hinge=NaN", "optim.lr=Infinity"),
+    ],
 )
 def test_impossible_values_are_refused_before_anything_is_loaded(setting: str) -> None:
     with pytest.raises(ConfigError, match="accepted (is|are)"):
-        with_settings(RatsConfig(), [setting]).check()
+        with_settings(RatsConfig(), [setting])
 
 
 @pytest.mark.parametrize("name", ["my model", "", "-x", "x" * 65, "a/b", "größe"])
 def test_a_name_that_the_bundle_would_refuse_is_refused_at_the_start(name: str, tmp_path: Path) -> None:
-    for key in ("student_id", "version"):
+    for key in ("student.id", "student.version"):
         with pytest.raises(ConfigError, match=f"{key} is {name!r}: accepted are"):
-            with_settings(RatsConfig(), [f"{key}={name}"]).check()
-    with_settings(RatsConfig(), ["student_id=Flux-dev_3.1", "version=2.0-rc1"]).check()
+            with_settings(RatsConfig(), [f"{key}={name}"])
+    with_settings(RatsConfig(), ["student.id=Flux-dev_3.1", "student.version=2.0-rc1"])
 
 
 def test_until_it_is_finished_a_run_may_be_gone_on_with_under_another_name(tmp_path: Path) -> None:
     run = tmp_path / "run"
     claim(run, to_json(RatsConfig()))
-    claim(run, to_json(RatsConfig(student_id="other", version="2")))
+    claim(run, to_json(changed(RatsConfig(), {"student.id": "other", "student.version": "2"})))
     kept = json.loads((run / "config.json").read_text())
-    assert (kept["student_id"], kept["version"]) == ("other", "2")
+    assert (kept["student"]["id"], kept["student"]["version"]) == ("other", "2")
     with pytest.raises(RunDirError, match=r"another configuration \(steps\)"):
-        claim(run, to_json(RatsConfig(student_id="third", steps=7)))
+        claim(run, to_json(changed(RatsConfig(), {"student.id": "third", "steps": 7})))
     (run / FINISHED).touch()
-    with pytest.raises(RunDirError, match=r"another configuration \(student_id, version\)"):
+    with pytest.raises(RunDirError, match=r"another configuration \(student.id, student.version\)"):
         claim(run, to_json(RatsConfig()))
 
 
 def test_a_run_directory_is_new_or_its_own(tmp_path: Path) -> None:
-    ours, other = to_json(RatsConfig()), to_json(RatsConfig(steps=7))
+    ours, other = to_json(RatsConfig()), to_json(changed(RatsConfig(), {"steps": 7}))
     claim(tmp_path / "out" / "run", ours, tmp_path / "out")
     claim(tmp_path / "out" / "run", ours, tmp_path / "out")
     with pytest.raises(RunDirError, match=r"another configuration \(steps\)"):

@@ -22,7 +22,6 @@ from student.noise import noise
 from student.sampler import denoise
 from tests.student.families import tiny
 from training import progress
-from training.drawing import Painter
 from training.evaluate import (
     Evaluation,
     Measure,
@@ -35,6 +34,7 @@ from training.evaluate import (
     paired,
     vendi,
 )
+from training.sampler import Sampler
 
 PROMPTS = [f"a red heart number {i}" for i in range(11)]
 
@@ -68,19 +68,19 @@ def test_an_evaluation_is_measured_once(tmp_path: Path) -> None:
     assert len(made) == 2
 
 
-def painter_of(pipe: object, frames: int = 1, side_px: int = 32) -> Painter:
+def sampler_of(pipe: object, frames: int = 1, side_px: int = 32) -> Sampler:
     family = family_of(pipe, max_tokens=tiny.MAX_TOKENS)
-    return Painter(family, family.sigmas(3, family.latent_shape(side_px, side_px, frames)))
+    return Sampler(family, family.sigmas(3, family.latent_shape(side_px, side_px, frames)))
 
 
-def key(painter: Painter, shape: tuple[int, ...], **others: object) -> str:
+def key(sampler: Sampler, shape: tuple[int, ...], **others: object) -> str:
     plan = Plan(PROMPTS, PROMPTS[:2], shape, 4)
-    return fingerprint(hash_model(painter.model), painter, replace(plan, **others), "rewards")  # type: ignore[arg-type]
+    return fingerprint(hash_model(sampler.model), sampler, replace(plan, **others), "rewards")  # type: ignore[arg-type]
 
 
 def test_figures_of_another_size_are_kept_apart() -> None:
     """Stable Diffusion's and Wan's sigmas are the same at every size, and so are their weights."""
-    still, moving = painter_of(tiny.sd3()), painter_of(tiny.wan(), frames=5)
+    still, moving = sampler_of(tiny.sd3()), sampler_of(tiny.wan(), frames=5)
     sizes = [still.model.latent_shape(*size) for size in ((32, 32), (64, 128), (128, 64))]
     lengths = [moving.model.latent_shape(32, 32, frames) for frames in (1, 5, 9)]
     found = [*(key(still, shape) for shape in sizes), *(key(moving, shape) for shape in lengths)]
@@ -88,28 +88,28 @@ def test_figures_of_another_size_are_kept_apart() -> None:
 
 
 def test_figures_of_other_prompts_seeds_and_lengths_are_kept_apart() -> None:
-    painter = painter_of(tiny.sd3())
-    shape = painter.model.latent_shape(32, 32)
-    other = Painter(family_of(tiny.sd3(), max_tokens=tiny.MAX_TOKENS - 1), painter.sigmas)
+    sampler = sampler_of(tiny.sd3())
+    shape = sampler.model.latent_shape(32, 32)
+    other = Sampler(family_of(tiny.sd3(), max_tokens=tiny.MAX_TOKENS - 1), sampler.sigmas)
     found = [
-        key(painter, shape),
+        key(sampler, shape),
         key(other, shape),
-        key(replace(painter, guidance=2.0), shape),
-        key(replace(painter, guidance=2.0, negative="gray"), shape),
-        key(replace(painter, sigmas=(1.0, 0.5)), shape),
-        key(painter, shape, varied=PROMPTS[:3]),
-        key(painter, shape, varied_seed=7),
-        key(painter, shape, first_seed=7),
-        key(painter, shape, prompts=PROMPTS[1:]),
+        key(replace(sampler, guidance=2.0), shape),
+        key(replace(sampler, guidance=2.0, negative="gray"), shape),
+        key(replace(sampler, sigmas=(1.0, 0.5)), shape),
+        key(sampler, shape, varied=PROMPTS[:3]),
+        key(sampler, shape, varied_seed=7),
+        key(sampler, shape, first_seed=7),
+        key(sampler, shape, prompts=PROMPTS[1:]),
     ]
     assert len(set(found)) == len(found)
-    assert key(painter, shape, batch=1) == found[0]  # else a teacher would be measured again for nothing
+    assert key(sampler, shape, batch=1) == found[0]  # else a teacher would be measured again for nothing
 
 
 def test_a_guided_transformer_is_kept_apart_by_its_guidance() -> None:
     pipe = tiny.flux(guidance_embeds=True)
     two = [family_of(pipe, max_tokens=tiny.MAX_TOKENS, guidance=value) for value in (3.5, 1.5)]
-    assert len({key(Painter(model, (1.0, 0.5)), two[0].latent_shape(32, 32)) for model in two}) == 2
+    assert len({key(Sampler(model, (1.0, 0.5)), two[0].latent_shape(32, 32)) for model in two}) == 2
 
 
 def red(images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -126,15 +126,15 @@ MEASURE = Measure({"red": red}, judge, lambda images: images.flatten(1))
 @pytest.mark.parametrize("batch", [1, 3, 12, 64])
 def test_an_evaluation_looks_at_every_prompt_with_its_seed(batch: int) -> None:
     """Against all pictures drawn at once by the plain loop."""
-    painter = painter_of(tiny.flux())
-    family, shape = painter.model, painter.model.latent_shape(32, 32)
+    sampler = sampler_of(tiny.flux())
+    family, shape = sampler.model, sampler.model.latent_shape(32, 32)
 
     def drawn(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         condition, start = family.encode(prompts), torch.from_numpy(noise(seeds, shape))
         with torch.no_grad():
-            return family.decode(denoise(lambda x, s: family.velocity(x, s, condition), start, painter.sigmas))
+            return family.decode(denoise(lambda x, s: family.velocity(x, s, condition), start, sampler.sigmas))
 
-    found = MEASURE.evaluate("student", painter, Plan(PROMPTS, PROMPTS[:3], shape, batch))
+    found = MEASURE.evaluate("student", sampler, Plan(PROMPTS, PROMPTS[:3], shape, batch))
     images = drawn(PROMPTS, range(len(PROMPTS)))
     offset = np.array([len(PROMPTS[i // batch * batch]) for i in range(len(PROMPTS))])
     assert found.scores["red"] == pytest.approx(images[:, 0].mean((1, 2)).numpy() + offset, abs=1e-5)
@@ -145,14 +145,14 @@ def test_an_evaluation_looks_at_every_prompt_with_its_seed(batch: int) -> None:
 
 
 def test_no_more_pictures_are_held_than_are_drawn_at_a_time() -> None:
-    painter, sizes = painter_of(tiny.flux()), []
+    sampler, sizes = sampler_of(tiny.flux()), []
 
     def seen(images: Tensor) -> Tensor:
         sizes.append(len(images))
         return images.flatten(1)
 
     measure = Measure({"red": lambda images, prompts: (sizes.append(len(images)), red(images, prompts))[1]}, None, seen)
-    measure.evaluate("student", painter, Plan(PROMPTS, PROMPTS[:2], painter.model.latent_shape(32, 32), 3))
+    measure.evaluate("student", sampler, Plan(PROMPTS, PROMPTS[:2], sampler.model.latent_shape(32, 32), 3))
     assert max(sizes) == 3 and sum(sizes) == len(PROMPTS) + 16
 
 
@@ -161,9 +161,9 @@ def test_alone_every_part_is_worked_on_once() -> None:
 
 
 def test_two_processes_share_the_work_and_have_the_figures_of_one(tmp_path: Path) -> None:
-    painter = painter_of(tiny.flux())
+    sampler = sampler_of(tiny.flux())
     tiny.flux().save_pretrained(tmp_path / "flux")
-    found = MEASURE.evaluate("student", painter, Plan(PROMPTS, PROMPTS[:3], painter.model.latent_shape(32, 32), 2))
+    found = MEASURE.evaluate("student", sampler, Plan(PROMPTS, PROMPTS[:3], sampler.model.latent_shape(32, 32), 2))
     (tmp_path / "one.json").write_text(json.dumps(asdict(found)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     done = subprocess.run(

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from tests.training.shapes import small
+from training.config import changed
 from training.lab import cells, report, run, statistics
 from training.progress import read_log
-from training.rats.preset import RatsConfig
+from training.rats.config import RatsConfig
 
 
 def test_the_plan_compares_what_it_says() -> None:
@@ -23,10 +24,9 @@ def test_the_plan_compares_what_it_says() -> None:
     runs = (len(cells.METHODS) + len(cells.VARIANTS)) * len(cells.NFES)
     assert len(main) == runs * len(cells.SEEDS)
     for cell in plan:
-        cell.config.check()
-        assert cell.config.nfe == (cell.nfe,) and cell.expected_s > 0
+        assert cell.config.student.nfe == (cell.nfe,) and cell.expected_s > 0
     rats, other = (next(c for c in plan if c.method == m and c.nfe == 4) for m in ("RATS", "constant gate"))
-    assert replace(other.config, gate="reward") == rats.config
+    assert changed(other.config, {"gate.kind": "reward"}) == rats.config
 
 
 def test_the_error_of_one_seed_is_that_of_the_prompts() -> None:
@@ -134,26 +134,42 @@ def test_the_largest_gain_is_tested_and_not_only_the_largest_number(gains: dict[
 
 def test_two_cells_are_run_kept_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small.write_models(tmp_path / "models")
-    monkeypatch.setattr("training.instruments.CACHE", tmp_path / "cache")
+    monkeypatch.setattr("training.evaluate.CACHE", tmp_path / "cache")
 
     def base() -> RatsConfig:
         models = tmp_path / "models"
-        scorers = {"reward": str(models / "shapes-scorers/trained"), "heldout": str(models / "shapes-scorers/heldout")}
-        return replace(
+        scorers = {
+            "reward.trained": str(models / "shapes-scorers/trained"),
+            "reward.heldout": str(models / "shapes-scorers/heldout"),
+        }
+        return changed(
             cells.base(),
-            model=str(models / "shapes-teacher"),
-            reference_nfe=6,
-            steps=2,
-            batch=4,
-            precision="fp32",
-            **scorers,
+            {
+                "model": str(models / "shapes-teacher"),
+                "teacher.reference_nfe": 6,
+                "steps": 2,
+                "optim.batch": 4,
+                "compute.precision": "fp32",
+                **scorers,
+            },
         )
 
     monkeypatch.setattr(run, "base", base)
     monkeypatch.setattr(report, "base", base)
     monkeypatch.setattr("training.lab.plots.base", base)
     chosen = [
-        replace(cell, config=replace(base(), nfe=(4,), validate_every=2, guided_steps=1, gate=cell.config.gate))
+        replace(
+            cell,
+            config=changed(
+                base(),
+                {
+                    "student.nfe": (4,),
+                    "validation.every": 2,
+                    "teacher.guided_steps": 1,
+                    "gate.kind": cell.config.gate.kind,
+                },
+            ),
+        )
         for cell in cells.cells()[:3]
         if cell.method in ("RATS", "constant gate")
     ]

@@ -28,7 +28,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setattr("training.instruments.CACHE", tmp_path_factory.getbasetemp() / "cache")
+    monkeypatch.setattr("training.evaluate.CACHE", tmp_path_factory.getbasetemp() / "cache")
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -46,7 +46,7 @@ def run(*arguments: str) -> tuple[int, str]:
 def student(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "s"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.instruments.CACHE", tmp_path_factory.getbasetemp() / "cache")
+        patch.setattr("training.evaluate.CACHE", tmp_path_factory.getbasetemp() / "cache")
         code, text = run("--out", str(out), *small.settings(models))
     assert code == 0, text
     return out
@@ -104,8 +104,9 @@ def test_another_configuration_is_refused(student: Path, models: Path) -> None:
     [
         (["--preset", "nope"], "known are shapes"),
         (["--set", "stpes=5"], "did you mean 'steps'"),
-        (["--set", "lr=Infinity"], "lr is inf: accepted is a finite number"),
-        (["--set", "reward_hinge=NaN"], "reward_hinge is nan: accepted is a finite number"),
+        (["--set", "lr=5"], "setting 'lr' is called 'optim.lr' now"),
+        (["--set", "optim.lr=Infinity"], "optim.lr is inf: accepted is a finite number"),
+        (["--set", "reward.hinge=NaN"], "reward.hinge is nan: accepted is a finite number"),
         (["--set", "model=/nowhere/at/all"], "is not a folder"),
     ],
 )
@@ -118,8 +119,8 @@ def test_a_typo_is_one_sentence_and_leaves_nothing(arguments: list[str], sentenc
 
 
 def test_dry_run_prints_the_whole_configuration(tmp_path: Path) -> None:
-    code, text = run("--out", str(tmp_path / "new"), "--model", "some/model", "--set", "alpha=2.5", "--dry-run")
-    assert code == 0 and (json.loads(text)["alpha"], json.loads(text)["model"]) == (2.5, "some/model")
+    code, text = run("--out", str(tmp_path / "new"), "--model", "some/model", "--set", "shaping.alpha=2.5", "--dry-run")
+    assert code == 0 and (json.loads(text)["shaping"]["alpha"], json.loads(text)["model"]) == (2.5, "some/model")
     assert not (tmp_path / "new").exists()
 
 

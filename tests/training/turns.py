@@ -14,9 +14,9 @@ from torch import distributed
 from student.families.find import open_family
 from tests.student.families import tiny
 from tests.training.test_evaluate import MEASURE, PROMPTS
-from training.drawing import Painter
 from training.evaluate import Evaluation, Plan, cached, in_turns
-from training.processes import LONGEST_WAIT, parting, state
+from training.processes import LONGEST_WAIT, process_group, state
+from training.sampler import Sampler
 
 
 def main(folder: Path) -> None:
@@ -36,9 +36,9 @@ def main(folder: Path) -> None:
     drawn: list[int] = []
     family.decode = lambda x, decode=family.decode: (drawn.append(len(x)), decode(x))[1]  # type: ignore[method-assign]
     shape = family.latent_shape(32, 32)
-    painter, plan = Painter(family, family.sigmas(3, shape)), Plan(PROMPTS, PROMPTS[:3], shape, 2)
+    sampler, plan = Sampler(family, family.sigmas(3, shape)), Plan(PROMPTS, PROMPTS[:3], shape, 2)
     own = folder / f"cache-{here.process_index}"  # as on two machines with a disk each
-    found = cached(own, "key", lambda: MEASURE.evaluate("student", painter, plan))
+    found = cached(own, "key", lambda: MEASURE.evaluate("student", sampler, plan))
     assert asdict(found) == json.loads((folder / "one.json").read_text())
     assert len(drawn) == 3 + 2 * 4, drawn  # 6 batches, and 3 prompts of 4 batches that come out as 4, for two
     again = cached(own, "key", lambda: Evaluation("new", 0, 0.0, {}, {}, []))
@@ -46,5 +46,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with parting():
+    with process_group():
         main(Path(sys.argv[1]))

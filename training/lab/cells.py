@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from training.rats.preset import RatsConfig, shapes
+from training.config import changed
+from training.rats.config import RatsConfig
+from training.rats.presets import shapes
 
 NFES, SEEDS = (2, 4, 8), (401, 402, 403)
 # What distinguishes a method from RATS; docs/lab compares them at every step count with three seeds.
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "RATS": {},
-    "reward only": {"alpha": 0.0},
-    "constant gate": {"gate": "constant"},
-    "distillation only": {"reward_weight": 0.0, "gate": "one"},
+    "reward only": {"shaping.alpha": 0.0},
+    "constant gate": {"gate.kind": "constant"},
+    "distillation only": {"reward.weight": 0.0, "gate.kind": "one"},
 }
 # Our own form, in the same comparison.
-VARIANTS: Mapping[str, Mapping[str, Any]] = {"RATS steered": {"steer": 0.85, "validate_every": 20}}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {"RATS steered": {"shaping.steer": 0.85, "validation.every": 20}}
 # At one step count with one seed: enough to see large effects, and marked as such.
 BASELINES: Mapping[str, Mapping[str, Any]] = {
-    "DRaFT-1": {"alpha": 0.0, "gradient": "last_k", "last_k": 1},
-    "DRaFT-LV": {"alpha": 0.0, "gradient": "low_variance"},
-    "no horizon": {"horizons": "end"},
-    "frozen teacher": {"guided_steps": 120},
-    "consistency": {"method": "consistency", "guided_steps": 120, "ema": 0.95, "reward_weight": 0.0},
-    "distribution matching": {"method": "matching", "lr": 5e-5, "reward_weight": 0.0},
+    "DRaFT-1": {"shaping.alpha": 0.0, "gradient.mode": "last_k", "gradient.last_k": 1},
+    "DRaFT-LV": {"shaping.alpha": 0.0, "gradient.mode": "low_variance"},
+    "no horizon": {"shaping.horizons": "end"},
+    "frozen teacher": {"teacher.guided_steps": 120},
+    "consistency": {"method": "consistency", "teacher.guided_steps": 120, "teacher.ema": 0.95, "reward.weight": 0.0},
+    "distribution matching": {"method": "matching", "optim.lr": 5e-5, "reward.weight": 0.0},
 }
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
-    "alpha 2": {"alpha": 2.0},
-    "alpha 20": {"alpha": 20.0},
-    "alpha 60": {"alpha": 60.0},
-    "tau 0.15": {"tau": 0.15},
-    "tau 2": {"tau": 2.0},
-    "tau in spreads": {"tau_in_spreads": True},
-    "EMA 0.9": {"ema": 0.9},
-    "EMA 0.99": {"ema": 0.99},
-    "eighths as horizons": {"horizons": "0.875,0.75,0.625,0.5,0.375,0.25,0.125,0"},
-    "teacher of 16 steps": {"teacher_nfe": 16},
-    "steered to 0.9": {"steer": 0.9, "validate_every": 20},
-    "confidence gate": {"gate": "confidence"},
-    "gradient: last 2": {"gradient": "last_k", "last_k": 2},
-    "gradient: detached": {"gradient": "detached"},
+    "alpha 2": {"shaping.alpha": 2.0},
+    "alpha 20": {"shaping.alpha": 20.0},
+    "alpha 60": {"shaping.alpha": 60.0},
+    "tau 0.15": {"gate.tau": 0.15},
+    "tau 2": {"gate.tau": 2.0},
+    "tau in spreads": {"gate.tau_in_std": True},
+    "EMA 0.9": {"teacher.ema": 0.9},
+    "EMA 0.99": {"teacher.ema": 0.99},
+    "eighths as horizons": {"shaping.horizons": "0.875,0.75,0.625,0.5,0.375,0.25,0.125,0"},
+    "teacher of 16 steps": {"teacher.nfe": 16},
+    "steered to 0.9": {"shaping.steer": 0.9, "validation.every": 20},
+    "confidence gate": {"gate.kind": "confidence"},
+    "gradient: last 2": {"gradient.mode": "last_k", "gradient.last_k": 2},
+    "gradient: detached": {"gradient.mode": "detached"},
 }
 ABLATION_NFE = 4
 # Seconds on one core for 16 samples: half of the 2.4 s measured for 32 (8 guided teacher steps, 4 student steps with
@@ -67,7 +69,7 @@ class Cell:
     @property
     def expected_s(self) -> float:
         """About how long it takes on one core."""
-        teacher = TEACHER_S * self.config.teacher_nfe / 8 if self.config.alpha > 0 else 0.0
+        teacher = TEACHER_S * self.config.teacher.nfe / 8 if self.config.shaping.alpha > 0 else 0.0
         return self.config.steps * (teacher + STUDENT_S * self.nfe) + EVALUATION_S
 
 
@@ -76,8 +78,8 @@ def base() -> RatsConfig:
 
     Nothing is asked of diversity, so that a method which loses it shows that it does.
     """
-    small: dict[str, Any] = {"steps": 120, "batch": 16, "guided_steps": 80, "validate_every": 40}
-    return replace(shapes(), min_diversity=0.0, student_id="lab", **small)
+    small: dict[str, Any] = {"steps": 120, "optim.batch": 16, "teacher.guided_steps": 80, "validation.every": 40}
+    return changed(shapes(), {"validation.min_diversity": 0.0, "student.id": "lab", **small})
 
 
 def cells() -> list[Cell]:
@@ -97,4 +99,4 @@ def cells() -> list[Cell]:
 
 
 def _cell(method: str, part: str, change: Mapping[str, Any], nfe: int, seed: int) -> Cell:
-    return Cell(method, part, nfe, replace(base(), nfe=(nfe,), seed=seed, **change))
+    return Cell(method, part, nfe, changed(base(), {"student.nfe": (nfe,), "seed": seed, **change}))

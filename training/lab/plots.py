@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from training.lab.cells import ABLATION_NFE, METHODS, NFES, VARIANTS, base
 from training.lab.statistics import FloatArray, estimate
-from training.rats.preset import shapes
+from training.rats.presets import shapes
 
 if TYPE_CHECKING:
     from training.lab.run import Result
@@ -37,7 +37,7 @@ def quality(results: Sequence[Result], path: Path) -> None:
             if drawn:
                 x, y, error = zip(*((nfe, e.mean, e.error) for nfe, e in drawn), strict=True)
                 axis.errorbar(x, y, yerr=error, label=method, marker="o", markersize=4, capsize=3, linewidth=1.2)
-        reference = _runs(results, "teacher", base().reference_nfe, measure)
+        reference = _runs(results, "teacher", base().teacher.reference_nfe, measure)
         if reference:
             axis.axhline(estimate(reference).mean, color="black", linestyle=":", label="teacher, 50 steps")
         axis.set_title(title, fontsize=10)
@@ -83,12 +83,14 @@ def frontier(results: Sequence[Result], path: Path) -> None:
     """
     figure, axis = plt.subplots(figsize=(10, 6.5))
     kept, named = 1.0, {}
-    reference = [_runs(results, "teacher", base().reference_nfe, measure) for measure in ("diversity", "heldout")]
+    reference = [
+        _runs(results, "teacher", base().teacher.reference_nfe, measure) for measure in ("diversity", "heldout")
+    ]
     if all(reference):
         kept, score = (estimate(runs).mean for runs in reference)
         axis.plot(1.0, score, "k*", markersize=16, zorder=3)
         named["teacher, 50 steps"] = (1.0, score)
-    axis.axvline(shapes().min_diversity, color="black", linestyle=":", linewidth=1)
+    axis.axvline(shapes().validation.min_diversity, color="black", linestyle=":", linewidth=1)
     found = dict.fromkeys(r.method for r in results if r.nfe == ABLATION_NFE)
     main = [name for name in ("teacher", *METHODS, *VARIANTS) if name in found]
     for i, method in enumerate([*main, *(name for name in found if name not in main)]):

@@ -144,7 +144,7 @@ def _cell(found: Estimate | None) -> str:
 
 def _claims() -> list[tuple[str, str, dict[int, tuple[str, int]]]]:
     """(method, what is claimed of it, what it is compared with at each step count): the paper's, then our own."""
-    reference = dict.fromkeys(NFES, ("teacher", base().reference_nfe))
+    reference = dict.fromkeys(NFES, ("teacher", base().teacher.reference_nfe))
     against = {name: {nfe: (name, nfe) for nfe in NFES} for name in ("RATS", "constant gate", "reward only")}
     paper = [
         ("RATS", "the student is above the 50-step teacher", reference),
@@ -192,7 +192,7 @@ def _cost(table: Table) -> str:
 
 def _kept(table: Table, method: str, nfe: int) -> float | None:
     ours = table.runs(method, nfe, "diversity")
-    teachers = table.runs("teacher", base().reference_nfe, "diversity")
+    teachers = table.runs("teacher", base().teacher.reference_nfe, "diversity")
     return estimate(ours).mean / estimate(teachers).mean if ours and teachers else None
 
 
@@ -254,7 +254,7 @@ def _paper(table: Table) -> str:
     rows = []
     for nfe, ours in zip(PAPER, NFES, strict=True):
         student, plain = PAPER[nfe]
-        found = table.difference(("RATS", ours), ("teacher", base().reference_nfe), "heldout")
+        found = table.difference(("RATS", ours), ("teacher", base().teacher.reference_nfe), "heldout")
         here = str(found) if found else "-"
         rows.append(
             [f"{nfe} NFE", f"{student:.2f}", f"{plain:.2f}", f"{student - PAPER_TEACHER:+.2f}", f"{ours} NFE", here]

@@ -9,15 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.config import to_json
-from training.drawing import Painter
+from training.config import changed, to_json
 from training.evaluate import Evaluation
 from training.lab.cells import NFES, Cell, base
 from training.progress import console
-from training.rats.looks import measured, world
 from training.rats.setup import Setup, prepare
-from training.rats.trainer import Trainer
+from training.rats.validation import measured_on_test, trainer
 from training.rundir import claim
+from training.sampler import Sampler
 
 RESULT, TEACHER = "result.json", "teacher"
 
@@ -55,11 +54,10 @@ def run_all(cells: list[Cell], folder: Path) -> None:
 def _run(cell: Cell, folder: Path, reference: Tensor) -> None:
     setup = prepare(cell.config)
     claim(folder, to_json(cell.config))
-    trainer = Trainer(cell.config, setup.networks, world(setup, folder), folder)
-    trainer.run()
-    painter = setup.painter(setup.model, "student", cell.nfe)
-    row = measured(setup, painter, "student")
-    images = _drawn(setup, painter)
+    trainer(setup, folder).run()
+    sampler = setup.sampler(setup.model, "student", cell.nfe)
+    row = measured_on_test(setup, sampler, "student")
+    images = _drawn(setup, sampler)
     _keep(folder, _result(cell.key, cell.method, cell.part, cell.config.seed, setup, row, images, reference))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
 
@@ -70,33 +68,33 @@ def teacher_results(folder: Path) -> Tensor:
     setup: Setup | None = None
     if not kept.exists():
         setup = prepare(base())
-        painter = setup.painter(setup.model, "teacher", base().reference_nfe)
-        images = _drawn(setup, painter)
+        sampler = setup.sampler(setup.model, "teacher", base().teacher.reference_nfe)
+        images = _drawn(setup, sampler)
         folder.mkdir(parents=True, exist_ok=True)
         torch.save((images * 255).round().byte(), kept)
     reference = torch.load(kept, weights_only=True).float() / 255
-    for nfe in (base().reference_nfe, *NFES):
+    for nfe in (base().teacher.reference_nfe, *NFES):
         place = folder / f"{TEACHER}-nfe{nfe}"
         if (place / RESULT).exists():
             continue
         setup = setup or prepare(base())
-        painter = setup.painter(setup.model, "teacher", nfe)
-        row = measured(setup, painter, "teacher")
-        images = _drawn(setup, painter)
+        sampler = setup.sampler(setup.model, "teacher", nfe)
+        row = measured_on_test(setup, sampler, "teacher")
+        images = _drawn(setup, sampler)
         _keep(place, _result(place.name, "teacher", "teacher", 0, setup, row, images, reference))
     return reference
 
 
-def _drawn(setup: Setup, painter: Painter) -> Tensor:
+def _drawn(setup: Setup, sampler: Sampler) -> Tensor:
     test = setup.prompts.test
-    return painter.draw(test, list(range(len(test))), setup.latents.shape, setup.config.draw_batch)
+    return sampler.draw(test, list(range(len(test))), setup.latents.shape, setup.config.validation.batch)
 
 
 def _result(
     key: str, method: str, part: str, seed: int, setup: Setup, row: Evaluation, images: Tensor, reference: Tensor
 ) -> Result:
     distance = (images - reference).square().flatten(1).mean(1).tolist()
-    trained, heldout = (setup.scale.standardised(row, role) for role in ("trained", "heldout"))
+    trained, heldout = (setup.rewards[role].of_raw(row.scores) for role in ("trained", "heldout"))
     return Result(key, method, part, row.nfe, seed, trained, heldout, dict(row.judge), row.diversity, distance)
 
 
@@ -119,5 +117,6 @@ def only(cells: list[Cell], names: list[str]) -> list[Cell]:
 
 def shortened(cell: Cell, steps: int) -> Cell:
     """The same cell with few steps, for tests of the plumbing."""
-    config = replace(cell.config, steps=steps, validate_every=steps, guided_steps=min(steps, cell.config.guided_steps))
+    guided = min(steps, cell.config.teacher.guided_steps)
+    config = changed(cell.config, {"steps": steps, "validation.every": steps, "teacher.guided_steps": guided})
     return replace(cell, config=config)

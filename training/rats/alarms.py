@@ -21,7 +21,7 @@ def alarms(log: Sequence[Row], reward_p999: float) -> list[str]:
     if len(seen) < 2:
         return []
     first, last = seen[0], seen[-1]
-    found = [_parting(seen[-WINDOW:])]
+    found = [_diverging(seen[-WINDOW:])]
     if last["diversity_validation"] < DIVERSITY_KEPT * first["diversity_validation"]:
         kept = last["diversity_validation"] / first["diversity_validation"]
         found.append(f"diversity fell to {kept:.0%} of the start's")
@@ -36,11 +36,11 @@ def alarms(log: Sequence[Row], reward_p999: float) -> list[str]:
 
 def all_alarms(log: Sequence[Row], reward_p999: float) -> list[tuple[int, str]]:
     """The alarms of every validation in ``log``, each with the number of steps done by then."""
-    looks = [i for i, row in enumerate(log) if "heldout_validation" in row]
-    return [(int(log[i]["step"]) + 1, alarm) for i in looks for alarm in alarms(log[: i + 1], reward_p999)]
+    validations = [i for i, row in enumerate(log) if "heldout_validation" in row]
+    return [(int(log[i]["step"]) + 1, alarm) for i in validations for alarm in alarms(log[: i + 1], reward_p999)]
 
 
-def _parting(rows: Sequence[Row]) -> str:
+def _diverging(rows: Sequence[Row]) -> str:
     """The held-out score falls while the trained one rises, over ``WINDOW`` validations."""
     if len(rows) < WINDOW:
         return ""

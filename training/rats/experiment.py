@@ -12,12 +12,11 @@ from training import environment
 from training.evaluate import Evaluation
 from training.processes import state
 from training.progress import console
-from training.rats.looks import evidence, world
 from training.rats.setup import DTYPES, Setup, place
-from training.rats.trainer import Trainer
-from training.result import Outcome, save, write
+from training.rats.validation import test_figures, trainer
+from training.result import save, write
 from training.rundir import FINISHED
-from training.sharding import spread
+from training.sharding import shard
 
 
 def run(setup: Setup, out: Path) -> None:
@@ -26,26 +25,26 @@ def run(setup: Setup, out: Path) -> None:
     environment.write(out / "run" / "environment.json")
     teachers = _train(setup, out)
     model = reopened(setup, out)
-    students = [evidence(setup, model, "student", nfe) for nfe in config.nfe]
+    students = [test_figures(setup, model, "student", nfe) for nfe in config.student.nfe]
     if here.is_main_process:
         table, shown = zip(*teachers, *students, strict=True)
         pictures = {f"{row.label}, {row.nfe} steps": drawn for row, drawn in zip(table, shown, strict=True)}
-        write(out, Outcome(config, setup.model, setup.latents, setup.image, setup.scale, table, pictures))
+        write(out, setup, table, pictures)
         (out / "run" / FINISHED).write_text("")
         (out / "run" / "checkpoint.pt").unlink(missing_ok=True)
         console.print(f"the student is in {out}; its card is {out / 'README.md'}")
 
 
 def _train(setup: Setup, out: Path) -> list[tuple[Evaluation, Tensor]]:
-    """Train, and leave the student's pipeline in ``out``; the teacher's evidence."""
-    trainer = Trainer(setup.config, setup.networks, world(setup, out / "run"), out / "run")
-    trainer.run()
-    steps = dict.fromkeys((setup.config.reference_nfe, *setup.config.nfe))
-    with setup.networks.role("start") as model:
-        found = [evidence(setup, model, "teacher", nfe) for nfe in steps]
-    setup.networks.gather(keep=trainer.is_first)
-    if trainer.is_first:
-        setup.networks.merge(out / "adapter")
+    """Train, and leave the student's pipeline in ``out``; the teacher's figures."""
+    training = trainer(setup, out / "run")
+    training.run()
+    counts = dict.fromkeys((setup.config.teacher.reference_nfe, *setup.config.student.nfe))
+    with setup.roles.role("start") as model:
+        found = [test_figures(setup, model, "teacher", nfe) for nfe in counts]
+    setup.roles.gather(keep=training.is_first)
+    if training.is_first:
+        setup.roles.merge(out / "adapter")
         save(out, setup.config.model, setup.model.transformer)
     state().wait_for_everyone()
     return found
@@ -56,11 +55,12 @@ def reopened(setup: Setup, out: Path) -> Family:
 
     Its transformer takes the trained one's place in ``setup.model``, so that the memory of that is free.
     """
-    model = open_family(out, DTYPES[setup.config.weights], local_files_only=True, max_tokens=setup.model.max_tokens)
+    compute = setup.config.compute
+    model = open_family(out, DTYPES[compute.weights], local_files_only=True, max_tokens=setup.model.max_tokens)
     setup.model.transformer = model.transformer
     place(setup.config, model)
-    if setup.config.shard and state().num_processes > 1:
-        spread(model.transformer, state().num_processes)
+    if compute.shard and state().num_processes > 1:
+        shard(model.transformer, state().num_processes)
     if setup.prompts.of_file:
         model.remember(setup.prompts.test)
     return model

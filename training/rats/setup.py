@@ -12,21 +12,21 @@ import torch
 from rich.markup import escape
 
 from rewards.interface import said
+from rewards.weighted import Weighted
 from student.bundle import ImageSize, Latents
 from student.families.family import Family
 from student.families.find import open_family
-from training import instruments
+from training import evaluate
 from training.config import ConfigError
-from training.drawing import Painter
 from training.evaluate import Measure, Plan, cached, fingerprint, hash_model
-from training.instruments import TRAINED, Scale, calibration, measure_with, open_instruments, try_out
 from training.probe import pictures
 from training.processes import Processes, state
 from training.progress import console
 from training.prompts import Prompts, cut_lines, from_files
-from training.rats.networks import Networks
-from training.rats.preset import RatsConfig
-from training.rats.trainer import networks_of
+from training.rats.config import SHAPES, RatsConfig
+from training.rats.roles import Roles
+from training.sampler import Sampler
+from training.scorers import TRAINED, calibrated, measure_with, open_rewards, sources, try_out
 
 SHORT_RUN_STEPS, SHORT_RUN_PROMPTS = 50, 64
 TRIED_PICTURES = 2
@@ -35,41 +35,42 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything of a run that does not change while it trains, and the networks that do.
+    """Everything of a run that does not change while it trains, and the roles' networks that do.
 
-    ``teacher`` is the hash of the teacher's weights, its text encoders among them.
+    ``rewards`` are calibrated, by role; ``teacher`` is the hash of the teacher's weights, its text encoders among them.
     """
 
     config: RatsConfig
-    networks: Networks
+    roles: Roles
     latents: Latents
     prompts: Prompts
     measure: Measure
-    scale: Scale
+    rewards: dict[str, Weighted]
     reward_p999: float
     teacher: str
 
     @property
     def model(self) -> Family:
         """The family whose transformer becomes the student."""
-        model: Family = self.networks.model
+        model: Family = self.roles.model
         return model
 
     @property
     def image(self) -> ImageSize:
         """The size of what is drawn."""
-        config = self.config
-        return ImageSize(config.height_px, config.width_px, config.frames if self.latents.frames else None)
+        image = self.config.image
+        return ImageSize(image.height_px, image.width_px, image.frames if self.latents.frames else None)
 
-    def painter(self, model: Family, label: str, nfe: int) -> Painter:
+    def sampler(self, model: Family, label: str, nfe: int) -> Sampler:
         """The teacher (guided as configured) or the student at ``nfe`` steps."""
-        guidance = self.config.guidance if label == "teacher" else 1.0
+        teacher = self.config.teacher
+        guidance = teacher.guidance if label == "teacher" else 1.0
         # The teacher's own schedule: a bundle's scheduler shifts no more.
-        return Painter(model, self.model.sigmas(nfe, self.latents.shape), guidance, self.config.negative_prompt)
+        return Sampler(model, self.model.sigmas(nfe, self.latents.shape), guidance, teacher.negative_prompt)
 
     def plan(self, prompts: Sequence[str], varied: Sequence[str]) -> Plan:
         """What is drawn for figures: each of ``prompts`` once, each of ``varied`` several times."""
-        return Plan(prompts, varied, self.latents.shape, self.config.draw_batch)
+        return Plan(prompts, varied, self.latents.shape, self.config.validation.batch)
 
 
 def prepare(config: RatsConfig) -> Setup:
@@ -81,39 +82,39 @@ def prepare(config: RatsConfig) -> Setup:
         ConfigError: prompts that cannot be used.
         SizeError: a picture size that the model cannot draw.
     """
-    if config.tau_in_spreads and config.batch * config.accumulate * state().num_processes < 2:
-        raise ConfigError("tau_in_spreads is true: it needs the spread of 2 or more samples a step, and there is one")
+    image, teacher, optim = config.image, config.teacher, config.optim
+    if config.gate.tau_in_std and optim.batch * optim.accumulate * state().num_processes < 2:
+        raise ConfigError("gate.tau_in_std is true: it needs 2 or more samples a step, and there is one")
     prompts = _prompts(config)
     device = _device(config)
-    options: dict[str, Any] = {"max_tokens": config.max_tokens} if config.max_tokens else {}
-    model = open_family(config.model, DTYPES[config.weights], **options)
-    latents = model.geometry(config.height_px, config.width_px, config.frames)
+    options: dict[str, Any] = {"max_tokens": config.data.max_tokens} if config.data.max_tokens else {}
+    model = open_family(config.model, DTYPES[config.compute.weights], **options)
+    latents = model.geometry(image.height_px, image.width_px, image.frames)
     place(config, model)
     _warn_of_cut(config, model)
-    learns = config.reward_weight > 0
-    rewards = open_instruments(config.reward, config.heldout, model, learns, device)
-    tried, _ = pictures(TRIED_PICTURES, config.height_px, config.width_px)
+    learns = config.reward.weight > 0
+    rewards = open_rewards(config.reward.trained, config.reward.heldout, model, learns, device)
+    tried, _ = pictures(TRIED_PICTURES, image.height_px, image.width_px)
     try_out(rewards, tried, prompts.calibration[:1] * TRIED_PICTURES, learns)
     measure = measure_with(rewards, model, prompts.judge)
     weights = hash_model(model)  # now, with the text encoders, and without adapters
     if prompts.of_file:
-        model.remember(asked_of(config, prompts))
-    networks = networks_of(config, model)
-    sigmas = model.sigmas(config.reference_nfe, latents.shape)
-    teacher = Painter(model, sigmas, config.guidance, config.negative_prompt)
-    texts = prompts.calibration
-    plan = Plan(texts, [], latents.shape, config.draw_batch)
-    key = fingerprint(weights, teacher, plan, "calibration" + "".join(one.source for one in rewards))
-    with networks.role("start"):
-        base = cached(instruments.CACHE, key, lambda: measure.evaluate("calibration", teacher, plan))
-    scale = Scale(rewards, {one.name: calibration(one.asked, base.scores[one.name]) for one in rewards})
-    highest = float(np.percentile(scale.standardised(base, TRAINED), 99.9))
-    return Setup(config, networks, latents, prompts, measure, scale, highest, weights)
+        model.remember(prompts_of_run(config, prompts))
+    roles = Roles.of(config, model)
+    sigmas = model.sigmas(teacher.reference_nfe, latents.shape)
+    sampler = Sampler(model, sigmas, teacher.guidance, teacher.negative_prompt)
+    plan = Plan(prompts.calibration, [], latents.shape, config.validation.batch)
+    key = fingerprint(weights, sampler, plan, "calibration" + sources(rewards))
+    with roles.role("start"):
+        base = cached(evaluate.CACHE, key, lambda: measure.evaluate("calibration", sampler, plan))
+    rewards = calibrated(rewards, base.scores)
+    highest = float(np.percentile(rewards[TRAINED].of_raw(base.scores), 99.9))
+    return Setup(config, roles, latents, prompts, measure, rewards, highest, weights)
 
 
 def place(config: RatsConfig, model: Family) -> None:
-    """Put a model on this process's device; a transformer that is to be spread goes there later, slice by slice."""
-    whole = not (config.shard and state().num_processes > 1)
+    """Put a model on this process's device; a transformer that is to be sharded goes there later, slice by slice."""
+    whole = not (config.compute.shard and state().num_processes > 1)
     for name, part in model.named_children():
         if whole or name != "transformer":
             part.to(_device(config))
@@ -125,45 +126,46 @@ def _device(config: RatsConfig) -> str:
     Raises:
         ConfigError: there is no such device here.
     """
-    if config.device == "auto":
+    device = config.compute.device
+    if device == "auto":
         return str(state().device) if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=config.device).tolist()
+        torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without that device
-        raise ConfigError(f"device is {config.device!r}, which cannot be used here: {said(error)}") from error
-    return config.device
+        raise ConfigError(f"compute.device is {device!r}, which cannot be used here: {said(error)}") from error
+    return device
 
 
 def _prompts(config: RatsConfig) -> Prompts:
     """The starter world's, or those of a file; a run under SHORT_RUN_STEPS is not worth all of them."""
-    if config.prompts == "shapes":
+    data = config.data
+    if data.prompts == SHAPES:
         from training.shapes.prompts import source
 
         prompts = source(config.seed)
     else:
-        measuring = Path(config.measuring_prompts) if config.measuring_prompts else None
-        prompts = from_files(Path(config.prompts), measuring, config.seed)
-    validation, test = config.validation_prompts, config.test_prompts
+        measuring = Path(data.measuring) if data.measuring else None
+        prompts = from_files(Path(data.prompts), measuring, config.seed)
+    validation, test = data.validation, data.test
     if config.steps < SHORT_RUN_STEPS:
         validation, test = min(validation, SHORT_RUN_PROMPTS), min(test, SHORT_RUN_PROMPTS)
-    return prompts.first(config.calibration_prompts, validation, test)
+    return prompts.first(data.calibration, validation, test)
 
 
-def asked_of(config: RatsConfig, prompts: Prompts) -> list[str]:
+def prompts_of_run(config: RatsConfig, prompts: Prompts) -> list[str]:
     """Every prompt that this process will draw: of a long file only those of its own steps (FLUX: 4 MB each)."""
-    processes = Processes()
-    total = config.batch * config.accumulate * processes.size
-    mine = [at + i for at in processes.share(range(0, total, config.batch)) for i in range(config.batch)]
+    processes, batch = Processes(), config.optim.batch
+    total = batch * config.optim.accumulate * processes.size
+    mine = [at + i for at in processes.share(range(0, total, batch)) for i in range(batch)]
     texts = (prompts.train(step, total) for step in range(config.steps))
     trained = (drawn[i] for drawn in texts for i in mine)
-    return list(
-        dict.fromkeys((config.negative_prompt, *prompts.calibration, *prompts.validation, *prompts.test, *trained))
-    )
+    measured = (*prompts.calibration, *prompts.validation, *prompts.test)
+    return list(dict.fromkeys((config.teacher.negative_prompt, *measured, *trained)))
 
 
 def _warn_of_cut(config: RatsConfig, model: Family) -> None:
     """Say which prompts of the run's files the model does not read to their end."""
-    for name in {config.prompts, config.measuring_prompts} - {"", "shapes"} if state().is_main_process else ():
+    for name in {config.data.prompts, config.data.measuring} - {"", SHAPES} if state().is_main_process else ():
         if lines := cut_lines(model, Path(name)):
             sentence = f"{name}: {lines} have more than the {model.max_tokens} tokens that the model reads, and are cut"
             console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False)

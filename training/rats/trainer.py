@@ -1,4 +1,4 @@
-"""One RATS run: the student learns, the teacher follows or stands still, every step is logged.
+"""The training loop: prompts, noise, teacher, student, loss, backward, update, validate, save.
 
 Everything random is a function of (seed, step), so that a run which was cut off goes on bit for bit.
 Legend: B images, C channels, H/W latent cells.
@@ -8,78 +8,67 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from student.families.family import Family
 from training import checkpoint
-from training.drawing import Painter
-from training.optim import set_lr
+from training.optim import set_lr, trapezoid
 from training.processes import Processes
 from training.progress import StepLog, console, read_log, steps
 from training.rats.alarms import all_alarms
-from training.rats.consistency import Consistency
-from training.rats.matching import Matching
-from training.rats.networks import Lora, Networks
-from training.rats.objective import Objective, RewardFn
-from training.rats.preset import RatsConfig
+from training.rats.config import RatsConfig
+from training.rats.method import Batch, Method, RewardFn, step_statistics
+from training.rats.peers import Consistency, Matching
+from training.rats.rats import Rats
+from training.rats.roles import Roles
 from training.rundir import RunDiverged
-from training.sharding import alone, optimizer_like, whole
+from training.sampler import Sampler
+from training.sharding import gathered, optimizer_like, unsharded
 
 BAD_STEPS = 10
-OBJECTIVES: dict[str, type[Objective]] = {"rats": Objective, "consistency": Consistency, "matching": Matching}
+METHODS: dict[str, Callable[..., Method]] = {"rats": Rats, "consistency": Consistency, "matching": Matching}
 
 
-@dataclass(frozen=True)
-class World:
-    """What a run needs beside the networks.
+class Trainer:
+    """Holds the roles and the optimizer; ``run`` goes on from the last checkpoint.
 
-    ``prompts(step, num)`` are one step's prompts; ``reward`` is standardised; ``validate(painters, step)`` returns the
+    ``prompts(step, num)`` are one step's prompts; ``reward`` is standardised; ``validate(samplers, step)`` returns the
     figures of the validation prompts, of which ``heldout_validation`` alone picks the checkpoint; ``reward_p999`` is
     the 99.9th percentile of the teacher's reward on the calibration prompts; ``teacher_diversity`` is what the
     configuration's shares of diversity are shares of.
     """
 
-    prompts: Callable[[int, int], list[str]]
-    reward: RewardFn
-    validate: Callable[[Sequence[Painter], int], dict[str, float]]
-    latent_shape: tuple[int, ...]
-    reward_p999: float = math.inf
-    teacher_diversity: float = 0.0
-
-
-def networks_of(config: RatsConfig, model: Family) -> Networks:
-    """The roles of a run's transformer, spread over the processes where the configuration says so."""
-    if config.checkpointing:
-        model.transformer.enable_gradient_checkpointing()
-    lora = Lora(config.lora_rank, config.lora_alpha, config.seed) if config.lora_rank else None
-    return Networks(model, config.ema, lora, Processes().size if config.shard else 1)
-
-
-class Trainer:
-    """Holds the networks and the optimizer; ``run`` goes on from the last checkpoint."""
-
-    def __init__(self, config: RatsConfig, networks: Networks, world: World, run_dir: Path) -> None:
-        self._config, self._world, self._dir, self.networks = config, world, run_dir, networks
-        steps = (*config.nfe, config.teacher_nfe)
-        self._grids = {nfe: networks.model.sigmas(nfe, world.latent_shape) for nfe in steps}
-        self._processes = Processes()
-        self._objective = OBJECTIVES[config.method](config, self.networks, world.reward, self._grids)
-        self._optimizer = torch.optim.AdamW(self.networks.learns, config.lr, betas=(0.9, 0.99), weight_decay=0.0)
-        self._best: dict[str, Tensor] = {}
-        self._best_score, self._best_at, self._bad_steps = -math.inf, 0, 0
+    def __init__(
+        self,
+        config: RatsConfig,
+        roles: Roles,
+        run_dir: Path,
+        *,
+        prompts: Callable[[int, int], list[str]],
+        reward: RewardFn,
+        validate: Callable[[Sequence[Sampler], int], dict[str, float]],
+        latent_shape: tuple[int, ...],
+        reward_p999: float = math.inf,
+        teacher_diversity: float = 0.0,
+    ) -> None:
+        self.config, self.roles, self.run_dir = config, roles, run_dir
+        self.prompts, self.validate, self.latent_shape = prompts, validate, latent_shape
+        self.reward_p999, self.teacher_diversity = reward_p999, teacher_diversity
+        counts = (*config.student.nfe, config.teacher.nfe)
+        self.grids = {nfe: roles.model.sigmas(nfe, latent_shape) for nfe in counts}
+        self.method = METHODS[config.method](config, roles, reward, self.grids)
+        self.optimizer = torch.optim.AdamW(roles.trainable, config.optim.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self.processes = Processes()
+        self.best: dict[str, Tensor] = {}
+        self.best_score, self.best_at, self.bad_steps = -math.inf, 0, 0
+        self._log: StepLog | None = None
 
     @property
     def is_first(self) -> bool:
         """True in the one process that writes files."""
-        return self._processes.is_first
-
-    def painters(self) -> list[Painter]:
-        """The student as it is now, at each of its step counts."""
-        return [Painter(self.networks.model, self._grids[nfe]) for nfe in self._config.nfe]
+        return self.processes.is_first
 
     def run(self) -> None:
         """Train to the end; the student is left with the weights that scored best on validation.
@@ -87,120 +76,137 @@ class Trainer:
         Raises:
             RunDiverged: ten steps in a row without a finite loss; the last checkpoint is kept.
         """
-        config = self._config
+        config = self.config
         first = self._resume()
-        log = StepLog(self._dir / "log.jsonl", first) if self._processes.is_first else None
+        self._log = StepLog(self.run_dir / "log.jsonl", first) if self.is_first else None
         if first == 0:
-            self._note(log, -1, self._validate(0))
+            self._record(-1, self._validate(0))
         for step in steps("rats", first, config.steps, shown=self.is_first):
-            # Before the step and not after the look, so that a run that is gone on with stops at the same place.
-            if config.patience and step - self._best_at >= config.patience * config.validate_every:
-                if self.is_first:
-                    console.print(f"stopped after {step} steps: the held-out score was best after {self._best_at}")
+            if self._out_of_patience(step):
                 break
-            values = self._step(step)
-            looks = (step + 1) % config.validate_every == 0 or step + 1 == config.steps
-            self._note(log, step, {**values, **(self._validate(step + 1) if looks else {})})
-            if looks:
+            if 0 < step == config.teacher.guided_steps:
+                self.roles.restart_teacher()  # the guided phase is over: from here on it follows this student
+            log = self._step(step)
+            due = (step + 1) % config.validation.every == 0 or step + 1 == config.steps
+            self._record(step, {**log, **(self._validate(step + 1) if due else {})})
+            if due:
                 self._save(step + 1)
-        if log is not None:
-            log.close()
-        self.networks.load_student(self._best)
+        if self._log is not None:
+            self._log.close()
+        self.roles.load_student(self.best)
 
     def _step(self, step: int) -> dict[str, float]:
         """One optimizer step over this process's micro-batches."""
-        config = self._config
-        total = config.batch * config.accumulate * self._processes.size
-        prompts = self._world.prompts(step, total)
-        gen = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        noise_BCHW = torch.randn(total, *self._world.latent_shape, generator=gen)
-        nfe = config.nfe[int(torch.randint(len(config.nfe), (), generator=gen))]
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
+        batches = self.method.teach(self._batches(step))
         rows = []
-        for at in self._processes.share(range(0, total, config.batch)):
-            part = slice(at, at + config.batch)
-            start_BCHW = noise_BCHW[part].to(self.networks.model.device)
-            loss, backward, values = self._objective.losses(step, at, nfe, prompts[part], start_BCHW)
-            rows.append(values)
-            if self._processes.agree(bool(torch.isfinite(loss))):
+        for batch in batches:
+            loss, backward, log = self.method.step(batch)
+            rows.append(log)
+            if self.processes.agree(bool(torch.isfinite(loss))):
                 backward()
         sums = {name: sum(row[name] for row in rows) for name in rows[0]}
-        means = self._objective.over_step(self._processes.mean({name: sums[name] / len(rows) for name in sums}))
-        norm = self._update(step) if math.isfinite(means["loss"]) else math.nan
+        log = step_statistics(self.processes.mean({name: sums[name] / len(rows) for name in sums}))
+        norm = self._update(step) if math.isfinite(log["loss"]) else math.nan
         if not self._finite(norm):
-            return {**means, "skipped": 1.0}
-        self._objective.after(means, first=step == 0)
-        return {**means, "nfe": float(nfe), "grad_norm": norm}
+            return {**log, "skipped": 1.0}
+        self.method.after_step(log)
+        return {**log, "nfe": float(batches[0].nfe), "grad_norm": norm}
+
+    def _batches(self, step: int) -> list[Batch]:
+        """This process's share of a step's prompts and noise."""
+        optim, num = self.config.optim, self.config.optim.batch
+        total = num * optim.accumulate * self.processes.size
+        prompts = self.prompts(step, total)
+        gen = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        noise_BCHW = torch.randn(total, *self.latent_shape, generator=gen)
+        counts = self.config.student.nfe
+        nfe = counts[int(torch.randint(len(counts), (), generator=gen))]
+        device = self.roles.model.device
+        return [
+            Batch(step, at, nfe, prompts[at : at + num], noise_BCHW[at : at + num].to(device))
+            for at in self.processes.share(range(0, total, num))
+        ]
 
     def _update(self, step: int) -> float:
         """Clip, step and let the teacher follow; the gradient's norm, and no change at all where that is not finite."""
-        config, networks = self._config, self.networks
-        self._processes.mean_gradients(networks.learns, config.accumulate)
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(networks.learns, config.clip_norm)))
+        config, roles = self.config, self.roles
+        optim = config.optim
+        self.processes.mean_gradients(roles.trainable, optim.accumulate)
+        norm = float(unsharded(torch.nn.utils.clip_grad_norm_(roles.trainable, optim.clip_norm)))
         if not math.isfinite(norm):
             return norm
-        left = (config.steps - step) / (config.lr_decay * config.steps) if config.lr_decay else 1.0
-        set_lr(self._optimizer, config.lr * min(1.0, (step + 1) / config.warmup, left))
-        self._optimizer.step()
-        networks.follow()
-        if step + 1 == config.guided_steps:
-            networks.restart_teacher()  # the guided phase is over: from here on it follows this student
+        set_lr(self.optimizer, trapezoid(step, config.steps, optim.lr, optim.warmup, optim.decay))
+        self.optimizer.step()
+        if self.method.follows(step):
+            roles.follow()
         return norm
 
     def _finite(self, norm: float) -> bool:
-        self._bad_steps = 0 if math.isfinite(norm) else self._bad_steps + 1
-        if self._bad_steps == BAD_STEPS:
+        self.bad_steps = 0 if math.isfinite(norm) else self.bad_steps + 1
+        if self.bad_steps == BAD_STEPS:
             raise RunDiverged(
-                f"the loss was not finite {BAD_STEPS} steps in a row; the last good checkpoint is in {self._dir}"
+                f"the loss was not finite {BAD_STEPS} steps in a row; the last good checkpoint is in {self.run_dir}"
             )
-        return self._bad_steps == 0
+        return self.bad_steps == 0
+
+    def _out_of_patience(self, step: int) -> bool:
+        """Asked before a step and not after a validation, so that a resumed run stops at the same place."""
+        config = self.config.validation
+        if not config.patience or step - self.best_at < config.patience * config.every:
+            return False
+        if self.is_first:
+            console.print(f"stopped after {step} steps: the held-out score was best after {self.best_at}")
+        return True
 
     def _validate(self, step: int) -> dict[str, float]:
-        values = self._processes.of_first(self._world.validate(self.painters(), step))
-        diversity, teachers = values.get("diversity_validation", math.inf), self._world.teacher_diversity
-        varied = diversity >= self._config.min_diversity * teachers
+        """Measure the student at each of its step counts, and keep its weights where they are the best so far."""
+        samplers = [Sampler(self.roles.model, self.grids[nfe]) for nfe in self.config.student.nfe]
+        values = self.processes.from_first(self.validate(samplers, step))
+        diversity = values.get("diversity_validation", math.inf)
+        varied = diversity >= self.config.validation.min_diversity * self.teacher_diversity
         # Before the first step anything may be chosen, so that there is always something to go back to.
-        if values["heldout_validation"] > self._best_score and (varied or step == 0):
-            self._best_score, self._best_at = values["heldout_validation"], step
-            self._best = self.networks.student_state()
+        if values["heldout_validation"] > self.best_score and (varied or step == 0):
+            self.best_score, self.best_at = values["heldout_validation"], step
+            self.best = self.roles.student_state()
         if step > 0:
-            self._objective.looked(diversity, teachers)
+            self.method.after_validation(diversity, self.teacher_diversity)
         return values
 
-    def _note(self, log: StepLog | None, step: int, values: dict[str, float]) -> None:
-        if log is None:
+    def _record(self, step: int, values: dict[str, float]) -> None:
+        if self._log is None:
             return
-        log.write(step, **values)
+        self._log.write(step, **values)
         if "heldout_validation" in values:
-            rows = read_log(self._dir / "log.jsonl")
-            found = all_alarms(rows, self._world.reward_p999)
+            found = all_alarms(read_log(self.run_dir / "log.jsonl"), self.reward_p999)
             for at, alarm in found:
                 if at == step + 1:
                     console.print(f"[yellow]step {at}: {alarm}[/yellow]", highlight=False)
-            (self._dir / "alarms.txt").write_text("".join(f"step {at}: {alarm}\n" for at, alarm in found))
+            (self.run_dir / "alarms.txt").write_text("".join(f"step {at}: {alarm}\n" for at, alarm in found))
 
     def _save(self, step: int) -> None:
         state = {
             "step": step,
-            "networks": self.networks.state(),
-            "optimizer": self._optimizer.state_dict(),
-            "objective": self._objective.state(),
-            "best": self._best,
-            "best_score": self._best_score,
-            "best_at": self._best_at,
+            "roles": self.roles.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "method": self.method.state(),
+            "best": self.best,
+            "best_score": self.best_score,
+            "best_at": self.best_at,
         }
-        # In every process: what is spread over all of them is put together by all of them.
-        state = alone(state, keep=self._processes.is_first)
-        if self._processes.is_first:
-            checkpoint.save(self._dir / "checkpoint.pt", state)
-        self._processes.wait()
+        # In every process: what is sharded over all of them is put together by all of them.
+        state = gathered(state, keep=self.is_first)
+        if self.is_first:
+            checkpoint.save(self.run_dir / "checkpoint.pt", state)
+        self.processes.wait()
 
     def _resume(self) -> int:
-        saved = checkpoint.load(self._dir / "checkpoint.pt")
+        """The first step that is still to be made."""
+        saved = checkpoint.load(self.run_dir / "checkpoint.pt")
         if saved is None:
             return 0
-        self.networks.load_state(saved["networks"])
-        self._optimizer.load_state_dict(optimizer_like(saved["optimizer"], self.networks.learns))
-        self._objective.load_state(saved["objective"])
-        self._best, self._best_score, self._best_at = saved["best"], saved["best_score"], saved["best_at"]
+        self.roles.load_state(saved["roles"])
+        self.optimizer.load_state_dict(optimizer_like(saved["optimizer"], self.roles.trainable))
+        self.method.load_state(saved["method"])
+        self.best, self.best_score, self.best_at = saved["best"], saved["best_score"], saved["best_at"]
         return int(saved["step"])

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from student.families.find import open_family
-from training.drawing import Painter
+from training import evaluate
 from training.evaluate import Evaluation, Plan, cached, fingerprint, hash_model, mean_error
-from training.instruments import CACHE, measure_with, open_instruments
+from training.sampler import Sampler
+from training.scorers import measure_with, open_rewards, sources
 from training.shapes import prompts, vocabulary
 from training.shapes.judging import judge_prompts
 from training.shapes.world import SIDE_PX
@@ -21,18 +22,18 @@ JUDGED = ("right", "right_but_shape", "objects", "color", "shape", "size", "rela
 def measure(path: Path, scorers: Path, guidance: float, num: int, varied: int) -> list[Evaluation]:
     """Figures of the teacher at each of STEP_COUNTS, and at 50 steps without guidance."""
     model = open_family(path, local_files_only=True, max_tokens=vocabulary.MAX_TOKENS)
-    rewards = open_instruments(str(scorers / "trained"), str(scorers / "heldout"), model, learns_from_it=False)
+    rewards = open_rewards(str(scorers / "trained"), str(scorers / "heldout"), model, learns_from_it=False)
     tools, shape = measure_with(rewards, model, judge_prompts), model.latent_shape(SIDE_PX, SIDE_PX)
-    texts, sources = prompts.measuring_prompts()[2][:num], "".join(one.source for one in rewards)
+    texts, scored_by = prompts.measuring_prompts()[2][:num], sources(rewards)
     wanted = [(nfe, guidance) for nfe in STEP_COUNTS]
     if guidance != 1.0:
         wanted.append((STEP_COUNTS[0], 1.0))
     rows, weights = [], hash_model(model)
     for nfe, strength in wanted:
-        painter = Painter(model, model.sigmas(nfe, shape), strength)
+        sampler = Sampler(model, model.sigmas(nfe, shape), strength)
         plan = Plan(texts, texts[:varied], shape, DRAW_BATCH)
-        key = fingerprint(weights, painter, plan, f"teacher{sources}")
-        rows.append(cached(CACHE, key, partial(tools.evaluate, "teacher", painter, plan)))
+        key = fingerprint(weights, sampler, plan, f"teacher{scored_by}")
+        rows.append(cached(evaluate.CACHE, key, partial(tools.evaluate, "teacher", sampler, plan)))
     return rows
 
 

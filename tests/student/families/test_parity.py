@@ -20,7 +20,7 @@ from student.pipeline import shift_no_more, steps_at
 from student.sampler import denoise, pack, unpack
 from student.schedule import sigmas
 from tests.student.families import tiny
-from training.drawing import velocity_of
+from training.sampler import velocity_of
 
 TOLERANCE = 1e-4
 STEPS = (3, 5, 8, 50)

@@ -1,6 +1,6 @@
 """``python -m training.run`` itself, but a process that ends with its group still open exits with 9.
 
-Left open, gloo aborts one in a few such ends, at random (see ``training.processes.parting``): no answer key.
+Left open, gloo aborts one in a few such ends, at random (see ``training.processes.process_group``): no answer key.
 """
 
 from __future__ import annotations

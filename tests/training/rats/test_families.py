@@ -28,12 +28,13 @@ from student.sampler import denoise
 from tests.student.families import tiny
 from tests.training.rats.own_reward import Redness
 from training.config import with_settings
-from training.drawing import Painter
 from training.progress import read_log
 from training.prompts import from_files
-from training.rats.networks import LORA_TARGETS
-from training.rats.preset import preset
+from training.rats.config import RatsConfig
+from training.rats.presets import preset
+from training.rats.roles import LORA_TARGETS
 from training.rats.setup import DTYPES, prepare
+from training.sampler import Sampler
 from training.usage import plain
 
 OWN, OTHERS = "tests.training.rats.own_reward", "tests.rewards.own"
@@ -42,7 +43,7 @@ PIPELINES = {name: make for name, make in tiny.MAKERS.items() if name != "wan_14
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("training.instruments.CACHE", tmp_path / "cache")
+    monkeypatch.setattr("training.evaluate.CACHE", tmp_path / "cache")
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -59,7 +60,7 @@ def run(*arguments: str) -> tuple[int, str]:
 
 
 def settings(tmp_path: Path, family: str, **others: object) -> list[str]:
-    """A run of seconds on a tiny pipeline of ``family``, saved into ``tmp_path``."""
+    """A run of seconds on a tiny pipeline of ``family``, saved into ``tmp_path``; keys without their groups."""
     folder = tmp_path / family
     if not folder.exists():
         PIPELINES[family]().save_pretrained(folder)
@@ -87,7 +88,7 @@ def settings(tmp_path: Path, family: str, **others: object) -> list[str]:
         "lr": 1e-3,
         **others,
     }
-    return [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
+    return [part for key, value in chosen.items() for part in ("--set", f"{RatsConfig.MOVED.get(key, key)}={value}")]
 
 
 @pytest.mark.parametrize("family", PIPELINES)
@@ -127,7 +128,8 @@ def test_the_presets_of_real_models_run_with_their_own_settings(preset: str, tmp
     """One sample a micro-batch, tau in spreads, bf16 with adapters, the detached gradient, the reward on few frames."""
     family = PRESETS[preset]
     given = dict(setting.split("=", 1) for setting in settings(tmp_path, family, steps=3, teacher_nfe=9)[1::2])
-    chosen = [part for key, value in given.items() if key in SMALLER for part in ("--set", f"{key}={value}")]
+    dotted = {RatsConfig.MOVED.get(key, key) for key in SMALLER}
+    chosen = [part for key, value in given.items() if key in dotted for part in ("--set", f"{key}={value}")]
     code, text = run("--preset", preset, "--out", str(tmp_path / "out"), *chosen)
     assert code == 0, text
     rows = [row for row in read_log(tmp_path / "out" / "run" / "log.jsonl") if row["step"] >= 0]
@@ -181,7 +183,7 @@ def test_rewards_are_weighted_and_logged_as_one(tmp_path: Path) -> None:
         ({"reward": f"{OWN}:Counted"}, "gives no gradient down to the pixels"),
         ({"heldout": f"{OWN}:Redness"}, "is trained on and held out"),
         ({"reward": f"{OWN}:Rednes"}, "did you mean 'Redness'"),
-        ({"tau_in_spreads": "true", "batch": 1}, "needs the spread of 2 or more samples"),
+        ({"tau_in_spreads": "true", "batch": 1}, "it needs 2 or more samples a step"),
         ({"weights": "bf16"}, "small updates of bf16 weights round to nothing"),
         ({"height_px": 33}, "height is 33: accepted are multiples of"),
         ({"prompts": "/nowhere.txt"}, "there is no such file"),
@@ -192,14 +194,17 @@ def test_rewards_are_weighted_and_logged_as_one(tmp_path: Path) -> None:
             {"reward": f"{OWN}:Redness,{OTHERS}:Flat"},
             f"the gradient of reward '{OTHERS}:Flat' is zero for every picture",
         ),
-        ({"reward": f"{OTHERS}:Full"}, "checkpointing=true, gradient=detached, lora_rank=32, a smaller batch or"),
+        (
+            {"reward": f"{OTHERS}:Full"},
+            "checkpointing=true, gradient.mode=detached, lora.rank=32, a smaller optim.batch or",
+        ),
         ({"heldout": f"{OTHERS}:one_for_all"}, "returned shape (1,) for 2 images"),
         ({"heldout": f"{OTHERS}:Listed"}, "returned a list for 2 images"),
         ({"heldout": f"{OTHERS}:NotANumber"}, "cannot be standardised on the teacher's pictures"),
-        ({"student_id": "my model"}, "student_id is 'my model': accepted are"),
+        ({"student_id": "my model"}, "student.id is 'my model': accepted are"),
         ({"seed": -1}, "seed is -1: accepted is 0 to"),
-        ({"device": "gpu0"}, "device is 'gpu0', which cannot be used here"),
-        ({"device": "meta"}, "device is 'meta', which cannot be used here"),
+        ({"device": "gpu0"}, "compute.device is 'gpu0', which cannot be used here"),
+        ({"device": "meta"}, "compute.device is 'meta', which cannot be used here"),
     ],
 )
 def test_what_cannot_be_run_is_refused_and_leaves_nothing(
@@ -267,8 +272,8 @@ def test_a_second_size_is_calibrated_again(tmp_path: Path) -> None:
     for height_px, width_px in ((32, 32), (64, 32)):
         values = settings(tmp_path, "sd3", height_px=height_px, width_px=width_px)
         setup = prepare(with_settings(preset("shapes"), values[1::2]))
-        kept.append(setup.scale.calibration)
-    assert kept[0]["trained"] != kept[1]["trained"]
+        kept.append(setup.rewards["trained"].terms[0].calibration)
+    assert kept[0] != kept[1]
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
@@ -284,6 +289,6 @@ def test_the_evidence_is_that_of_the_bundle_on_disk(lora_rank: int, tmp_path: Pa
     student = read_student(out)
     model = open_family(out, DTYPES[weights], max_tokens=student.max_tokens)
     texts = from_files(tmp_path / "prompts.txt", None, 401).test
-    images = Painter(model, student.sigmas[3]).draw(texts, range(len(texts)), student.latents.shape, 64)
+    images = Sampler(model, student.sigmas[3]).draw(texts, range(len(texts)), student.latents.shape, 64)
     assert said["scores"]["trained"] == Redness().score(images, texts).double().tolist()
     assert np.std(said["scores"]["trained"]) > 0

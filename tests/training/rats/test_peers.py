@@ -9,13 +9,12 @@ from student.bundle import read_student
 from student.schedule import sigmas
 from tests.training.rats.test_families import run, settings
 from training.progress import read_log
-from training.rats.consistency import next_point
-from training.rats.matching import data_of, direction
+from training.rats.peers import data_of, direction, next_point
 
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("training.instruments.CACHE", tmp_path / "cache")
+    monkeypatch.setattr("training.evaluate.CACHE", tmp_path / "cache")
 
 
 def test_a_jump_never_leaves_the_students_segment() -> None:

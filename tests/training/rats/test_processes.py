@@ -78,7 +78,7 @@ def test_a_network_spread_over_two_processes_learns_saves_and_ends_like_a_whole_
         *SEVERAL,
         "2",
         "-m",
-        "tests.training.rats.spread",
+        "tests.training.rats.sharded",
         str(tmp_path / "shapes-teacher"),
         kind,
     ]
@@ -91,7 +91,7 @@ CLAIMS = """
 import json, sys, time
 from pathlib import Path
 from training import rundir
-from training.processes import Processes, parting
+from training.processes import Processes, process_group
 
 processes, out = Processes(), Path(sys.argv[1])
 write_text = Path.write_text
@@ -104,7 +104,7 @@ Path.write_text = slow
 processes.wait()
 if not processes.is_first:
     time.sleep(1)
-with parting():
+with process_group():
     rundir.claim_together(processes, out / "run", json.dumps({"seed": 1}), out)
 assert json.loads((out / "run" / rundir.CONFIG).read_text()) == {"seed": 1}
 """

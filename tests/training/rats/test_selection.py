@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,19 +14,36 @@ from torch import Tensor
 from student.families.flux import Flux
 from student.pipeline import open_pipeline
 from tests.training.shapes import small
-from training.drawing import Painter
+from training.config import changed
 from training.progress import read_log
+from training.rats.config import RatsConfig
 from training.rats.loss import steered
-from training.rats.preset import shapes
-from training.rats.trainer import Trainer, World, networks_of
+from training.rats.presets import shapes
+from training.rats.roles import Roles
+from training.rats.trainer import Trainer
+from training.sampler import Sampler
 
 # By step: (held-out score, diversity). The last is the best one, and has lost its variety.
-LOOKS = {0: (0.0, 2.0), 1: (0.3, 1.9), 2: (0.2, 2.0), 3: (0.9, 1.0)}
+VALIDATIONS = {0: (0.0, 2.0), 1: (0.3, 1.9), 2: (0.2, 2.0), 3: (0.9, 1.0)}
 
 
 def reward(images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
     """The mean red of a picture."""
     return images_BCHW[:, 0].mean((1, 2))
+
+
+def trainer(config: RatsConfig, model: Flux, run: Path, validate: Any, teacher_diversity: float = 0.0) -> Trainer:
+    """A run on one prompt."""
+    return Trainer(
+        config,
+        Roles.of(config, model),
+        run,
+        prompts=lambda step, num: ["a red heart"] * num,
+        reward=reward,
+        validate=validate,
+        latent_shape=model.latent_shape(64, 64),
+        teacher_diversity=teacher_diversity,
+    )
 
 
 @pytest.mark.parametrize(("floor", "chosen"), [(0.9, 1), (0.975, 2), (0.0, 3), (1.0, 2)])
@@ -35,39 +52,57 @@ def test_the_best_that_is_varied_enough_is_kept(floor: float, chosen: int, tmp_p
     model = Flux(open_pipeline(tmp_path / "shapes-teacher"), max_tokens=12)
     states: dict[int, Tensor] = {}
 
-    def validate(painters: Sequence[Painter], step: int) -> dict[str, float]:
-        states[step] = next(painters[0].model.transformer.parameters()).detach().clone()
-        heldout, diversity = LOOKS[step]
+    def validate(samplers: Sequence[Sampler], step: int) -> dict[str, float]:
+        states[step] = next(samplers[0].model.transformer.parameters()).detach().clone()
+        heldout, diversity = VALIDATIONS[step]
         watched = {"diversity_validation": diversity, "saturation": 0.0, "velocity_norm": 1.0}
         return {"heldout_validation": heldout, "reward_validation": heldout, **watched}
 
-    config = replace(shapes(), steps=3, validate_every=1, batch=1, alpha=0.0, precision="fp32", lr=1e-2, warmup=1)
-    config = replace(config, min_diversity=floor)
-    shape = model.latent_shape(64, 64)
-    world = World(lambda step, num: ["a red heart"] * num, reward, validate, shape, teacher_diversity=2.0)
-    Trainer(config, networks_of(config, model), world, tmp_path / "run").run()
+    config = changed(
+        shapes(),
+        {
+            "steps": 3,
+            "validation.every": 1,
+            "optim.batch": 1,
+            "shaping.alpha": 0.0,
+            "compute.precision": "fp32",
+            "optim.lr": 1e-2,
+            "optim.warmup": 1,
+        },
+    )
+    config = changed(config, {"validation.min_diversity": floor})
+    trainer(config, model, tmp_path / "run", validate, teacher_diversity=2.0).run()
     assert len({float(value.sum()) for value in states.values()}) == 4
     assert torch.equal(next(model.transformer.parameters()), states[chosen])
 
 
-def test_alpha_follows_the_diversity_of_each_look(tmp_path: Path) -> None:
+def test_alpha_follows_the_diversity_of_each_validation(tmp_path: Path) -> None:
     small.write_models(tmp_path)
     model = Flux(open_pipeline(tmp_path / "shapes-teacher"), max_tokens=12)
-    looks = {0: 5.0, 2: 1.9, 4: 1.5}
+    diversities = {0: 5.0, 2: 1.9, 4: 1.5}
 
-    def validate(painters: Sequence[Painter], step: int) -> dict[str, float]:
-        watched = {"diversity_validation": looks[step], "saturation": 0.0, "velocity_norm": 1.0}
+    def validate(samplers: Sequence[Sampler], step: int) -> dict[str, float]:
+        watched = {"diversity_validation": diversities[step], "saturation": 0.0, "velocity_norm": 1.0}
         return {"heldout_validation": 0.0, "reward_validation": 0.0, **watched}
 
-    config = replace(shapes(), steps=4, validate_every=2, batch=1, teacher_nfe=2, precision="fp32", steer=0.9)
-    world = World(lambda step, num: ["a red heart"] * num, reward, validate, model.latent_shape(64, 64), 9.0, 2.0)
+    config = changed(
+        shapes(),
+        {
+            "steps": 4,
+            "validation.every": 2,
+            "optim.batch": 1,
+            "teacher.nfe": 2,
+            "compute.precision": "fp32",
+            "shaping.steer": 0.9,
+        },
+    )
     run = tmp_path / "run"
-    Trainer(replace(config, steps=2), networks_of(config, model), world, run).run()
+    trainer(changed(config, {"steps": 2}), model, run, validate, teacher_diversity=2.0).run()
     other = Flux(open_pipeline(tmp_path / "shapes-teacher"), max_tokens=12)
-    Trainer(config, networks_of(config, other), world, run).run()
+    trainer(config, other, run, validate, teacher_diversity=2.0).run()
     alphas = [row["alpha"] for row in read_log(run / "log.jsonl") if "alpha" in row]
     lower = 8.0 * (0.9 * 2.0 / 1.9) ** 10
-    assert alphas == pytest.approx([8.0, 8.0, lower, lower]), "the look before the first step counts for nothing"
+    assert alphas == pytest.approx([8.0, 8.0, lower, lower]), "the validation before the first step counts for nothing"
     assert steered(4.0, 1.5, 1.8) == pytest.approx(4.0 * 1.2**10)
     assert steered(4.0, 1.8, 1.8) == 4.0
 
@@ -80,10 +115,19 @@ def test_each_gate_is_the_function_of_the_rewards_that_it_says(name: str, tmp_pa
     small.write_models(tmp_path)
     model = Flux(open_pipeline(tmp_path / "shapes-teacher"), max_tokens=12)
     names = ("heldout_validation", "reward_validation", "diversity_validation", "saturation", "velocity_norm")
-    looked = dict.fromkeys(names, 1.0)
-    world = World(lambda step, num: ["a red heart"] * num, reward, lambda *_: looked, model.latent_shape(64, 64))
-    config = replace(shapes(), steps=2, batch=1, teacher_nfe=2, precision="fp32", gate=name, tau=0.5)
-    Trainer(config, networks_of(config, model), world, tmp_path / "run").run()
+    measured = dict.fromkeys(names, 1.0)
+    config = changed(
+        shapes(),
+        {
+            "steps": 2,
+            "optim.batch": 1,
+            "teacher.nfe": 2,
+            "compute.precision": "fp32",
+            "gate.kind": name,
+            "gate.tau": 0.5,
+        },
+    )
+    trainer(config, model, tmp_path / "run", lambda *_: measured).run()
     rows = [row for row in read_log(tmp_path / "run" / "log.jsonl") if "gate_mean" in row]
     expected = [1 / (1 + math.exp(-GATES[name](row["reward_teacher"], row["reward_student"]))) for row in rows]
     assert len(rows) == 2 and [row["gate_mean"] for row in rows] == pytest.approx(expected, abs=1e-5)

@@ -1,4 +1,4 @@
-"""The starter world's own networks, tiny and untrained: made in a second, for the plumbing of a run."""
+"""The starter world's own roles, tiny and untrained: made in a second, for the plumbing of a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from rewards import shapes as rewards
+from training.rats.config import RatsConfig
 from training.shapes import autoencoder, pretraining, teacher, vocabulary
 
 
@@ -23,7 +24,7 @@ def write_models(models: Path) -> None:
 
 
 def settings(models: Path, **others: object) -> list[str]:
-    """``--set`` values of a run on those models that takes seconds."""
+    """``--set`` values of a run on those models that takes seconds; keys without their groups."""
     chosen = {
         "model": models / "shapes-teacher",
         "reward": models / "shapes-scorers" / "trained",
@@ -35,4 +36,4 @@ def settings(models: Path, **others: object) -> list[str]:
         "validate_every": 2,
         **others,
     }
-    return [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
+    return [part for key, value in chosen.items() for part in ("--set", f"{RatsConfig.MOVED.get(key, key)}={value}")]

@@ -10,60 +10,60 @@ import torch
 
 from student.families.flux import Flux
 from student.pipeline import open_pipeline
-from training.processes import Processes, parting
-from training.rats.networks import Lora, Networks
-from training.sharding import alone, optimizer_like, whole
+from training.processes import Processes, process_group
+from training.rats.roles import Lora, Roles
+from training.sharding import gathered, optimizer_like, unsharded
 
 SIGMAS = (1.0, 0.5)
 
 
-def loss_of(networks: Networks, seed: int) -> torch.Tensor:
+def loss_of(roles: Roles, seed: int) -> torch.Tensor:
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
-    condition = networks.model.encode(["a red heart", "a blue star"])
+    condition = roles.model.encode(["a red heart", "a blue star"])
     for sigma in SIGMAS:
-        x = x - 0.5 * networks.model.velocity(x, sigma, condition)
+        x = x - 0.5 * roles.model.velocity(x, sigma, condition)
     return x.square().mean()
 
 
-def step(networks: Networks, optimizer: torch.optim.Optimizer, processes: Processes, seeds: list[int]) -> None:
+def step(roles: Roles, optimizer: torch.optim.Optimizer, processes: Processes, seeds: list[int]) -> None:
     """One step on the mean loss of two seeds, of which each process has its share."""
     optimizer.zero_grad()
-    mine = processes.share(seeds) if networks.spread else seeds
+    mine = processes.share(seeds) if roles.sharded else seeds
     for seed in mine:
-        (loss_of(networks, seed) / len(mine)).backward()
+        (loss_of(roles, seed) / len(mine)).backward()
     optimizer.step()
-    networks.follow()
+    roles.follow()
 
 
 def main(folder: Path, lora: Lora | None) -> None:
     torch.set_num_threads(1)
     processes = Processes()
     model = Flux(open_pipeline(folder), max_tokens=12)
-    one = Networks(copy.deepcopy(model), 0.5, lora)
+    one = Roles(copy.deepcopy(model), 0.5, lora)
     torch.manual_seed(processes.is_first)  # what else draws random numbers must not matter to the adapters' start
-    two = Networks(copy.deepcopy(model), 0.5, lora, processes.size)
-    optimizers = [torch.optim.Adam(n.learns, 1e-3, eps=1e-3) for n in (one, two)]
+    two = Roles(copy.deepcopy(model), 0.5, lora, processes.size)
+    optimizers = [torch.optim.Adam(n.trainable, 1e-3, eps=1e-3) for n in (one, two)]
     for at in range(2):
-        for networks, optimizer in zip((one, two), optimizers, strict=True):
-            step(networks, optimizer, processes, [2 * at, 2 * at + 1])
-    same(one.student_state(), whole(two.student_state()))
-    same(flat(one.state()), flat(whole(two.state())))
-    kept, slots = whole(two.state()), copy.deepcopy(whole(optimizers[1].state_dict()))
-    gathered = alone(two.state(), keep=processes.is_first)
+        for roles, optimizer in zip((one, two), optimizers, strict=True):
+            step(roles, optimizer, processes, [2 * at, 2 * at + 1])
+    same(one.student_state(), unsharded(two.student_state()))
+    same(flat(one.state()), flat(unsharded(two.state())))
+    kept, slots = unsharded(two.state()), copy.deepcopy(unsharded(optimizers[1].state_dict()))
+    state = gathered(two.state(), keep=processes.is_first)
     if processes.is_first:
-        same(flat(one.state()), flat(gathered))
+        same(flat(one.state()), flat(state))
     else:
-        assert set(gathered["student"].values()) == {None}, "a process that keeps nothing held a whole tensor"
+        assert set(state["student"].values()) == {None}, "a process that keeps nothing held a whole tensor"
     step(two, optimizers[1], processes, [7, 8])
-    further, parts = whole(two.student_state()), two.student_state()
+    further, parts = unsharded(two.student_state()), two.student_state()
     two.load_state(kept)
-    optimizers[1].load_state_dict(optimizer_like(slots, two.learns))
+    optimizers[1].load_state_dict(optimizer_like(slots, two.trainable))
     step(two, optimizers[1], processes, [7, 8])
-    again = whole(two.student_state())
+    again = unsharded(two.student_state())
     assert all(torch.equal(value, further[name]) for name, value in again.items()), "not resumed exactly"
     two.load_student(kept["student"])
     two.load_student(parts)
-    assert all(torch.equal(value, further[name]) for name, value in whole(two.student_state()).items()), "parts"
+    assert all(torch.equal(value, further[name]) for name, value in unsharded(two.student_state()).items()), "parts"
     step(one, optimizers[0], processes, [7, 8])
     two.gather(keep=processes.is_first)
     if processes.is_first:
@@ -84,5 +84,5 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
 
 
 if __name__ == "__main__":
-    with parting():
+    with process_group():
         main(Path(sys.argv[1]), Lora(2, 4.0) if sys.argv[2] == "lora" else None)

@@ -2,7 +2,7 @@
 
 With full fine-tuning each role has weights of its own. With LoRA the student and the teacher are two adapters on one
 base and the start is the base alone, so that nothing is held twice (peft). Over several processes each network may be
-spread (sharding.py); whole tensors go in and out.
+sharded (training/sharding.py); whole tensors go in and out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from training.sharding import alone, empty, spread, spread_like, twin
+from student.families.family import Family
+from training.processes import Processes
+from training.rats.config import RatsConfig
+from training.sharding import clone, gathered, shard, shard_like, without_weights
 
 ROLES = ("student", "teacher", "start")
 # Attention and feed-forward of every family's blocks; what a model lacks is not missed.
@@ -41,28 +44,39 @@ class Lora:
     seed: int = 0
 
 
-class Networks:
-    """One family's transformer in its three roles; ``model.transformer`` is the student outside of ``role``."""
+class Roles:
+    """One family's transformer in its three roles; ``model.transformer`` is the student outside of ``role``.
 
-    def __init__(self, model: Any, ema: float, lora: Lora | None = None, spread_over: int = 1) -> None:
+    ``trainable`` are the student's parameters that learn.
+    """
+
+    def __init__(self, model: Any, ema: float, lora: Lora | None = None, processes: int = 1) -> None:
         self.model = model
         self.lora = lora
-        self._ema, self.spread = ema, spread_over > 1
+        self._ema, self.sharded = ema, processes > 1
         base = model.transformer.requires_grad_(False)
         self._class = type(base)
         if lora is not None:
             _add_adapters(base, lora)
-            _make_alike(base)
-        if self.spread:
-            spread(base, spread_over)  # before it is copied: no process ever holds the whole of a second network
+            _equalise(base)
+        if self.sharded:
+            shard(base, processes)  # before it is copied: no process ever holds the whole of a second network
         self._student = self._teacher = self._start = base
         if lora is None:
-            self._start, self._teacher = (twin(base, spread_over) for _ in range(2))
+            self._start, self._teacher = (clone(base, processes) for _ in range(2))
             base.requires_grad_(True)
-            self.learns, self._slow = list(self._student.parameters()), list(self._teacher.parameters())
+            self.trainable, self._following = list(self._student.parameters()), list(self._teacher.parameters())
         else:
-            self.learns, self._slow = _pairs(base)
+            self.trainable, self._following = _pairs(base)
         self._average = self._fresh_average()
+
+    @classmethod
+    def of(cls, config: RatsConfig, model: Family) -> Roles:
+        """Those of a run: adapters, gradient checkpointing and sharding as the configuration says."""
+        if config.compute.checkpointing:
+            model.transformer.enable_gradient_checkpointing()
+        lora = Lora(config.lora.rank, config.lora.alpha, config.seed) if config.lora.rank else None
+        return cls(model, config.teacher.ema, lora, Processes().size if config.compute.shard else 1)
 
     @contextmanager
     def role(self, name: str) -> Iterator[Any]:
@@ -76,7 +90,7 @@ class Networks:
                 self._switch("student")
 
     @contextmanager
-    def lent(self, transformer: nn.Module) -> Iterator[Any]:
+    def using(self, transformer: nn.Module) -> Iterator[Any]:
         """The family around a transformer that has none of the roles (a critic)."""
         student, self.model.transformer = self.model.transformer, transformer
         try:
@@ -86,26 +100,26 @@ class Networks:
 
     def follow(self) -> None:
         """Move the teacher a little towards the student."""
-        self._average.step(self.learns)
-        self._average.copy_to(self._slow)
+        self._average.step(self.trainable)
+        self._average.copy_to(self._following)
 
     def restart_teacher(self) -> None:
         """Let the teacher be the student of this moment."""
         self._average = self._fresh_average()
-        self._average.copy_to(self._slow)
+        self._average.copy_to(self._following)
 
     def gather(self, keep: bool) -> None:
-        """At the end: put a spread student together in the process that keeps it; every process must call it."""
-        if not self.spread:
+        """At the end: put a sharded student together in the process that keeps it; every process must call it."""
+        if not self.sharded:
             return
-        state = alone(self._student.state_dict(), keep)
+        state = gathered(self._student.state_dict(), keep)
         if keep:
-            self._student = empty(self._class, self._student.config)
+            self._student = without_weights(self._class, self._student.config)
             if self.lora:
                 _add_adapters(self._student, self.lora)
             self._student.load_state_dict(state, assign=True)
             self.model.transformer = self._student
-            self.learns = []
+            self.trainable = []
 
     def merge(self, adapter: Path) -> None:
         """At the end: write a LoRA student's adapter to ``adapter`` (as peft opens it) and merge it into its base."""
@@ -122,8 +136,8 @@ class Networks:
         self._student.unload_lora()
 
     def student_state(self) -> dict[str, Tensor]:
-        """What the student has learnt, by parameter name; of a spread student this process's part."""
-        learns = {id(p) for p in self.learns}
+        """What the student has learnt, by parameter name; of a sharded student this process's part."""
+        learns = {id(p) for p in self.trainable}
         return {name: p.detach().clone() for name, p in self._student.named_parameters() if id(p) in learns}
 
     def load_student(self, state: dict[str, Tensor]) -> None:
@@ -131,25 +145,26 @@ class Networks:
         named = dict(self._student.named_parameters())
         with torch.no_grad():
             for name, value in state.items():
-                named[name].copy_(spread_like(value, named[name]))
+                named[name].copy_(shard_like(value, named[name]))
 
     def state(self) -> dict[str, Any]:
-        """Student and teacher, for a checkpoint; of spread ones this process's part."""
+        """Student and teacher, for a checkpoint; of sharded ones this process's part."""
         return {"student": self.student_state(), "average": copy.deepcopy(self._average.state_dict())}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go back to what ``state`` gave, spread or whole."""
+        """Go back to what ``state`` gave, sharded or whole."""
         self.load_student(state["student"])
         slow = [
-            spread_like(value, like) for value, like in zip(state["average"]["shadow_params"], self._slow, strict=True)
+            shard_like(value, like)
+            for value, like in zip(state["average"]["shadow_params"], self._following, strict=True)
         ]
         self._average.load_state_dict({**state["average"], "shadow_params": slow})
-        self._average.copy_to(self._slow)
+        self._average.copy_to(self._following)
 
     def _fresh_average(self) -> EMAModel:
         # In fp32: a bf16 average with a decay of 0.999 rounds most updates away. EMAModel begins with a decay of 0 that
         # grows with the step, which would copy the student into the teacher; these bounds hold it at ``ema``.
-        values = [p.detach().float() for p in self.learns]
+        values = [p.detach().float() for p in self.trainable]
         return EMAModel(values, decay=self._ema, min_decay=self._ema, update_after_step=-1)
 
     def _switch(self, name: str) -> None:
@@ -160,7 +175,7 @@ class Networks:
         else:
             self._student.enable_adapters()
             self._student.set_adapter(name)
-            for parameter in self.learns:  # peft switches the gradient of an adapter off with the adapter
+            for parameter in self.trainable:  # peft switches the gradient of an adapter off with the adapter
                 parameter.requires_grad_(True)
 
 
@@ -176,7 +191,7 @@ def _add_adapters(base: Any, lora: Lora) -> None:
             base.add_adapter(config, adapter_name=name)
 
 
-def _make_alike(base: Any) -> None:
+def _equalise(base: Any) -> None:
     """Give both adapters the same weights.
 
     They are fp32 on a base of any type: in bf16 the updates of a small learning rate round to nothing.

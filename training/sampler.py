@@ -36,15 +36,15 @@ def velocity_of(model: Family, condition: Condition, empty: Condition | None = N
 
 
 @dataclass(frozen=True)
-class Painter:
-    """A model, how many steps it takes, how strongly it is guided, and away from what."""
+class Sampler:
+    """A model, the sigmas of its steps, how strongly it is guided, and away from what."""
 
     model: Family
     sigmas: tuple[float, ...]
     guidance: float = 1.0
     negative: str = ""
 
-    def field(self, prompts: Sequence[str]) -> Velocity:
+    def velocity(self, prompts: Sequence[str]) -> Velocity:
         """The velocity field of these prompts."""
         condition = self.model.encode(prompts)
         if self.guidance == 1.0:
@@ -54,7 +54,7 @@ class Painter:
     @torch.no_grad()
     def trajectory(self, noise_BCHW: Tensor, prompts: Sequence[str]) -> Trajectory:
         """All states from the given noise to the data, without gradient."""
-        return rollout(self.field(prompts), noise_BCHW, self.sigmas)
+        return rollout(self.velocity(prompts), noise_BCHW, self.sigmas)
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], shape: tuple[int, ...], batch: int) -> Tensor:
@@ -62,6 +62,6 @@ class Painter:
         parts = []
         for at in range(0, len(prompts), batch):
             x_BCHW = torch.from_numpy(noise(seeds[at : at + batch], shape)).to(self.model.device)
-            end = denoise(self.field(prompts[at : at + batch]), x_BCHW, self.sigmas)
+            end = denoise(self.velocity(prompts[at : at + batch]), x_BCHW, self.sigmas)
             parts.append(self.model.decode(end).cpu())
         return torch.cat(parts)

@@ -13,14 +13,16 @@ from student.families.flux import Flux
 from student.pipeline import open_pipeline
 from tests.training.shapes import small
 from training import processes
-from training.drawing import Painter
+from training.config import changed
 from training.prompts import Prompts
-from training.rats.matching import Matching
-from training.rats.networks import Networks
-from training.rats.objective import SMALLEST_SPREAD, Objective, _glimpse
-from training.rats.preset import RatsConfig
-from training.rats.setup import asked_of
-from training.sharding import spread_like
+from training.rats.config import RatsConfig
+from training.rats.method import Batch, step_statistics
+from training.rats.peers import Matching
+from training.rats.rats import SMALLEST_GAP_STD, Rats, reward_window
+from training.rats.roles import Roles
+from training.rats.setup import prompts_of_run
+from training.sampler import Sampler
+from training.sharding import shard_like
 
 
 def test_a_steps_deviation_is_that_of_all_its_samples() -> None:
@@ -32,33 +34,33 @@ def test_a_steps_deviation_is_that_of_all_its_samples() -> None:
         "gate_mean": gates.mean(),
         "gate_square": (gates**2).mean(),
     }
-    found = Objective.over_step({**means, "loss": 2.0})
+    found = step_statistics({**means, "loss": 2.0})
     assert found.keys() == {"gap", "gap_std", "gate_mean", "gate_std", "loss"}
     assert found["gap_std"] == pytest.approx(gaps.std()) and found["gate_std"] == pytest.approx(gates.std())
 
 
 def test_samples_that_are_all_alike_leave_tau_above_0() -> None:
-    objective = Objective(RatsConfig(tau_in_spreads=True), None, None, {})  # type: ignore[arg-type]
-    objective.after({"gap_std": 0.0}, first=True)
-    assert objective.spread == SMALLEST_SPREAD
-    objective.after({"gap_std": 1.0}, first=False)
-    assert objective.spread == pytest.approx(0.9 * SMALLEST_SPREAD + 0.1)
+    method = Rats(changed(RatsConfig(), {"gate.tau_in_std": True}), None, None, {})  # type: ignore[arg-type]
+    method.after_step({"gap_std": 0.0})
+    assert method.gap_std == SMALLEST_GAP_STD
+    method.after_step({"gap_std": 1.0})
+    assert method.gap_std == pytest.approx(0.9 * SMALLEST_GAP_STD + 0.1)
 
 
 def test_the_window_walks_through_the_video_and_gives_gradient_there_alone() -> None:
     x = torch.arange(5.0).reshape(1, 1, 5, 1, 1).requires_grad_()
-    seen = [_glimpse(x, 2, step).flatten().tolist() for step in range(5)]
+    seen = [reward_window(x, 2, step).flatten().tolist() for step in range(5)]
     assert seen == [[0, 1], [1, 2], [2, 3], [3, 4], [0, 1]]
-    _glimpse(x, 2, 1).sum().backward()
+    reward_window(x, 2, 1).sum().backward()
     assert x.grad is not None and x.grad.flatten().tolist() == [0, 1, 1, 0, 0]
     picture = torch.zeros(2, 4, 8, 8)
-    assert _glimpse(picture, 2, 1) is picture and _glimpse(x, 5, 1) is x
+    assert reward_window(picture, 2, 1) is picture and reward_window(x, 5, 1) is x
 
 
 def test_a_saved_tensor_goes_to_the_device_of_what_it_is_for() -> None:
     """A checkpoint is read into main memory; the average of a network on a GPU must not stay there."""
-    assert spread_like(torch.zeros(2), torch.empty(2, device="meta")).device.type == "meta"
-    assert spread_like(torch.tensor(3.0), torch.empty(2, device="meta")).device.type == "cpu"  # an optimizer's step
+    assert shard_like(torch.zeros(2), torch.empty(2, device="meta")).device.type == "meta"
+    assert shard_like(torch.tensor(3.0), torch.empty(2, device="meta")).device.type == "cpu"  # an optimizer's step
 
 
 def test_what_processes_agree_on_lies_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,15 +83,15 @@ def test_what_processes_agree_on_lies_on_their_device(monkeypatch: pytest.Monkey
 
 def test_a_picture_that_is_no_number_does_not_reach_the_critic(tmp_path: Path) -> None:
     small.write_models(tmp_path)
-    networks = Networks(Flux(open_pipeline(tmp_path / "shapes-teacher"), max_tokens=12), 0.9)
-    config = RatsConfig(method="matching", precision="fp32", guidance=2.0)
-    matching = Matching(config, networks, None, {2: (1.0, 0.5)})  # type: ignore[arg-type]
+    roles = Roles(Flux(open_pipeline(tmp_path / "shapes-teacher"), max_tokens=12), 0.9)
+    config = changed(RatsConfig(), {"method": "matching", "compute.precision": "fp32", "teacher.guidance": 2.0})
+    matching = Matching(config, roles, None, {2: (1.0, 0.5)})  # type: ignore[arg-type]
     before = copy.deepcopy(matching.state()["critic"])
     noise = torch.full((1, 4, 8, 8), torch.nan)
-    loss, _, _ = matching.losses(0, 0, 2, ["a red heart"], noise)
+    loss, _, _ = matching.step(Batch(0, 0, 2, ["a red heart"], noise))
     assert not loss.isfinite()
     assert all(torch.equal(value, before[name]) for name, value in matching.state()["critic"].items())
-    loss, _, _ = matching.losses(1, 0, 2, ["a red heart"], torch.randn(1, 4, 8, 8))
+    loss, _, _ = matching.step(Batch(1, 0, 2, ["a red heart"], torch.randn(1, 4, 8, 8)))
     assert loss.isfinite()
     assert any(not torch.equal(value, before[name]) for name, value in matching.state()["critic"].items())
 
@@ -98,9 +100,18 @@ def test_of_a_long_file_only_the_prompts_of_the_runs_own_steps_are_encoded() -> 
     def drawn(step: int, num: int) -> list[str]:
         return [f"{step}.{i}" for i in range(num)]
 
-    config = RatsConfig(steps=2, batch=2, accumulate=2, negative_prompt="blurred")
+    config = changed(
+        RatsConfig(), {"steps": 2, "optim.batch": 2, "optim.accumulate": 2, "teacher.negative_prompt": "blurred"}
+    )
     prompts = Prompts(drawn, ["calibration"], ["validation"], ["test"], of_file=True)
-    assert asked_of(config, prompts) == ["blurred", "calibration", "validation", "test", *drawn(0, 4), *drawn(1, 4)]
+    assert prompts_of_run(config, prompts) == [
+        "blurred",
+        "calibration",
+        "validation",
+        "test",
+        *drawn(0, 4),
+        *drawn(1, 4),
+    ]
 
 
 def test_guidance_leads_away_from_the_negative_prompt(tmp_path: Path) -> None:
@@ -108,7 +119,7 @@ def test_guidance_leads_away_from_the_negative_prompt(tmp_path: Path) -> None:
     small.write_models(tmp_path)
     model = Flux(open_pipeline(tmp_path / "shapes-teacher"), max_tokens=12)
     x = torch.randn(1, 4, 8, 8)
-    field = Painter(model, (1.0,), 3.0, "a blue star").field(["a red heart"])
+    field = Sampler(model, (1.0,), 3.0, "a blue star").velocity(["a red heart"])
     with torch.no_grad():
         plain, negative = (model.velocity(x, 0.5, model.encode([text])) for text in ("a red heart", "a blue star"))
         torch.testing.assert_close(field(x, 0.5), negative + 3 * (plain - negative))

@@ -1,0 +1,294 @@
+"""The configuration of a RATS run: nested, frozen, and checked where it is made.
+
+What the paper (arXiv 2604.14910) does not publish is our own choice: alpha, tau, the weights of the shaping terms, the
+EMA decay, the learning rate, and the horizons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from student.bundle import NAME
+from training.config import ConfigError, above_0, at_least, check, finite, one_of, share
+from training.rats.gradients import MODES
+from training.rats.trajectory import named_horizons
+
+METHODS = ("rats", "consistency", "matching")
+GATES = ("reward", "confidence", "constant", "one")
+DTYPES = ("bf16", "fp32")
+SHAPES = "shapes"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Prompts: where they come from, and how many of them (at most, for a file may hold fewer) measure what."""
+
+    prompts: str = SHAPES  # the starter world's, or a file: text with one a line, or .jsonl with a "prompt" key
+    measuring: str = ""  # a second file; without it some of ``prompts`` are held out
+    calibration: int = 128
+    validation: int = 256
+    validation_diversity: int = 32  # of the validation prompts
+    test: int = 512
+    test_diversity: int = 64  # of the test prompts
+    max_tokens: int = 12  # of the T5 encoder; 0 takes the pipeline's own
+
+    def __post_init__(self) -> None:
+        at_least(2, "data", self, "calibration")
+        at_least(1, "data", self, "validation", "validation_diversity", "test", "test_diversity")
+        at_least(0, "data", self, "max_tokens")
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """What is drawn."""
+
+    height_px: int = 64
+    width_px: int = 64
+    frames: int = 1
+
+    def __post_init__(self) -> None:
+        at_least(1, "image", self, "height_px", "width_px", "frames")
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The student's name, and its step counts, of which one is drawn at random at each optimizer step."""
+
+    id: str = "shapes"
+    version: str = "1"
+    nfe: tuple[int, ...] = (4,)
+
+    def __post_init__(self) -> None:
+        for name, value in (("id", self.id), ("version", self.version)):
+            check(
+                NAME.fullmatch(value) is not None,
+                f"student.{name} is {value!r}: accepted are up to 64 letters from a to z, digits, '.', '_' and '-', "
+                "with a letter or digit first",
+            )
+        check(
+            bool(self.nfe) and min(self.nfe, default=0) >= 1 and len(set(self.nfe)) == len(self.nfe),
+            f"student.nfe is {self.nfe}: accepted is a list of different step counts of 1 or more",
+        )
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """While ``step < guided_steps`` the teacher is the frozen start, guided; afterwards the student's EMA, unguided."""
+
+    nfe: int = 16
+    reference_nfe: int = 50  # at which it is measured
+    guidance: float = 1.0
+    negative_prompt: str = ""  # what the guidance leads away from
+    guided_steps: int = 0
+    ema: float = 0.999  # 1 keeps the teacher as it was at the start
+
+    def __post_init__(self) -> None:
+        finite("teacher", self, "guidance", "ema")
+        at_least(1, "teacher", self, "nfe", "reference_nfe")
+        at_least(0, "teacher", self, "guided_steps")
+        share("teacher", self, "ema")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Rewards by role, each NAME, or NAME:WEIGHT,NAME:WEIGHT (rewards/registry.py)."""
+
+    trained: str = "models/shapes-scorers/trained"
+    heldout: str = "models/shapes-scorers/heldout"  # never trained on: chooses the checkpoint
+    weight: float = 1.0
+    hinge: float = math.inf  # rewards above it count no more
+    frames: int = 0  # of a video, latent frames decoded for the reward at each step; 0 takes all
+
+    def __post_init__(self) -> None:
+        finite("reward", self, "weight")
+        check(not math.isnan(self.hinge), f"reward.hinge is {self.hinge}: accepted is a finite number or Infinity")
+        at_least(0, "reward", self, "weight", "frames")
+
+
+@dataclass(frozen=True)
+class ShapingConfig:
+    """The regulariser towards the teacher's trajectory: alpha (gate x distance at the horizons + velocity hinge)."""
+
+    alpha: float = 1.0
+    steer: float = 0.0  # the share of the teacher's diversity that alpha is led to at each validation; 0 leaves alpha
+    horizons: str = "student"  # its own sigmas; "end": the last state alone; or sigmas, such as "0.8,0.4,0"
+    l2_weight: float = 1.0
+    cosine_weight: float = 0.5
+    velocity_hinge: float = math.inf  # allowed ratio of the student's velocity norm to the teacher's
+
+    def __post_init__(self) -> None:
+        finite("shaping", self, "alpha", "steer", "l2_weight", "cosine_weight")
+        at_least(0, "shaping", self, "alpha")
+        share("shaping", self, "steer")
+        above_0("shaping", self, "velocity_hinge")
+        try:
+            named_horizons(self.horizons, (1.0,))
+        except ValueError as error:
+            raise ConfigError(f"shaping.{error}") from None
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """How much a sample is shaped: "reward" by who is ahead, "confidence" by the teacher's own reward, "constant" 0.5
+    everywhere, "one" 1 everywhere.
+    """
+
+    kind: str = "reward"
+    tau: float = 1.0
+    tau_in_std: bool = False  # tau times the running standard deviation of the gap
+
+    def __post_init__(self) -> None:
+        one_of(GATES, "gate", self, "kind")
+        finite("gate", self, "tau")
+        above_0("gate", self, "tau")
+
+
+@dataclass(frozen=True)
+class GradientConfig:
+    """Through how much of the student's rollout the gradient goes (training/rats/gradients.py)."""
+
+    mode: str = "full"
+    last_k: int = 1
+
+    def __post_init__(self) -> None:
+        one_of(MODES, "gradient", self, "mode")
+        at_least(1, "gradient", self, "last_k")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW; a step has ``batch`` x ``accumulate`` samples a process."""
+
+    batch: int = 32
+    accumulate: int = 1
+    lr: float = 1e-4
+    warmup: int = 10
+    decay: float = 0.0  # the share of the run over which the rate falls to 0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        finite("optim", self, "lr", "decay", "clip_norm")
+        at_least(1, "optim", self, "batch", "accumulate", "warmup")
+        above_0("optim", self, "lr", "clip_norm")
+        share("optim", self, "decay")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Adapters on the attention and feed-forward layers of the blocks; rank 0 trains all weights."""
+
+    rank: int = 0
+    alpha: float = 64.0
+
+    def __post_init__(self) -> None:
+        finite("lora", self, "alpha")
+        at_least(0, "lora", self, "rank")
+        above_0("lora", self, "alpha")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Where a run computes, in which types, and what it spends to save memory."""
+
+    device: str = "auto"  # the GPU where there is one
+    weights: str = "fp32"
+    precision: str = "bf16"
+    checkpointing: bool = False
+    shard: bool = False  # the transformers over the processes (FSDP2)
+
+    def __post_init__(self) -> None:
+        one_of(DTYPES, "compute", self, "weights", "precision")
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """How often the student is measured, and what makes a checkpoint the best one."""
+
+    every: int = 25
+    patience: int = 0  # stop after so many validations without a better held-out score; 0 never
+    min_diversity: float = 0.9  # no checkpoint is chosen with less of the teacher's diversity than this; 0 for any
+    batch: int = 64  # pictures drawn at a time
+
+    def __post_init__(self) -> None:
+        finite("validation", self, "min_diversity")
+        at_least(1, "validation", self, "every", "batch")
+        at_least(0, "validation", self, "patience")
+        share("validation", self, "min_diversity")
+
+
+@dataclass(frozen=True)
+class RatsConfig:
+    """One run of ``steps`` optimizer steps from ``model`` (a folder or hub id of a diffusers pipeline) to a student.
+
+    ``method`` is "rats", or a peer that uses no reward: "consistency", "matching".
+    """
+
+    model: str = "models/shapes-teacher"
+    method: str = "rats"
+    steps: int = 300
+    seed: int = 401
+    data: DataConfig = field(default_factory=DataConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    shaping: ShapingConfig = field(default_factory=ShapingConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    gradient: GradientConfig = field(default_factory=GradientConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    MOVED: ClassVar[Mapping[str, str]] = {
+        **{f"{name}_prompts": f"data.{name}" for name in ("measuring", "calibration", "validation", "test")},
+        **{"watched_prompts": "data.validation_diversity", "diversity_prompts": "data.test_diversity"},
+        **{name: f"data.{name}" for name in ("prompts", "max_tokens")},
+        **{name: f"image.{name}" for name in ("height_px", "width_px", "frames")},
+        **{"student_id": "student.id", "version": "student.version", "nfe": "student.nfe"},
+        **{"teacher_nfe": "teacher.nfe"},
+        **{name: f"teacher.{name}" for name in ("reference_nfe", "guidance", "negative_prompt", "guided_steps", "ema")},
+        **{"reward": "reward.trained", "heldout": "reward.heldout"},
+        **{f"reward_{name}": f"reward.{name}" for name in ("weight", "hinge", "frames")},
+        **{name: f"shaping.{name}" for name in ("alpha", "steer", "horizons", "l2_weight", "cosine_weight")},
+        **{"velocity_hinge": "shaping.velocity_hinge"},
+        **{"gate": "gate.kind", "tau": "gate.tau", "tau_in_spreads": "gate.tau_in_std"},
+        **{"gradient": "gradient.mode", "last_k": "gradient.last_k"},
+        **{name: f"optim.{name}" for name in ("batch", "accumulate", "lr", "warmup", "clip_norm")},
+        **{"lr_decay": "optim.decay", "lora_rank": "lora.rank", "lora_alpha": "lora.alpha"},
+        **{name: f"compute.{name}" for name in ("device", "weights", "precision", "checkpointing", "shard")},
+        **{"validate_every": "validation.every", "draw_batch": "validation.batch"},
+        **{name: f"validation.{name}" for name in ("patience", "min_diversity")},
+    }
+
+    def __post_init__(self) -> None:
+        nfe, last_k = self.student.nfe, self.gradient.last_k
+        one_of(METHODS, "", self, "method")
+        at_least(1, "", self, "steps")
+        check(0 <= self.seed < 2**32, f"seed is {self.seed}: accepted is 0 to 4294967295")
+        check(
+            self.gradient.mode != "last_k" or last_k <= min(nfe),
+            f"gradient.last_k is {last_k}: accepted is 1 to the fewest steps of student.nfe, which is {nfe}",
+        )
+        check(
+            not (self.compute.shard and self.method == "matching"),
+            "compute.shard is true: accepted with every method but matching, whose critic is not sharded",
+        )
+        check(
+            self.compute.weights != "bf16" or self.lora.rank > 0,
+            "compute.weights is 'bf16' with lora.rank 0: small updates of bf16 weights round to nothing; accepted are "
+            "a lora.rank of 1 or more, or compute.weights=fp32 (with compute.precision=bf16 it still computes in bf16)",
+        )
+        steerable = self.method == "rats" and self.shaping.alpha > 0 and self.reward.weight > 0
+        check(
+            not self.shaping.steer or steerable,
+            f"shaping.steer is {self.shaping.steer}: it leads shaping.alpha, so it needs method rats, a reward and an "
+            "alpha",
+        )
+        check(
+            self.reward.weight > 0 or self.shaping.alpha > 0,
+            "reward.weight and shaping.alpha are both 0: there is nothing to train on",
+        )

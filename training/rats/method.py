@@ -1,0 +1,129 @@
+"""What a training method is: it fills in a step's teacher, then turns each micro-batch into a loss.
+
+Legend: B images, C channels, H/W latent cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from training.rats.config import RatsConfig
+from training.rats.roles import Roles
+from training.rats.trajectory import Trajectory
+from training.sampler import Sampler
+
+RewardFn = Callable[[Tensor, Sequence[str]], Tensor]
+Grids = Mapping[int, tuple[float, ...]]  # the sigmas of each step count
+MICRO = 1_000_003 * 1_009  # sets the random numbers of a step's micro-batches apart
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of an optimizer step; ``at`` is the place of its first sample among all of the step's.
+
+    ``teacher`` is its rollout from the same noise, ``reward_T`` that rollout's reward, where the method wants them.
+    """
+
+    step: int
+    at: int
+    nfe: int
+    prompts: Sequence[str]
+    noise_BCHW: Tensor
+    teacher: Trajectory | None = None
+    reward_T: Tensor | None = None
+
+    def generator(self, seed: int) -> torch.Generator:
+        """Random numbers of this micro-batch; ``seed`` sets apart what they are for."""
+        return torch.Generator().manual_seed(seed + self.step + self.at * MICRO)
+
+
+class Step(NamedTuple):
+    """The mean loss of one micro-batch, what adds its gradient to the student, and the figures of the log.
+
+    The two are apart so that a loss that is not finite can be passed over.
+    """
+
+    loss: Tensor
+    backward: Callable[[], None]
+    log: dict[str, float]
+
+
+class Method(Protocol):
+    """What the trainer asks of RATS and its peers."""
+
+    def follows(self, step: int) -> bool:
+        """Whether the EMA of the student is wanted after this step."""
+        ...
+
+    def teach(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The same micro-batches with their teacher, without gradient."""
+        ...
+
+    def step(self, batch: Batch) -> Step:
+        """The student's rollout and its loss."""
+        ...
+
+    def after_step(self, means: Mapping[str, float]) -> None:
+        """Take the figures of a step that was made into what the method keeps of a run."""
+        ...
+
+    def after_validation(self, diversity: float, teacher_diversity: float) -> None:
+        """Take a validation's diversity, and the teacher's, into what the method keeps of a run."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go back to what ``state`` gave."""
+        ...
+
+
+def precision(config: RatsConfig, roles: Roles) -> AbstractContextManager[object]:
+    """The types in which a run computes, around forward and backward passes alike."""
+    device = roles.trainable[0].device.type
+    stack = ExitStack()
+    if device == "meta":  # there is no autocast for it
+        return stack
+    stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=config.compute.precision == "bf16"))
+    if device == "cpu":
+        # Flash attention's backward is 1.8 times slower than the plain form on a CPU at 32 tokens.
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    return stack
+
+
+def with_precision(config: RatsConfig, roles: Roles, backward: Callable[[], None]) -> Callable[[], None]:
+    """``backward`` in the same types: the detached mode and checkpointing run the network again in it."""
+
+    def run() -> None:
+        with precision(config, roles):
+            backward()
+
+    return run
+
+
+def teacher_path(config: RatsConfig, roles: Roles, grids: Grids, batch: Batch) -> Trajectory:
+    """The teacher's rollout: of the guided start in the first phase, of the student's EMA afterwards."""
+    teacher = config.teacher
+    guided = batch.step < teacher.guided_steps
+    with roles.role("start" if guided else "teacher") as model:
+        sampler = Sampler(model, grids[teacher.nfe], teacher.guidance if guided else 1.0, teacher.negative_prompt)
+        return sampler.trajectory(batch.noise_BCHW, batch.prompts)
+
+
+def step_statistics(means: Mapping[str, float]) -> dict[str, float]:
+    """A step's figures from the means over its micro-batches: a standard deviation is that of all its samples."""
+    found = dict(means)
+    for name, mean in (("gap", "gap"), ("gate", "gate_mean")):
+        if (square := found.pop(f"{name}_square", None)) is not None:
+            found[f"{name}_std"] = math.sqrt(max(square - found[mean] ** 2, 0.0))
+    return found

@@ -1,0 +1,155 @@
+"""RATS (arXiv 2604.14910): the student's reward, and shaping towards the teacher where the teacher is better.
+
+For a prompt and one noise shared by both: L = mean over samples of -R_S + alpha (gate((R_T - R_S) / tau) shaping).
+
+Legend: B images, C channels, H/W latent cells or pixels; suffixes S student, T teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
+
+from training.rats.config import RatsConfig
+from training.rats.gradients import differentiate
+from training.rats.loss import confidence, gate, reward_loss, shaping, steered, velocity_excess
+from training.rats.method import Batch, Grids, RewardFn, Step, precision, teacher_path, with_precision
+from training.rats.roles import Roles
+from training.rats.trajectory import Trajectory, named_horizons
+from training.sampler import velocity_of
+
+CONSTANT_GATES = {"constant": 0.5, "one": 1.0}
+SMALLEST_GAP_STD = 0.01  # of the teacher's: a step whose samples all have the same gap leaves tau above 0
+
+
+class Rats:
+    """The method; ``grids`` are the sigmas of each step count, ``reward`` is standardised."""
+
+    def __init__(self, config: RatsConfig, roles: Roles, reward: RewardFn, grids: Grids) -> None:
+        self.config, self.roles, self._reward_of, self.grids = config, roles, reward, grids
+        self.alpha = config.shaping.alpha
+        self.gap_std: float | None = None  # running, the unit of tau where the configuration says so
+
+    def follows(self, step: int) -> bool:
+        """Not while the teacher is the guided start: the phase after it begins from the student of its moment."""
+        return step >= self.config.teacher.guided_steps
+
+    def teach(self, batches: Sequence[Batch]) -> list[Batch]:
+        """With the teacher's trajectory from the same noise and its reward; as they are where nothing is shaped."""
+        return [self._taught(batch) for batch in batches] if self.config.shaping.alpha > 0 else list(batches)
+
+    def _taught(self, batch: Batch) -> Batch:
+        with precision(self.config, self.roles), torch.no_grad():
+            path = teacher_path(self.config, self.roles, self.grids, batch)
+            return replace(batch, teacher=path, reward_T=self._reward(path.x[-1], batch))
+
+    def step(self, batch: Batch) -> Step:
+        """Rollout, reward, gate and shaping of one micro-batch."""
+        config, model = self.config, self.roles.model
+        log: dict[str, float] = {}
+
+        def loss_of(student: Trajectory) -> Tensor:
+            reward_S = self._reward(student.x[-1], batch)
+            log["reward_student"] = reward_S.mean().item()
+            loss_B = config.reward.weight * reward_loss(reward_S, config.reward.hinge)
+            if batch.teacher is not None and batch.reward_T is not None:
+                loss_B = loss_B + self._regulariser(student, batch.teacher, batch.reward_T, reward_S.detach(), log)
+            return loss_B.mean()
+
+        with precision(config, self.roles):
+            velocity = velocity_of(model, model.encode(batch.prompts))
+            loss, backward = differentiate(
+                config.gradient.mode,
+                config.gradient.last_k,
+                velocity,
+                batch.noise_BCHW,
+                self.grids[batch.nfe],
+                loss_of,
+                self._more_noise(batch),
+            )
+        return Step(loss, with_precision(config, self.roles, backward), {**log, "loss": loss.item()})
+
+    def after_step(self, means: Mapping[str, float]) -> None:
+        """The running standard deviation of the gap."""
+        if "gap_std" in means:
+            found = means["gap_std"] if self.gap_std is None else 0.9 * self.gap_std + 0.1 * means["gap_std"]
+            self.gap_std = max(found, SMALLEST_GAP_STD)
+
+    def after_validation(self, diversity: float, teacher_diversity: float) -> None:
+        """Alpha, where the configuration steers it by diversity."""
+        if self.config.shaping.steer:
+            self.alpha = steered(self.alpha, diversity, self.config.shaping.steer * teacher_diversity)
+
+    def state(self) -> dict[str, Any]:
+        """See Method."""
+        return {"gap_std": self.gap_std, "alpha": self.alpha}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """See Method."""
+        self.gap_std, self.alpha = state["gap_std"], state["alpha"]
+
+    def _regulariser(
+        self, student: Trajectory, teacher: Trajectory, reward_T: Tensor, reward_S: Tensor, log: dict[str, float]
+    ) -> Tensor:
+        """alpha (gate x shaping + the velocity hinge), for each sample."""
+        config = self.config.shaping
+        points = named_horizons(config.horizons, student.sigmas)
+        shaping_B = shaping(student, teacher, points, config.l2_weight, config.cosine_weight)
+        gate_B = self._gate(reward_T, reward_S)
+        gap_B = reward_S - reward_T
+        log |= {
+            "reward_teacher": reward_T.mean().item(),
+            "gap": gap_B.mean().item(),
+            "gap_square": gap_B.square().mean().item(),
+            "gate_mean": gate_B.mean().item(),
+            "gate_square": gate_B.square().mean().item(),
+            "share_ahead": (gap_B > 0).float().mean().item(),
+            "shaping": shaping_B.mean().item(),
+            "alpha": self.alpha,
+        }
+        return self.alpha * (gate_B * shaping_B + velocity_excess(student, teacher, config.velocity_hinge))
+
+    def _gate(self, reward_T: Tensor, reward_S: Tensor) -> Tensor:
+        config = self.config.gate
+        unit = self.gap_std if config.tau_in_std and self.gap_std is not None else 1.0
+        if config.kind in CONSTANT_GATES:
+            return torch.full_like(reward_T, CONSTANT_GATES[config.kind])
+        tau = config.tau * unit
+        return confidence(reward_T, tau) if config.kind == "confidence" else gate(reward_T, reward_S, tau)
+
+    def _reward(self, x_BCHW: Tensor, batch: Batch) -> Tensor:
+        """The standardised reward of latents (B,), with gradient where one is wanted."""
+        config, model = self.config, self.roles.model
+        x_BCHW = reward_window(x_BCHW, config.reward.frames, batch.step) if config.reward.frames else x_BCHW
+
+        def score(x: Tensor) -> Tensor:
+            return self._reward_of(model.decode(x).float(), batch.prompts).float()
+
+        with torch.set_grad_enabled(torch.is_grad_enabled() and config.reward.weight > 0):
+            if config.compute.checkpointing and torch.is_grad_enabled():
+                value: Tensor = recompute(score, x_BCHW, use_reentrant=False)
+                return value
+            return score(x_BCHW)
+
+    def _more_noise(self, batch: Batch) -> list[Tensor]:
+        """For the low-variance gradient, which repeats the last step once."""
+        if self.config.gradient.mode != "low_variance":
+            return []
+        gen = batch.generator(self.config.seed * 11_000_027)
+        return [torch.randn(batch.noise_BCHW.shape, generator=gen).to(batch.noise_BCHW.device)]
+
+
+def reward_window(x_BCFHW: Tensor, frames: int, step: int) -> Tensor:
+    """A window of ``frames`` latent frames that walks through the video from step to step; pictures are left whole.
+
+    The decoder's activations of a whole video do not fit a GPU (counted for Wan 2.1 at 480x832 and 33 frames: 219 GB).
+    """
+    if x_BCFHW.ndim < 5 or x_BCFHW.shape[2] <= frames:
+        return x_BCFHW
+    first = step % (x_BCFHW.shape[2] - frames + 1)
+    return x_BCFHW[:, :, first : first + frames]

@@ -1,0 +1,141 @@
+"""What is measured of a RATS run: the student while it trains, and teacher and student on the test prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from student.families.family import Family
+from training import evaluate, figures
+from training.evaluate import Evaluation, Plan, cached, fingerprint, hash_model, in_turns, over_pictures
+from training.processes import state
+from training.progress import console
+from training.rats.setup import SHORT_RUN_STEPS, Setup
+from training.rats.trainer import Trainer
+from training.sampler import Sampler
+from training.scorers import HELDOUT, TRAINED, sources
+
+VALIDATION_SEED, SHOWN_PICTURES = 1_000_000, 8
+
+
+def trainer(setup: Setup, run_dir: Path) -> Trainer:
+    """The trainer of a run, which validates as its configuration says."""
+    validation, shaping = setup.config.validation, setup.config.shaping
+    return Trainer(
+        setup.config,
+        setup.roles,
+        run_dir,
+        prompts=setup.prompts.train,
+        reward=setup.rewards[TRAINED].score,
+        validate=partial(_validate, setup, run_dir),
+        latent_shape=setup.latents.shape,
+        reward_p999=setup.reward_p999,
+        teacher_diversity=_teacher_diversity(setup) if validation.min_diversity or shaping.steer else 0.0,
+    )
+
+
+def _teacher_diversity(setup: Setup) -> float:
+    """The teacher's, at its full step count, on the prompts and seeds on which the student's is validated."""
+    sampler, plan = setup.sampler(setup.model, "teacher", setup.config.teacher.reference_nfe), _plan(setup)
+    plan = replace(plan, prompts=[])
+
+    def measure() -> Evaluation:
+        return Evaluation(
+            "watched", len(sampler.sigmas), sampler.guidance, {}, {}, setup.measure.diversity(sampler, plan)
+        )
+
+    key = fingerprint(setup.teacher, sampler, plan, "watched")
+    with setup.roles.role("start"):
+        return float(np.mean(cached(evaluate.CACHE, key, measure).diversity))
+
+
+def _plan(setup: Setup) -> Plan:
+    """What is drawn at each validation of a run."""
+    texts = setup.prompts.validation
+    plan = setup.plan(texts, texts[: setup.config.data.validation_diversity])
+    return replace(plan, first_seed=VALIDATION_SEED, varied_seed=2 * VALIDATION_SEED)
+
+
+@torch.no_grad()
+def _validate(setup: Setup, run_dir: Path, samplers: Sequence[Sampler], step: int) -> dict[str, float]:
+    """The student on the validation prompts, the mean over its step counts; leaves a grid of pictures behind."""
+    rows: list[dict[str, float]] = []
+    shown: dict[str, Tensor] = {}
+    for sampler in samplers:
+        images, row = _validated(setup, sampler)
+        rows.append(row)
+        shown[f"{len(sampler.sigmas)} steps, after {step}"] = images
+    if state().is_main_process:
+        (run_dir / "grids").mkdir(parents=True, exist_ok=True)
+        figures.grid(shown, run_dir / "grids" / f"{step:06d}.png")
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _validated(setup: Setup, sampler: Sampler) -> tuple[Tensor, dict[str, float]]:
+    """The first pictures of the validation prompts, and what is logged of all of them."""
+    plan = _plan(setup)
+
+    def measured(at: int, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, list[float], list[float], float]:
+        trained, heldout = (setup.rewards[role].score(images, prompts).tolist() for role in (TRAINED, HELDOUT))
+        saturated = float(((images < 0.01) | (images > 0.99)).float().mean()) * len(images)
+        return figures.still(images[: max(0, SHOWN_PICTURES - at)]), trained, heldout, saturated
+
+    found = over_pictures(sampler, plan.prompts, plan.seeds(), plan.shape, plan.batch, measured)
+    shown, trained, heldout, saturated = zip(*found, strict=True)
+    return torch.cat(shown), {
+        "reward_validation": _mean(trained),
+        "heldout_validation": _mean(heldout),
+        "diversity_validation": float(np.mean(setup.measure.diversity(sampler, plan))),
+        "saturation": sum(saturated) / len(plan.prompts),
+        "velocity_norm": _velocity_norm(sampler, plan),
+    }
+
+
+def _mean(parts: Sequence[Sequence[float]]) -> float:
+    return float(torch.tensor([value for part in parts for value in part]).mean())
+
+
+def _velocity_norm(sampler: Sampler, plan: Plan) -> float:
+    """The root mean square of the velocity, the mean over the steps, on the prompts whose diversity is measured."""
+    texts = plan.varied
+    noise = torch.randn(len(texts), *plan.shape, generator=torch.Generator().manual_seed(plan.first_seed))
+
+    def squares(at: int) -> list[float]:
+        part = slice(at, at + plan.batch)
+        path = sampler.trajectory(noise[part].to(sampler.model.device), texts[part])
+        return [float(v.square().mean()) * len(texts[part]) for v in path.v]
+
+    by_step = zip(*in_turns(range(0, len(texts), plan.batch), squares), strict=True)
+    return float(np.mean([math.sqrt(sum(step) / len(texts)) for step in by_step]))
+
+
+def test_figures(setup: Setup, model: Family, label: str, nfe: int) -> tuple[Evaluation, Tensor]:
+    """The test prompts' figures, and the first eight prompts and seeds drawn for the card."""
+    sampler = setup.sampler(model, label, nfe)
+    row = measured_on_test(setup, sampler, label)
+    texts, shape = setup.prompts.test[:SHOWN_PICTURES], setup.latents.shape
+
+    def kept(_: int, images: Tensor, __: Sequence[str]) -> Tensor:
+        return figures.still(images)
+
+    batch = setup.config.validation.batch
+    return row, torch.cat(over_pictures(sampler, texts, range(len(texts)), shape, batch, kept))
+
+
+def measured_on_test(setup: Setup, sampler: Sampler, label: str) -> Evaluation:
+    """One row of the test's figures; kept by weights, prompts and rewards, so that a teacher is measured once."""
+    test, config = setup.prompts.test, setup.config
+    varied = 8 if config.steps < SHORT_RUN_STEPS else config.data.test_diversity
+    if state().is_main_process:
+        console.print(f"evaluating the {label} at {len(sampler.sigmas)} steps on {len(test)} prompts")
+    plan = setup.plan(test, test[:varied])
+    weights = setup.teacher if label == "teacher" else setup.teacher + hash_model(sampler.model)
+    key = fingerprint(weights, sampler, plan, label + sources(setup.rewards))
+    return cached(evaluate.CACHE, key, lambda: setup.measure.evaluate(label, sampler, plan))
