@@ -43,7 +43,7 @@ def test_every_setting_that_moved_names_where_it_is_now() -> None:
     [
         ("stpes=5", "did you mean 'steps'"),
         ("optim.rl=5", "did you mean 'optim.lr'"),
-        ("learning=5", "known are compute.checkpointing"),
+        ("qqq=5", "known are compute.checkpointing"),
         ("steps", "accepted is key=value"),
         ("steps=many", "accepted is a int"),
         ("steps=2.5", "accepted is a int"),
