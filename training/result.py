@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor
 
 from student.bundle import RewardReference, Scorer, Student, write_student
-from student.families.family import Family
 from student.pipeline import open_pipeline, read_index, save_pipeline, shift_no_more
 from training import figures
 from training.card import card
