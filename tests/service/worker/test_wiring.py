@@ -1,0 +1,37 @@
+"""What a worker process is made of: how often it renews its leases, and for how long they last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.settings import Settings
+from service.worker import worker
+
+
+class Stop(Exception):
+    """The worker is built; it need not run."""
+
+
+def test_a_lease_survives_a_late_heartbeat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A heartbeat that is late by a whole period still renews in time."""
+    made: list[tuple[Any, ...]] = []
+    leases: list[float] = []
+
+    def consumer(*_: object, lease_s: float, **__: object) -> object:
+        leases.append(lease_s)
+        return object()
+
+    def heartbeat(*arguments: Any, **_: object) -> Any:
+        made.append(arguments)
+        raise Stop
+
+    monkeypatch.setattr(worker, "Consumer", consumer)
+    monkeypatch.setattr(worker, "Heartbeat", heartbeat)
+    settings = Settings(runtime="fake", redis_url="redis://127.0.0.1:1", data_dir=tmp_path, lease_s=30.0)
+    with pytest.raises(Stop):
+        worker.run_worker(settings, "w")
+    (every_s,) = [each for each in made[0] if isinstance(each, float)]
+    assert leases and set(leases) == {30.0} and 0 < 2 * every_s < 30.0
