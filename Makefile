@@ -15,13 +15,14 @@ VENV_AUDIT ?= .venv-audit
 PIP = -m pip --disable-pip-version-check --quiet
 RUN = $(VENV)/bin/python -m
 
-.PHONY: help install serve lint check test mutants chaos soak audit sbom gpu-test lock docker-test clean
+.PHONY: help install serve lint check test mutants bench-check chaos soak audit sbom gpu-test lock docker-test clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make serve    draw pictures at http://127.0.0.1:8000 (FEWSTEP_PORT, FEWSTEP_HOST)"
 	@echo "make test     the whole test suite"
 	@echo "make mutants  small faults, one at a time: which do the tests not notice? within an hour (MUTANTS: words of their names)"
+	@echo "make bench-check  has the service become slower? ratios against benchmarks/baseline.json"
 	@echo "make chaos    every row of the fault matrix, larger; writes the table in docs/reliability.md (CHAOS_SEED, CHAOS_JOBS)"
 	@echo "make soak     steady load with kills for SOAK_MINUTES, plotted in out/soak/     make audit, make sbom  the supply chain"
 	@echo "make install  everything, into $(VENV)"
@@ -46,6 +47,9 @@ test: $(VENV)/.installed
 
 mutants: $(VENV)/.installed
 	@$(RUN) tests.mutants.run $(MUTANTS)
+
+bench-check: $(VENV)/.installed
+	@$(RUN) benchmarks.check
 
 chaos: $(VENV)/.installed
 	@CHAOS_JOBS=$(CHAOS_JOBS) $(RUN) pytest tests/chaos --chaos --chaos-seed $(CHAOS_SEED) $(PYTEST_ARGS)
