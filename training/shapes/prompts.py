@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,68 +11,102 @@ from training.prompts import Prompts
 from training.shapes import pairs, world
 from training.shapes.judging import judge_prompts
 
-HELD_OUT_SHARE = 16  # one content in so many is never shown to teacher or student
-CALIBRATION, VALIDATION, TEST = 128, 256, 512
+CALIBRATION, VALIDATION, TEST = 60, 168, 270
+# One form of a caption in so many is never shown to teacher or student. Single objects have few forms, so more of
+# them are kept: of full ones 64 of 512, of those that leave something out 112 of 448, the 16 shortest among them.
+PAIR_SHARE, SINGLE_SHARE, SHORT_SHARE = 16, 8, 4
+_UNNAMED_SIZE, _UNNAMED_BACKGROUND = 2, 4
+# The shapes that a generator of 16 image tokens learns last come up more often among single objects.
+_WEIGHT = np.array([1.0, 1.5, 1.0, 1.0, 1.4, 2.0, 1.8, 1.2])  # in the order of SHAPES
 
 
-def content_hash(scenes: world.Scenes) -> NDArray[np.uint64]:
-    """A number for what each scene's full caption says (not for where things lie)."""
+def form_hash(scenes: world.Scenes, styles: pairs.Styles | None = None) -> NDArray[np.uint64]:
+    """A number for what each scene's caption says (not for where things lie); without ``styles`` the full caption."""
     two = scenes.count_N == 2
-    code = scenes.background_N * 3 + scenes.count_N
+    size_NK, background_N = scenes.size_NK, scenes.background_N
+    if styles is not None:
+        size_NK = np.where(styles.size_N[:, None], size_NK, _UNNAMED_SIZE)
+        background_N = np.where(styles.background_N, background_N, _UNNAMED_BACKGROUND)
+    code = background_N * 3 + scenes.count_N
     code = code * 5 + np.where(two, scenes.relation_N, 4)
-    for column in (scenes.size_NK, scenes.color_NK, scenes.shape_NK):
+    for column in (size_NK, scenes.color_NK, scenes.shape_NK):
         code = (code * 11 + column[:, 0]) * 11 + np.where(two, column[:, 1], 10)
     return (code.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
 
 
-def held_out(scenes: world.Scenes) -> NDArray[np.bool_]:
-    """True for the scenes that are kept for measuring."""
-    return content_hash(scenes) % np.uint64(HELD_OUT_SHARE) == 0
+def held_out(scenes: world.Scenes, styles: pairs.Styles | None = None) -> NDArray[np.bool_]:
+    """True for the captions that are kept for measuring."""
+    full_N = np.ones(len(scenes), bool) if styles is None else styles.size_N & styles.background_N
+    share_N = np.where(full_N, SINGLE_SHARE, SHORT_SHARE)
+    share_N = np.where(scenes.count_N == 2, PAIR_SHARE, share_N).astype(np.uint64)
+    kept: NDArray[np.bool_] = form_hash(scenes, styles) % share_N == 0
+    return kept
 
 
-def training_scenes(num: int, *key: int, singles: float | None = None) -> world.Scenes:
+def training_scenes(num: int, *key: int, singles: float | None = None, spread: float = 1.0) -> world.Scenes:
     """``num`` scenes that are not held out, a function of ``key``; ``singles`` is the share of single objects.
 
-    None takes the world's own share, one third.
+    None takes the world's own scenes. With a share, hard shapes come up more often among the single objects, and
+    ``spread`` is how far these lie from the centre, as a part of what the world allows.
     """
-    drawn = world.sample((2 if singles is None else 4) * num, *key)
+    drawn = world.sample((2 if singles is None else 8) * num, *key)
     free = ~held_out(drawn)
     if singles is None:
         return drawn.take(np.flatnonzero(free)[:num])
-    ones = round(singles * num)
-    single = np.flatnonzero(free & (drawn.count_N == 1))[:ones]
+    keep = world.rng(*key, 5).random(len(drawn)) < _WEIGHT[drawn.shape_NK[:, 0]] / _WEIGHT.max()
+    single = np.flatnonzero(free & keep & (drawn.count_N == 1))[: round(singles * num)]
     pair = np.flatnonzero(free & (drawn.count_N == 2))[: num - len(single)]
-    return drawn.take(np.sort(np.concatenate([single, pair])))
+    chosen = drawn.take(np.sort(np.concatenate([single, pair])))
+    centre = world.SIDE_PX / 2
+    one_N1 = (chosen.count_N == 1)[:, None]
+    places = {name: getattr(chosen, name) for name in ("x_NK", "y_NK")}
+    moved = {name: np.where(one_N1, centre + spread * (at - centre), at) for name, at in places.items()}
+    return replace(chosen, **moved)
+
+
+def training_styles(scenes: world.Scenes, gen: np.random.Generator) -> pairs.Styles:
+    """How each scene's caption is said; no form that is held out is said.
+
+    What people type first, ``a red heart``, is a third of the captions of single objects: 0.45 of the large ones' and
+    0.2 of the small ones', so that an object whose size is not named comes out large more often than small.
+    """
+    styles = pairs.sample_styles(len(scenes), gen)
+    one_N = scenes.count_N == 1
+    short_N = one_N & (gen.random(len(scenes)) < np.where(scenes.size_NK[:, 0] == 1, 0.45, 0.2))
+    styles = replace(styles, size_N=styles.size_N & ~short_N, background_N=styles.background_N & ~short_N)
+    full_N = held_out(scenes, styles)
+    return replace(styles, size_N=styles.size_N | full_N, background_N=styles.background_N | full_N)
 
 
 def training_prompts(num: int, *key: int, singles: float | None = None) -> list[str]:
     """Captions of training scenes, with parts left out at random; ``singles`` as in ``training_scenes``."""
     scenes = training_scenes(num, *key, singles=singles)
-    return pairs.captions(scenes, pairs.sample_styles(num, world.rng(*key, 3)))
+    return pairs.captions(scenes, training_styles(scenes, world.rng(*key, 3)))
 
 
 def measuring_prompts() -> tuple[list[str], list[str], list[str]]:
-    """Calibration, validation and test prompts: full captions, held out, as often single objects as in the world.
+    """Calibration, validation and test prompts, all held out and all distinct; every third is a single object.
 
-    No prompt is in two of them. Only 32 single objects are held out, so those come up more than once, with other seeds;
-    without repeats single objects would hardly be measured, and they are the harder ones.
+    Pairs are full captions; of the single objects some leave out what people leave out, and those that leave out both
+    size and background (``a red heart``) are all in the test.
     """
-    drawn = world.sample(60 * (CALIBRATION + VALIDATION + TEST), 20261122)
-    kept = drawn.take(np.flatnonzero(held_out(drawn)))
-    part_N = content_hash(kept) // np.uint64(HELD_OUT_SHARE) % np.uint64(7)  # 1, 2 and 4 sevenths of all contents
+    drawn = world.sample(60_000, 20261122)
+    gen = world.rng(20261122, 7)
+    one_N = drawn.count_N == 1
+    named = gen.random((2, len(drawn))) < 0.5
+    full = pairs.full_styles(len(drawn))
+    styles = replace(full, size_N=named[0] | ~one_N, background_N=named[1] | ~one_N)
+    kept = np.flatnonzero(held_out(drawn, styles))
+    texts = pairs.captions(drawn, styles)
+    part_N = form_hash(drawn, styles) // np.uint64(PAIR_SHARE) % np.uint64(7)  # 1, 3 and 3 sevenths of all forms
+    part_N = np.where(styles.size_N | styles.background_N, part_N, 6)
     sets: list[list[str]] = []
-    for first, last, num in ((0, 0, CALIBRATION), (1, 2, VALIDATION), (3, 6, TEST)):
-        chosen = kept.take(np.flatnonzero((part_N >= first) & (part_N <= last)))
-        sets.append(_every_third_single(chosen, num))
+    for first, last, num in ((0, 0, CALIBRATION), (1, 3, VALIDATION), (4, 6, TEST)):
+        mine = [i for i in kept if first <= part_N[i] <= last]
+        single = iter(dict.fromkeys(texts[i] for i in sorted(mine, key=lambda i: named[:, i].any()) if one_N[i]))
+        pair = iter(dict.fromkeys(texts[i] for i in mine if not one_N[i]))
+        sets.append([next(single if i % 3 == 0 else pair) for i in range(num)])
     return sets[0], sets[1], sets[2]
-
-
-def _every_third_single(scenes: world.Scenes, num: int) -> list[str]:
-    """Single objects in the world's share, repeated or not; every pair once."""
-    texts = scenes.captions()
-    singles = iter([text for text, count in zip(texts, scenes.count_N, strict=True) if count == 1])
-    two = iter(dict.fromkeys(text for text, count in zip(texts, scenes.count_N, strict=True) if count == 2))
-    return [next(singles if i % 3 == 0 else two) for i in range(num)]
 
 
 def source(seed: int) -> Prompts:

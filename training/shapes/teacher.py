@@ -22,7 +22,7 @@ from transformers import T5Config, T5EncoderModel
 from rewards import shapes as rewards
 from student.sampler import pack
 from training import checkpoint
-from training.optim import set_lr, trapezoid
+from training.optim import one_cycle, set_lr
 from training.progress import StepLog, steps
 from training.shapes import pairs, prompts, vocabulary, world
 
@@ -44,7 +44,9 @@ class TeacherConfig:
     sigma_shift: float = 0.25
     ema: float = 0.999
     cached_batches: int = 2_500
-    singles: float = 0.5  # the world's own third is too few: single objects lie anywhere, and their shapes came last
+    singles: float = 0.7  # the world's own third is too few: single objects lie anywhere, and their shapes came last
+    spread: float = 0.5  # how far single objects lie from the centre, as a part of what the world allows
+    start: str = ""  # a teacher to go on from
     seed: int = 307
     save_every: int = 250
 
@@ -99,6 +101,12 @@ def build(config: TeacherConfig, latent_channels: int) -> Parts:
     return Parts(transformer, clip, t5)
 
 
+def opened(path: str) -> Parts:
+    """The networks of a finished teacher, to be trained further."""
+    pipe = FluxPipeline.from_pretrained(path, torch_dtype=torch.float32)
+    return Parts(pipe.transformer.train(), pipe.text_encoder.train(), pipe.text_encoder_2.train())
+
+
 class LatentSource:
     """Batches of (packed latents, captions), a function of (seed, step); latents are kept for reuse."""
 
@@ -112,11 +120,11 @@ class LatentSource:
         """Packed latents (B, 16, 64) and captions; every caption names other parts at each visit."""
         config = self._config
         chunk = step % config.cached_batches
-        scenes = prompts.training_scenes(config.batch, config.seed, chunk, singles=config.singles)
+        scenes = prompts.training_scenes(config.batch, config.seed, chunk, singles=config.singles, spread=config.spread)
         if chunk not in self._kept:
             self._kept[chunk] = encode(self._vae, world.render_NCHW(scenes)).half()
         gen = world.rng(config.seed, step, 2)
-        texts = pairs.captions(scenes, pairs.sample_styles(len(scenes), gen))
+        texts = pairs.captions(scenes, prompts.training_styles(scenes, gen))
         dropped = gen.random(len(texts)) < config.caption_dropout
         return self._kept[chunk].float(), ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
 
@@ -183,7 +191,7 @@ def train(config: TeacherConfig, run_dir: Path, until: int | None = None) -> Par
     vae = AutoencoderTiny.from_pretrained(run_dir / "autoencoder").to(memory_format=torch.channels_last)
     tokenizer = vocabulary.tokenizer()
     torch.manual_seed(config.seed)
-    parts = build(config, vae.config.latent_channels)
+    parts = opened(config.start) if config.start else build(config, vae.config.latent_channels)
     modules = parts.modules()
     average = EMAModel(modules.parameters(), decay=config.ema, use_ema_warmup=True, power=0.75)
     plan = optimizers(parts, config)
@@ -194,7 +202,7 @@ def train(config: TeacherConfig, run_dir: Path, until: int | None = None) -> Par
         data_BSC, texts = source.batch(step)
         value = loss(parts, data_BSC, torch.tensor(vocabulary.encode(tokenizer, texts)), config, step)
         for optimizer, peak in plan:
-            set_lr(optimizer, trapezoid(step, config.steps, peak))
+            set_lr(optimizer, one_cycle(step, config.steps, peak))
             optimizer.zero_grad()
         value.backward()
         norm = torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)

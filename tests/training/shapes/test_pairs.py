@@ -86,21 +86,28 @@ def test_blur_keeps_a_flat_picture_and_the_mean() -> None:
     assert degrade.blur(point, torch.tensor([2.0])).sum().item() == pytest.approx(3.0, rel=1e-5)
 
 
-def test_measuring_prompts_are_disjoint_and_never_trained_on() -> None:
+def _unsaid(text: str) -> str:
+    """A caption without what changes no meaning: a filler, articles."""
+    return parse(_plain(text)).text()
+
+
+def test_measuring_prompts_are_distinct_disjoint_and_never_trained_on() -> None:
     parts = prompts.measuring_prompts()
     assert [len(part) for part in parts] == [prompts.CALIBRATION, prompts.VALIDATION, prompts.TEST]
-    sets = [set(part) for part in parts]
-    assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
-    trained = {text for step in range(200) for text in prompts.training_scenes(64, 1, step).captions()}
-    assert not trained & set.union(*sets)
+    every = [text for part in parts for text in part]
+    assert len(set(every)) == len(every)
+    trained = {_unsaid(text) for step in range(100) for text in prompts.training_prompts(64, 1, step, singles=0.7)} | {
+        text for step in range(100) for text in prompts.training_scenes(64, 1, step).captions()
+    }
+    assert len(trained) > 5_000 and not trained & set(every)
 
 
-def test_measuring_prompts_have_as_many_single_objects_as_the_world() -> None:
-    for part in prompts.measuring_prompts():
-        singles = [text for text in part if parse(text).relation is None]
-        assert len(singles) == -(-len(part) // 3)
-        pairs_of_it = [text for text in part if parse(text).relation is not None]
-        assert len(set(pairs_of_it)) == len(pairs_of_it) and len(set(singles)) >= 3
+def test_a_third_of_the_measuring_prompts_are_single_objects_and_the_shortest_are_in_the_test() -> None:
+    parts = prompts.measuring_prompts()
+    for part in parts:
+        assert sum(parse(text).relation is None for text in part) == -(-len(part) // 3)
+    short = [[text for text in part if len(text.split()) == 3] for part in parts]
+    assert [len(part) for part in short[:2]] == [0, 0] and len(short[2]) >= 12
 
 
 def test_training_scenes_have_the_share_of_single_objects_that_is_asked_for() -> None:
@@ -108,6 +115,22 @@ def test_training_scenes_have_the_share_of_single_objects_that_is_asked_for() ->
         drawn = prompts.training_scenes(200, 3, 1, singles=singles)
         assert len(drawn) == 200 and low <= (drawn.count_N == 1).mean() <= high
         assert not prompts.held_out(drawn).any()
+
+
+def test_single_objects_lie_nearer_to_the_centre_and_pairs_stay_where_they_are() -> None:
+    wide, near = (prompts.training_scenes(200, 3, 1, singles=0.5, spread=spread) for spread in (1.0, 0.5))
+    one = wide.count_N == 1
+    np.testing.assert_allclose(near.x_NK[one, 0] - 32, 0.5 * (wide.x_NK[one, 0] - 32), atol=1e-9)
+    np.testing.assert_array_equal(near.x_NK[~one], wide.x_NK[~one])
+
+
+def test_people_s_shortest_captions_are_trained_on_and_name_large_objects_more_often() -> None:
+    scenes = prompts.training_scenes(4_000, 3, 1, singles=1.0)
+    styles = prompts.training_styles(scenes, world.rng(4))
+    short = ~styles.size_N & ~styles.background_N
+    large = scenes.size_NK[:, 0] == 1
+    assert 0.3 < short[large].mean() < 0.5 and 0.12 < short[~large].mean() < 0.28
+    assert not prompts.held_out(scenes, styles).any()
 
 
 def test_training_prompts_are_a_function_of_their_key() -> None:
