@@ -31,6 +31,7 @@ class ScorerConfig:
     text_width: int = 128
     text_layers: int = 2
     width: int = 128
+    bounded: bool = False  # the score is a probability, in (0, 1): that of the picture being right
 
 
 def text_tower(config: ScorerConfig) -> CLIPTextModel:
@@ -49,6 +50,18 @@ def text_tower(config: ScorerConfig) -> CLIPTextModel:
             attn_implementation="eager",  # type: ignore[call-arg]
         )
     )
+
+
+class Probability(nn.Module):
+    """Where a scorer is bounded, its comparison as a probability; otherwise as it is."""
+
+    def __init__(self, bounded: bool) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(())) if bounded else None
+
+    def forward(self, score: Tensor) -> Tensor:
+        """The same shape."""
+        return score if self.offset is None else torch.sigmoid(score + self.offset)
 
 
 class Residual(nn.Module):
@@ -97,6 +110,7 @@ class QueryScorer(nn.Module):
             nn.GELU(),
             nn.Linear(hidden, 1),
         )
+        self.probability = Probability(config.bounded)
 
     def encode_text(self, ids_BL: Tensor) -> Tensor:
         """Token ids -> pooled text vector (B, T)."""
@@ -122,7 +136,8 @@ class QueryScorer(nn.Module):
     def forward(self, images_BCHW: Tensor, ids_BL: Tensor) -> Tensor:
         """Score of each image for its own prompt: (B, 3, 64, 64) in [0, 1] and (B, L) -> (B,)."""
         text_BPT = self.encode_text(ids_BL)[:, None]
-        return self.compare(self.encode_image(images_BCHW), text_BPT)[:, 0]
+        score: Tensor = self.probability(self.compare(self.encode_image(images_BCHW), text_BPT)[:, 0])
+        return score
 
 
 class Mixer(nn.Module):
@@ -160,6 +175,7 @@ class ClipScorer(nn.Module):
         self.image_head = nn.Sequential(nn.Linear(16 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, 2 * width))
         self.text_head = nn.Sequential(nn.Linear(text, 4 * width), nn.GELU(), nn.Linear(4 * width, 2 * width))
         self.log_scale = nn.Parameter(torch.tensor(2.0))
+        self.probability = Probability(config.bounded)
 
     def encode_text(self, ids_BL: Tensor) -> Tensor:
         """Token ids -> unit text vector (B, 2D)."""
@@ -179,7 +195,9 @@ class ClipScorer(nn.Module):
 
     def forward(self, images_BCHW: Tensor, ids_BL: Tensor) -> Tensor:
         """Score of each image for its own prompt: (B, 3, 64, 64) in [0, 1] and (B, L) -> (B,)."""
-        return self.compare(self.encode_image(images_BCHW), self.encode_text(ids_BL)[:, None])[:, 0]
+        text_BPD = self.encode_text(ids_BL)[:, None]
+        score: Tensor = self.probability(self.compare(self.encode_image(images_BCHW), text_BPD)[:, 0])
+        return score
 
 
 Scorer = QueryScorer | ClipScorer

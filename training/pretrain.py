@@ -18,7 +18,7 @@ from training.progress import console, quiet
 from training.rundir import claim
 
 PRESETS = ("shapes",)
-STAGES = ("autoencoder", "trained", "heldout", "teacher")
+STAGES = ("autoencoder", "trained", "heldout", "teacher", "decoder", "failures", "scorers")
 
 
 def main(
@@ -30,7 +30,7 @@ def main(
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,
 ) -> None:
-    """Train the autoencoder, the two scorers and the teacher of the starter world."""
+    """Train the starter world's autoencoder, scorers and teacher, then its decoder and scorers once more."""
     quiet()
     from training.shapes.preset import ShapesPretraining
     from training.shapes.pretraining import run

@@ -5,17 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from training.shapes.autoencoder import AutoencoderConfig
+from training.shapes.failures import FailuresConfig
+from training.shapes.refine import RefineConfig
 from training.shapes.scorer import HELDOUT, TRAINED, ScorerTraining
+from training.shapes.sharpen import SharpenConfig
 from training.shapes.teacher import TeacherConfig
 
 
 @dataclass(frozen=True)
 class ShapesPretraining:
-    """Autoencoder, two scorers and the teacher. ``guidance`` is the strength at which the teacher is measured."""
+    """Autoencoder, two scorers, the teacher, a sharper decoder, generators' failures and the bounded scorers.
+
+    ``guidance`` is the strength at which the teacher is measured.
+    """
 
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     trained: ScorerTraining = TRAINED
     heldout: ScorerTraining = HELDOUT
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    decoder: SharpenConfig = field(default_factory=SharpenConfig)
+    failures: FailuresConfig = field(default_factory=FailuresConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
     guidance: float = 2.5
     evaluate_prompts: int = 512

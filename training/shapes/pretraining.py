@@ -11,15 +11,16 @@ import torch
 from diffusers import AutoencoderTiny
 
 from rewards import shapes as rewards
-from student.pipeline import save_pipeline
+from student.pipeline import open_pipeline, save_pipeline
 from training.evaluate import mean_error
-from training.shapes import autoencoder, scorer, teacher, teacher_card
+from training.shapes import autoencoder, failures, refine, scorer, sharpen, teacher, teacher_card
 from training.shapes.preset import ShapesPretraining
 
 
 def run(config: ShapesPretraining, run_dir: Path, models: Path, stages: Sequence[str]) -> dict[str, float]:
     """Run the chosen stages in order; finished models are written to ``models``. Returns their figures."""
     figures: dict[str, float] = {}
+    place = models / "shapes-teacher"
     if "autoencoder" in stages:
         figures["autoencoder psnr_db"] = autoencoder.psnr_db(autoencoder.train(config.autoencoder, run_dir))
     for training in (config.trained, config.heldout):
@@ -30,16 +31,39 @@ def run(config: ShapesPretraining, run_dir: Path, models: Path, stages: Sequence
             figures |= {f"{training.name} {name}": value for name, value in table.items()}
     if "teacher" in stages:
         parts = teacher.train(config.teacher, run_dir)
-        vae = AutoencoderTiny.from_pretrained(run_dir / "autoencoder")
-        write_teacher(parts, vae, models / "shapes-teacher")
-        if (models / "shapes-scorers" / "heldout").is_dir():
-            rows = teacher_card.measure(
-                models / "shapes-teacher", models / "shapes-scorers", config.guidance, config.evaluate_prompts, 64
-            )
-            teacher_card.write(models / "shapes-teacher", rows, config.guidance, json.dumps(asdict(config.teacher)))
-            figures |= {f"teacher {row.nfe} steps right": mean_error(row.judge["right"])[0] for row in rows[:4]}
+        write_teacher(parts, AutoencoderTiny.from_pretrained(run_dir / "autoencoder"), place)
         figures["teacher parameters"] = float(teacher.num_parameters(parts.transformer))
+    if "decoder" in stages:
+        vae = sharpen.train(config.decoder, place / "vae", run_dir)
+        figures["decoder psnr_db"] = autoencoder.psnr_db(vae)
+        _write_decoder(vae, place)
+    if "failures" in stages:
+        failures.draw(config.failures, run_dir / "failures.pt")
+    if "scorers" in stages:
+        vae, drawn = AutoencoderTiny.from_pretrained(place / "vae"), failures.read([run_dir / "failures.pt"])
+        for training in (config.trained, config.heldout):
+            path = models / "shapes-scorers" / training.name
+            model = refine.train(config.refine, training, path, vae, drawn, run_dir)
+            write_scorer(model, training, scorer.accuracy(model), path)
+    if "teacher" in stages or "scorers" in stages:
+        figures |= _measure_teacher(config, models)
     return figures
+
+
+def _measure_teacher(config: ShapesPretraining, models: Path) -> dict[str, float]:
+    """The teacher's card, where there is a scorer to measure with."""
+    place, scorers = models / "shapes-teacher", models / "shapes-scorers"
+    if not ((scorers / "heldout").is_dir() and place.is_dir()):
+        return {}
+    rows = teacher_card.measure(place, scorers, config.guidance, config.evaluate_prompts, 64)
+    teacher_card.write(place, rows, config.guidance, json.dumps(asdict(config.teacher)))
+    return {f"teacher {row.nfe} steps right": mean_error(row.judge["right"])[0] for row in rows[:4]}
+
+
+def _write_decoder(vae: AutoencoderTiny, place: Path) -> None:
+    """Give the teacher at ``place`` another decoder."""
+    pipe = open_pipeline(place, vae=vae)
+    save_pipeline(pipe, place)
 
 
 def write_scorer(model: rewards.Scorer, training: scorer.ScorerTraining, table: dict[str, float], path: Path) -> None:
@@ -70,4 +94,7 @@ def shortened(config: ShapesPretraining, steps: int) -> ShapesPretraining:
         trained=replace(config.trained, steps=steps, batch=4),
         heldout=replace(config.heldout, steps=steps, batch=4),
         teacher=replace(config.teacher, steps=steps, batch=4),
+        decoder=replace(config.decoder, steps=steps, batch=4),
+        failures=replace(config.failures, pictures=64),
+        refine=replace(config.refine, steps=steps, scenes=2, pictures=4),
     )
