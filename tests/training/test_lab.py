@@ -55,6 +55,34 @@ def test_a_reference_of_one_run_is_paired_with_every_seed() -> None:
     assert found.mean == pytest.approx(1.5) and found.seeds == 2
 
 
+def test_the_area_is_the_best_quality_at_that_diversity_or_more() -> None:
+    assert statistics.area_under([(1.0, 0.8)], 0.7, 1.0) == pytest.approx(0.8)
+    assert statistics.area_under([(0.85, 0.8)], 0.7, 1.0) == pytest.approx(0.4, abs=0.01)
+    both = statistics.area_under([(0.85, 0.9), (1.0, 0.7)], 0.7, 1.0)
+    assert both == pytest.approx(0.8, abs=0.01)
+    assert statistics.area_under([(0.85, 0.9), (1.0, 0.7), (0.8, 0.6)], 0.7, 1.0) == both, "a worse point costs nothing"
+    with pytest.raises(ValueError, match="points"):
+        statistics.area_under([], 0.7, 1.0)
+
+
+def test_clustered_errors_are_those_of_seeds_and_prompts() -> None:
+    gen = np.random.default_rng(2)
+    seeds, prompts = 30, 400
+    table = gen.normal(0, 0.3, (seeds, 1)) + gen.normal(0, 1.0, (1, prompts)) + gen.normal(0, 0.1, (seeds, prompts))
+    _, error, _ = statistics.clustered(table)
+    assert error == pytest.approx(math.sqrt(0.3**2 / seeds + 1 / prompts), rel=0.25)
+    _, alone, none = statistics.clustered(np.repeat(table[:1] - table[:1].mean(), 5, 0))
+    assert alone == pytest.approx(1 / math.sqrt(prompts), rel=0.15) and none > 0.5, "five copies of a run are one run"
+    assert statistics.clustered(table + 2)[2] < 0.001
+
+
+def test_holm_is_stricter_the_more_claims_there_are() -> None:
+    assert statistics.holm([0.04]) == [True]
+    assert statistics.holm([0.04, 0.03, 0.2]) == [False, False, False]
+    assert statistics.holm([0.04, 0.001, 0.02]) == [True, True, True]
+    assert statistics.holm([0.06, 0.001, 0.02]) == [False, True, True]
+
+
 def _row(method: str, nfe: int, diversity: float, seed: int = 401) -> run.Result:
     values = [0.0, 1.0, 2.0, 3.0]
     return run.Result(

@@ -54,3 +54,48 @@ def difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]
     if len(a) != len(b):
         b = np.broadcast_to(b.mean(0), a.shape)
     return estimate(list(a - b))
+
+
+RESAMPLES = 10_000
+
+
+def area_under(points: Sequence[tuple[float, float]], low: float, high: float) -> float:
+    """The mean height, between ``low`` and ``high``, of the upper left hull of (diversity, quality) points.
+
+    The hull is the best quality that a method shows at a diversity or more: a method may always be stopped where it is
+    more varied. Below its least varied point the best is carried on; above its most varied one there is nothing, 0.
+
+    Raises:
+        ValueError: no points, or no width.
+    """
+    if not points or not low < high:
+        raise ValueError(f"{len(points)} points between {low} and {high}: accepted are 1 or more, and low under high")
+    at = np.linspace(low, high, 301)
+    heights = [max((quality for diversity, quality in points if diversity >= x), default=0.0) for x in at]
+    return float(np.mean(heights))
+
+
+def clustered(table_SP: FloatArray, seed: int = 0) -> tuple[float, float, float]:
+    """The mean of differences by training seed and prompt, its error, and the two-sided p of "not 0".
+
+    A bootstrap in two stages: seeds are drawn with replacement, and within each the prompts, the same for all of them.
+    """
+    gen = np.random.default_rng(seed)
+    seeds, prompts = table_SP.shape
+    drawn = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        rows, columns = gen.integers(0, seeds, seeds), gen.integers(0, prompts, prompts)
+        drawn[i] = table_SP[rows].mean(0)[columns].mean()
+    below = float((drawn <= 0).mean())
+    return float(table_SP.mean()), float(drawn.std(ddof=1)), min(1.0, 2 * min(below, 1 - below) + 1 / RESAMPLES)
+
+
+def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which of several claims hold after Holm's correction (Holm 1979), in their own order."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    held = [False] * len(p_values)
+    for rank, i in enumerate(order):
+        if p_values[i] > level / (len(p_values) - rank):
+            break
+        held[i] = True
+    return held

@@ -17,7 +17,7 @@ from training.rats.gradients import MODES
 from training.rats.trajectory import named_horizons
 
 METHODS = ("rats", "consistency", "matching")
-GATES = ("reward", "confidence", "constant", "one")
+GATES = ("reward", "confidence", "constant", "one", "batch_mean", "shuffled", "signed")
 DTYPES = ("bf16", "fp32")
 SHAPES = "shapes"
 
@@ -133,7 +133,8 @@ class ShapingConfig:
 @dataclass(frozen=True)
 class GateConfig:
     """How much a sample is shaped: "reward" by who is ahead, "confidence" by the teacher's own reward, "constant" 0.5
-    everywhere, "one" 1 everywhere.
+    everywhere, "one" 1 everywhere. Controls of "reward": "batch_mean" gives every sample of a micro-batch its mean
+    weight, "shuffled" gives the weights to other samples, "signed" is 2 g - 1: it pushes away from a worse teacher.
     """
 
     kind: str = "reward"

@@ -57,8 +57,8 @@ class Rats:
             reward_S = self._reward(student.x[-1], batch)
             log["reward_student"] = reward_S.mean().item()
             loss_B = config.reward.weight * reward_loss(reward_S, config.reward.hinge)
-            if batch.teacher is not None and batch.reward_T is not None:
-                loss_B = loss_B + self._regulariser(student, batch.teacher, batch.reward_T, reward_S.detach(), log)
+            if batch.teacher is not None:
+                loss_B = loss_B + self._regulariser(student, batch, reward_S.detach(), log)
             return loss_B.mean()
 
         with precision(config, self.roles):
@@ -93,14 +93,13 @@ class Rats:
         """See Method."""
         self.gap_std, self.alpha = state["gap_std"], state["alpha"]
 
-    def _regulariser(
-        self, student: Trajectory, teacher: Trajectory, reward_T: Tensor, reward_S: Tensor, log: dict[str, float]
-    ) -> Tensor:
+    def _regulariser(self, student: Trajectory, batch: Batch, reward_S: Tensor, log: dict[str, float]) -> Tensor:
         """alpha (gate x shaping + the velocity hinge), for each sample."""
-        config = self.config.shaping
+        config, teacher, reward_T = self.config.shaping, batch.teacher, batch.reward_T
+        assert teacher is not None and reward_T is not None
         points = named_horizons(config.horizons, student.sigmas)
         shaping_B = shaping(student, teacher, points, config.l2_weight, config.cosine_weight)
-        gate_B = self._gate(reward_T, reward_S)
+        gate_B = self._gate(reward_T, reward_S, batch)
         gap_B = reward_S - reward_T
         log |= {
             "reward_teacher": reward_T.mean().item(),
@@ -114,13 +113,21 @@ class Rats:
         }
         return self.alpha * (gate_B * shaping_B + velocity_excess(student, teacher, config.velocity_hinge))
 
-    def _gate(self, reward_T: Tensor, reward_S: Tensor) -> Tensor:
+    def _gate(self, reward_T: Tensor, reward_S: Tensor, batch: Batch) -> Tensor:
         config = self.config.gate
         unit = self.gap_std if config.tau_in_std and self.gap_std is not None else 1.0
         if config.kind in CONSTANT_GATES:
             return torch.full_like(reward_T, CONSTANT_GATES[config.kind])
         tau = config.tau * unit
-        return confidence(reward_T, tau) if config.kind == "confidence" else gate(reward_T, reward_S, tau)
+        if config.kind == "confidence":
+            return confidence(reward_T, tau)
+        gate_B = gate(reward_T, reward_S, tau)
+        if config.kind == "batch_mean":
+            return gate_B.mean().expand_as(gate_B)
+        if config.kind == "shuffled":
+            order = torch.randperm(len(gate_B), generator=batch.generator(self.config.seed * 7_000_003))
+            return gate_B[order.to(gate_B.device)]
+        return 2 * gate_B - 1 if config.kind == "signed" else gate_B
 
     def _reward(self, x_BCHW: Tensor, batch: Batch) -> Tensor:
         """The standardised reward of latents (B,), with gradient where one is wanted."""

@@ -123,3 +123,20 @@ def test_guidance_leads_away_from_the_negative_prompt(tmp_path: Path) -> None:
     with torch.no_grad():
         plain, negative = (model.velocity(x, 0.5, model.encode([text])) for text in ("a red heart", "a blue star"))
         torch.testing.assert_close(field(x, 0.5), negative + 3 * (plain - negative))
+
+
+def _gates(kind: str, step: int = 3) -> torch.Tensor:
+    method = Rats(changed(RatsConfig(), {"gate.kind": kind, "gate.tau": 0.5}), None, None, {})  # type: ignore[arg-type]
+    batch = Batch(step, 0, 2, ["a"] * 6, torch.zeros(6, 1))
+    return method._gate(torch.tensor([0.0, 1, 2, 0, 1, 5]), torch.tensor([0.0, 0, 0, 1, 1, 0]), batch)
+
+
+def test_the_gate_s_controls_keep_its_mean_or_its_weights_and_lose_who_they_are_for() -> None:
+    reward = _gates("reward")
+    torch.testing.assert_close(_gates("batch_mean"), torch.full((6,), reward.mean().item()))
+    shuffled = _gates("shuffled")
+    torch.testing.assert_close(shuffled.sort().values, reward.sort().values)
+    assert not torch.equal(shuffled, reward) and torch.equal(shuffled, _gates("shuffled"))
+    assert not torch.equal(shuffled, _gates("shuffled", step=4))
+    torch.testing.assert_close(_gates("signed"), 2 * reward - 1)
+    assert (_gates("signed")[3] < 0) and (_gates("signed")[5] > 0.99)
