@@ -23,6 +23,7 @@ def shapes() -> RatsConfig:
             "shaping.alpha": 8.0,
             "gate.tau": 0.5,
             "validation.every": 40,
+            "validation.batch": 16,  # a guided teacher of 50 steps shows on a busy core every few seconds how far it is
         },
     )
 

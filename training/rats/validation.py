@@ -58,8 +58,9 @@ def _teacher_diversity(setup: Setup) -> float:
 
 def _plan(setup: Setup) -> Plan:
     """What is drawn at each validation of a run."""
-    texts = setup.prompts.validation
-    plan = setup.plan(texts, texts[: setup.config.data.validation_diversity])
+    texts, config = setup.prompts.validation, setup.config
+    varied = min(8, config.data.validation_diversity) if config.steps < SHORT_RUN_STEPS else None
+    plan = setup.plan(texts, texts[: varied or config.data.validation_diversity])
     return replace(plan, first_seed=VALIDATION_SEED, varied_seed=2 * VALIDATION_SEED)
 
 
