@@ -26,12 +26,22 @@ path = Path("models/{student.id}")
 images = reproduce(open_pipeline(path), read_student(path), [{json.dumps(PROMPT)}], [7], {student.steps[0]})
 ```
 
-With diffusers alone (the sigmas of its other step counts, if any, are in `student.json`):
+With diffusers alone (the sigmas of its other step counts, if any, are in `student.json`{_magic(student)}):
 
 ```python
 {plain(student, index, weights)}
 ```
 """
+
+
+def _magic(student: Student) -> str:
+    """FluxPipeline's defaults are constants of its class, FLUX.1's: no file of a bundle can say others."""
+    if student.family != "flux" or (student.image.height == 1024 and student.max_tokens == 512):
+        return ""
+    return (
+        "; `height`, `width` and `max_sequence_length` must be said, since diffusers' FluxPipeline has FLUX.1's, 1024 "
+        "pixels and 512 tokens, in its code, where no model can set others"
+    )
 
 
 def plain(student: Student, index: Mapping[str, Any], weights: str) -> str:

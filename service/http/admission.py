@@ -41,7 +41,7 @@ def new_job(student: Student, body: GenerateRequest, key: str, request_id: str) 
         version=student.version,
         height=height,
         width=width,
-        steps=body.num_inference_steps or max(student.steps),
+        steps=body.num_inference_steps or student.steps[0],
         prompt=body.prompt,
         seeds=_seeds(body),
         output_format=body.output_format,
