@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_log
 from student.bundle import BundleError, Student
 from student.noise import noise
 from student.sampler import pack
+from student.saved import check_files, check_index, variant_of
 
 
 def open_pipeline(
@@ -31,6 +32,8 @@ def open_pipeline(
 ) -> Any:
     """A folder's (or hub id's) pipeline, ready to infer, without a progress bar; only safetensors are read.
 
+    Where a part's weights are there in a variant alone (``fp16``), that is what is read, into ``dtype``.
+
     ``dtype`` may name components, and ``default`` for the others. ``parts`` are components that are not read but given:
     a trained transformer to be saved, or None for an encoder that is not wanted. What was saved as None opens as None
     (diffusers itself must be told so again: ``from_pretrained(bundle, text_encoder_3=None, tokenizer_3=None)``).
@@ -39,11 +42,13 @@ def open_pipeline(
         BundleError: no pipeline there, or one whose files are missing, broken, or not to be had.
     """
     index = read_index(bundle, local_files_only)
-    absent = {name: None for name, value in index.items() if value == [None, None]}
+    given = {**{name: None for name, value in index.items() if value == [None, None]}, **parts}
+    if Path(bundle).is_dir():
+        check_files(Path(bundle), index, given)
+    variant = variant_of(bundle, index, local_files_only)
+    options = {"dtype": dtype, "local_files_only": local_files_only, "use_safetensors": True, "variant": variant}
     with _quiet(), _opening(bundle):
-        pipe = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            bundle, dtype=dtype, local_files_only=local_files_only, use_safetensors=True, **{**absent, **parts}
-        )
+        pipe = DiffusionPipeline.from_pretrained(bundle, **options, **given)  # type: ignore[no-untyped-call]
     pipe.set_progress_bar_config(disable=True)
     for module in (part for part in pipe.components.values() if isinstance(part, torch.nn.Module)):
         module.requires_grad_(False).eval()
@@ -57,10 +62,17 @@ def read_index(source: str | Path, local_files_only: bool = True) -> dict[str, A
         BundleError: there is none.
     """
     name = DiffusionPipeline.config_name
+    if Path(source).is_file():
+        raise BundleError(
+            f"{source} is a single file: accepted is a folder, which diffusers writes of one with "
+            f"`SomePipeline.from_single_file(file).save_pretrained(folder)`"
+        )
     if Path(source).is_absolute() and not Path(source).is_dir():
         raise BundleError(f"{source} is not a folder: accepted are the folder or the hub id of a diffusers pipeline")
     if Path(source).is_dir() and not (Path(source) / name).is_file():
         raise BundleError(f"{source} is not a diffusers pipeline: it has no {name}")
+    if Path(source).is_dir():
+        check_index(Path(source) / name)
     with _quiet(), _opening(source):
         index: dict[str, Any] = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
     return index

@@ -142,7 +142,9 @@ class Family(nn.Module, ABC):
     def velocity(self, x: Tensor, sigma: float | Tensor, condition: Condition) -> Tensor:
         """``noise - data`` as predicted at ``sigma`` (one value for all, or a tensor of B), in the type of ``x``."""
         dtype = self.transformer.dtype
-        sigma_B = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
+        if not isinstance(sigma, Tensor):
+            sigma = torch.full((), sigma, dtype=torch.float32, device=x.device)
+        sigma_B = sigma.to(x.device, torch.float32).expand(x.shape[0])
         return self._predict(x.to(dtype), sigma_B, condition.to(dtype=dtype)).to(x.dtype)
 
     @abstractmethod
@@ -210,6 +212,11 @@ def check_chat(family: str, tokenizer: Any, **options: bool) -> None:
     said = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, **options)
     if said != CHATS[family].of("PROMPT"):
         raise BundleError(f"the tokenizer's chat template says {said!r}: accepted is {CHATS[family].of('PROMPT')!r}")
+
+
+def by_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    """One number for each channel, shaped to be broadcast over (B, C, ...)."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device).view(1, -1, *[1] * (like.ndim - 2))
 
 
 def check_size(height_px: int, width_px: int, multiple: int, most: int | None = None) -> None:

@@ -79,6 +79,10 @@ def family_of_student(pipe: Any, student: Student) -> Family:
 
 
 def _family_of_class(name: str, source: str | Path) -> type[Family]:
-    if name not in FAMILIES:
-        raise BundleError(f"{source} is a {name}: supported are {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+    if name in FAMILIES:
+        return FAMILIES[name]
+    supported = ", ".join(FAMILIES)
+    near = max((one for one in FAMILIES if name.startswith(one.removesuffix("Pipeline"))), key=len, default=None)
+    if near is not None:
+        raise BundleError(f"{source} is a {name}: of its kind {near} is supported, from text alone, and {supported}")
+    raise BundleError(f"{source} is a {name}: supported are {supported}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from student.families.family import Condition, Family, chat_ids, check_size, check_still
+from student.families.family import Condition, Family, by_channel, chat_ids, check_size, check_still
 from student.families.rotary import Turns
 from student.sampler import pack, unpack
 from student.tokens import CHATS
@@ -81,7 +81,7 @@ class QwenImage(Family):
     def decode(self, x: Tensor) -> Tensor:
         """Latents -> images_BCHW in [0, 1]: the first frame of the autoencoder for videos."""
         config, x = self.vae.config, x.to(self.vae.dtype)
-        mean, std = (x.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
+        mean, std = by_channel(config.latents_mean, x), by_channel(config.latents_std, x)
         images_BCHW: Tensor = self.vae.decode((x * std + mean)[:, :, None], return_dict=False)[0][:, :, 0].float()
         return (images_BCHW * 0.5 + 0.5).clamp(0, 1)
 
@@ -100,7 +100,7 @@ class Rope(nn.Module):
         """The turns of the picture's tokens, whose rows and columns are counted from its middle, and of the text's."""
         _, rows, columns = img_shapes[0][0]
         axes = [torch.arange(size, device=device) for size in (1, rows, columns)]
-        middle = torch.tensor([0, rows - rows // 2, columns - columns // 2], device=device)
+        middle = torch.tensor([0, rows - rows // 2, columns - columns // 2]).to(device)
         text_L = torch.arange(max_txt_seq_len, device=device) + max(rows // 2, columns // 2)
         return self._turns(torch.cartesian_prod(*axes) - middle), self._turns(text_L[:, None].expand(-1, 3))
 

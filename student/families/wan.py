@@ -14,7 +14,7 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
 from student.bundle import BundleError
-from student.families.family import Condition, Family, SizeError, check_size
+from student.families.family import Condition, Family, SizeError, by_channel, check_size
 
 MAX_TOKENS = 512  # what WanPipeline takes where nothing is said
 SIDE_MULTIPLE_PX = 16  # WanPipeline refuses other sides, whatever its autoencoder and patches are
@@ -91,7 +91,7 @@ class Wan(Family):
     def decode(self, x: Tensor) -> Tensor:
         """Latents -> videos (B, F, C, H, W) in [0, 1], in the autoencoder's own type whatever the rest computes in."""
         config, x = self.vae.config, x.to(self.vae.dtype)
-        mean, std = (x.new_tensor(values).view(1, -1, 1, 1, 1) for values in (config.latents_mean, config.latents_std))
+        mean, std = by_channel(config.latents_mean, x), by_channel(config.latents_std, x)
         with torch.autocast(x.device.type, enabled=False):
             video_BCFHW: Tensor = self.vae.decode(x * std + mean, return_dict=False)[0].float()
         return (video_BCFHW * 0.5 + 0.5).clamp(0, 1).transpose(1, 2)

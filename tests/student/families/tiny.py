@@ -192,11 +192,12 @@ MAKERS: Mapping[str, Callable[[], Any]] = {
 }
 
 
-def build(path: Path, pipe: Any, steps: tuple[int, ...] = (3, 2), height_px: int = 64, width_px: int = 32) -> Student:
-    """Save the pipeline as a student of pictures that was trained for these step counts."""
+def build(
+    path: Path, pipe: Any, steps: tuple[int, ...] = (3, 2), height_px: int = 64, width_px: int = 32, frames: int = 1
+) -> Student:
+    """Save the pipeline as a student that was trained for these step counts; videos of one frame, if of videos."""
     family = family_of(pipe, max_tokens=MAX_TOKENS)
-    latents = family.geometry(height_px, width_px)
-    frames = 1 if latents.frames else None
+    latents = family.geometry(height_px, width_px, frames)
     student = Student(
         id=f"tiny-{family.name}",
         version="1",
@@ -204,7 +205,7 @@ def build(path: Path, pipe: Any, steps: tuple[int, ...] = (3, 2), height_px: int
         steps=steps,
         sigmas={nfe: family.sigmas(nfe, latents.shape) for nfe in steps},
         latents=latents,
-        image=ImageSize(height_px, width_px, frames),
+        image=ImageSize(height_px, width_px, frames if latents.frames else None),
         max_tokens=MAX_TOKENS,
         baked=family.baked,
         teacher="tiny",
