@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi.sse import format_sse_event
+from redis.exceptions import RedisError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -133,7 +134,7 @@ class EventStream(Response):
         """What is sent for an event, if anything is."""
         try:
             data = await self._data(event, record)
-        except ServiceError as error:
+        except (ServiceError, RedisError) as error:
             log.warning("event %s of job %s cannot be sent: %s", event.name, record.id, error)
             return None  # a preview of a worker that was lost, or an image that is kept no longer
         if data is None:

@@ -84,15 +84,8 @@ async def generate(services: Services, body: GenerateRequest, caller: Caller, re
         try:
             return await _generate(services, body, caller, receive)
         except ModelGone:  # another version is served since this process has asked
-            await _refresh(services)
+            await services.models.refresh()
     return await _generate(services, body, caller, receive)
-
-
-async def _refresh(services: Services) -> None:
-    try:
-        await services.models.refresh()
-    except RedisError as error:
-        raise Unavailable("The queue is out of reach.") from error
 
 
 async def _generate(services: Services, body: GenerateRequest, caller: Caller, receive: Receive) -> Response:
@@ -101,10 +94,10 @@ async def _generate(services: Services, body: GenerateRequest, caller: Caller, r
     await _check_manner(services, served, body, caller.preference)
     submission = _submission(services, served, body, caller)
     if body.stream:
-        id = await submission.submit()
+        id = await submission.enqueue()
         return caller.stream(services, id, caller.base_url, submission=submission, leaving=_leaving(submission, id))
     if caller.preference.asynchronously and not caller.preference.wait_s:
-        return await _accepted(services, await submission.submit(), caller)
+        return await _accepted(services, await submission.enqueue(), caller)
     with services.metrics.inflight.track_inprogress():
         try:
             record = await _finished(submission, caller.preference.wait_s, receive)
@@ -130,10 +123,7 @@ async def _check_manner(services: Services, served: Served, body: GenerateReques
 
 async def shows_steps(services: Services, name: Name) -> bool:
     """Whether a worker does for this student; without any worker, one that does may yet come."""
-    try:
-        workers = await services.producer.workers()
-    except RedisError as error:
-        raise Unavailable("The queue is out of reach.") from error
+    workers = await services.producer.workers()
     return not workers or any(worker.shows(str(name)) for worker in workers)
 
 
@@ -167,7 +157,7 @@ async def _finished(submission: Submission, wait_s: int | None, receive: Receive
     """
     replies, job = submission.services.replies, submission.job
     with replies.news(job.id) as news:
-        id = await submission.submit()
+        id = await submission.enqueue()
         if id == job.id:
             ended = replies.ended(id, news, submission.enqueue)
             return await _attend(submission, id, ended, wait_s, receive)
@@ -205,8 +195,6 @@ async def _attend(
         else:  # the deadline of the job that it was attached to is another's business
             await _leaving(submission, id)()
         raise DeadlineExceeded(f"Not done within {options.timeout_s:g} s.")
-    except RedisError as error:
-        raise Unavailable("The queue is out of reach.") from error
     finally:
         await end(tasks)
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Collection
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from service.errors import InvalidRequest, MethodNotAllowed, NotFound, ServiceError, TooLarge, error_body
+from service.errors import InvalidRequest, MethodNotAllowed, NotFound, ServiceError, TooLarge, Unavailable, error_body
 from service.http.description import OPENAI_PATHS
 from service.http.openai.schema import ImagesRequest
 from service.http.openai.translate import as_openai
 from service.http.schema import GenerateRequest
 
 SHOWN_CHARS = 80
+
+log = logging.getLogger(__name__)
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -26,6 +30,11 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> JSONResponse:
         return _answer(request, error)
+
+    @app.exception_handler(RedisError)
+    async def queue_error(request: Request, error: RedisError) -> JSONResponse:
+        log.warning("the queue cannot be reached: %s", error)
+        return _answer(request, Unavailable("The queue is out of reach."))
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:

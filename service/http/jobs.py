@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-from redis.exceptions import RedisError
 from starlette.responses import Response
 
-from service.errors import Conflict, NotFound, ServiceError, Unavailable
+from service.errors import Conflict, NotFound, ServiceError
 from service.http.presentation import image_file
 from service.http.services import Services
 from service.queue.job import Record, State
@@ -20,14 +19,11 @@ async def find(services: Services, id: str, key: str) -> Record:
     of the service wrote in a way of its own.
 
     Raises:
-        NotFound, Unavailable
+        NotFound, RedisError
     """
     if not ID.fullmatch(id):
         raise _unknown()
-    try:
-        record = (await services.producer.records([id])).get(id)
-    except RedisError as error:
-        raise Unavailable("The queue is out of reach.") from error
+    record = (await services.producer.records([id])).get(id)
     if record is None or record.key != key or not record.readable:
         raise _unknown()
     return record
@@ -37,12 +33,9 @@ async def owned(services: Services, key: str, limit: int) -> list[Record]:
     """The newest jobs of this caller, newest first.
 
     Raises:
-        Unavailable
+        RedisError
     """
-    try:
-        records = await services.producer.owned(key, limit)
-    except RedisError as error:
-        raise Unavailable("The queue is out of reach.") from error
+    records = await services.producer.owned(key, limit)
     return [record for record in records if record.key == key and record.readable]
 
 
@@ -74,10 +67,7 @@ async def cancelled(services: Services, record: Record) -> Record:
     that had ended before is as it was.
 
     Raises:
-        NotFound, Unavailable
+        NotFound, RedisError
     """
-    try:
-        await services.producer.cancel(record.id)
-    except RedisError as error:
-        raise Unavailable("The queue is out of reach.") from error
+    await services.producer.cancel(record.id)
     return await find(services, record.id, record.key)

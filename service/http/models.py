@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pydantic import Field
-from redis.exceptions import RedisError
 
-from service.errors import Conflict, Unavailable
+from service.errors import Conflict
 from service.http.schema import Strict
 from service.http.services import Services
-from service.models.admin import refresh
 from service.models.choice import LATEST, Choice
 from service.models.controller import ModelController, Version
 from service.models.folder import Name
@@ -73,9 +71,9 @@ async def listed(services: Services) -> list[Model]:
     """The models that are served.
 
     Raises:
-        Unavailable: the queue is out of reach.
+        RedisError: the queue is out of reach.
     """
-    choice, workers = services.models.choice, await _workers(services)
+    choice, workers = services.models.choice, await services.producer.workers()
     return [_model(choice, id, choice.versions(id), workers) for id in choice.ids]
 
 
@@ -83,13 +81,13 @@ async def retrieve(services: Services, name: str) -> Model:
     """One of them, by id or by ``id@version``.
 
     Raises:
-        NotFound, Unavailable
+        NotFound, RedisError
     """
     id, _, version = name.partition("@")
     choice = services.models.choice
     served = choice.pick(id, version or LATEST)
     versions = [served.name.version] if version else choice.versions(id)
-    return _model(choice, id, versions, await _workers(services))
+    return _model(choice, id, versions, await services.producer.workers())
 
 
 async def controller_of(services: Services) -> ModelController:
@@ -101,7 +99,7 @@ async def controller_of(services: Services) -> ModelController:
     models = services.models
     if not isinstance(models, ModelController):
         raise Conflict("This service draws with the one student of FEWSTEP_MODEL; FEWSTEP_MODELS serves several.")
-    await refresh(models)
+    await models.refresh()
     return models
 
 
@@ -115,13 +113,6 @@ def describe(version: Version) -> ModelVersion:
         latest=version.promoted,
         workers=len(version.workers),
     )
-
-
-async def _workers(services: Services) -> Sequence[Worker]:
-    try:
-        return await services.producer.workers()
-    except RedisError as error:
-        raise Unavailable("The queue is out of reach.") from error
 
 
 def _model(choice: Choice, id: str, versions: Sequence[str], workers: Sequence[Worker]) -> Model:

@@ -6,7 +6,6 @@ import asyncio
 import base64
 from typing import Any
 
-from redis.exceptions import RedisError
 from starlette.responses import Response
 
 from service.errors import Cancelled, DeadlineExceeded, GenerationFailed, ServiceError, Unavailable, error_detail
@@ -43,7 +42,7 @@ async def job_status(services: Services, record: Record, base_url: str) -> JobSt
     """What is known of a job at any time; of a waiting one its place, too.
 
     Raises:
-        ServiceError: the queue is out of reach.
+        RedisError: the queue is out of reach.
     """
     job, result, done = record.job, record.result, record.state is State.DONE
     error = failure(record) if record.terminal else None
@@ -72,14 +71,11 @@ async def position_of(services: Services, record: Record) -> QueuePosition | Non
     """Where a waiting job stands; None for one that does not wait (any more).
 
     Raises:
-        ServiceError: the queue is out of reach.
+        RedisError: the queue is out of reach.
     """
     if record.state is not State.QUEUED:
         return None
-    try:
-        found = await services.producer.position(record.id)
-    except RedisError as error:
-        raise Unavailable("The queue is out of reach.") from error
+    found = await services.producer.position(record.id)
     return QueuePosition(position=found.position, predicted_wait_s=found.wait_s) if found else None
 
 

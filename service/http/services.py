@@ -8,7 +8,9 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Annotated
 
+from fastapi import Depends, Request
 from redis.exceptions import RedisError
 
 from service.http.overload import OverloadGuard
@@ -45,6 +47,15 @@ class Services:
     stopping: asyncio.Event
     tracing: Tracing
     guard: OverloadGuard
+
+
+async def services_of(request: Request) -> Services:
+    """The services of the process that answers a request."""
+    services: Services = request.app.state.services
+    return services
+
+
+WithServices = Annotated[Services, Depends(services_of)]
 
 
 @asynccontextmanager

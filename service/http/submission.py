@@ -6,8 +6,6 @@ import logging
 import math
 from dataclasses import dataclass, replace
 
-from redis.exceptions import RedisError
-
 from service.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -15,7 +13,6 @@ from service.errors import (
     QueueFull,
     QuotaExceeded,
     ServiceError,
-    Unavailable,
 )
 from service.http.preferences import KEY_HEADER
 from service.http.services import Services
@@ -57,13 +54,6 @@ class Submission:
         job, settings = self.job, self.services.settings
         about = {"verdict": verdict.word, "images": len(job.seeds), "steps": job.steps}
         log.info("job asked for", extra={**about, **prompt_facts(job.prompt, settings.log_prompts)})
-
-    async def submit(self) -> str:
-        """The same, with a server that is away as a ServiceError."""
-        try:
-            return await self.enqueue()
-        except RedisError as error:
-            raise Unavailable("The queue is out of reach.") from error
 
 
 def _note(verdict: Verdict) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from redis.exceptions import RedisError
-
-from service.errors import Conflict, ModelRefused, NotFound, Unavailable
+from service.errors import Conflict, ModelRefused, NotFound
 from service.models.controller import ModelController, Version
 from service.models.folder import Name
 from service.models.registry import ModelState
@@ -21,19 +19,16 @@ async def load(controller: ModelController, name: Name, wait_s: float) -> Versio
     """Have a version loaded; ``serving`` or, after the wait, still ``loading``.
 
     Raises:
-        NotFound, ModelRefused, Conflict, Unavailable
+        NotFound, ModelRefused, Conflict, RedisError
     """
-    await refresh(controller)
+    await controller.refresh()
     if name not in controller.folder.names():
         raise NotFound(UNKNOWN, "version", code="model_not_found")
     try:
         await asyncio.to_thread(controller.folder.student, name)
     except BundleError as error:
         raise ModelRefused(f"{name} is refused: {error}.", "version") from error
-    try:
-        await controller.load(name)
-    except RedisError as error:
-        raise Unavailable("The queue is out of reach.") from error
+    await controller.load(name)
     found = await _settled(controller, name, {ModelState.LOADING}, wait_s)
     if found.state == ModelState.REFUSED:
         raise ModelRefused(f"{name} is refused: {found.reason}.", "version")
@@ -44,16 +39,13 @@ async def promote(controller: ModelController, name: Name) -> Version:
     """Make a served version the latest.
 
     Raises:
-        NotFound, Conflict, Unavailable
+        NotFound, Conflict, RedisError
     """
-    await refresh(controller)
+    await controller.refresh()
     _known(controller, name)
-    try:
-        if not await controller.registry.promote(name.id, name.version):
-            raise Conflict(f"{name} is not served: load it first.", "version")
-    except RedisError as error:
-        raise Unavailable("The queue is out of reach.") from error
-    await refresh(controller)
+    if not await controller.registry.promote(name.id, name.version):
+        raise Conflict(f"{name} is not served: load it first.", "version")
+    await controller.refresh()
     return controller.version(name)
 
 
@@ -61,14 +53,11 @@ async def unload(controller: ModelController, name: Name, wait_s: float) -> Vers
     """Have a version dropped; ``unloaded`` or, after the wait, still ``unloading``.
 
     Raises:
-        NotFound, Conflict, Unavailable
+        NotFound, Conflict, RedisError
     """
-    await refresh(controller)
+    await controller.refresh()
     _known(controller, name)
-    try:
-        word = await controller.registry.unload(str(name))
-    except RedisError as error:
-        raise Unavailable("The queue is out of reach.") from error
+    word = await controller.registry.unload(str(name))
     if word == "promoted":
         raise Conflict(f"{name} is the latest of its model: promote another version first.", "version")
     if word == "last":
@@ -87,20 +76,8 @@ async def _settled(controller: ModelController, name: Name, moving: set[ModelSta
     """What a version has become, or is after ``wait_s``."""
     deadline = time.monotonic() + wait_s
     while True:
-        await refresh(controller)
+        await controller.refresh()
         version = controller.version(name)
         if version.state not in moving or time.monotonic() >= deadline:
             return version
         await asyncio.sleep(POLL_EVERY_S)
-
-
-async def refresh(controller: ModelController) -> None:
-    """Bring what is known of the models up to date.
-
-    Raises:
-        Unavailable: the queue is out of reach.
-    """
-    try:
-        await controller.refresh()
-    except RedisError as error:
-        raise Unavailable("The queue is out of reach.") from error

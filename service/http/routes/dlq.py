@@ -6,13 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import Field
-from redis.exceptions import RedisError
 
-from service.errors import Conflict, ModelGone, NotFound, QueueFull, Unavailable
+from service.errors import Conflict, ModelGone, NotFound, QueueFull
 from service.http.access import operator
 from service.http.responses import error_responses
 from service.http.schema import Strict
-from service.http.services import Services
+from service.http.services import WithServices
 from service.observe.logs import prompt_facts
 from service.queue.dead_letters import DeadLetter, DeadLetterQueue
 from service.queue.job import Job, Verdict
@@ -64,43 +63,31 @@ class Dropped(Strict):
 
 
 @router.get("", responses=error_responses(403, 422, 503))
-async def list_letters(request: Request, limit: Limit = 100) -> DeadLetterList:
+async def list_letters(request: Request, services: WithServices, limit: Limit = 100) -> DeadLetterList:
     """Jobs that were given up in the last week because one worker after the other died while it drew them."""
-    services: Services = request.app.state.services
-    try:
-        letters = await DeadLetterQueue(services.producer).newest(limit)
-    except RedisError as error:
-        raise _away() from error
+    letters = await DeadLetterQueue(services.producer).newest(limit)
     return DeadLetterList(data=[_described(letter, services.settings.log_prompts) for letter in letters])
 
 
 @router.post("/{id}/retry", responses=error_responses(403, 404, 409, 422, 503))
-async def retry_letter(id: JobId, request: Request) -> Retried:
+async def retry_letter(id: JobId, request: Request, services: WithServices) -> Retried:
     """Draw it once more, alone, as a new job of the same owner; it does not count for a quota."""
-    services: Services = request.app.state.services
     letters = DeadLetterQueue(services.producer)
-    try:
-        letter = await letters.find(id)
-        if letter is None:
-            raise _unknown()
-        if not letter.record.readable:
-            raise Conflict("This job was written by another version of the service: it can only be dropped.")
-        verdict = await letters.retry(letter.record.job, services.settings.job_timeout_s)
-    except RedisError as error:
-        raise _away() from error
+    letter = await letters.find(id)
+    if letter is None:
+        raise _unknown()
+    if not letter.record.readable:
+        raise Conflict("This job was written by another version of the service: it can only be dropped.")
+    verdict = await letters.retry(letter.record.job, services.settings.job_timeout_s)
     _check(verdict)
     return Retried(id=id, retried_as=verdict.id)
 
 
 @router.post("/{id}/drop", responses=error_responses(403, 404, 422, 503))
-async def drop_letter(id: JobId, request: Request) -> Dropped:
+async def drop_letter(id: JobId, request: Request, services: WithServices) -> Dropped:
     """Forget it. The job itself stays failed."""
-    services: Services = request.app.state.services
-    try:
-        if not await DeadLetterQueue(services.producer).drop(id):
-            raise _unknown()
-    except RedisError as error:
-        raise _away() from error
+    if not await DeadLetterQueue(services.producer).drop(id):
+        raise _unknown()
     return Dropped(id=id, dropped=True)
 
 
@@ -134,7 +121,3 @@ def _described(letter: DeadLetter, show_prompts: bool) -> DeadLetterInfo:
 
 def _unknown() -> NotFound:
     return NotFound("There is no such dead letter.")
-
-
-def _away() -> Unavailable:
-    return Unavailable("The queue is out of reach.")

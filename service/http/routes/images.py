@@ -11,7 +11,7 @@ from service.http.generate import Caller, generate
 from service.http.preferences import KEY_HEADER, read_preference
 from service.http.responses import GenerateResponse, JobStatus, error_responses
 from service.http.schema import GenerateRequest
-from service.http.services import Services
+from service.http.services import WithServices
 from service.results.formats import MEDIA_TYPES
 
 router = APIRouter(tags=["images"])
@@ -89,14 +89,17 @@ IdempotencyKey = Annotated[
 
 @router.post("/generate", response_model=GenerateResponse, responses=ANSWERS)
 async def post_generate(
-    body: GenerateRequest, request: Request, prefer: Prefer = None, idempotency_key: IdempotencyKey = None
+    body: GenerateRequest,
+    request: Request,
+    services: WithServices,
+    prefer: Prefer = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Draw images of a prompt: wait for them, be told where they will be, or watch them being drawn.
 
     A client that waits and goes away has its job cancelled (with an Idempotency-Key only after a while, so that a retry
     finds it); with Prefer: respond-async it may go.
     """
-    services: Services = request.app.state.services
     caller = Caller(
         key=key_of(request),
         base_url=base_url_of(request, services.settings),

@@ -14,7 +14,7 @@ from service.errors import Unavailable
 from service.http.responses import error_responses
 from service.http.routes.probes import ASK_S
 from service.http.schema import Strict
-from service.http.services import Services
+from service.http.services import WithServices
 
 router = APIRouter(tags=["operation"])
 
@@ -43,9 +43,8 @@ class Info(Strict):
 
 
 @router.get("/info", responses=error_responses(503))
-async def info(request: Request) -> Info:
+async def info(request: Request, services: WithServices) -> Info:
     """What serves here: the student, the runtime of each worker, and the effective configuration."""
-    services: Services = request.app.state.services
     try:
         workers = await asyncio.wait_for(services.producer.workers(), ASK_S)
     except (RedisError, TimeoutError):

@@ -12,7 +12,7 @@ from service.http.jobs import cancelled, find, image_of, owned
 from service.http.presentation import job_status
 from service.http.responses import JobList, JobStatus, error_responses
 from service.http.routes.images import EVENTS, PICTURES
-from service.http.services import Services
+from service.http.services import Services, WithServices
 from service.queue.job import Record
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -35,9 +35,8 @@ STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def _find(request: Request, id: str) -> tuple[Services, Record]:
-    services: Services = request.app.state.services
-    return services, await find(services, id, key_of(request))
+async def _find(request: Request, services: Services, id: str) -> Record:
+    return await find(services, id, key_of(request))
 
 
 async def _status(request: Request, services: Services, record: Record) -> JobStatus:
@@ -45,35 +44,34 @@ async def _status(request: Request, services: Services, record: Record) -> JobSt
 
 
 @router.get("", responses=error_responses(422, 503))
-async def list_jobs(request: Request, limit: Limit = 20) -> JobList:
+async def list_jobs(request: Request, services: WithServices, limit: Limit = 20) -> JobList:
     """The caller's own jobs that are still kept, newest first."""
-    services: Services = request.app.state.services
     records = await owned(services, key_of(request), limit)
     return JobList(data=[await _status(request, services, record) for record in records])
 
 
 @router.get("/{id}", responses=error_responses(404, 422, 503))
-async def get_job(id: JobId, request: Request) -> JobStatus:
+async def get_job(id: JobId, request: Request, services: WithServices) -> JobStatus:
     """A job as it is now: its place while it waits, its images when it is done, the reason if it failed."""
-    return await _status(request, *await _find(request, id))
+    return await _status(request, services, await _find(request, services, id))
 
 
 @router.post("/{id}/cancel", responses=error_responses(404, 422, 503))
-async def cancel_job(id: JobId, request: Request) -> JobStatus:
+async def cancel_job(id: JobId, request: Request, services: WithServices) -> JobStatus:
     """Cancel a job, as often as you like: what has ended stays as it is, and a running job is dropped at its next step
     boundary (on a runtime that shows no steps: at the end of its batch)."""
-    services, record = await _find(request, id)
+    record = await _find(request, services, id)
     return await _status(request, services, await cancelled(services, record))
 
 
 @router.get("/{id}/events", response_class=Response, responses=STREAM)
-async def get_events(id: JobId, request: Request, last_event_id: LastEvent = None) -> Response:
+async def get_events(id: JobId, request: Request, services: WithServices, last_event_id: LastEvent = None) -> Response:
     """A job's life as server-sent events: queued (again whenever its place changes), started,
     image_generation.partial_image, image_generation.completed for each image, and done or error.
 
     Numbers are fixed: whoever reconnects with Last-Event-ID misses nothing and is told nothing twice.
     """
-    services, record = await _find(request, id)
+    record = await _find(request, services, id)
     after = NOTHING if last_event_id is None else last_event_id
     if after >= END:
         return Response(status_code=204)
@@ -81,7 +79,7 @@ async def get_events(id: JobId, request: Request, last_event_id: LastEvent = Non
 
 
 @router.get("/{id}/images/{k}", response_class=Response, responses=PICTURE)
-async def get_image(id: JobId, k: Index, request: Request) -> Response:
+async def get_image(id: JobId, k: Index, request: Request, services: WithServices) -> Response:
     """The bytes of one image of a job that is done, with X-Seed, X-Model-Version and X-Reward-Score headers."""
-    services, record = await _find(request, id)
+    record = await _find(request, services, id)
     return await image_of(services, record, k)

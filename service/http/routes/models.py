@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from service.http.access import operator
 from service.http.models import AdminModels, Model, ModelList, ModelVersion, controller_of, describe, listed, retrieve
 from service.http.responses import error_responses
-from service.http.services import Services
+from service.http.services import WithServices
 from service.models.admin import load, promote, unload
 from service.models.folder import Name
 
@@ -28,23 +28,25 @@ Wait = Annotated[
 
 
 @public.get("", responses=error_responses(503))
-async def list_models(request: Request) -> ModelList:
+async def list_models(request: Request, services: WithServices) -> ModelList:
     """The models that are served, each with its versions. (OpenAI's list, with more fields.)"""
-    return ModelList(data=await listed(_services(request)))
+    return ModelList(data=await listed(services))
 
 
 @public.get("/{model}", responses=error_responses(404, 422, 503))
 async def get_model(
-    model: Annotated[str, Path(description="Its id, or id@version.", examples=["shapes", "shapes@1"])], request: Request
+    model: Annotated[str, Path(description="Its id, or id@version.", examples=["shapes", "shapes@1"])],
+    request: Request,
+    services: WithServices,
 ) -> Model:
     """One model that is served."""
-    return await retrieve(_services(request), model)
+    return await retrieve(services, model)
 
 
 @admin.get("", responses=error_responses(403, 409, 503))
-async def list_all(request: Request) -> AdminModels:
+async def list_all(request: Request, services: WithServices) -> AdminModels:
     """Every version in the directory: whether it is served, why it was refused, how many workers hold it."""
-    controller = await controller_of(_services(request))
+    controller = await controller_of(services)
     return AdminModels(data=[describe(version) for version in controller.versions()])
 
 
@@ -53,21 +55,21 @@ async def list_all(request: Request) -> AdminModels:
     responses={202: {"model": ModelVersion, "description": "The workers still load it."}, **REFUSALS},
 )
 async def load_version(
-    model: Id, version: Version, request: Request, response: Response, wait_s: Wait = 120.0
+    model: Id, version: Version, request: Request, services: WithServices, response: Response, wait_s: Wait = 120.0
 ) -> ModelVersion:
     """Load and warm a version on every worker. It is served once all of them hold it; what is served meanwhile stays.
 
     Its manifest, its files and its memory are checked first; if anything is against it, 422 says what.
     """
-    found = await load(await controller_of(_services(request)), Name(model, version), wait_s)
+    found = await load(await controller_of(services), Name(model, version), wait_s)
     response.status_code = 200 if found.state == "serving" else 202
     return describe(found)
 
 
 @admin.post("/{model}/{version}/promote", responses=REFUSALS)
-async def promote_version(model: Id, version: Version, request: Request) -> ModelVersion:
+async def promote_version(model: Id, version: Version, request: Request, services: WithServices) -> ModelVersion:
     """From now on this served version is the model's latest: the one that requests without a version get."""
-    return describe(await promote(await controller_of(_services(request)), Name(model, version)))
+    return describe(await promote(await controller_of(services), Name(model, version)))
 
 
 @admin.post(
@@ -75,17 +77,12 @@ async def promote_version(model: Id, version: Version, request: Request) -> Mode
     responses={202: {"model": ModelVersion, "description": "What was accepted is still being drawn."}, **REFUSALS},
 )
 async def unload_version(
-    model: Id, version: Version, request: Request, response: Response, wait_s: Wait = 120.0
+    model: Id, version: Version, request: Request, services: WithServices, response: Response, wait_s: Wait = 120.0
 ) -> ModelVersion:
     """Take no new request for a version, draw what was accepted, then drop it from memory.
 
     Neither the last model nor the promoted version of one that has others can be unloaded.
     """
-    found = await unload(await controller_of(_services(request)), Name(model, version), wait_s)
+    found = await unload(await controller_of(services), Name(model, version), wait_s)
     response.status_code = 202 if found.state == "unloading" else 200
     return describe(found)
-
-
-def _services(request: Request) -> Services:
-    services: Services = request.app.state.services
-    return services

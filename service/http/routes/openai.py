@@ -14,7 +14,7 @@ from service.http.openai.translate import answer, pick, translated
 from service.http.preferences import Preference
 from service.http.responses import error_responses
 from service.http.routes.images import EVENTS, IdempotencyKey
-from service.http.services import Services
+from service.http.services import WithServices
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
@@ -25,12 +25,13 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 
 
 @router.post("/generations", response_model=ImagesAnswer, responses=ANSWERS)
-async def post_images(body: ImagesRequest, request: Request, idempotency_key: IdempotencyKey = None) -> Response:
+async def post_images(
+    body: ImagesRequest, request: Request, services: WithServices, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Draw images as OpenAI's API does, for its clients: a field that is wrong is answered 400, as there.
 
     With stream: image_generation.partial_image, image_generation.completed, or error.
     """
-    services: Services = request.app.state.services
     served = pick(services.models.choice, body)
     shown = bool(body.partial_images) and await shows_steps(services, served.name)
     caller = Caller(

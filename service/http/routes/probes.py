@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from service.errors import Unavailable
 from service.http.responses import error_responses
-from service.http.services import Services
+from service.http.services import Services, WithServices
 from service.models.folder import Name
 from service.observe.metrics import Memory
 from service.queue.producer import Worker
@@ -31,9 +31,8 @@ async def healthz() -> dict[str, str]:
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses=error_responses(503))
-async def readyz(request: Request) -> dict[str, str | int | float]:
+async def readyz(request: Request, services: WithServices) -> dict[str, str | int | float]:
     """The queue answers and a worker is alive."""
-    services: Services = request.app.state.services
     if services.stopping.is_set():
         raise Unavailable("The service is stopping.")
     try:
@@ -57,9 +56,8 @@ async def readyz(request: Request) -> dict[str, str | int | float]:
 
 
 @router.get("/metrics", response_class=Response)
-async def metrics(request: Request) -> Response:
+async def metrics(request: Request, services: WithServices) -> Response:
     """Prometheus' text format; without the queue's figures while it is out of reach."""
-    services: Services = request.app.state.services
     services.metrics.references(served.student for served in services.models.choice.served.values())
     try:
         services.metrics.reached(await asyncio.wait_for(_measure(services), ASK_S))
