@@ -29,7 +29,7 @@ LABEL org.opencontainers.image.title="fewstep" \
     org.opencontainers.image.revision="${REVISION}"
 # A volume takes over the owner of the folder that it is mounted on first.
 RUN useradd --uid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin fewstep \
-    && install -d -o fewstep -g fewstep -m 0755 /data /secrets/queue /secrets/metrics /secrets/grafana
+    && install -d -o fewstep -g fewstep -m 0755 /data /data/results /secrets/queue /secrets/metrics /secrets/grafana
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -9,8 +9,11 @@ ServiceError
 ├── ModelRefused        it cannot be loaded; the message says why
 ├── MethodNotAllowed
 ├── Conflict            not now: the job is in another state
+├── RequestTimeout      the client stopped sending
 ├── TooLarge
+├── UnsupportedMediaType
 ├── QuotaExceeded       the caller has asked for too much lately
+│   └── TooManyStreams  it has too many streams open
 ├── QueueFull           try again later
 ├── Unavailable         the queue or every worker is out of reach, or the service is stopping
 ├── DeadlineExceeded    not done in time, or certain not to be
@@ -27,19 +30,25 @@ from typing import Any
 
 STATUS = {
     "invalid_json": 400,
+    "bad_request": 400,
     "missing_api_key": 401,
     "invalid_api_key": 401,
     "insufficient_scope": 403,
+    "untrusted_request": 403,
+    "link_expired": 403,
     "not_found": 404,
     "model_not_found": 404,
     "method_not_allowed": 405,
+    "request_timeout": 408,
     "conflict": 409,
     "cancelled": 409,
     "too_large": 413,
+    "unsupported_media_type": 415,
     "invalid_request": 422,
     "idempotency_mismatch": 422,
     "model_refused": 422,
     "quota_exceeded": 429,
+    "too_many_streams": 429,
     "internal_error": 500,
     "generation_failed": 500,
     "worker_lost": 500,
@@ -50,6 +59,8 @@ STATUS = {
     "deadline_exceeded": 504,
 }
 RETRY_AFTER_S = 1
+# The job was drawn, or dropped on purpose: what OpenAI's clients would repeat by themselves only burns work again.
+NOT_WORTH_A_RETRY = ("cancelled", "generation_failed", "worker_lost", "deadline_exceeded")
 
 
 class StartupError(Exception):
@@ -79,6 +90,8 @@ class ServiceError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """Its own, and Retry-After in whole seconds: what was measured, else a moment for what is away for a moment."""
+        if self._retry_after_s is None and self.code in NOT_WORTH_A_RETRY:
+            return {**self._headers, "x-should-retry": "false"}
         if self._retry_after_s is None and self.status != 503:
             return self._headers
         return {**self._headers, "Retry-After": str(max(RETRY_AFTER_S, math.ceil(self._retry_after_s or 0)))}
@@ -116,12 +129,24 @@ class Conflict(ServiceError):
     code = "conflict"
 
 
+class RequestTimeout(ServiceError):
+    code = "request_timeout"
+
+
+class UnsupportedMediaType(ServiceError):
+    code = "unsupported_media_type"
+
+
 class TooLarge(ServiceError):
     code = "too_large"
 
 
 class QuotaExceeded(ServiceError):
     code = "quota_exceeded"
+
+
+class TooManyStreams(QuotaExceeded):
+    code = "too_many_streams"
 
 
 class QueueFull(ServiceError):

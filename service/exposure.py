@@ -17,6 +17,11 @@ def check_exposure(settings: Settings, address: str, keys: KeyStore) -> None:
     """
     host = address.partition("%")[0]
     guarded = any(key.active for key in keys.keys())
+    if settings.public_url and not guarded and not settings.insecure:
+        raise StartupError(
+            "FEWSTEP_PUBLIC_URL says that others reach this service, and there is no API key: "
+            "make one with fewstep keys create, or say --insecure (FEWSTEP_INSECURE=true)."
+        )
     if guarded or settings.insecure or ipaddress.ip_address(host).is_loopback:
         return
     raise StartupError(

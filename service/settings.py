@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     host: str = Field(default="127.0.0.1", description="Address that the HTTP process listens on.")
+    cors: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Web origins (https://app.example,...) whose pages may call the API; * is all of them."
+    )
     insecure: bool = Field(
         default=False, description="Whether other machines may reach a service that has no API key (--insecure)."
     )
@@ -78,6 +81,7 @@ class Settings(BaseSettings):
     )
     threads: int = Field(default=0, ge=0, description="Threads of one worker; 0: its share of the cores.")
     workers: int = Field(default=1, ge=1, le=64, description="Worker processes that serve starts.")
+    apis: int = Field(default=1, ge=1, le=64, description="HTTP processes that serve starts, on one socket.")
     max_pending: int = Field(default=1000, ge=1, description="Jobs that may wait; beyond, requests are answered 503.")
     request_timeout_s: float = Field(
         default=60.0, gt=0, description="Longest wait for an answer, unless the request says timeout_s; beyond, 504."
@@ -96,6 +100,11 @@ class Settings(BaseSettings):
         ge=0,
         description="How long a job with an Idempotency-Key outlives its last connection, so that a retry finds it.",
     )
+    head_timeout_s: float = Field(
+        default=20.0, gt=0, description="A client that takes longer to send the head of a request is disconnected."
+    )
+    body_timeout_s: float = Field(default=20.0, gt=0, description="A body of which nothing more comes is answered 408.")
+    max_streams: int = Field(default=100, ge=1, description="Event streams that a key may have open; beyond, 429.")
     event_heartbeat_s: float = Field(
         default=15.0, gt=0, description="A stream of events says so often that it is alive when nothing happens."
     )
@@ -105,6 +114,9 @@ class Settings(BaseSettings):
         pattern="^(s3|redis|rediss|unix)://",
         description="Where images lie: s3://bucket/prefix (extra s3) or a second server; unset: files in the data "
         "directory.",
+    )
+    sweep_s: float = Field(
+        default=60.0, ge=0, description="Results past their time are looked for this often, by one process; 0: never."
     )
     results_quota_mb: int = Field(
         default=0, ge=0, description="Beyond that many MiB of images the oldest are swept away; 0: no limit."
@@ -153,7 +165,7 @@ class Settings(BaseSettings):
         default=False, description="OpenTelemetry spans (extra otel); OTEL_* variables say where they go."
     )
 
-    @field_validator("webhook_networks", mode="before")
+    @field_validator("webhook_networks", "cors", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [part for part in value.split(",") if part] if isinstance(value, str) else value

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from functools import cache
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Forbidden, ServiceError, Unauthorized, error_body
+from service.http.trust import check_keyless, is_local
 from service.keys import SCOPES, Key, KeyStore
 from service.observe.context import ANONYMOUS, current_request
+from service.settings import Settings
 
-PUBLIC = ("/", "/page/{name}", "/healthz", "/readyz")
+PUBLIC = ("/", "/page/{name}", "/favicon.ico", "/docs", "/healthz", "/readyz")
 # (method, address) → scope. What is not listed needs admin: a route that somebody forgets here is closed, not open.
 SCOPE_OF = {
     ("POST", "/generate"): "generate",
@@ -29,18 +30,19 @@ SCOPE_OF = {
     ("GET", "/v1/models"): "read",
     ("GET", "/v1/models/{model}"): "read",
     ("GET", "/info"): "read",
-    ("GET", "/docs"): "read",
     ("GET", "/openapi.json"): "read",
     ("GET", "/metrics"): "metrics",
     ("GET", "/admin/models"): "admin",
     ("POST", "/admin/models/{model}/{version}/load"): "admin",
     ("POST", "/admin/models/{model}/{version}/promote"): "admin",
     ("POST", "/admin/models/{model}/{version}/unload"): "admin",
+    ("GET", "/admin/usage"): "admin",
     ("GET", "/admin/dlq"): "admin",
     ("POST", "/admin/dlq/{id}/retry"): "admin",
     ("POST", "/admin/dlq/{id}/drop"): "admin",
 }
 OTHERWISE = "admin"
+OPEN_SCOPES = ("generate", "read", "metrics")  # of a service without keys, for other machines
 CHALLENGE = 'Bearer realm="fewstep"'
 
 
@@ -59,30 +61,23 @@ async def operator(request: Request) -> None:
     Raises:
         Forbidden: there is no key in the service, and the request comes from elsewhere or through a proxy.
     """
-    if not request.state.keyed and not _local(request):
+    if "admin" not in request.state.scopes:
         raise Forbidden(
             "This address is for the operator: on the machine of the service, or with a key of scope admin."
         )
 
 
-def _local(request: Request) -> bool:
-    if request.client is None or "x-forwarded-for" in request.headers or "forwarded" in request.headers:
-        return False
-    try:
-        return ipaddress.ip_address(request.client.host).is_loopback
-    except ValueError:
-        return False
-
-
 class Access:
     """Lets a request pass that is allowed, and notes whose it is: ``state.key`` (an id) and ``state.scopes``.
 
-    Without a file of keys everybody may do everything, as nobody but this machine can reach the service then.
+    Without a file of keys this machine may do everything; others reach the service only if the operator said
+    --insecure, and then they may draw and read.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyStore) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyStore, settings: Settings) -> None:
         self._app = app
         self._keys = keys
+        self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -92,7 +87,7 @@ class Access:
         except ServiceError as error:
             body = error_body(error, scope["state"]["request_id"])
             return await JSONResponse(body, error.status, headers=error.headers)(scope, receive, send)
-        scopes = key.scopes if key else () if self._keys.required else SCOPES
+        scopes = key.scopes if key else () if self._keys.required else SCOPES if is_local(scope) else OPEN_SCOPES
         scope["state"].update(key=key.id if key else ANONYMOUS, scopes=scopes, keyed=self._keys.required)
         if key and (info := current_request.get()):
             info.key, info.quota = key.id, key.quota
@@ -104,9 +99,11 @@ class Access:
         Raises:
             Unauthorized, Forbidden
         """
+        needed = None if _is_link(scope) else needed_scope(scope.get("method", ""), scope["path"])
         if not self._keys.required:
+            if needed is not None:
+                check_keyless(scope, self._settings)
             return None
-        needed = needed_scope(scope.get("method", ""), scope["path"])
         header = Headers(scope=scope).get("authorization", "")
         kind, _, presented = header.partition(" ")
         key = self._keys.find(presented.strip()) if kind.lower() == "bearer" else None
@@ -122,6 +119,13 @@ class Access:
             raise Unauthorized(message, headers={"WWW-Authenticate": f'{CHALLENGE}, error="invalid_token"'})
         message = "An API key is needed: send the header Authorization: Bearer KEY."
         raise Unauthorized(message, code="missing_api_key", headers={"WWW-Authenticate": CHALLENGE})
+
+
+def _is_link(scope: Scope) -> bool:
+    """Whether a request came by a signed link to a picture, which the route checks."""
+    if scope.get("method") not in ("GET", "HEAD") or not _matches("/jobs/{id}/images/{k}", scope["path"]):
+        return False
+    return "signature" in QueryParams(scope.get("query_string", b""))
 
 
 def _matches(template: str, path: str) -> bool:

@@ -7,15 +7,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from service.http.access import Access
 from service.http.description import DescribedApp
 from service.http.handlers import add_handlers
 from service.http.middleware import BodyLimit, RequestContext
 from service.http.overload import OverloadGuard, OverloadMiddleware
-from service.http.routes import dlq, images, info, jobs, models, openai, pages, probes
+from service.http.routes import dlq, images, info, jobs, models, openai, pages, probes, usage
 from service.http.services import open_services
 from service.http.webhooks import webhooks
+from service.http.wire import WireCheck
 from service.keys import KeyStore
 from service.models.controller import SingleModel
 from service.models.folder import Name
@@ -25,7 +27,11 @@ from service.observe.tracer import Tracing
 from service.observe.tracing import open_tracing
 from service.settings import Settings
 
-MAX_BODY_BYTES = 65536
+MAX_BODY_BYTES = 262144
+EXPOSED_HEADERS = (
+    "Location", "Preference-Applied", "Retry-After", "X-Request-ID", "X-Seed", "X-Model-Version", "X-Reward-Score",
+    "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "x-should-retry",
+)  # fmt: skip
 DESCRIPTION = "Pictures from a few-step student, each with its reward."
 
 
@@ -64,7 +70,13 @@ def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
     )
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(OverloadMiddleware, guard=guard, metrics=metrics)
-    app.add_middleware(Access, keys=keys)
+    app.add_middleware(WireCheck, body_timeout_s=settings.body_timeout_s)
+    app.add_middleware(Access, keys=keys, settings=settings)
+    if settings.cors:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors, allow_methods=["GET", "POST"], allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )  # fmt: skip
     app.add_middleware(RequestContext, metrics=metrics, tracing=tracing)
     add_handlers(app)
     routers = (
@@ -74,6 +86,7 @@ def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
         models.public,
         models.admin,
         dlq.router,
+        usage.router,
         probes.router,
         info.router,
     )

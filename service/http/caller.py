@@ -14,6 +14,12 @@ def key_of(request: Request) -> str:
     return str(getattr(request.state, "key", ANONYMOUS))
 
 
+def owner_of(request: Request) -> str | None:
+    """Whose jobs a caller may see and cancel: its own; None, everybody's, with a key of the scope admin."""
+    everybodys = request.state.keyed and "admin" in request.state.scopes
+    return None if everybodys else key_of(request)
+
+
 def base_url_of(request: Request, settings: Settings) -> str:
     """What the addresses in answers begin with, with a slash at the end."""
     return f"{settings.public_url}/" if settings.public_url else str(request.base_url)

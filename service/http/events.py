@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.errors import ServiceError, error_detail
 from service.http.caller import client_gone
-from service.http.presentation import failure, image_url, in_base64, job_status, position_of
+from service.http.presentation import failure, in_base64, job_status, position_of
 from service.http.services import Services, ending
 from service.http.submission import Submission
 from service.http.tasks import end
@@ -93,6 +93,10 @@ class EventStream(Response):
         self._leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._services.streams.opened(scope["state"]["key"]):
+            await self._serve(receive, send)
+
+    async def _serve(self, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         stream = asyncio.create_task(self._stream(send))
         gone = asyncio.create_task(client_gone(receive))
@@ -166,5 +170,6 @@ class EventStream(Response):
         fields = {"created_at": int(record.created_s), "output_format": job.output_format}
         fields["size"] = f"{job.width}x{job.height}"
         if job.response_format == "url" and event.number >= COMPLETED:
-            return {**fields, "url": image_url(self._base_url, record.id, event.data["index"])}
+            link = await self._services.links.to_image(self._base_url, record, event.data["index"])
+            return {**fields, "url": link.url, "expires_at": link.expires}
         return {**fields, "b64_json": await in_base64(self._services, event.file)}

@@ -94,6 +94,7 @@ async def _generate(services: Services, body: GenerateRequest, caller: Caller, r
     await _check_manner(services, served, body, caller.preference)
     submission = _submission(services, served, body, caller)
     if body.stream:
+        services.streams.check(caller.key)
         id = await submission.enqueue()
         return caller.stream(services, id, caller.base_url, submission=submission, leaving=_leaving(submission, id))
     if caller.preference.asynchronously and not caller.preference.wait_s:

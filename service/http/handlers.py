@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -42,7 +43,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return _answer(request, from_http(error), dict(error.headers or {}))
+        return _answer(request, from_http(error, request.url.path), dict(error.headers or {}))
 
 
 def from_validation(error: dict[str, Any], fields: Collection[str]) -> ServiceError:
@@ -64,10 +65,12 @@ def from_validation(error: dict[str, Any], fields: Collection[str]) -> ServiceEr
     return InvalidRequest(f"{field}{where}: {message[:1].lower()}{message[1:]}.", param=field)
 
 
-def from_http(error: HTTPException) -> ServiceError:
+def from_http(error: HTTPException, path: str = "/") -> ServiceError:
     """What the framework itself refuses."""
     if error.status_code == 404:
-        return NotFound("There is no such page.")
+        meant = re.sub("/+", "/", path).rstrip("/")
+        hint = f" The address without its extra slashes is {_printable(meant)}." if meant not in ("", path) else ""
+        return NotFound(f"There is no such page.{hint}")
     if error.status_code == 405:
         return MethodNotAllowed("This address does not take this method.")
     if error.status_code == 413:

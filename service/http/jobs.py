@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from service.errors import Conflict, NotFound, ServiceError
+from service.errors import Conflict, InvalidRequest, NotFound, ServiceError
 from service.http.presentation import image_file
 from service.http.services import Services
 from service.queue.job import Record, State
 
 ID = re.compile("[0-9a-f]{32}")
+CURSOR = re.compile("[0-9]{1,18}")
 
 
-async def find(services: Services, id: str, key: str) -> Record:
-    """A job of this caller. A job of somebody else is as unknown as one that never was, or as one that another version
-    of the service wrote in a way of its own.
+async def find(services: Services, id: str, key: str | None) -> Record:
+    """A job of this caller, or with ``key`` None of anybody.
+
+    A job of somebody else is as unknown as one that never was, or as one that another version of the service wrote in a
+    way of its own.
 
     Raises:
         NotFound, RedisError
@@ -24,19 +29,50 @@ async def find(services: Services, id: str, key: str) -> Record:
     if not ID.fullmatch(id):
         raise _unknown()
     record = (await services.producer.records([id])).get(id)
-    if record is None or record.key != key or not record.readable:
+    if record is None or key not in (None, record.key) or not record.readable:
         raise _unknown()
     return record
 
 
-async def owned(services: Services, key: str, limit: int) -> list[Record]:
-    """The newest jobs of this caller, newest first.
+@dataclass(frozen=True)
+class Page:
+    """Some jobs, newest first, and where the next page begins (empty: nowhere)."""
+
+    records: Sequence[Record]
+    cursor: str
+
+
+async def page_of(
+    services: Services, key: str | None, limit: int, cursor: str | None, states: Collection[State]
+) -> Page:
+    """The newest jobs of this caller, or with ``key`` None of all, in these states; those after ``cursor``.
 
     Raises:
+        InvalidRequest: no page began with this cursor.
         RedisError
     """
-    records = await services.producer.owned(key, limit)
-    return [record for record in records if record.key == key and record.readable]
+    before_us = _read_cursor(cursor)
+    owners = [key] if key is not None else await services.producer.owners()
+    found: list[Record] = []
+    for owner in owners:
+        found += await services.producer.owned(owner, limit + 1, before_us=before_us, states=states)
+    found = [record for record in found if key in (None, record.key)]
+    found.sort(key=lambda record: record.created_s, reverse=True)
+    more = len(found) > limit
+    shown = found[:limit]
+    return Page([record for record in shown if record.readable], f"{_micros(shown[-1])}" if more else "")
+
+
+def _micros(record: Record) -> int:
+    return round(record.created_s * 1e6)
+
+
+def _read_cursor(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    if not CURSOR.fullmatch(cursor):
+        raise InvalidRequest("cursor must be the next of an earlier page.", "cursor")
+    return int(cursor)
 
 
 async def image_of(services: Services, record: Record, index: int) -> Response:

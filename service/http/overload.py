@@ -46,7 +46,7 @@ class OverloadGuard:
         """What to answer without asking the queue, if it need not be asked."""
         if self._clock() >= self._closed_until:
             return None
-        return QueueFull("Too many requests are waiting.", retry_after_s=self._wait_s)
+        return QueueFull("The queue is full: too many jobs are waiting.", retry_after_s=self._wait_s)
 
 
 class OverloadMiddleware:

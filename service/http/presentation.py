@@ -38,8 +38,8 @@ async def generated(services: Services, record: Record, base_url: str) -> Genera
     )
 
 
-async def job_status(services: Services, record: Record, base_url: str) -> JobStatus:
-    """What is known of a job at any time; of a waiting one its place, too.
+async def job_status(services: Services, record: Record, base_url: str, show_key: bool = False) -> JobStatus:
+    """What is known of a job at any time; of a waiting one its place, too. ``show_key``: and whose it is.
 
     Raises:
         RedisError: the queue is out of reach.
@@ -50,6 +50,10 @@ async def job_status(services: Services, record: Record, base_url: str) -> JobSt
         id=record.id,
         status=record.state.value,
         created=int(record.created_s),
+        started=record.claimed_s,
+        finished=record.finished_s,
+        expires_at=services.links.expires(record) if record.terminal else None,
+        key=record.key if show_key else None,
         model=job.model,
         model_version=job.version,
         prompt=job.prompt,
@@ -59,7 +63,7 @@ async def job_status(services: Services, record: Record, base_url: str) -> JobSt
         priority=job.priority,
         cancelling=record.giving_up,
         queue=await position_of(services, record),
-        data=[_linked(record, k, base_url) for k in range(len(job.seeds))] if done else [],
+        data=[await _linked(services, record, k, base_url) for k in range(len(job.seeds))] if done else [],
         runtime=result.get("runtime") if done else None,
         batch_size=result.get("batch_size") if done else None,
         timings=timings(record) if done else None,
@@ -136,11 +140,6 @@ async def in_base64(services: Services, reference: str) -> str:
     return base64.b64encode(await read_image(services, reference)).decode("ascii")
 
 
-def image_url(base_url: str, id: str, index: int) -> str:
-    """Where image ``index`` of a job is."""
-    return f"{base_url}jobs/{id}/images/{index}"
-
-
 def main_score(student: Student | None, reward: dict[str, float]) -> float | None:
     """The score of the scorer that the student was trained on, or of any other, or None without one."""
     scorers = student.scorers if student else {}
@@ -157,13 +156,14 @@ def _student_of(services: Services, job: Job) -> Student | None:
 
 async def _image(services: Services, record: Record, index: int, base_url: str, inline: bool) -> GeneratedImage:
     if not inline:
-        return _linked(record, index, base_url)
+        return await _linked(services, record, index, base_url)
     image = record.result["images"][index]
     return GeneratedImage(b64_json=await in_base64(services, image["file"]), **_public_fields(image))
 
 
-def _linked(record: Record, index: int, base_url: str) -> GeneratedImage:
-    return GeneratedImage(url=image_url(base_url, record.id, index), **_public_fields(record.result["images"][index]))
+async def _linked(services: Services, record: Record, index: int, base_url: str) -> GeneratedImage:
+    link = await services.links.to_image(base_url, record, index)
+    return GeneratedImage(url=link.url, expires_at=link.expires, **_public_fields(record.result["images"][index]))
 
 
 def _public_fields(image: dict[str, Any]) -> dict[str, Any]:

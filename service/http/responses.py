@@ -14,7 +14,10 @@ class GeneratedImage(Strict):
     """One image and where it came from."""
 
     b64_json: str | None = Field(None, description="The bytes of the image in base64, with response_format b64_json.")
-    url: str | None = Field(None, description="Where the bytes of the image are, with response_format url.")
+    url: str | None = Field(
+        None, description="Where the bytes of the image are, with response_format url: for whoever has this link."
+    )
+    expires_at: int | None = Field(None, description="Unix time at which the link stops working, in seconds.")
     seed: int = Field(description="Posting this seed alone gives the same bytes.")
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")
@@ -69,6 +72,10 @@ class JobStatus(Strict):
         description="The last four are final."
     )
     created: int = Field(description="Unix time of acceptance, in seconds.")
+    started: float | None = Field(description="Unix time at which a worker took it (for the last time), in seconds.")
+    finished: float | None = Field(description="Unix time of its end, in seconds.")
+    expires_at: int | None = Field(description="When it has ended: Unix time until which it and its images are kept.")
+    key: str | None = Field(description="The id of the key that it belongs to; for keys with the scope admin.")
     model: str
     model_version: str
     prompt: str
@@ -86,9 +93,10 @@ class JobStatus(Strict):
 
 
 class JobList(Strict):
-    """Jobs of one caller, newest first."""
+    """Jobs, newest first."""
 
     data: list[JobStatus]
+    next: str | None = Field(description="The cursor of the next page; null on the last one.")
 
 
 class ErrorResponse(Strict):
@@ -103,8 +111,10 @@ MEANING = {
     401: "An API key is needed, or the one that came is not valid.",
     403: "The key has no scope for this.",
     404: "There is no such page, job, image or model.",
+    408: "The body did not arrive in time.",
     409: "The job is not in the state for this: it has not ended yet, or it was cancelled.",
     413: "The body is too large, or more pixels are asked for than one request may have.",
+    415: "The body is not JSON, or is compressed.",
     422: "A field is missing, unknown or wrong; error.param names it.",
     429: "The key's quota is used up for now; see the Retry-After header.",
     500: "The picture could not be drawn.",

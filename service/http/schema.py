@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
-MAX_PROMPT_CHARS = 1000
+MAX_PROMPT_CHARS = 32_000  # as OpenAI's; what a student reads is counted in tokens
 MAX_IMAGES = 10
 MAX_SIDE_PX = 16384
 MAX_PREVIEWS = 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import resource
 import signal
 import socket
 import sys
@@ -18,11 +19,15 @@ from fastapi import FastAPI
 from service.exposure import check_exposure
 from service.http.app import build_app
 from service.http.services import Services
+from service.http.wire import MAX_HEAD_BYTES, bounded_protocol
 from service.keys import KeyStore
 from service.settings import Settings
 
 STOP_MARGIN_S = 1  # for those who are answered at the last moment
 KEEP_ALIVE_S = 75  # longer than the idle limit of common load balancers, so that it is they who close first
+
+DESCRIPTORS_WANTED = 65536
+DESCRIPTORS_APART = 128  # files, the queue, the result store, threads
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +69,9 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.grace_s) + STOP_MARGIN_S,
         timeout_keep_alive=KEEP_ALIVE_S,
+        http=bounded_protocol(settings.head_timeout_s),
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        limit_concurrency=raise_descriptor_limit() - DESCRIPTORS_APART,
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)  # uvicorn raises the signal again when all is done
@@ -72,3 +80,16 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
 
 def _end(_number: int, _frame: FrameType | None) -> None:
     sys.exit(0)
+
+
+def raise_descriptor_limit() -> int:
+    """How many descriptors this process may have open, after it has asked for more: each waiting client needs one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+        except (OSError, ValueError) as error:
+            log.warning("at most %d clients can wait at once: %s", soft, error)
+    return DESCRIPTORS_WANTED if soft == resource.RLIM_INFINITY else soft

@@ -13,7 +13,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 from redis.exceptions import RedisError
 
+from service.http.links import Links
 from service.http.overload import OverloadGuard
+from service.http.streams import Streams
 from service.http.tasks import end
 from service.models.controller import ModelController, SingleModel
 from service.models.folder import Folder
@@ -29,7 +31,6 @@ from service.results.store import ResultStore
 from service.settings import Settings
 
 REAP_EVERY_S = 1.0
-SWEEP_EVERY_S = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Services:
     stopping: asyncio.Event
     tracing: Tracing
     guard: OverloadGuard
+    streams: Streams
+    links: Links
 
 
 async def services_of(request: Request) -> Services:
@@ -66,6 +69,8 @@ async def background(services: Services) -> AsyncIterator[None]:
         await services.producer.reap()
 
     async def sweep() -> None:
+        if not await services.producer.take_turn("sweep", services.settings.sweep_s / 2):
+            return
         quota_bytes = services.settings.results_quota_mb * 2**20
         await asyncio.to_thread(services.results.sweep, services.settings.result_ttl_s, quota_bytes)
 
@@ -73,8 +78,9 @@ async def background(services: Services) -> AsyncIterator[None]:
         asyncio.create_task(services.replies.read_forever()),
         asyncio.create_task(services.models.run()),
         asyncio.create_task(every(REAP_EVERY_S, reap)),
-        asyncio.create_task(every(SWEEP_EVERY_S, sweep)),
     ]
+    if services.settings.sweep_s:
+        tasks.append(asyncio.create_task(every(services.settings.sweep_s, sweep)))
     try:
         yield
     finally:
@@ -113,6 +119,8 @@ async def open_services(
         stopping=asyncio.Event(),
         tracing=tracing,
         guard=guard,
+        streams=Streams(settings.max_streams),
+        links=Links(producer, settings.result_ttl_s),
     )
     try:
         async with background(services):

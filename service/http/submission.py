@@ -45,7 +45,7 @@ class Submission:
         _note(verdict)
         self._log(verdict)
         self.services.guard.record(verdict.word == "full", verdict.wait_s)
-        if (refusal := _refusal(verdict)) is not None:
+        if (refusal := _refusal(verdict, self.job)) is not None:
             self.services.metrics.rejected(verdict.word)
             raise refusal
         return verdict.id
@@ -81,17 +81,21 @@ def rate_headers(quota: int, left: int) -> dict[str, str]:
     }
 
 
-def _refusal(verdict: Verdict) -> ServiceError | None:
+def _refusal(verdict: Verdict, job: Job) -> ServiceError | None:
     again = verdict.wait_s
     if verdict.word == "gone":
-        return ModelGone("model is served no more.", "model")
+        return ModelGone(f"Model {job.model} {job.version} is no longer served.", "model")
     if verdict.word == "full":
-        return QueueFull("Too many requests are waiting.", retry_after_s=again)
+        return QueueFull("The queue is full: too many jobs are waiting.", retry_after_s=again)
     if verdict.word == "late":
-        message = "timeout_s would pass before a worker is free: too much is waiting."
+        message = "The queue is too long for this deadline: timeout_s would pass before a worker is free."
         return DeadlineExceeded(message, "timeout_s", retry_after_s=again)
     if verdict.word == "quota":
-        return QuotaExceeded("Your quota of megapixel-steps is used up for now.", retry_after_s=again)
+        message = (
+            f"This request costs {job.cost / 1000:g} megapixel-steps, and of your {verdict.quota / 1000:g} a minute "
+            f"{max(0, verdict.quota_left) / 1000:g} are left."
+        )
+        return QuotaExceeded(message, retry_after_s=again)
     if verdict.word == "mismatch":
         message = f"This {KEY_HEADER} was used for another request: use a new one."
         return InvalidRequest(message, KEY_HEADER, code="idempotency_mismatch")

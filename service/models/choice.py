@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from service.errors import InvalidRequest, NotFound
@@ -10,6 +10,7 @@ from service.models.folder import Name, age
 from student.bundle import Student
 from student.runtimes.sizes import Size
 
+SHOWN_CHARS = 80
 LATEST = "latest"
 
 
@@ -62,13 +63,21 @@ class Choice:
         """
         ids = self.ids
         if id is None and len(ids) > 1:
-            raise InvalidRequest(f"model must be named: {', '.join(ids)} are served here.", "model")
+            raise InvalidRequest(f"model is missing, and several are served: {', '.join(ids)}.", "model")
         if id is None and ids:
             id = ids[0]
         if id not in ids:
-            raise NotFound("model is not one that is served here.", "model", code="model_not_found")
+            raise NotFound(f"There is no model {_shown(id)} here: {_listed(ids)}.", "model", code="model_not_found")
         exact = self.latest(id) if version in (None, LATEST) else version
         if exact not in self.versions(id):
-            message = f"model_version is none of {id} that is served here."
+            message = f"Model {id} has no version {_shown(exact)} here: {_listed(self.versions(id))}."
             raise NotFound(message, "model_version", code="model_not_found")
         return self.served[Name(id, str(exact))]
+
+
+def _shown(text: object) -> str:
+    return repr(str(text)[:SHOWN_CHARS])
+
+
+def _listed(served: Sequence[str]) -> str:
+    return f"served {'is' if len(served) == 1 else 'are'} {', '.join(served)}" if served else "none is served"

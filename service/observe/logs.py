@@ -39,6 +39,9 @@ def configure_logging(settings: Settings, stream: TextIO | None = None) -> None:
         chosen = "text" if stream.isatty() else "json"
     handler = _handler(stream)
     handler.setFormatter(JsonLines() if chosen == "json" else TextLines(TEXT))
+    # Its lines at INFO are the addresses that webhooks go to, and these hold secrets.
+    for chatty in ("httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
 
 

@@ -44,11 +44,16 @@ class DeadLetterQueue:
         """Queue a job like a letter's, alone in its batch, and drop the letter once it is queued.
 
         It is a job of its own, for one that has ended stays so. Its id follows from the old one: a repeated call finds
-        what the first one did.
+        what the first one did. Its webhook is sent when the new job ends, and its Idempotency-Key stands for that.
         """
         again = replace(job, id=hashlib.sha256(f"retry {job.id}".encode()).hexdigest()[:32])
-        verdict = await self._producer.enqueue(again, QueueOptions(timeout_s, quota=0, solo=True))
-        if verdict.word in ("ok", "known"):
+        row = await bounded(self._client.hmget(f"{self._prefix}j:{job.id}", ["webhook", "idem", "body"]))
+        webhook, idempotency, body = (str(text or "") for text in row)
+        options = QueueOptions(
+            timeout_s, quota=0, solo=True, webhook=webhook, idempotency=idempotency, body=body if idempotency else ""
+        )
+        verdict = await self._producer.enqueue(again, options)
+        if verdict.word in ("ok", "known", "attached"):
             await self.drop(job.id)
         return verdict
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import secrets
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from service.queue.scripts import Scripts
 
 FIELDS = ["state", "result", "key", "payload", "created_us", "claimed_us", "finished_us", "previews", "cancel"]
 MOST_OWNED = 1000  # as many as enqueue.lua keeps in the list of a key
+DAY_S = 86400
+SECRET_KEPT_S = 30 * DAY_S
 MOST_WORKERS = 1000  # of those alive, that are asked what they say
 REPLICATED_WITHIN_MS = 500
 
@@ -54,6 +57,18 @@ class Depth:
     oldest_s: float
     workers: int
     counters: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What was drawn for a key on one day; ``day_s`` is the Unix time of its beginning, ``work`` the cost in thousands
+    of pixel-steps."""
+
+    key: str
+    day_s: int
+    jobs: int
+    images: int
+    work: int
 
 
 class Producer:
@@ -143,17 +158,41 @@ class Producer:
         rows = zip(ids, await bounded(pipeline.execute()), strict=True)
         return {id: _record(id, dict(zip(FIELDS, row, strict=True))) for id, row in rows if row[0]}
 
-    async def owned(self, key: str, limit: int) -> list[Record]:
-        """The newest jobs of a key that are still kept, newest first."""
+    async def owned(
+        self, key: str, limit: int, *, before_us: int | None = None, states: Collection[State] = ()
+    ) -> list[Record]:
+        """The newest jobs of a key that are still kept, newest first; of those accepted earlier than ``before_us``, and
+        in one of these states (all, if none is named)."""
         found: list[Record] = []
+        highest = "+inf" if before_us is None else f"({before_us}"
         for start in range(0, MOST_OWNED, limit):  # some records may have gone before their place in the list
-            ids = await bounded(self._client.zrevrange(f"{self._prefix}k:{key}", start, start + limit - 1))
-            if not ids:
+            names = self._client.zrevrangebyscore(f"{self._prefix}k:{key}", highest, "-inf", start, limit)
+            if not (ids := await bounded(names)):
                 break
-            found += (await self.records([str(id) for id in ids])).values()
+            records = (await self.records([str(id) for id in ids])).values()
+            found += [record for record in records if not states or record.state in states]
             if len(found) >= limit:
                 break
         return found[:limit]
+
+    async def owners(self) -> list[str]:
+        """The keys that have jobs here."""
+        start = f"{self._prefix}k:"
+        names = await bounded(_all(self._client.scan_iter(f"{start}*", count=1000)))
+        return [name.removeprefix(start) for name in names]
+
+    async def usage(self, days: int) -> list[Usage]:
+        """What was drawn for each key on each of the last days (UTC), today among them."""
+        today = await self._now_us() // (DAY_S * 1_000_000)
+        pipeline = self._client.pipeline(transaction=False)
+        numbers = range(today, today - days, -1)
+        for number in numbers:
+            pipeline.hgetall(f"{self._prefix}u:{number}")
+        return [
+            usage
+            for number, counts in zip(numbers, await bounded(pipeline.execute()), strict=True)
+            for usage in _usages(number * DAY_S, counts)
+        ]
 
     async def workers(self) -> list[Worker]:
         """The workers that have given a sign of life lately."""
@@ -177,9 +216,20 @@ class Producer:
         oldest_s = max(0.0, (now_us - head[0][1]) / 1e6) if head else 0.0
         return Depth(waiting, running, oldest_s, workers, {name: int(count) for name, count in counters.items()})
 
-    async def ping(self) -> None:
-        """Raises a RedisError if the server does not answer."""
-        await self._client.ping()
+    async def shared_secret(self, name: str) -> bytes:
+        """Random bytes that every process of this queue finds under this name; the first one to ask makes them."""
+        key = f"{self._prefix}secret:{name}"
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.set(key, secrets.token_hex(32), nx=True)
+        pipeline.expire(key, SECRET_KEPT_S)
+        pipeline.get(key)
+        *_, found = await bounded(pipeline.execute())
+        return bytes.fromhex(found)
+
+    async def take_turn(self, duty: str, for_s: float) -> bool:
+        """Whether this process is the one that does a duty now: for so long nobody else is given it."""
+        key, until_ms = f"{self._prefix}turn:{duty}", max(1, round(for_s * 1000))
+        return bool(await bounded(self._client.set(key, self._api, nx=True, px=until_ms)))
 
     async def _now_us(self) -> int:
         seconds, micros = await bounded(self._client.time())
@@ -222,3 +272,13 @@ def _record(id: str, row: Mapping[str, str | None]) -> Record:
 
 def _seconds(micros: str | None) -> float | None:
     return int(micros) / 1e6 if micros else None
+
+
+def _usages(day_s: int, counts: Mapping[str, str]) -> Iterator[Usage]:
+    for key in sorted({name.rpartition("|")[0] for name in counts}):
+        jobs, images, work = (int(counts.get(f"{key}|{what}", 0)) for what in ("jobs", "images", "work"))
+        yield Usage(key, day_s, jobs, images, work)
+
+
+async def _all(names: AsyncIterator[Any]) -> list[str]:
+    return [str(name) async for name in names]

@@ -27,7 +27,7 @@ from service.listener import listen
 from service.models.single import check_models, queue_name
 from service.queue.connection import check_server, connect
 from service.queue.consumer import Consumer
-from service.settings import PREFIX, REPOSITORY, Settings
+from service.settings import PREFIX, REPOSITORY, SECRETS_DIR, Settings
 from service.supervise.processes import spawn, stop
 from service.supervise.redis_server import EmbeddedServer
 
@@ -68,7 +68,8 @@ class Supervisor:
         check_exposure(settings, self._listener.getsockname()[0], KeyStore(settings.data_dir))
         self._lock = _claim_data_dir(settings.data_dir)
         self._server: EmbeddedServer | None = None
-        self._children = [Child("api"), *(Child("worker") for _ in range(settings.workers))]
+        roles = ["api"] * settings.apis + ["worker"] * settings.workers
+        self._children = [Child(role) for role in roles]
         self._redis_url = settings.redis_url or ""
         self._stopping = False
 
@@ -135,10 +136,17 @@ class Supervisor:
         what = {"MODELS": str(settings.models)} if settings.models else {"MODEL": str(settings.model)}
         chosen = {"REDIS_URL": self._redis_url, "DATA_DIR": str(settings.data_dir), **what}
         chosen["INSECURE"] = str(settings.insecure).lower()
+        paths = {"C2PA_CERT": settings.c2pa_cert, "C2PA_KEY": settings.c2pa_key}
+        chosen |= {name: str(path) for name, path in paths.items() if path is not None}
+        if folder := os.environ.get(SECRETS_DIR):
+            chosen["SECRETS_DIR"] = str(Path(folder).expanduser().absolute())
         return {**os.environ, **{PREFIX + name: value for name, value in chosen.items()}}
 
     def _wait_until_ready(self) -> dict[str, Any]:
-        """What /readyz says once it says yes; empty if we are told to stop meanwhile."""
+        """What /readyz says once it says yes; empty if we are told to stop meanwhile.
+
+        A large student takes its time to load: a worker that lives is waited for, an HTTP process that is silent not.
+        """
         deadline = time.monotonic() + READY_TIMEOUT_S
         while not self._stopping:
             for child in self._children:
@@ -147,7 +155,10 @@ class Supervisor:
             if about := _ask(f"{self.url}/readyz"):
                 return about
             if time.monotonic() > deadline:
-                raise StartupError(f"Not ready after {READY_TIMEOUT_S:.0f} s.")
+                if not _ask(f"{self.url}/healthz"):
+                    raise StartupError(f"The HTTP process does not answer after {READY_TIMEOUT_S:.0f} s.")
+                print("fewstep: the workers are still loading (Ctrl-C stops it)", file=sys.stderr, flush=True)
+                deadline = time.monotonic() + READY_TIMEOUT_S
             time.sleep(POLL_EVERY_S)
         return {}
 

@@ -66,6 +66,20 @@ def test_secrets_are_mounted_by_whom_they_are_for_and_never_in_an_environment() 
             assert not re.search("PASSWORD$|TOKEN|SECRET$|_KEY|REDIS_URL", variable)
 
 
+def test_only_who_makes_and_checks_keys_can_write_them() -> None:
+    """They lie in /data; a worker that was broken into must not be able to add one."""
+    mounts = {
+        name: {mount.split(":")[1] for mount in service.get("volumes", [])}
+        for name, service in {**SERVICES, **GPUS}.items()
+    }
+    assert {name for name, targets in mounts.items() if "/data" in targets} == {"init", "api", "valkey"}
+    sources = {name: {m.split(":")[0] for m in service.get("volumes", [])} for name, service in SERVICES.items()}
+    assert {name for name, found in sources.items() if "results" in found} == {"init", "api"}
+    for name in ("worker", "worker-gpu", "api"):
+        assert "pictures:/data/results" in SERVICES[name]["volumes"], "where the workers put what the API hands out"
+    assert re.search(r"install -d .*/data/results", DOCKERFILE), "a volume takes over its owner from this folder"
+
+
 def test_the_environment_holds_settings_that_exist_and_time_to_stop() -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {SECRETS_DIR}
     for name in ("api", "worker", "worker-gpu"):

@@ -285,7 +285,8 @@ def open_post(url: str, headers: Mapping[str, str] | None = None, **fields: Any)
     """POST /generate on a connection that the test can break."""
     host, _, port = url.removeprefix("http://").partition(":")
     body = json.dumps(fields).encode()
-    lines = {"Host": "h", "Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
+    lines = {"Host": f"{host}:{port}", "Content-Type": "application/json", "Content-Length": str(len(body))}
+    lines |= headers or {}
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     connection = socket.create_connection((host, int(port)))
     connection.sendall(f"POST /generate HTTP/1.1\r\n{head}\r\n".encode() + body)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from service.errors import InvalidRequest, ServiceError
 from service.http.generate import Caller
 from service.http.openai.schema import ImageDatum, ImagesAnswer, ImagesRequest, InputDetails, Usage
-from service.http.presentation import image_url, in_base64
+from service.http.presentation import in_base64
 from service.http.schema import GenerateRequest
 from service.http.services import Services
 from service.models.choice import Choice, Served
@@ -137,7 +137,8 @@ async def _datum(services: Services, record: Record, index: int, base_url: str) 
     image = record.result["images"][index]
     fields = {"seed": image["seed"], "reward": image["reward"]}
     if record.job.response_format == "url":
-        return ImageDatum(url=image_url(base_url, record.id, index), **fields)
+        link = await services.links.to_image(base_url, record, index)
+        return ImageDatum(url=link.url, **fields)
     return ImageDatum(b64_json=await in_base64(services, image["file"]), **fields)
 
 

@@ -93,9 +93,9 @@ async def drop_letter(id: JobId, request: Request, services: WithServices) -> Dr
 
 def _check(verdict: Verdict) -> None:
     if verdict.word == "gone":
-        raise ModelGone("model is served no more.", "model")
-    if verdict.word not in ("ok", "known"):
-        raise QueueFull("Too many requests are waiting.", retry_after_s=verdict.wait_s)
+        raise ModelGone("The model of this job is no longer served.", "model")
+    if verdict.word not in ("ok", "known", "attached"):
+        raise QueueFull("The queue is full: too many jobs are waiting.", retry_after_s=verdict.wait_s)
 
 
 def _described(letter: DeadLetter, show_prompts: bool) -> DeadLetterInfo:

@@ -45,6 +45,11 @@ async def docs() -> FileResponse:
     return FileResponse(FOLDER / "docs.html", headers=HEADERS)
 
 
+@router.api_route("/favicon.ico", methods=["GET", "HEAD"])
+async def favicon() -> FileResponse:
+    return FileResponse(FOLDER / "icon.svg", media_type=ASSETS["icon.svg"], headers=HEADERS)
+
+
 @router.api_route("/page/{name}", methods=["GET", "HEAD"])
 async def asset(name: str) -> FileResponse:
     if name not in ASSETS:

@@ -32,7 +32,7 @@ async def healthz() -> dict[str, str]:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses=error_responses(503))
 async def readyz(request: Request, services: WithServices) -> dict[str, str | int | float]:
-    """The queue answers and a worker is alive."""
+    """The queue answers, and a worker holds the model that this process serves."""
     if services.stopping.is_set():
         raise Unavailable("The service is stopping.")
     try:
@@ -43,15 +43,18 @@ async def readyz(request: Request, services: WithServices) -> dict[str, str | in
         raise Unavailable("No worker is alive.")
     served = services.models.choice.default()
     if served is None:
-        raise Unavailable("No model is served (yet).")
+        raise Unavailable("No model is served yet.")
+    holding = [worker for worker in workers if str(served.name) in worker.models]
+    if not holding:
+        raise Unavailable(f"No worker has loaded {served.name} yet.")
     return {
         "status": "ready",
         "model": served.name.id,
         "model_version": served.name.version,
-        "runtime": workers[0].models.get(str(served.name), {}).get("runtime", workers[0].runtime),
-        "workers": len(workers),
-        "load_s": workers[0].load_s,
-        "warm_up_s": workers[0].warm_up_s,
+        "runtime": holding[0].models[str(served.name)]["runtime"],
+        "workers": len(holding),
+        "load_s": holding[0].load_s,
+        "warm_up_s": holding[0].warm_up_s,
     }
 
 

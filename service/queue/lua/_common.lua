@@ -19,6 +19,8 @@
 --   n           hash    counters: finished, redelivered, fenced, dead
 --   m           hash    what is to become of each model, by <id>/<version> (only with FEWSTEP_MODELS)
 --   ma          hash    the version of each model that 'latest' means
+--   u:<day>     hash    what was drawn for each key on a day: <key>|jobs, |images, |work
+--   secret:<x>  string  random bytes that the processes of a queue share;  turn:<x>  who does a duty now
 --   dead        zset    jobs that were given up with their workers, by the moment of it: their records are kept a week
 --   wh          zset    jobs whose webhook is still to be sent, by the moment of the next try
 -- A bucket is <lane>|<size>|<steps>, with |solo behind it for a job that has been lost with a worker before.
@@ -34,6 +36,7 @@ local STREAM_KEPT_MS = 3600000
 local WEEK_MS = 604800000
 local RATE_OVER_US = 30000000
 local DEAD_KEPT = 1000
+local USAGE_KEPT_MS = 34560000000  -- 400 days
 
 local function now_us()
   local t = redis.call('TIME')
@@ -219,6 +222,16 @@ local function drain_ms(jobs)
   if jobs == 0 or waiting == 0 or not rate[1] or tonumber(rate[1]) <= 0 then return 0 end
   local work = tonumber(redis.call('GET', P .. 'work') or 0) * jobs / waiting
   return work * tonumber(rate[2]) / tonumber(rate[1]) / 1000
+end
+
+-- Count what was drawn for a key, by day (UTC).
+local function count_usage(id)
+  local job = redis.call('HMGET', P .. 'j:' .. id, 'key', 'images', 'cost')
+  local used = P .. 'u:' .. int(math.floor(now_us() / 86400000000))
+  redis.call('HINCRBY', used, job[1] .. '|jobs', 1)
+  redis.call('HINCRBY', used, job[1] .. '|images', job[2])
+  redis.call('HINCRBY', used, job[1] .. '|work', job[3])
+  keep(used, USAGE_KEPT_MS)
 end
 
 -- Note that a job's work is done. Its time is what passed since the last one was, or since it was claimed: so the times

@@ -68,6 +68,7 @@ redis.call('HSET', key, 'lane', a.lane, 'images', a.images, 'payload', a.payload
   'deadline_us', int(now + a.timeout_ms * 1000), 'ttl_ms', int(a.ttl_ms))
 redis.call('PEXPIRE', key, int(a.timeout_ms + a.ttl_ms))
 if a.webhook ~= '' then redis.call('HSET', key, 'webhook', a.webhook) end
+if a.idem ~= '' then redis.call('HSET', key, 'idem', a.idem) end
 own(a.id, a.key, now)
 attach(a.id)
 if a.idem ~= '' then redis.call('SET', P .. 'i:' .. a.idem, a.id, 'PX', int(a.timeout_ms + a.ttl_ms)) end

@@ -9,5 +9,6 @@ end
 if state == 'done' then drained(id) end
 local given_up = redis.call('HGET', P .. 'j:' .. id, 'cancel')
 if given_up then state, result = given_up, '' end
+if state == 'done' then count_usage(id) end
 close(id, state, result)
 return state

@@ -76,14 +76,14 @@ def test_every_route_is_public_by_design_or_asks_for_a_key_with_its_scope(
 
 
 def test_the_table_says_what_was_agreed() -> None:
-    assert set(PUBLIC) == {"/", "/page/{name}", "/healthz", "/readyz"}
+    assert set(PUBLIC) == {"/", "/page/{name}", "/favicon.ico", "/docs", "/healthz", "/readyz"}
     agreed = {
         "generate": [
             ("POST", "/generate"),
             ("POST", f"/jobs/{NOBODYS_JOB}/cancel"),
             ("POST", "/v1/images/generations"),
         ],
-        "read": [("GET", f"/jobs/{NOBODYS_JOB}"), ("GET", f"/jobs/{NOBODYS_JOB}/images/3"), ("HEAD", "/docs")],
+        "read": [("GET", f"/jobs/{NOBODYS_JOB}"), ("GET", f"/jobs/{NOBODYS_JOB}/images/3"), ("HEAD", "/openapi.json")],
         "metrics": [("GET", "/metrics"), ("HEAD", "/metrics")],
         "admin": [("POST", "/metrics"), ("DELETE", f"/jobs/{NOBODYS_JOB}")],
     }

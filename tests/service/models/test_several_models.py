@@ -225,4 +225,4 @@ def test_a_service_of_one_student_has_nothing_to_load(live: Service) -> None:
 
 def test_the_operators_addresses_are_not_for_those_behind_a_proxy(live: Service) -> None:
     response = call("GET", f"{live.url}/admin/models", headers={"X-Forwarded-For": "203.0.113.9"})
-    assert response.status_code == 403 and response.json()["error"]["code"] == "insufficient_scope"
+    assert response.status_code == 403 and response.json()["error"]["code"] == "untrusted_request"

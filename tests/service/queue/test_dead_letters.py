@@ -142,3 +142,18 @@ def test_a_letter_of_another_version_can_be_dropped_and_not_retried(make_api: Ca
     assert call("POST", f"{api.url}/admin/dlq/{id}/retry").status_code == 409
     assert call("POST", f"{api.url}/admin/dlq/{id}/drop").json() == {"id": id, "dropped": True}
     assert call("POST", f"{api.url}/admin/dlq/{id}/retry").status_code == 404
+
+
+def test_a_retry_keeps_the_webhook_and_the_idempotency_key(queue: Queue) -> None:
+    job = queue.job()
+    options = {"webhook": '{"url": "https://x"}', "idempotency": "digest", "body": "b"}
+    assert queue.enqueue(job, **options) == "ok"
+    kill(queue, job.id)
+    letters = DeadLetterQueue(queue.producer)
+    again = queue.runner.run(letters.retry(job, 60.0))
+    assert again.word == "ok" and again.id != job.id
+    assert queue.field(again.id, "webhook") == options["webhook"]
+    repeated = queue.ask(queue.job(), **options)
+    assert (repeated.word, repeated.id) == ("attached", again.id), "the client's own retry finds it"
+    queue.draw()
+    assert str(again.id) in queue.client.zrange(f"{queue.prefix}wh", 0, -1)

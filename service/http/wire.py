@@ -1,0 +1,128 @@
+"""What is refused before a route is looked for: requests that two readers could read differently, bodies in a form that
+nobody here reads, and clients that send nothing for too long."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import h11
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from service.errors import RequestTimeout, ServiceError, UnsupportedMediaType, error_body
+from service.http.description import OPENAI_PATHS
+
+JSON_PATHS = ("/generate", *OPENAI_PATHS)
+MAX_HEAD_BYTES = 32768
+STREAMS = "/events"
+
+
+class WireCheck:
+    """Answers what is wrong with a request as it came over the wire; HEAD becomes GET without the body."""
+
+    def __init__(self, app: ASGIApp, body_timeout_s: float) -> None:
+        self._app = app
+        self._body_timeout_s = body_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        if (error := refusal(scope)) is not None:
+            body = error_body(error, scope["state"]["request_id"])
+            return await JSONResponse(body, error.status, headers={**error.headers, "Connection": "close"})(
+                scope, receive, send
+            )
+        if scope["method"] != "HEAD" or scope["path"].endswith(STREAMS):
+            return await self._app(scope, _in_time(receive, self._body_timeout_s), send)
+        scope["method"] = "GET"
+        try:
+            await self._app(scope, receive, _without_body(send))
+        finally:
+            scope["method"] = "HEAD"
+
+
+def refusal(scope: Scope) -> ServiceError | None:
+    """Why a request is not read any further, or None."""
+    headers = Headers(scope=scope)
+    if "content-length" in headers and "transfer-encoding" in headers:
+        message = "Content-Length and Transfer-Encoding contradict each other: send one of them."
+        return ServiceError(message, code="bad_request")
+    if scope["method"] != "POST" or scope["path"] not in JSON_PATHS:
+        return None
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        return UnsupportedMediaType(f"A body in {encoding[:40]} is not read here: send it uncompressed.")
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        shown = f", not {kind[:80]}" if kind else ""
+        return UnsupportedMediaType(f"Send a JSON object with the header Content-Type: application/json{shown}.")
+    return None
+
+
+def _in_time(receive: Receive, timeout_s: float) -> Receive:
+    """``receive`` with a bound on each wait until the body is complete; after that it reports a client that leaves."""
+    complete = False
+
+    async def receive_in_time() -> Message:
+        nonlocal complete
+        if complete:
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), timeout_s)
+        except TimeoutError:
+            raise RequestTimeout(f"No more of the body came within {timeout_s:g} s.") from None
+        complete = not message.get("more_body", False)
+        return message
+
+    return receive_in_time
+
+
+def _without_body(send: Send) -> Send:
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return send_head
+
+
+def bounded_protocol(head_timeout_s: float) -> type[H11Protocol]:
+    """uvicorn's HTTP/1.1, with a bound on the time that a client takes to send the head of a request."""
+
+    class Bounded(H11Protocol):
+        _head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._await_head()
+
+        def data_received(self, data: bytes) -> None:
+            before = self.cycle
+            super().data_received(data)
+            if self.cycle is not before:
+                self._head_arrived()
+            elif self._head_timer is None and self.conn.their_state is h11.IDLE:
+                self._await_head()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+                self._await_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._head_arrived()
+            super().connection_lost(exc)
+
+        def _await_head(self) -> None:
+            self._head_arrived()
+            self._head_timer = self.loop.call_later(head_timeout_s, self.transport.close)
+
+        def _head_arrived(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+    return Bounded

@@ -1,0 +1,197 @@
+"""Requests as they come over the wire: what cannot be read in one way only, or never ends, is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import resource
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.errors import STATUS, Cancelled, DeadlineExceeded, GenerationFailed, ServiceError, TooManyStreams
+from service.http import server, wire
+from service.http.streams import Streams
+from service.keys import KeyStore
+from tests.service.http.test_http import check_error
+from tests.service.support import Api, Service, call, post
+
+JSON = {"Content-Type": "application/json"}
+
+
+def exchange(url: str, text: bytes, timeout_s: float = 30.0) -> bytes:
+    """Everything that comes back for these bytes, until the other side closes."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=timeout_s) as connection:
+        connection.sendall(text)
+        received = b""
+        while part := connection.recv(65536):
+            received += part
+        return received
+
+
+def test_two_lengths_for_one_body_are_a_smuggled_request(live: Service) -> None:
+    host = live.url.removeprefix("http://")
+    head = f"POST /generate HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 4\r\n"
+    answer = exchange(live.url, f"{head}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /jobs HTTP/1.1\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1 ") == 1
+    assert b"bad_request" in answer and b"connection: close" in answer.lower()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "deflate"])
+def test_a_compressed_body_is_refused_by_its_encoding(live: Service, encoding: str) -> None:
+    body = gzip.compress(b'{"prompt": "p"}')
+    response = call("POST", f"{live.url}/generate", content=body, headers={**JSON, "Content-Encoding": encoding})
+    assert encoding in check_error(response, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "text/json; charset=x", ""])
+@pytest.mark.parametrize("path", ["/generate", "/v1/images/generations"])
+def test_a_body_that_is_not_json_is_refused_by_its_type(live: Service, kind: str, path: str) -> None:
+    response = call("POST", live.url + path, content=b'{"prompt": "p"}', headers={"Content-Type": kind} if kind else {})
+    message = check_error(response, 415, "unsupported_media_type")
+    assert "Content-Type: application/json" in message and kind.partition(";")[0] in message
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/x+json"])
+def test_every_way_to_write_json_is_read(live: Service, kind: str) -> None:
+    response = call("POST", f"{live.url}/generate", content=b'{"prompt": "p"}', headers={"Content-Type": kind})
+    assert response.status_code == 200, response.text
+
+
+def test_head_is_get_without_the_body(live: Service) -> None:
+    id = post(live.url, prompt="p").json()["id"]
+    for path in ("/metrics", "/v1/models", "/info", "/jobs", f"/jobs/{id}", f"/jobs/{id}/images/0", "/healthz",
+                 "/readyz", "/", "/docs", "/openapi.json"):  # fmt: skip
+        head, get = call("HEAD", live.url + path), call("GET", live.url + path)
+        assert head.status_code == get.status_code == 200, path
+        assert head.content == b"" and head.headers["Content-Type"] == get.headers["Content-Type"], path
+    check_error(call("GET", f"{live.url}/nothing"), 404, "not_found")
+    assert call("HEAD", f"{live.url}/nothing").status_code == 404
+
+
+def test_an_address_with_a_slash_too_many_is_told_the_right_one(live: Service) -> None:
+    for wrong, right in (("/generate/", "/generate"), ("//generate", "/generate"), ("/v1//models/", "/v1/models")):
+        assert f"extra slashes is {right}." in check_error(call("GET", live.url + wrong), 404, "not_found")
+
+
+def test_the_icon_is_where_browsers_ask_for_it(live: Service) -> None:
+    icon = call("GET", f"{live.url}/favicon.ico")
+    assert icon.status_code == 200 and icon.headers["Content-Type"] == "image/svg+xml"
+
+
+def test_a_client_that_never_ends_its_head_or_its_body_is_sent_away(
+    live_impatient: Api,
+) -> None:
+    host = live_impatient.url.removeprefix("http://")
+    assert exchange(live_impatient.url, b"GET /healthz HTTP/1.1\r\nX-Slow: ") == b""
+    whole = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    answer = exchange(live_impatient.url, whole + b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+    assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"HTTP/1.1") == 1, "also behind a request that was whole"
+    head = f"POST /generate HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
+    assert exchange(live_impatient.url, head.encode() + b'{"prom').startswith(b"HTTP/1.1 408")
+
+
+@pytest.fixture
+def live_impatient(make_api: Callable[..., Api]) -> Api:
+    """Its bounds are so short that the test need not wait for those that are usual."""
+    return make_api(LOG_LEVEL="warning", HEAD_TIMEOUT_S="1", BODY_TIMEOUT_S="1")
+
+
+def test_a_head_is_bounded(live: Service) -> None:
+    host = live.url.removeprefix("http://")
+    lines = "".join(f"X-{k}: {'y' * 1000}\r\n" for k in range(wire.MAX_HEAD_BYTES // 1000 + 5))
+    answer = exchange(live.url, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n{lines}".encode())
+    assert answer.startswith(b"HTTP/1.1 400")
+
+
+def test_the_process_asks_for_descriptors_and_takes_no_more_clients_than_it_has(live: Service) -> None:
+    soft, hard = resource.prlimit(live.pids()["api"], resource.RLIMIT_NOFILE)
+    assert soft == min(hard, server.DESCRIPTORS_WANTED) if hard > 0 else soft == server.DESCRIPTORS_WANTED
+
+
+def test_what_only_burns_work_again_is_not_to_be_retried() -> None:
+    for error in (Cancelled("c."), GenerationFailed("g."), GenerationFailed("w.", code="worker_lost"),
+                  DeadlineExceeded("drawn too late.")):  # fmt: skip
+        assert error.headers["x-should-retry"] == "false" and "Retry-After" not in error.headers
+    late = DeadlineExceeded("not even begun.", retry_after_s=3)
+    assert late.headers == {"Retry-After": "3"}
+    for code in ("internal_error", "storage_failed", "unavailable", "queue_full"):
+        assert "x-should-retry" not in ServiceError("m.", code=code).headers
+    assert STATUS["too_many_streams"] == 429
+
+
+def test_a_failed_drawing_says_so_over_http(live: Service) -> None:
+    assert post(live.url, prompt="fake:raise").headers["x-should-retry"] == "false"
+
+
+def test_streams_are_bounded_for_each_key() -> None:
+    streams = Streams(2)
+    with streams.opened("ann"), streams.opened("ann"):
+        with pytest.raises(TooManyStreams, match="2 streams"):
+            streams.check("ann")
+        streams.check("bob")
+    streams.check("ann")
+
+
+def test_a_stream_too_many_is_refused_before_its_job_is_queued(make_api: Callable[..., Api]) -> None:
+    api = make_api(MAX_STREAMS="1")
+    host = api.url.removeprefix("http://")
+    body = json.dumps({"prompt": "p", "stream": True}).encode()
+    head = f"POST /generate HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(api.address) as first:
+        first.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert first.recv(65536).startswith(b"HTTP/1.1 200")
+        [id] = api.ids()
+        check_error(call("POST", f"{api.url}/generate", json={"prompt": "p", "stream": True}), 429, "too_many_streams")
+        check_error(call("GET", f"{api.url}/jobs/{id}/events"), 429, "too_many_streams")
+        assert api.ids() == [id]
+
+
+def test_pages_of_an_allowed_origin_may_read_the_answers(make_api: Callable[..., Api]) -> None:
+    closed, opened = make_api(), make_api(CORS="https://app.example")
+    origin = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    assert "Access-Control-Allow-Origin" not in call("GET", f"{closed.url}/jobs", headers=origin).headers
+    origin["Access-Control-Request-Headers"] = "authorization"
+    asked = call("OPTIONS", f"{opened.url}/generate", headers=origin)
+    assert asked.status_code == 200 and asked.headers["Access-Control-Allow-Origin"] == "https://app.example"
+    answer = call("GET", f"{opened.url}/jobs", headers={"Origin": "https://app.example"})
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example"
+    assert "X-Request-ID" in answer.headers["Access-Control-Expose-Headers"]
+    other = call("GET", f"{opened.url}/jobs", headers={"Origin": "https://evil.example"})
+    assert "Access-Control-Allow-Origin" not in other.headers
+
+
+def test_the_docs_open_in_a_browser_though_there_are_keys(make_api: Callable[..., Api], tmp_path: Path) -> None:
+    KeyStore(tmp_path / "data").create("ann")
+    api = make_api()
+    assert call("GET", f"{api.url}/docs").status_code == 200
+    check_error(call("GET", f"{api.url}/openapi.json"), 401, "missing_api_key")
+
+
+def test_a_process_is_ready_when_a_worker_holds_what_it_serves(make_api: Callable[..., Api]) -> None:
+    api = make_api()
+    other = {"fake/0": {"runtime": "onnx", "shows_steps": True}}
+    worker = {"runtime": "onnx", "host": "h", "max_batch": 8, "models": other}
+    api.redis.zadd(f"{api.prefix}wk", {"w": 9e15})
+    api.redis.set(f"{api.prefix}wi:w", json.dumps(worker))
+    assert "fake/1" in check_error(call("GET", f"{api.url}/readyz"), 503, "unavailable")
+    worker["models"] = {"fake/1": {"runtime": "torch", "shows_steps": True}}
+    api.redis.set(f"{api.prefix}wi:w", json.dumps(worker))
+    ready = call("GET", f"{api.url}/readyz").json()
+    assert (ready["model_version"], ready["runtime"], ready["workers"]) == ("1", "torch", 1)
+
+
+def test_what_is_served_is_named_to_whoever_asks_for_something_else(live: Service) -> None:
+    message = check_error(post(live.url, prompt="p", model="dall-e-3"), 404, "model_not_found", "model")
+    assert message == "There is no model 'dall-e-3' here: served is fake."
+    message = check_error(post(live.url, prompt="p", model_version="7"), 404, "model_not_found", "model_version")
+    assert message == "Model fake has no version '7' here: served is 1."
+
+
+def test_a_prompt_may_be_as_long_as_the_student_reads(live: Service) -> None:
+    message = check_error(post(live.url, prompt="word " * 3000), 422, "invalid_request", "prompt")
+    assert "3000 tokens" in message
+    assert post(live.url, prompt="x" * 20_000).status_code == 200
