@@ -11,14 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.errors import FewstepError
-from fewstep.options import Json
+from fewstep.options import AdminKey, Json, Url, client
 from fewstep.output import print_json, table
 
-app = typer.Typer(no_args_is_help=True, help="Create, list and revoke the API keys of a service.")
+app = typer.Typer(
+    no_args_is_help=True, help="Create, list and revoke the API keys of a service, and see what they were used for."
+)
 
 DataDir = Annotated[
     Path | None, typer.Option(help="The service's data directory; without it, what FEWSTEP_DATA_DIR says.")
 ]
+USAGE = ("DAY", "KEY", "JOBS", "IMAGES", "MEGAPIXEL-STEPS")
 SHOWN = ("id", "name", "scopes", "quota", "created", "revoked")
 
 
@@ -62,6 +65,22 @@ def revoke(
     with _store(data_dir) as store:
         key = store.revoke(id)
     print_json(_described(key)) if json else typer.echo(f"{key.id} ({key.name}) is revoked.")
+
+
+@app.command()
+def usage(
+    days: Annotated[int, typer.Option(min=1, max=366, help="How many days, today among them (UTC).")] = 30,
+    url: Url = None,
+    api_key: AdminKey = None,
+    json: Json = False,
+) -> None:
+    """Show what was drawn for each key on each day, as a running service has counted it."""
+    with client(url, api_key) as service:
+        body = service.operate("GET", "admin/usage", days=days)
+    if json:
+        return print_json(body)
+    rows = [(row["day"], row["key"], row["jobs"], row["images"], f"{row['megapixel_steps']:g}") for row in body["data"]]
+    typer.echo(table(USAGE, [tuple(map(str, row)) for row in rows]) if rows else "Nothing was drawn in that time.")
 
 
 @contextmanager

@@ -111,11 +111,11 @@ class Access:
             return key
         if key:
             raise Forbidden(
-                f"This key may not do that: it has no scope {needed}.",
+                f"This key is not allowed to do that: it has no scope {needed}.",
                 headers={"WWW-Authenticate": f'{CHALLENGE}, error="insufficient_scope", scope="{needed}"'},
             )
         if header:
-            message = "This API key is not valid: it is unknown, revoked or badly written."
+            message = "This API key is not valid: it is unknown, revoked or malformed."
             raise Unauthorized(message, headers={"WWW-Authenticate": f'{CHALLENGE}, error="invalid_token"'})
         message = "An API key is needed: send the header Authorization: Bearer KEY."
         raise Unauthorized(message, code="missing_api_key", headers={"WWW-Authenticate": CHALLENGE})

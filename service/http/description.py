@@ -13,7 +13,7 @@ OPENAI_PATHS = ("/v1/images/generations",)
 SCHEME = {
     "type": "http",
     "scheme": "bearer",
-    "description": "A key that fewstep keys create printed. Needed once there is one; see each address for its scope.",
+    "description": "A key made by fewstep keys create. Needed once there is one; each address says which scope it needs.",
 }
 
 

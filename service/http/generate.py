@@ -113,12 +113,12 @@ async def _check_manner(services: Services, served: Served, body: GenerateReques
     """Whether the manner of answering fits the request."""
     later = preference.asynchronously or preference.wait_s is not None
     if body.stream and later:
-        raise InvalidRequest("stream is answered at once: leave out the Prefer header, or stream.", "stream")
+        raise InvalidRequest("stream and the Prefer header cannot be combined: send one of them.", "stream")
     if body.partial_images and not (body.stream or later):
-        message = "partial_images needs somebody who looks: add stream, or the header Prefer: respond-async."
+        message = "partial_images needs stream, or the header Prefer: respond-async."
         raise InvalidRequest(message, "partial_images")
     if body.partial_images and not await shows_steps(services, served.name):
-        message = "partial_images cannot be had: the runtime draws all steps at once and shows none of them."
+        message = "partial_images is not available: the runtime runs all steps in one call and shows none of them."
         raise InvalidRequest(message, "partial_images")
 
 
@@ -186,7 +186,7 @@ async def _attend(
             raise ClientGone
         if stopped.done():
             await _leaving(submission, id)(stopping=True)
-            message = f"The service is stopping; the job goes on without it: ask for /jobs/{id} later."
+            message = f"The service is stopping, and the job will continue: ask for /jobs/{id} later."
             raise Unavailable(message, headers={"Location": f"/jobs/{id}"})
         if wait_s is not None and wait_s < options.timeout_s:
             await _tell(services.producer.detach(id, options.client))
@@ -195,7 +195,7 @@ async def _attend(
             await _tell(services.producer.cancel(id, "expired"))
         else:  # the deadline of the job that it was attached to is another's business
             await _leaving(submission, id)()
-        raise DeadlineExceeded(f"Not done within {options.timeout_s:g} s.")
+        raise DeadlineExceeded(f"The picture was not ready within {options.timeout_s:g} s.")
     finally:
         await end(tasks)
 

@@ -14,7 +14,16 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from service.errors import InvalidRequest, MethodNotAllowed, NotFound, ServiceError, TooLarge, Unavailable, error_body
+from service.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    RequestTimeout,
+    ServiceError,
+    TooLarge,
+    Unavailable,
+    error_body,
+)
 from service.http.description import OPENAI_PATHS
 from service.http.openai.schema import ImagesRequest
 from service.http.openai.translate import as_openai
@@ -35,7 +44,7 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(RedisError)
     async def queue_error(request: Request, error: RedisError) -> JSONResponse:
         log.warning("the queue cannot be reached: %s", error)
-        return _answer(request, Unavailable("The queue is out of reach."))
+        return _answer(request, Unavailable("The queue cannot be reached."))
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -72,12 +81,14 @@ def from_http(error: HTTPException, path: str = "/") -> ServiceError:
         hint = f" The address without its extra slashes is {_printable(meant)}." if meant not in ("", path) else ""
         return NotFound(f"There is no such page.{hint}")
     if error.status_code == 405:
-        return MethodNotAllowed("This address does not take this method.")
+        return MethodNotAllowed("This address does not support this method.")
+    if error.status_code == 408:
+        return RequestTimeout("The body did not arrive in time.")
     if error.status_code == 413:
         return TooLarge("The body is too large.")
     if error.status_code == 400:
         return ServiceError("The body is not valid JSON.", code="invalid_json")
-    return ServiceError("Something went wrong inside the service.")
+    return ServiceError("The service failed unexpectedly.")
 
 
 def _fields(request: Request) -> Collection[str]:

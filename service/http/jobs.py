@@ -83,7 +83,7 @@ async def image_of(services: Services, record: Record, index: int) -> Response:
         NotFound: it has no such image, or the image is kept no longer.
     """
     if not record.terminal:
-        raise Conflict(f"The job is {record.state}: its images are not there yet.")
+        raise Conflict(f"The job is {record.state}: its images are not ready yet.")
     if record.state is not State.DONE:
         raise NotFound(f"The job is {record.state}: it has no images.")
     if index >= len(record.result["images"]):
@@ -91,11 +91,11 @@ async def image_of(services: Services, record: Record, index: int) -> Response:
     try:
         return await image_file(services, record, index)
     except ServiceError:
-        raise NotFound("The image is kept no longer.") from None
+        raise NotFound("The image is no longer kept.") from None
 
 
 def _unknown() -> NotFound:
-    return NotFound("There is no such job, or it is kept no longer.")
+    return NotFound("There is no such job, or it is no longer kept.")
 
 
 async def cancelled(services: Services, record: Record) -> Record:

@@ -65,7 +65,7 @@ class RequestContext:
             log.exception("request failed")
             if status != CLIENT_GONE:  # the answer has begun: nothing can be said any more
                 raise
-            error = ServiceError("Something went wrong inside the service.")
+            error = ServiceError("The service failed unexpectedly.")
             await JSONResponse(error_body(error, info.request_id), error.status)(scope, receive, send_with_id)
         finally:
             self._note(scope, status)

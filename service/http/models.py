@@ -98,7 +98,7 @@ async def controller_of(services: Services) -> ModelController:
     """
     models = services.models
     if not isinstance(models, ModelController):
-        raise Conflict("This service draws with the one student of FEWSTEP_MODEL; FEWSTEP_MODELS serves several.")
+        raise Conflict("This service serves the one student of FEWSTEP_MODEL; FEWSTEP_MODELS serves several.")
     await models.refresh()
     return models
 

@@ -44,7 +44,7 @@ def idempotency(header: str | None, key: str) -> str:
     if header is None:
         return ""
     if not KEY.fullmatch(header):
-        raise InvalidRequest(f"{KEY_HEADER} must have 1 to 255 printable ASCII characters and no space.", KEY_HEADER)
+        raise InvalidRequest(f"{KEY_HEADER} must be 1 to 255 printable ASCII characters without spaces.", KEY_HEADER)
     return hashlib.sha256(f"{key}\n{header}".encode()).hexdigest()
 
 

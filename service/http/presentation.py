@@ -94,7 +94,7 @@ def failure(record: Record) -> ServiceError | None:
     if record.state is State.DONE:
         return None
     if record.state is State.EXPIRED:
-        return DeadlineExceeded("The deadline passed before the picture was done.")
+        return DeadlineExceeded("The deadline passed before the picture was ready.")
     if record.state is State.CANCELLED:
         return Cancelled("The job was cancelled.")
     error = record.result.get("error", {"code": "generation_failed", "message": "The picture could not be drawn."})
@@ -130,9 +130,9 @@ async def read_image(services: Services, reference: str) -> bytes:
     try:
         return await asyncio.to_thread(services.results.get, reference)
     except ResultMissing:
-        raise ServiceError("The picture was drawn, but its file is gone.", code="result_missing") from None
+        raise ServiceError("The picture was generated, but its file no longer exists.", code="result_missing") from None
     except OSError as error:
-        raise Unavailable("The store of the pictures is out of reach.") from error
+        raise Unavailable("The result store cannot be reached.") from error
 
 
 async def in_base64(services: Services, reference: str) -> str:

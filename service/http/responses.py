@@ -26,7 +26,7 @@ class GeneratedImage(Strict):
 
 
 class Timings(Strict):
-    """Where the time went, in seconds. Batch mates share the times of inference and scoring."""
+    """How long each stage took, in seconds. Jobs of one batch share the times of inference and scoring."""
 
     queue_s: float = Field(description="From acceptance to the worker.")
     inference_s: float = Field(description="Drawing the batch.")
@@ -43,25 +43,27 @@ class GenerateResponse(Strict):
     model: str
     model_version: str
     runtime: str = Field(description="How the student was run.")
-    batch_size: int = Field(description="Number of images in the largest call that this request rode in.")
+    batch_size: int = Field(description="Images in the largest call of the runtime that this request was part of.")
     data: list[GeneratedImage]
-    timings: Timings = Field(description="Where the time went.")
+    timings: Timings = Field(description="How long each stage took.")
 
 
 class ErrorDetail(Strict):
     """What went wrong."""
 
     message: str = Field(description="One sentence.")
-    type: Literal["invalid_request_error", "rate_limit_error", "server_error"] = Field(description="Whose fault it is.")
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"] = Field(
+        description="What kind of error it is."
+    )
     param: str | None = Field(description="The field that is wrong, if one is.")
-    code: str = Field(description="A word for programs.")
+    code: str = Field(description="An identifier for programs.")
 
 
 class QueuePosition(Strict):
     """Where a waiting job stands."""
 
-    position: int = Field(description="How many jobs come before it. One of a higher priority may yet come.")
-    predicted_wait_s: float = Field(description="How long these will take at the speed of late; 0: not known yet.")
+    position: int = Field(description="How many jobs are ahead of it. One of a higher priority may yet arrive.")
+    predicted_wait_s: float = Field(description="How long these will take at the recent speed; 0: not known yet.")
 
 
 class JobStatus(Strict):
@@ -79,16 +81,18 @@ class JobStatus(Strict):
     model: str
     model_version: str
     prompt: str
-    seeds: list[int] = Field(description="One for each image, drawn ones among them.")
+    seeds: list[int] = Field(description="One for each image, random ones included.")
     user: str | None = Field(description="As it was sent.")
     metadata: dict[str, str] = Field(description="As it was sent.")
     priority: int
-    cancelling: bool = Field(description="It still runs, but will be dropped at the next step boundary.")
+    cancelling: bool = Field(description="It is still running, but will be dropped after the current step.")
     queue: QueuePosition | None = Field(description="While it is queued.")
     data: list[GeneratedImage] = Field(description="When it is done: its images, each with its url.")
     runtime: str | None = Field(description="When it is done: how the student was run.")
-    batch_size: int | None = Field(description="When it is done: images in the largest call that it rode in.")
-    timings: Timings | None = Field(description="When it is done: where the time went.")
+    batch_size: int | None = Field(
+        description="When it is done: images in the largest call of the runtime that it was part of."
+    )
+    timings: Timings | None = Field(description="When it is done: how long each stage took.")
     error: ErrorDetail | None = Field(description="When it is failed, cancelled or expired: why.")
 
 
@@ -116,7 +120,7 @@ MEANING = {
     413: "The body is too large, or more pixels are asked for than one request may have.",
     415: "The body is not JSON, or is compressed.",
     422: "A field is missing, unknown or wrong; error.param names it.",
-    429: "The key's quota is used up for now; see the Retry-After header.",
+    429: "The key has used up its quota, or has too many streams open; see the Retry-After header.",
     500: "The picture could not be drawn.",
     503: "Too much work is waiting, or a part of the service is away; see the Retry-After header.",
     504: "The picture was not ready in time, or certain not to be; then see the Retry-After header.",

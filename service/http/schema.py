@@ -19,7 +19,7 @@ EXAMPLE: dict[str, JsonValue] = {"prompt": "a small red heart above a large blue
 
 def _not_blank(prompt: str) -> str:
     if not prompt.strip():
-        raise ValueError("a prompt needs at least one word")
+        raise ValueError("must contain at least one word")
     return prompt
 
 
@@ -44,7 +44,7 @@ class Strict(BaseModel):
 
 
 class GenerateRequest(Strict):
-    """What to draw, and how the answer is to look."""
+    """What to draw, and in which form to answer."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
@@ -54,19 +54,19 @@ class GenerateRequest(Strict):
     negative_prompt: str | None = Field(
         None,
         max_length=MAX_PROMPT_CHARS,
-        description="Refused with the reason: a few-step student runs without the second pass that would read it.",
+        description="Not supported: a few-step student runs without the second pass that would read it. Sending it is an error.",
     )
     num_inference_steps: int | None = Field(
         None,
         ge=1,
         le=1000,
-        description="Network calls for each image: one of the counts that the student was trained for. Unset: the most "
-        "that it was trained for.",
+        description="Network calls for each image: one of the step counts that the student was trained for. Unset: the "
+        "largest of them.",
         examples=[4],
     )
     guidance_scale: float | None = Field(
         None,
-        description="Refused with the reason, unless it is the very value that was baked into the student's weights.",
+        description="An error unless it is the value that was distilled into the student's weights.",
     )
     width: int | None = Field(
         None, ge=1, le=MAX_SIDE_PX, description="Pixels. Unset: the student's own width.", examples=[64]
@@ -75,18 +75,21 @@ class GenerateRequest(Strict):
         None, ge=1, le=MAX_SIDE_PX, description="Pixels. Unset: the student's own height.", examples=[64]
     )
     size: str | None = Field(
-        None, pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$", description="WIDTHxHEIGHT in one word.", examples=["64x64"]
+        None,
+        pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$",
+        description="Width and height as WIDTHxHEIGHT.",
+        examples=["64x64"],
     )
     seed: Seeds | None = Field(
         None,
         description="Where the noise comes from: the same prompt and seed give the same bytes. Image k of a request "
-        "uses (seed + k) mod 2^32; a list gives each image its own. Unset: drawn, and told in the answer.",
+        "uses (seed + k) mod 2^32; a list gives each image its own. Unset: random; the answer says which.",
         examples=[7, [7, 21, 42]],
     )
     num_images_per_prompt: int = Field(
-        1, ge=1, le=MAX_IMAGES, description="How many images of the prompt. Unset: as many as there are seeds."
+        1, ge=1, le=MAX_IMAGES, description="How many images to draw. Unset: as many as there are seeds."
     )
-    n: int = Field(1, ge=1, le=MAX_IMAGES, description="Another name of num_images_per_prompt.", examples=[2])
+    n: int = Field(1, ge=1, le=MAX_IMAGES, description="Another name for num_images_per_prompt.", examples=[2])
     model: str | None = Field(None, max_length=128, description="The id of a served student. Unset: the only one.")
     model_version: str | None = Field(
         None, max_length=128, description="One of its versions, or latest. Unset: the newest.", examples=["latest"]
@@ -99,22 +102,22 @@ class GenerateRequest(Strict):
     )
     response_format: Literal["b64_json", "url", "file"] = Field(
         "b64_json",
-        description="b64_json: JSON with the images in base64. url: JSON with their addresses, which work for as long "
-        "as the service keeps results. file: the bytes of the one image.",
+        description="b64_json: JSON with the images in base64. url: JSON with links, which work without a key for as "
+        "long as the service keeps results. file: the bytes of the one image.",
     )
     priority: int = Field(
         0,
         ge=-MAX_PRIORITY,
         le=MAX_PRIORITY,
-        description="Higher goes ahead, by a bounded amount of work: nothing waits for ever. Inside a priority, keys "
-        "take turns.",
+        description="Higher goes first, by a bounded amount of work, so that nothing waits for ever. Within a "
+        "priority, keys take turns.",
     )
     timeout_s: float | None = Field(
         None,
         gt=0,
         le=MAX_TIMEOUT_S,
         description="Deadline in seconds. A request that would have to wait longer is refused at once with 504, and "
-        "what has not begun by then never will. Unset: what the service is set to.",
+        "a job that has not started by then never will. Unset: the service's own setting.",
         examples=[30],
     )
     stream: bool = Field(
@@ -126,23 +129,23 @@ class GenerateRequest(Strict):
         0,
         ge=0,
         le=MAX_PREVIEWS,
-        description="How many looks at each unfinished image the events have, at most; only where the runtime shows "
-        "its steps, with stream or Prefer: respond-async.",
+        description="At most how many previews of each unfinished image to send; only where the runtime shows its "
+        "steps, with stream or Prefer: respond-async.",
     )
-    user: str | None = Field(None, max_length=128, description="Your own name for who asks; told back with the job.")
+    user: str | None = Field(None, max_length=128, description="Your own name for the user; returned with the job.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(
-        None, max_length=MAX_METADATA, description="Your own notes; told back with the job.", examples=[{"page": "12"}]
+        None, max_length=MAX_METADATA, description="Your own notes; returned with the job.", examples=[{"page": "12"}]
     )
 
     webhook_url: str | None = Field(
         None,
         max_length=2048,
-        description="An https address that is told, signed, when the job has ended, if the operator allows webhooks. "
-        "They may come twice, with the same webhook-id.",
+        description="An https address that receives a signed message when the job has ended, if the operator allows "
+        "webhooks. It may arrive twice, with the same webhook-id.",
         examples=["https://example.com/hook"],
     )
     webhook_events: list[WebhookEvent] | None = Field(
-        None, min_length=1, max_length=4, description="Which ends are told. Unset: all.", examples=[["job.done"]]
+        None, min_length=1, max_length=4, description="Which outcomes to send. Unset: all.", examples=[["job.done"]]
     )
 
     @property

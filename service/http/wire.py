@@ -8,11 +8,12 @@ from typing import Any
 
 import h11
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service.errors import RequestTimeout, ServiceError, UnsupportedMediaType, error_body
+from service.errors import ServiceError, UnsupportedMediaType, error_body
 from service.http.description import OPENAI_PATHS
 
 JSON_PATHS = ("/generate", *OPENAI_PATHS)
@@ -73,7 +74,7 @@ def _in_time(receive: Receive, timeout_s: float) -> Receive:
         try:
             message = await asyncio.wait_for(receive(), timeout_s)
         except TimeoutError:
-            raise RequestTimeout(f"No more of the body came within {timeout_s:g} s.") from None
+            raise HTTPException(408, headers={"Connection": "close"}) from None
         complete = not message.get("more_body", False)
         return message
 

@@ -92,7 +92,7 @@ export async function follow(id, tell) {
         if (event.number) last = Number(event.number);
         tell(event);
       });
-      if (last < END) throw new Error("The connection broke while it was drawn.");
+      if (last < END) throw new Error("The connection was lost while the picture was being generated.");
     } catch (error) {
       if (error instanceof Refusal && error.status !== 503) throw error;
       if (++tried >= TRIES) throw error;

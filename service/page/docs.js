@@ -34,13 +34,13 @@ function kind(api, schema) {
 }
 
 function fieldRow(api, name, schema, required) {
-  const told = [kind(api, schema)];
-  if (required) told.push("required");
-  else if (schema.default !== undefined) told.push(`default ${JSON.stringify(schema.default)}`);
+  const details = [kind(api, schema)];
+  if (required) details.push("required");
+  else if (schema.default !== undefined) details.push(`default ${JSON.stringify(schema.default)}`);
   const words = [schema.description ?? ""];
   if (schema.examples) words.push(" For example ", ...schema.examples.flatMap((value, k) =>
     [...(k ? [", "] : []), code(JSON.stringify(value))]), ".");
-  return element("tr", "", element("td", "", code(name)), element("td", "kind", told.join(", ")),
+  return element("tr", "", element("td", "", code(name)), element("td", "kind", details.join(", ")),
     element("td", "", ...words));
 }
 
@@ -62,8 +62,8 @@ const example = (api, schema) => resolve(api, schema).examples?.[0] ?? {};
 /** What is sent beside the body: in the address, and as headers. */
 function parameters(api, described) {
   const rows = (described.parameters ?? []).map(({ name, in: where, schema, required, description, examples }) => {
-    const told = { ...schema, description, examples: schema.examples ?? examples };
-    const row = fieldRow(api, name, told, required);
+    const details = { ...schema, description, examples: schema.examples ?? examples };
+    const row = fieldRow(api, name, details, required);
     row.children[1].append(where === "header" ? ", a header" : ", in the address");
     return row;
   });

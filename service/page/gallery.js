@@ -40,7 +40,7 @@ function complete(figure, event, part) {
   const seed = figure.querySelector(".seed");
   seed.textContent = `seed ${event.seed}`;
   seed.addEventListener("click", () => useSeed(event.seed));
-  const told = () => ({
+  const details = () => ({
     steps: part.body.num_inference_steps ?? "the model's most",
     size: `${event.width} × ${event.height}`,
     model: part.job ? `${part.job.model} ${part.job.model_version}` : "",
@@ -48,7 +48,7 @@ function complete(figure, event, part) {
     "drawn in": part.job?.timings ? milliseconds(part.job.timings.inference_s) : "",
     "batch of": part.job?.batch_size ?? "",
   });
-  remember(figure, { source: img.src, name: `${event.seed}.${event.output_format}`, prompt, seed: event.seed, reward: event.reward, told });
+  remember(figure, { source: img.src, name: `${event.seed}.${event.output_format}`, prompt, seed: event.seed, reward: event.reward, details });
 }
 
 /** A request and where its pictures go. `body` is what is posted, `seen` tells how its waiting goes. */

@@ -17,8 +17,8 @@ function dialog(message) {
   box.className = "key";
   box.innerHTML = `<form method="dialog"><p></p>
     <label>API key<input type="password" name="key" required autocomplete="off" spellcheck="false"></label>
-    <p class="hint">It stays in this tab and is forgotten with it.</p>
-    <menu><button type="button" class="quiet">Cancel</button><button type="submit">Use it</button></menu></form>`;
+    <p class="hint">It is kept in this tab only, until you close it.</p>
+    <menu><button type="button" class="quiet">Cancel</button><button type="submit">Use this key</button></menu></form>`;
   box.querySelector("p").textContent = message;
   document.body.append(box);
   return box;

@@ -109,7 +109,7 @@ async function start() {
   }
   const asked = variants();
   if (asked.length < 2) throw new Error("Choose at least two ways to compare.");
-  if (asked.length > MOST_VARIANTS) throw new Error(`Choose ${MOST_VARIANTS} ways to compare at most.`);
+  if (asked.length > MOST_VARIANTS) throw new Error(`Choose at most ${MOST_VARIANTS} ways to compare.`);
   return compare(asked, count);
 }
 

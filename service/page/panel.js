@@ -125,7 +125,7 @@ function showLatency() {
     $(id).textContent = seconds === null ? "–" : milliseconds(seconds);
   }
   const what = found === now ? "since the service started" : "in the last minute";
-  $("window").textContent = found.some(({ count }) => count) ? `From asking to the pictures, ${what}` : "Nothing was drawn yet";
+  $("window").textContent = found.some(({ count }) => count) ? `From request to pictures, ${what}` : "No pictures yet";
 }
 
 function show(read) {

@@ -5,7 +5,7 @@ import { $, element, rewardRows } from "./dom.js";
 const shown = new WeakMap(); // the figure of a picture → what is known of it
 let current = null;
 
-/** Remember what is known of a figure's picture: {source, name, prompt, seed, reward, told}. */
+/** Remember what is known of a figure's picture: {source, name, prompt, seed, reward, details}. */
 export function remember(figure, known) {
   shown.set(figure, known);
   figure.querySelector(".frame").addEventListener("click", () => show(figure));
@@ -20,8 +20,8 @@ function show(figure) {
   img.alt = `${known.prompt} (seed ${known.seed})`;
   box.querySelector("h2").textContent = known.prompt;
   box.querySelector(".rewards").replaceChildren(...rewardRows(known.reward));
-  const rows = Object.entries({ seed: known.seed, ...known.told() });
-  box.querySelector(".told").replaceChildren(
+  const rows = Object.entries({ seed: known.seed, ...known.details() });
+  box.querySelector(".details").replaceChildren(
     ...rows.flatMap(([name, value]) => [element("dt", "", name), element("dd", "", String(value))]),
   );
   const save = box.querySelector(".save");

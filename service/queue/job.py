@@ -12,7 +12,7 @@ SCHEMA_VERSION = 3
 
 
 class State(StrEnum):
-    """Where a job is; it leaves a terminal state never."""
+    """Where a job is; it never leaves a terminal state."""
 
     QUEUED = "queued"
     RUNNING = "running"

@@ -22,7 +22,7 @@ def find_worker(settings: Settings, host: str) -> None:
     try:
         hosts = asyncio.run(_hosts(settings))
     except RedisError as error:
-        raise StartupError(f"The queue is out of reach: {error}.") from error
+        raise StartupError(f"The queue cannot be reached: {error}.") from error
     if host not in hosts:
         raise StartupError(f"No worker on {host} has given a sign of life.")
 

@@ -113,7 +113,7 @@ class Supervisor:
         if about:
             what = f"{about['model']} {about['model_version']} on {about['runtime']}"
             took = f"loaded in {about['load_s']:.1f} s, of it {about['warm_up_s']:.1f} s of warm-up"
-            print(f"fewstep draws with {what} ({took}): open {self.url} (Ctrl-C stops it)", flush=True)
+            print(f"fewstep serves {what} ({took}): open {self.url} (Ctrl-C stops it)", flush=True)
 
     def _spawn(self, child: Child) -> None:
         child.name = uuid.uuid4().hex
@@ -186,7 +186,7 @@ class Supervisor:
             self._spawn(child)
 
     def _take_back(self, worker: str) -> None:
-        """Give a dead worker's jobs free at once; if that fails, its leases run out by themselves."""
+        """Release a dead worker's jobs at once; if that fails, its leases run out by themselves."""
         settings = self._settings
         client = connect(self._redis_url, retries=0)
         consumer = Consumer(client, self._queue, "", lease_s=settings.lease_s, max_attempts=settings.max_attempts)

@@ -17,7 +17,7 @@ Quality = Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "
 
 def _not_blank(prompt: str) -> str:
     if not prompt.strip():
-        raise ValueError("a prompt needs at least one word")
+        raise ValueError("must contain at least one word")
     return prompt
 
 
@@ -56,18 +56,20 @@ class ImagesRequest(Strict):
         None,
         ge=0,
         le=MAX_PREVIEWS,
-        description="With stream: looks at the unfinished image, at most. A runtime that shows no steps sends none.",
+        description="With stream: at most how many previews of the unfinished image to send. A runtime that shows no steps sends none.",
     )
     background: Literal["auto", "opaque", "transparent"] | None = Field(
         None, description="Images are opaque: transparent is refused."
     )
-    moderation: Literal["auto", "low"] | None = Field(None, description="Has nothing to change: there is no filter.")
+    moderation: Literal["auto", "low"] | None = Field(None, description="Has no effect: there is no filter.")
     style: Literal["vivid", "natural"] | None = Field(None, description="Refused: say it in the prompt.")
-    complexity: Literal["low", "medium", "high"] | None = Field(None, description="Refused: nothing is planned.")
+    complexity: Literal["low", "medium", "high"] | None = Field(
+        None, description="Refused: it has no effect on a student."
+    )
     frame_count: int | None = Field(None, description="Refused: for gif only.")
     frame_duration_ms: int | None = Field(None, description="Refused: for gif only.")
-    user: str | None = Field(None, max_length=128, description="Your own name for who asks; kept with the job.")
-    safety_identifier: str | None = Field(None, max_length=128, description="The same; it goes before user.")
+    user: str | None = Field(None, max_length=128, description="Your own name for the user; kept with the job.")
+    safety_identifier: str | None = Field(None, max_length=128, description="The same; it takes precedence over user.")
     seed: Seeds | None = Field(
         None, description="Not OpenAI's (extra_body): see /generate; without it, seeds are drawn.", examples=[7]
     )

@@ -18,10 +18,10 @@ from service.queue.job import Job, Record
 from student.bundle import Student
 
 REFUSED = {
-    "style": "style has no effect on a student: say it in the prompt.",
-    "complexity": "complexity has no effect: nothing is planned before the picture.",
-    "frame_count": "frame_count is for gif, which is not drawn here.",
-    "frame_duration_ms": "frame_duration_ms is for gif, which is not drawn here.",
+    "style": "style is not supported: describe it in the prompt.",
+    "complexity": "complexity is not supported: a student has no planning stage.",
+    "frame_count": "frame_count is for gif, which is not supported.",
+    "frame_duration_ms": "frame_duration_ms is for gif, which is not supported.",
 }
 SAME = ("prompt", "output_format", "output_compression", "response_format", "stream", "partial_images", "seed")
 
@@ -49,7 +49,7 @@ def translated(body: ImagesRequest, served: Served, shows_steps: bool) -> Genera
         raise InvalidRequest("background cannot be transparent: a student draws opaque pictures.", "background")
     if body.output_format in ("gif", "svg"):
         raise InvalidRequest(
-            f"output_format {body.output_format} is not drawn here: png, jpeg or webp.", "output_format"
+            f"output_format {body.output_format} is not supported: use png, jpeg or webp.", "output_format"
         )
     if body.partial_images and not body.stream:
         raise InvalidRequest("partial_images needs stream.", "partial_images")
@@ -74,7 +74,7 @@ def _model(body: ImagesRequest) -> tuple[str | None, str | None]:
 
 def _steps(student: Student, body: ImagesRequest) -> int | None:
     if body.num_inference_steps is not None and body.quality not in (None, "auto"):
-        raise InvalidRequest("quality becomes a step count: send it or num_inference_steps.", "quality")
+        raise InvalidRequest("quality sets the step count: send either quality or num_inference_steps.", "quality")
     if body.num_inference_steps is not None:
         return body.num_inference_steps
     counts = sorted(student.steps)

@@ -81,8 +81,8 @@ IdempotencyKey = Annotated[
     str | None,
     Header(
         alias=KEY_HEADER,
-        description="A word of your own for this request: sent again with the same body, it gets the answer of the "
-        "same job, which outlives a broken connection for a while; with another body, 422.",
+        description="A word of your own for this request: sent again with the same body, it returns the answer of "
+        "the same job, which outlives a lost connection for a while; with another body, 422.",
     ),
 ]
 
@@ -95,7 +95,7 @@ async def post_generate(
     prefer: Prefer = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Draw images of a prompt: wait for them, be told where they will be, or watch them being drawn.
+    """Draw images of a prompt: wait for them, ask for them later, or watch them being drawn.
 
     A client that waits and goes away has its job cancelled (with an Idempotency-Key only after a while, so that a retry
     finds it); with Prefer: respond-async it may go.

@@ -48,7 +48,7 @@ async def info(request: Request, services: WithServices) -> Info:
     try:
         workers = await asyncio.wait_for(services.producer.workers(), ASK_S)
     except (RedisError, TimeoutError):
-        raise Unavailable("The queue is out of reach.") from None
+        raise Unavailable("The queue cannot be reached.") from None
     names = list(WorkerInfo.model_fields)
     served = services.models.choice.default()
     return Info(

@@ -20,7 +20,7 @@ from service.queue.job import Record, State
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 MOST_LISTED = 100
 
-JobId = Annotated[str, Path(description="The job's id, as its answer told it.")]
+JobId = Annotated[str, Path(description="The job's id, from its answer.")]
 Index = Annotated[int, Path(ge=0, description="Which image, from 0.")]
 LastEvent = Annotated[
     int | None, Header(alias="Last-Event-ID", ge=0, description="The number of the last event that was seen.")
@@ -93,7 +93,7 @@ async def get_events(id: JobId, request: Request, services: WithServices, last_e
     """A job's life as server-sent events: queued (again whenever its place changes), started,
     image_generation.partial_image, image_generation.completed for each image, and done or error.
 
-    Numbers are fixed: whoever reconnects with Last-Event-ID misses nothing and is told nothing twice.
+    Numbers are fixed: whoever reconnects with Last-Event-ID misses nothing and gets nothing twice.
     """
     record = await _find(request, services, id)
     after = NOTHING if last_event_id is None else last_event_id

@@ -38,7 +38,7 @@ async def readyz(request: Request, services: WithServices) -> dict[str, str | in
     try:
         workers = await asyncio.wait_for(services.producer.workers(), ASK_S)
     except (RedisError, TimeoutError):
-        raise Unavailable("The queue is out of reach.") from None
+        raise Unavailable("The queue cannot be reached.") from None
     if not workers:
         raise Unavailable("No worker is alive.")
     served = services.models.choice.default()

@@ -15,6 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.errors import StartupError
+from service.settings import Settings
+from service.supervise.supervisor import Supervisor
 from tests.service.support import (
     REPOSITORY,
     Api,
@@ -283,3 +286,57 @@ def test_without_a_supervisor_the_lease_of_a_silent_worker_runs_out(
         for worker in workers:
             worker.kill()
             worker.wait()
+
+
+def test_several_http_processes_answer_on_one_socket_and_each_is_started_again(tmp_path: Path) -> None:
+    with running_service(tmp_path / "data", APIS="2") as service:
+        apis = {process["pid"] for process in service.run_file()["processes"] if process["role"] == "api"}
+        assert len(apis) == 2
+        check_answer(post(service.url, prompt="p", seed=1).json(), "p", [1])
+        dead = service.kill("api")
+
+        def replaced() -> bool:
+            now = {process["pid"] for process in service.run_file()["processes"] if process["role"] == "api"}
+            return len(now) == 2 and dead not in now
+
+        eventually(replaced, "another one is started")
+        check_answer(post(service.url, prompt="p", seed=2).json(), "p", [2])
+
+
+def test_a_relative_path_means_the_same_in_every_process(tmp_path: Path) -> None:
+    """The children run in another folder; the file holds a setting that only they read."""
+    (tmp_path / "sec").mkdir()
+    (tmp_path / "sec" / "fewstep_webhook_secret").write_text(f"whsec_{'A' * 32}")
+    settings = {"RUNTIME": "fake", "PORT": "0", "DATA_DIR": "data", "SECRETS_DIR": "sec"}
+    environment = {**clean_environment(settings), "PYTHONPATH": str(REPOSITORY)}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.run"], cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        eventually(lambda: "open http://" in (tmp_path / "log").read_text(), "ready", patience_s=60)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(STOP_LIMIT_S) == 0, (tmp_path / "log").read_text()
+
+
+def test_the_start_waits_for_workers_that_load_and_not_for_a_silent_http_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supervisor = Supervisor(Settings(runtime="fake", port=0, data_dir=tmp_path, redis_url="unix:///nowhere.sock"))
+    monkeypatch.setattr("service.supervise.supervisor.READY_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("service.supervise.supervisor.POLL_EVERY_S", 0.0)
+    asked: list[str] = []
+
+    def ask(url: str) -> dict[str, object]:
+        asked.append(url)
+        if url.endswith("/healthz"):
+            return {"status": "ok"}
+        return {"status": "ready"} if len(asked) > 9 else {}
+
+    monkeypatch.setattr("service.supervise.supervisor._ask", ask)
+    assert supervisor._wait_until_ready() == {"status": "ready"}
+    assert "still loading" in capsys.readouterr().err
+    monkeypatch.setattr("service.supervise.supervisor._ask", lambda url: {})
+    with pytest.raises(StartupError, match="does not answer"):
+        supervisor._wait_until_ready()
