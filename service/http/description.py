@@ -13,7 +13,7 @@ OPENAI_PATHS = ("/v1/images/generations",)
 SCHEME = {
     "type": "http",
     "scheme": "bearer",
-    "description": "A key made by fewstep keys create. Needed once there is one; each address says which scope it needs.",
+    "description": "Made by fewstep keys create; needed once there is one. Each address says which scope it needs.",
 }
 
 

@@ -54,7 +54,7 @@ class GenerateRequest(Strict):
     negative_prompt: str | None = Field(
         None,
         max_length=MAX_PROMPT_CHARS,
-        description="Not supported: a few-step student runs without the second pass that would read it. Sending it is an error.",
+        description="Not supported: a few-step student runs without the second pass that would read it.",
     )
     num_inference_steps: int | None = Field(
         None,

@@ -56,7 +56,7 @@ class ImagesRequest(Strict):
         None,
         ge=0,
         le=MAX_PREVIEWS,
-        description="With stream: at most how many previews of the unfinished image to send. A runtime that shows no steps sends none.",
+        description="With stream: how many previews to send, at most. A runtime that shows no steps sends none.",
     )
     background: Literal["auto", "opaque", "transparent"] | None = Field(
         None, description="Images are opaque: transparent is refused."

@@ -340,3 +340,4 @@ def test_the_start_waits_for_workers_that_load_and_not_for_a_silent_http_process
     monkeypatch.setattr("service.supervise.supervisor._ask", lambda url: {})
     with pytest.raises(StartupError, match="does not answer"):
         supervisor._wait_until_ready()
+    supervisor._stop()
