@@ -129,11 +129,11 @@ def reward(size: Size, device: str) -> ClipReward:
     towers = {"vision_config": dict(size.vision), "text_config": {**size.text, "max_position_embeddings": CLIP_TOKENS}}
     with torch.device(device):
         clip = CLIPModel(CLIPConfig(**towers, projection_dim=size.text["hidden_size"]))
-    return ClipReward(clip, _words, scaled=True)
+    return ClipReward(clip, words, scaled=True)
 
 
-def _words(prompts: Sequence[str], **_: object) -> Any:
-    """In place of a tokenizer: as many ones as CLIP reads."""
+def words(prompts: Sequence[str], **_: object) -> Any:
+    """In place of a tokenizer: as many ones as CLIP reads, for each prompt."""
     ids_BL = torch.ones(len(prompts), CLIP_TOKENS, dtype=torch.int64)
     return SimpleNamespace(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL))
 

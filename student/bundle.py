@@ -90,6 +90,7 @@ class Student:
     """The contents of ``student.json``.
 
     ``baked`` holds the arguments, beside those that every call needs, with which diffusers' pipeline must be called.
+    ``chosen_at`` is the number of optimizer steps after which its weights were the best (0: before the first).
 
     Raises:
         BundleError: a field outside its range, or fields that contradict each other.
@@ -108,6 +109,7 @@ class Student:
     scorers: Mapping[str, Scorer]
     reward_reference: Mapping[str, RewardReference] = field(default_factory=dict)
     evaluation: tuple[Mapping[str, Any], ...] = ()
+    chosen_at: int | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     time_convention: str = TIME_CONVENTION
     format: int = FORMAT
@@ -247,6 +249,8 @@ def to_json(student: Student) -> dict[str, Any]:
     for part in (data["latents"], data["image"]):
         if part["frames"] is None:
             del part["frames"]  # the fingerprint of a picture's student is older than videos
+    if data["chosen_at"] is None:
+        del data["chosen_at"]
     data["sigmas"] = {str(count): list(student.sigmas[count]) for count in sorted(student.sigmas)}
     return {"format": data.pop("format"), **data, "steps": list(student.steps), "evaluation": list(student.evaluation)}
 

@@ -109,8 +109,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def save_pipeline(pipe: Any, bundle: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write the pipeline with its weights rounded to ``dtype`` (in ``pipe`` too), to be opened in float32.
+def save_pipeline(pipe: Any, bundle: Path, dtype: torch.dtype | None = torch.float16) -> None:
+    """Write the pipeline with its weights rounded to ``dtype`` (in ``pipe`` too; None keeps each as it is).
 
     transformers would open text encoders in the type that it saved them in while diffusers opens the rest in float32,
     and the two do not meet; so their config says float32, whatever the file holds.
@@ -119,7 +119,7 @@ def save_pipeline(pipe: Any, bundle: Path, dtype: torch.dtype = torch.float16) -
         ValueError: a weight that is not finite in ``dtype``.
     """
     modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    with _rounded(modules, dtype), _quiet():
+    with _rounded(modules, dtype) if dtype else contextlib.nullcontext(), _quiet():
         pipe.save_pretrained(bundle)
     readable = (bundle / "model_index.json").stat().st_mode
     for weights in bundle.rglob("*.safetensors"):

@@ -31,10 +31,12 @@ def card(
     teacher: Origin,
     index: Mapping[str, Any],
     alarms: Sequence[str] = (),
+    prompts: Sequence[str] = (),
 ) -> str:
     """The card's Markdown, in the hub's form.
 
-    ``index`` is what model_index.json says; ``alarms`` are the signs of reward hacking that the run gave.
+    ``index`` is what model_index.json says; ``alarms`` are the signs of reward hacking that the run gave;
+    ``prompts`` are those of the table's figures.
     """
     num = len(rewards[TRAINED].of_raw(table[0].scores))
     judged = "; the exact judge had no part in that" if table[0].judge else ""
@@ -42,18 +44,19 @@ def card(
         [
             _front_matter(student, teacher),
             f"# {student.id}: a {' or '.join(map(str, config.student.nfe))}-step student trained with RATS\n",
-            f"{_short(config, num)}Student of `{student.teacher}`, trained by fewstep with reward-aware trajectory "
-            f"shaping (RATS, arXiv 2604.14910). {_guidance(student)}\n",
+            f"{_untrained(student)}{_short(config, num)}Student of `{student.teacher}`, trained by fewstep with "
+            f"reward-aware trajectory shaping (RATS, arXiv 2604.14910). {_guidance(student)}\n",
             f"{_licence(teacher)}\n",
             "![teacher and student on the same prompts and seeds](grid.png)\n",
             "## Evidence\n",
-            f"{num} held-out test prompts, prompt i with seed i; mean ± standard error. The student was opened from "
-            f"these files. Scores are in standard deviations of the teacher above the teacher's mean on calibration "
-            f"prompts. The checkpoint was chosen by the held-out scorer on validation prompts{judged}. Diversity is "
-            f"the Vendi score of 8 seeds ({len(table[0].diversity)} prompts) on autoencoder latents.\n",
-            _table(table, rewards),
+            f"{num} held-out test prompts, prompt i with seed i; mean ± standard error, clustered by prompt. The "
+            "student was opened from these files. Scores are in standard deviations of the teacher above the teacher's "
+            "mean on calibration prompts. The checkpoint was chosen by the held-out scorer on validation "
+            f"prompts{judged}: the one after {student.chosen_at} of {config.steps} steps. Diversity is the Vendi score "
+            f"of 8 seeds ({len(table[0].diversity)} prompts) on autoencoder latents.\n",
+            _table(table, rewards, prompts),
             "## Paired differences, student minus teacher at its full step count\n",
-            _differences(table, rewards),
+            _differences(table, rewards, prompts),
             "## Use\n",
             usage(student, index, config.compute.weights),
             "## Training\n",
@@ -81,6 +84,15 @@ def _short(config: RatsConfig, num: int) -> str:
     if config.steps < FEW_STEPS:
         return f"**A short run: {config.steps} steps, evaluated on {num} prompts only.**\n\n"
     return f"**Evaluated on {num} prompts only.**\n\n" if num < FEW_PROMPTS else ""
+
+
+def _untrained(student: Student) -> str:
+    if student.chosen_at != 0:
+        return ""
+    return (
+        "**Not better than its start: no step of the run had a better held-out score with enough diversity, so these "
+        "are the teacher's own weights at few steps.**\n\n"
+    )
 
 
 def _guidance(student: Student) -> str:
@@ -112,21 +124,24 @@ def _columns(row: Evaluation, rewards: Rewards) -> dict[str, Sequence[float]]:
     return {**scores, **judged, "diversity": row.diversity}
 
 
-def _table(table: Sequence[Evaluation], rewards: Rewards) -> str:
+def _table(table: Sequence[Evaluation], rewards: Rewards, prompts: Sequence[str]) -> str:
     headings = list(_columns(table[0], rewards))
     lines = ["| model | NFE | guidance | " + " | ".join(headings) + " |", "|---" * (3 + len(headings)) + "|"]
     for row in table:
-        cells = ["{:.3f} ± {:.3f}".format(*mean_error(values)) for values in _columns(row, rewards).values()]
+        cells = [
+            "{:.3f} ± {:.3f}".format(*mean_error(values, prompts[: len(values)]))
+            for values in _columns(row, rewards).values()
+        ]
         lines.append(f"| {row.label} | {row.nfe} | {row.guidance:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _differences(table: Sequence[Evaluation], rewards: Rewards) -> str:
+def _differences(table: Sequence[Evaluation], rewards: Rewards, prompts: Sequence[str]) -> str:
     students, teacher = [row for row in table if row.label == "student"], _columns(table[0], rewards)
     headings = " | ".join(f"{row.nfe} steps" for row in students)
     lines = [f"| figure | {headings} |", "|---" * (1 + len(students)) + "|"]
     columns = [_columns(row, rewards) for row in students]
     for name, values in teacher.items():
-        cells = ["{:+.3f} ± {:.3f}".format(*paired(column[name], values)) for column in columns]
+        cells = ["{:+.3f} ± {:.3f}".format(*paired(column[name], values, prompts[: len(values)])) for column in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

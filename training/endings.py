@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -17,7 +18,7 @@ from student.families.family import SizeError
 from training.checkpoint import CheckpointError
 from training.config import ConfigError
 from training.progress import console
-from training.rundir import RunDirError, RunDiverged
+from training.rundir import RunDirError, RunDiverged, RunStopped
 
 MISTAKES = (ConfigError, RunDirError, RunDiverged, CheckpointError, BundleError, RewardError, SizeError)
 OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -47,6 +48,9 @@ def one_sentence(
         if error.errno not in OUTSIDE:
             raise
         _end(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}", code)
+    except RunStopped as error:
+        console.print(str(error), highlight=False)
+        raise typer.Exit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
         console.print(interrupted)
         raise typer.Exit(130) from None

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,6 +37,7 @@ Answer = TypeVar("Answer")
 DIVERSITY_SEEDS = 8
 CACHE = Path.home() / ".cache" / "fewstep" / "evaluation"
 PIXELS_AT_ONCE = 16 * 512 * 512  # that the autoencoder reads in one call: a video's frames are many and large
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy")
 FORMAT = 2  # of what is kept: raised when the same models, prompts and sizes would give other figures
 
 
@@ -136,7 +138,9 @@ def over_pictures(
 
     def one(at: int) -> Answer:
         part = slice(at, at + batch)
-        return work(at, sampler.draw(prompts[part], seeds[part], shape, batch), prompts[part])
+        images = sampler.draw(prompts[part], seeds[part], shape, batch)
+        with sampler.types():
+            return work(at, images, prompts[part])
 
     return in_turns(range(0, len(prompts), batch), one, f"pictures, {len(sampler.sigmas)} steps")
 
@@ -165,23 +169,40 @@ def vendi(features_ND: FloatArray) -> float:
     return float(np.exp(-(values * np.log(values)).sum()))
 
 
-def mean_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error of the mean."""
+def mean_error(values: Sequence[float], prompts: Sequence[str] = ()) -> tuple[float, float]:
+    """Mean and standard error of the mean; values of one and the same prompt are not independent of each other.
+
+    With ``prompts``, one for each value, the error is clustered by them (as of a survey's clusters): G / (G - 1) times
+    the sum over prompts of (sum of a prompt's deviations)^2, over N^2. Where no prompt repeats that is the plain one.
+    """
     array = np.asarray(values, dtype=float)
-    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array)))
+    groups = np.unique(list(prompts), return_inverse=True)[1] if prompts else np.arange(len(array))
+    sums = np.bincount(groups, array - array.mean())
+    if len(sums) < 2:
+        return float(array.mean()), math.nan
+    return float(array.mean()), math.sqrt(len(sums) / (len(sums) - 1) * float((sums**2).sum())) / len(array)
 
 
-def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error of a - b, prompt by prompt."""
-    return mean_error(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
+def paired(a: Sequence[float], b: Sequence[float], prompts: Sequence[str] = ()) -> tuple[float, float]:
+    """Mean and standard error of a - b, prompt by prompt; ``prompts`` as for ``mean_error``."""
+    return mean_error(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), prompts)
 
 
 def fingerprint(weights: str, sampler: Sampler, plan: Plan, measure: str) -> str:
     """What an evaluation depends on: weights (``hash_model``), how they are asked, what is drawn, and by what it
-    is measured."""
+    is measured; on which kind of device, in which types, and with which libraries."""
     model = sampler.model
     asked = [sampler.sigmas, sampler.guidance, sampler.negative, getattr(model, "guidance", None), model.max_tokens]
-    return hashlib.sha256(json.dumps([weights, asked, plan.key(), measure]).encode()).hexdigest()[:24]
+    parts = [weights, asked, plan.key(), measure, computed_with(sampler)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def computed_with(sampler: Sampler) -> list[str]:
+    """What numbers depend on beside the models: device, types, and the versions of the libraries that compute."""
+    device = sampler.model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    types = [str(part.dtype) for part in (sampler.model.transformer, sampler.model.vae)]
+    return [name, sampler.precision, *types, *(f"{name} {metadata.version(name)}" for name in LIBRARIES)]
 
 
 def hash_model(model: nn.Module) -> str:

@@ -9,11 +9,12 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 # The first process alone writes the bundle, 34 GB of FLUX, while the others wait; NCCL by itself waits for ten minutes.
 LONGEST_WAIT = timedelta(hours=1)
+BUCKET_BYTES = 100 * 2**20  # of gradients that are averaged in one call: a thousand small ones are latency alone
 
 
 def state() -> PartialState:
@@ -76,13 +77,34 @@ class Processes:
 
     def mean_gradients(self, parameters: Sequence[nn.Parameter], micro_batches: int) -> None:
         """Make every gradient the mean over the processes' micro-batches; FSDP2 has taken a sharded one's already."""
-        for parameter in parameters:
-            if parameter.grad is None:
-                continue
-            parameter.grad /= micro_batches
-            if self.size > 1 and not isinstance(parameter.grad, DTensor):
-                parameter.grad = reduce(parameter.grad, "mean")
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for gradient in gradients:
+            gradient /= micro_batches
+        if self.size > 1:
+            for bucket in buckets([g for g in gradients if not isinstance(g, DTensor)], BUCKET_BYTES):
+                flat = reduce(torch.cat([gradient.flatten() for gradient in bucket]), "mean")
+                for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                    gradient.copy_(part.view_as(gradient))
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so in one process or more."""
+        if self.size == 1:
+            return here
+        return bool(reduce(torch.tensor(float(here), device=self._state.device), "sum") > 0)
 
     def wait(self) -> None:
         """Until every process is here."""
         self._state.wait_for_everyone()
+
+
+def buckets(tensors: Sequence[Tensor], limit_bytes: int) -> list[list[Tensor]]:
+    """The tensors in their order, in groups of one type and device and of about ``limit_bytes`` at most."""
+    found: list[list[Tensor]] = []
+    for tensor in tensors:
+        last = found[-1] if found else []
+        alike = bool(last) and (last[0].dtype, last[0].device) == (tensor.dtype, tensor.device)
+        if alike and sum(one.nbytes for one in last) + tensor.nbytes <= limit_bytes:
+            last.append(tensor)
+        else:
+            found.append([tensor])
+    return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from codecs import BOM_UTF8
+import unicodedata
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from training.config import ConfigError
 from training.evaluate import JudgeFn
 
 LONGEST = 2_000  # characters; text encoders cut a prompt long before
+JSON_ENDINGS, TABLES = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv", ".parquet", ".xlsx")
+UNPRINTABLE, KEPT = ("Cc", "Cs", "Zl", "Zp"), "\t\x85\u2028\u2029"  # of control characters those that part words
 NAMED = 10  # lines that a message names
 MEASURED = {"calibration": 128, "validation": 256, "test": 512}
 
@@ -43,26 +46,30 @@ class Prompts:
 
 
 def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
-    """Prompts from a text file (one a line) or JSON lines with a ``prompt`` key.
+    """Prompts from a text file (one a line), JSON lines with a ``prompt`` key, or a JSON list.
 
-    Without a file to measure on, up to half of the prompts are held out, by a hash of each; with one, it is split.
+    Without a file to measure on, up to half of the prompts are held out, by a hash of each; with one, it is split. What
+    differs in case, accents' form or white space alone is one prompt in this, so that none is trained and measured on.
 
     Raises:
-        ConfigError: lines that are empty, too long, or there twice; too few prompts; a prompt in both files.
+        ConfigError: lines that cannot be used; too few prompts; a prompt in both files.
     """
     prompts = read(path)
     if measuring is None:
-        ranked = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
+        ranked = sorted(prompts, key=lambda prompt: hashlib.sha256(same(prompt).encode()).digest())
         held_out = ranked[: min(sum(MEASURED.values()), len(ranked) // 2)]
-        kept = set(held_out)
-        training = [prompt for prompt in prompts if prompt not in kept]
+        kept = set(map(same, held_out))
+        training = [prompt for prompt in prompts if same(prompt) not in kept]
+        wanted = f"{path} has {len(prompts)} prompts, of which half are held out to measure on: accepted are 12 or more"
     else:
         held_out, training = read(measuring), prompts
-        both = set(held_out) & set(training)
-        if both:
+        known = set(map(same, training))
+        if both := [prompt for prompt in held_out if same(prompt) in known]:
             raise ConfigError(f"{measuring} and {path} share {len(both)} prompts, such as {min(both)!r}: they must not")
-    if len(held_out) < 6:
-        raise ConfigError(f"{len(held_out)} prompts to measure on: accepted are 6 or more (give 12 or more prompts)")
+        wanted = f"{measuring} has {len(held_out)} prompts to measure on: accepted are 6 or more"
+    held_out = list({same(prompt): prompt for prompt in reversed(held_out)}.values())[::-1]
+    if len(held_out) < 6 or not training:
+        raise ConfigError(wanted)
     sizes = [len(held_out) * part // sum(MEASURED.values()) for part in MEASURED.values()]
     first, second = max(2, sizes[0]), max(2, sizes[0]) + max(2, sizes[1])
 
@@ -76,29 +83,73 @@ def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
     return Prompts(train, held_out[:first], held_out[first:second], held_out[second:], of_file=True)
 
 
+def same(prompt: str) -> str:
+    """What two prompts share that differ in case, accents' form or white space alone."""
+    return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+
+
 def read(path: Path) -> list[str]:
     """All prompts of a file, in order: line i (from 1) is prompt i - 1.
+
+    ``.txt`` (and any other ending) is one prompt a line, ``.jsonl``, ``.ndjson`` and ``.json`` are JSON lines with a
+    ``prompt`` key, or one JSON list of texts or of such objects. UTF-8, or UTF-16 with its mark.
 
     Raises:
         ConfigError: no such file, or lines that cannot be used; they are named by their numbers.
     """
+    path = path.expanduser()
+    if path.is_dir():
+        raise ConfigError(f"data.prompts is {str(path)!r}: that is a folder, accepted is a file")
     if not path.is_file():
-        raise ConfigError(f"prompts is {str(path)!r}: there is no such file")
-    # Not splitlines(), which also splits at U+2028 and others that JSON allows inside a text.
-    lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
-    if not lines[-1]:
-        lines.pop()
+        raise ConfigError(f"data.prompts is {str(path)!r}: there is no such file")
+    ending = path.suffix.lower()
+    if ending in TABLES:
+        raise ConfigError(f"data.prompts is {str(path)!r}: a table is not read, accepted are .txt, .jsonl and .json")
+    lines = _lines(path)
+    as_json = ending in JSON_ENDINGS
+    if as_json and b"".join(lines[:1]).lstrip().startswith(b"["):
+        lines, what = _json_list(path, b"\n".join(lines)), "entry"
+    else:
+        what = "line"
     first: dict[str, int] = {}
     prompts: list[str] = []
     wrong: list[str] = []
     for i, line in enumerate(lines, 1):
         try:
-            prompts.append(_prompt(line, path.suffix == ".jsonl", first, i))
+            prompts.append(_prompt(line, as_json, first, i))
         except ValueError as error:
-            wrong.append(f"line {i} {error}")
+            wrong.append(f"{what} {i} {error}")
     if wrong:
         raise ConfigError(f"{path} {_some(wrong)}: accepted is one prompt a line, each there once")
     return prompts
+
+
+def _lines(path: Path) -> list[bytes]:
+    """A file's lines as UTF-8, without their ends."""
+    content = path.read_bytes()
+    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        try:
+            content = content.decode("utf-16").encode()
+        except UnicodeError:
+            raise ConfigError(f"{path} begins as UTF-16 and is not: accepted is UTF-8, or UTF-16") from None
+    if b"\r" in content and b"\n" not in content:
+        raise ConfigError(f"{path} has lines that end in carriage returns alone: accepted are line feeds")
+    # Not splitlines(), which also splits at U+2028 and others that JSON allows inside a text.
+    lines = content.removeprefix(BOM_UTF8).split(b"\n")
+    return lines[:-1] if not lines[-1] else lines
+
+
+def _json_list(path: Path, content: bytes) -> list[bytes]:
+    """Each entry of a JSON list as a line."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} begins as a JSON list and is none ({_first_line(error)})") from None
+    return [json.dumps({"prompt": one} if isinstance(one, str) else one).encode() for one in found]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _prompt(line: bytes, as_json: bool, first: dict[str, int], number: int) -> str:
@@ -107,9 +158,12 @@ def _prompt(line: bytes, as_json: bool, first: dict[str, int], number: int) -> s
         text = line.removesuffix(b"\r").decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8") from None
-    prompt = (_from_json(text) if as_json else text).strip()
+    prompt = _bare(_from_json(text) if as_json else text)
     if not prompt:
         raise ValueError("is empty")
+    if bad := next((one for one in prompt if unicodedata.category(one) in UNPRINTABLE and one not in KEPT), None):
+        hint = " (is the file UTF-16 without its mark?)" if bad == "\0" else ""
+        raise ValueError(f"holds the character U+{ord(bad):04X}, which no prompt has{hint}")
     if len(prompt) > LONGEST:
         raise ValueError(f"has {len(prompt)} characters, and up to {LONGEST} are accepted")
     if first.setdefault(prompt, number) != number:
@@ -117,10 +171,17 @@ def _prompt(line: bytes, as_json: bool, first: dict[str, int], number: int) -> s
     return prompt
 
 
+def _bare(text: str) -> str:
+    """Without byte order marks (of files that were joined), and without what nobody sees at both ends."""
+    text = text.replace("\ufeff", "")
+    seen = [i for i, one in enumerate(text) if not one.isspace() and unicodedata.category(one) != "Cf"]
+    return text[seen[0] : seen[-1] + 1] if seen else ""
+
+
 def _from_json(line: str) -> str:
     try:
         value = json.loads(line)["prompt"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (json.JSONDecodeError, KeyError, TypeError, RecursionError):
         value = None
     if not isinstance(value, str):
         raise ValueError('is no JSON object with a text under "prompt"')

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from student.bundle import RewardReference, Scorer, Student, write_student
+from student.families.family import Family
 from student.pipeline import open_pipeline, read_index, save_pipeline, shift_no_more
 from training import figures
 from training.card import card
@@ -21,36 +23,59 @@ from training.rats.setup import Setup
 from training.scorers import HELDOUT, TRAINED
 
 ROLES = (TRAINED, HELDOUT)
+FP16_MAX = torch.finfo(torch.float16).max
 
 
-def save(out: Path, teacher: str, transformer: Any) -> None:
+def save(out: Path, teacher: str, model: Family, weights: str) -> None:
     """Write the student's pipeline into ``out``: the teacher's, with another transformer and scheduler.
 
-    The encoders may have been dropped while it trained: what did not learn is read again from the teacher.
+    The encoders may have been dropped while it trained: what did not learn is read again from the teacher. A run in
+    bf16 weights is kept in the types that it was measured in; one in fp32 in fp16, where every weight is in its range.
     """
-    pipe = open_pipeline(teacher, local_files_only=False, transformer=transformer)
+    transformer = model.transformer
+    if weights == "bf16":
+        types = {"default": torch.bfloat16, **dict.fromkeys(model.in_float32, torch.float32)}
+        pipe = open_pipeline(teacher, types, local_files_only=False, transformer=transformer)
+        stored = None
+    else:
+        pipe = open_pipeline(teacher, local_files_only=False, transformer=transformer)
+        stored = torch.float16 if _fit_fp16(pipe) else None
     shift_no_more(pipe)
-    save_pipeline(pipe, out)
+    save_pipeline(pipe, out, stored)
 
 
-def write(out: Path, setup: Setup, table: Sequence[Evaluation], pictures: Mapping[str, Tensor]) -> Student:
+def _fit_fp16(pipe: Any) -> bool:
+    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    tensors = (value for module in modules for value in module.state_dict().values() if value.is_floating_point())
+    return all(float(value.abs().max()) <= FP16_MAX for value in tensors if value.numel())
+
+
+UNTRAINED = (
+    "No step of this run had a better held-out score, with enough diversity, than the start: the student is the "
+    "untrained teacher at few steps."
+)
+
+
+def write(
+    out: Path, setup: Setup, table: Sequence[Evaluation], pictures: Mapping[str, Tensor], chosen_at: int
+) -> Student:
     """Write manifest, card and pictures beside the pipeline that ``save`` wrote; the run's own lie in ``run``.
 
-    ``table`` is the teacher's rows, then the student's.
+    ``table`` is the teacher's rows, then the student's; ``chosen_at`` the step count whose weights were kept.
     """
-    student = write_student(out, manifest(setup, table))
+    student = write_student(out, manifest(setup, table, chosen_at))
     figures.grid(pictures, out / "grid.png")
     figures.curves(read_log(out / "run" / "log.jsonl"), out / "curves.png")
     alarms = (out / "run" / "alarms.txt").read_text().splitlines()
     teacher = origin(setup.config.model)
     if teacher.terms:
         shutil.copyfile(teacher.terms, out / teacher.terms.name)
-    text = card(student, setup.config, table, setup.rewards, teacher, read_index(out), alarms)
+    text = card(student, setup.config, table, setup.rewards, teacher, read_index(out), alarms, setup.prompts.test)
     (out / "README.md").write_text(text)
     return student
 
 
-def manifest(setup: Setup, table: Sequence[Evaluation]) -> Student:
+def manifest(setup: Setup, table: Sequence[Evaluation], chosen_at: int) -> Student:
     """What student.json says."""
     config, model, shape = setup.config, setup.model, setup.latents.shape
     first = next(row for row in table if row.label == "student")
@@ -80,6 +105,7 @@ def manifest(setup: Setup, table: Sequence[Evaluation]) -> Student:
             name: _reference(kept.standardise(first.scores[name])) for name, (_, _, kept) in compiled.items()
         },
         evaluation=tuple(_row(setup, row) for row in table),
+        chosen_at=chosen_at,
     )
 
 
@@ -92,6 +118,9 @@ def _row(setup: Setup, row: Evaluation) -> dict[str, Any]:
     values = {role: setup.rewards[role].of_raw(row.scores) for role in ROLES}
     values |= {f"judge_{name}": list(part) for name, part in row.judge.items()}
     values["diversity"] = row.diversity
-    figures_of = {name: dict(zip(("mean", "error"), mean_error(part), strict=True)) for name, part in values.items()}
+    figures_of = {
+        name: dict(zip(("mean", "error"), mean_error(part, setup.prompts.test[: len(part)]), strict=True))
+        for name, part in values.items()
+    }
     num = len(values[TRAINED])
     return {"model": row.label, "nfe": row.nfe, "guidance": row.guidance, "prompts": num, **figures_of}

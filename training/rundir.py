@@ -19,6 +19,10 @@ class RunDirError(ValueError):
     """The directory holds something else; the message is one sentence."""
 
 
+class RunStopped(RuntimeError):
+    """Somebody asked the run to stop, and it can be gone on with; the message is one sentence."""
+
+
 class RunDiverged(RuntimeError):
     """The loss was not finite many steps in a row; the message is one sentence."""
 

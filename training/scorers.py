@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +28,12 @@ Rewards = Mapping[str, Weighted]
 
 
 def open_rewards(
-    trained: str, heldout: str, model: Family, learns_from_it: bool, device: str = "cpu"
+    trained: str,
+    heldout: str,
+    model: Family,
+    learns_from_it: bool,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Weighted]:
     """The rewards of each role, not calibrated yet.
 
@@ -43,13 +50,20 @@ def open_rewards(
     for role, weights in wanted.items():
         terms = []
         for i, (asked, weight) in enumerate(weights.items(), 1):
-            reward = find(asked, tokenizer=lambda prompts: model.tokenise(prompts)[0], device=device)
+            reward = find(asked, tokenizer=lambda prompts: model.tokenise(prompts)[0], device=device, dtype=dtype)
             if role == TRAINED and learns_from_it:
                 require_gradient(asked, reward)
             name = role if len(weights) == 1 else f"{role}-{i}"
             terms.append(Term(name, reward, weight, asked=asked, source=_source(asked, reward), device=device))
         found[role] = Weighted(tuple(terms))
     return found
+
+
+def move(rewards: Rewards, device: str) -> None:
+    """Put the rewards that are networks on a device; they are asked where they lie."""
+    for term in all_terms(rewards):
+        if isinstance(term.reward, nn.Module):
+            term.reward.to(device)
 
 
 def all_terms(rewards: Rewards) -> list[Term]:
@@ -80,6 +94,46 @@ def try_out(rewards: Rewards, images_BCHW: Tensor, prompts: list[str], learns_fr
             else:
                 with torch.no_grad():
                     term.raw(images_BCHW, prompts)
+
+
+def frame_windows(frames: int, latent_frames: int | None, video_frames: int) -> list[tuple[int, int]]:
+    """Where in a video (first, end) the pictures lie that each window of ``frames`` latent frames is decoded to.
+
+    None where the reward always sees all of them. The first latent frame is one picture, every later one as many as
+    every other.
+    """
+    if latent_frames is None or not 0 < frames < latent_frames:
+        return []
+    each = (video_frames - 1) // (latent_frames - 1)
+    starts = [0, *(1 + i * each for i in range(latent_frames))]
+    return [(starts[at], starts[at + frames]) for at in range(latent_frames - frames + 1)]
+
+
+def with_windows(measure: Measure, trained: Weighted, windows: Sequence[tuple[int, int]]) -> Measure:
+    """The same, with a column for each term and window of a video."""
+    columns = {
+        f"{term.name} {first}-{end}": partial(_of_frames, term, first, end)
+        for term in trained.terms
+        for first, end in windows
+    }
+    return replace(measure, scorers={**measure.scorers, **columns})
+
+
+def _of_frames(term: Term, first: int, end: int, videos_BFCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+    return term.raw(videos_BFCHW[:, first:end], prompts)
+
+
+def calibrated_on_windows(
+    trained: Weighted, raw: Mapping[str, list[float]], windows: Sequence[tuple[int, int]]
+) -> Weighted:
+    """The trained reward, standardised on what a training step shows it: one window of a video, not all of it."""
+    if not windows:
+        return trained.calibrated(raw)
+    pooled = {
+        term.name: [score for first, end in windows for score in raw[f"{term.name} {first}-{end}"]]
+        for term in trained.terms
+    }
+    return trained.calibrated(pooled)
 
 
 def measure_with(rewards: Rewards, model: Family, judge: JudgeFn | None) -> Measure:

@@ -50,6 +50,17 @@ def test_mean_and_standard_error() -> None:
     assert (mean, error) == (2.5, pytest.approx(math.sqrt(5 / 3) / 2))
 
 
+def test_values_of_one_prompt_are_one_cluster() -> None:
+    """Each value twice is no more evidence than once; against statsmodels' cluster-robust form by hand."""
+    values, prompts = [1.0, 2.0, 3.0, 6.0], ["a", "b", "c", "d"]
+    once, twice = mean_error(values, prompts), mean_error([*values, *values], [*prompts, *prompts])
+    assert once == pytest.approx(mean_error(values)) and twice == pytest.approx(once)
+    sums = np.array([(1 - 3) + (2 - 3), 3 - 3, 6 - 3])
+    expected = math.sqrt(3 / 2 * float((sums**2).sum())) / 4
+    assert mean_error(values, ["a", "a", "c", "d"]) == (3.0, pytest.approx(expected))
+    assert paired([2.0, 3.0], [1.0, 1.0], ["a", "a"])[0] == 1.5
+
+
 def test_a_paired_difference_forgets_what_both_share() -> None:
     hard = [10.0, -20.0, 7.0, 3.0]
     assert paired([x + 1 for x in hard], hard) == (1.0, 0.0)
@@ -87,7 +98,9 @@ def test_figures_of_another_size_are_kept_apart() -> None:
     assert len(set(found)) == 6
 
 
-def test_figures_of_other_prompts_seeds_and_lengths_are_kept_apart() -> None:
+def test_figures_of_other_prompts_seeds_lengths_types_and_libraries_are_kept_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sampler = sampler_of(tiny.sd3())
     shape = sampler.model.latent_shape(32, 32)
     other = Sampler(family_of(tiny.sd3(), max_tokens=tiny.MAX_TOKENS - 1), sampler.sigmas)
@@ -102,8 +115,14 @@ def test_figures_of_other_prompts_seeds_and_lengths_are_kept_apart() -> None:
         key(sampler, shape, first_seed=7),
         key(sampler, shape, prompts=PROMPTS[1:]),
     ]
-    assert len(set(found)) == len(found)
+    found.append(key(replace(sampler, precision="bf16"), shape))
+    monkeypatch.setattr("training.evaluate.metadata.version", lambda name: "0.0")
+    found.append(key(sampler, shape))
+    monkeypatch.undo()
     assert key(sampler, shape, batch=1) == found[0]  # else a teacher would be measured again for nothing
+    sampler.model.vae.to(torch.bfloat16)
+    found.append(key(sampler, shape))
+    assert len(set(found)) == len(found)
 
 
 def test_a_guided_transformer_is_kept_apart_by_its_guidance() -> None:

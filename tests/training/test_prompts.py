@@ -8,7 +8,7 @@ import pytest
 from student.families.find import family_of
 from tests.student.families import tiny
 from training.config import ConfigError
-from training.prompts import cut_lines, from_files, read
+from training.prompts import cut_lines, from_files, read, same
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -76,11 +76,100 @@ def test_prompts_that_the_model_does_not_read_to_their_end_are_named(family: str
     assert cut_lines(model, write(path, fits + "k")) == "line 1"
 
 
-def test_a_missing_file_and_too_few_prompts(tmp_path: Path) -> None:
+def test_a_missing_file_a_folder_and_too_few_prompts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such file"):
         read(tmp_path / "none.txt")
-    with pytest.raises(ConfigError, match="accepted are 6 or more"):
-        from_files(write(tmp_path / "a.txt", "a", "b", "c"), None, 1)
+    with pytest.raises(ConfigError, match="that is a folder"):
+        read(tmp_path)
+    for lines in ((), ("a",), ("a", "b", "c")):
+        with pytest.raises(ConfigError, match=f"a.txt has {len(lines)} prompts.*accepted are 12 or more"):
+            from_files(write(tmp_path / "a.txt", *lines), None, 1)
+    with pytest.raises(ConfigError, match=r"b.txt has 1 prompts to measure on: accepted are 6 or more"):
+        from_files(write(tmp_path / "a.txt", "a", "b", "c"), write(tmp_path / "b.txt", "d"), 1)
+
+
+def test_the_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "p.txt", "a red heart")
+    assert read(Path("~/p.txt")) == ["a red heart"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_what_editors_write_is_read(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("a red heart\r\nSchloß\r\n".encode(encoding))
+    assert read(path) == ["a red heart", "Schloß"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("a red heart\nb\n".encode("utf-16-le"), r"line 1 holds the character U\+0000.*UTF-16 without its mark"),
+        (b"\xff\xfea", "begins as UTF-16 and is not"),
+        (b"a\rb\rc\r", "lines that end in carriage returns alone"),
+        (b"a\nb\n\x1a", r"line 3 holds the character U\+001A"),
+        (b"a\nb\0c\n", r"line 2 holds the character U\+0000"),
+        (b"a\nb\x0bc\n", r"line 2 holds the character U\+000B"),
+        ("a\n\u200b\u2060\n".encode(), "line 2 is empty"),
+        ("a\n\u2028\n".encode(), "line 2 is empty"),
+        ("a\n\ufeff\n".encode(), "line 2 is empty"),
+    ],
+)
+def test_what_nobody_sees_is_refused_by_line(content: bytes, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match=sentence):
+        read(tmp_path / "a.txt")
+
+
+def test_marks_of_files_that_were_joined_are_taken_out_and_joiners_stay(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(
+        "\ufeffa red heart\n\ufeffa blue star\n\U0001f469\u200d\U0001f680 in space\n".encode()
+    )
+    assert read(tmp_path / "a.txt") == ["a red heart", "a blue star", "\U0001f469\u200d\U0001f680 in space"]
+
+
+@pytest.mark.parametrize("name", ["a.JSONL", "a.ndjson", "a.json", "a.jsonl"])
+def test_json_lines_are_known_by_any_of_their_endings(name: str, tmp_path: Path) -> None:
+    assert read(write(tmp_path / name, '{"prompt": "a"}', '{"prompt": "b"}')) == ["a", "b"]
+
+
+def test_a_json_list_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[\n  "a red heart",\n  {"prompt": "a blue star"}\n]\n')
+    assert read(path) == ["a red heart", "a blue star"]
+    path.write_text('["a", 3, "a"]')
+    with pytest.raises(ConfigError, match="entry 2 is no JSON object with a text.*entry 3 is the same as line 1"):
+        read(path)
+    path.write_text('["a",')
+    with pytest.raises(ConfigError, match="begins as a JSON list and is none"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.TSV"])
+def test_tables_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a table is not read, accepted are .txt, .jsonl and .json"):
+        read(write(tmp_path / name, "prompt,seed", "a,1"))
+
+
+def test_json_that_python_chokes_on_is_one_sentence(tmp_path: Path) -> None:
+    rows = ('{"prompt": "a"}', '{"prompt": "\\ud800 heart"}', "[" * 100_000)
+    with pytest.raises(ConfigError, match=r"line 2 holds the character U\+D800.*line 3 is no JSON object"):
+        read(write(tmp_path / "a.jsonl", *rows))
+    with pytest.raises(ConfigError, match="begins as a JSON list and is none"):
+        read(write(tmp_path / "b.json", "[" * 100_000))
+
+
+def test_a_prompt_in_another_normal_form_or_case_is_the_same_prompt(tmp_path: Path) -> None:
+    forms = ["Café at  NIGHT", "Cafe\u0301 at night"]
+    training = write(tmp_path / "a.txt", *(f"p{i}" for i in range(10)), forms[0])
+    with pytest.raises(ConfigError, match="share 1 prompts"):
+        from_files(training, write(tmp_path / "b.txt", *(f"q{i}" for i in range(8)), forms[1]), 1)
+    for start in range(20):  # whichever side of the split it falls on, both forms do
+        names = [f"{start} {form}" for form in forms] + [f"{start} {i}" for i in range(12)]
+        sets = from_files(write(tmp_path / "c.txt", *names), None, 1)
+        trained = {same(prompt) for step in range(20) for prompt in sets.train(step, 5)}
+        measured = [same(prompt) for prompt in (*sets.calibration, *sets.validation, *sets.test)]
+        assert not trained & set(measured) and len(measured) == len(set(measured))
 
 
 def test_one_file_is_split_into_disjoint_sets_that_a_new_line_hardly_changes(tmp_path: Path) -> None:

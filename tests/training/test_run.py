@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from student.bundle import read_student, verify_files
 from student.runtimes.load import load
 from tests.training.shapes import small
+from training import checkpoint
 from training.progress import read_log
 
 
@@ -73,6 +74,7 @@ def test_every_step_is_logged(student: Path) -> None:
     assert rows[0]["step"] == -1 and "heldout_validation" in rows.pop(0)  # the start, before any step
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     wanted = {"reward_student", "reward_teacher", "gap", "gate_mean", "gate_std", "share_ahead", "shaping", "grad_norm"}
+    wanted |= {"lr", "teacher_s", "student_s", "backward_s", "update_s"}
     assert all(wanted <= row.keys() for row in rows)
     assert [row["step"] for row in rows if "heldout_validation" in row] == [1, 3]
 
@@ -124,6 +126,32 @@ def test_dry_run_prints_the_whole_configuration(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_sigterm_leaves_a_checkpoint_at_once_and_the_same_command_goes_on(models: Path, tmp_path: Path) -> None:
+    """Long before the next validation, which alone made checkpoints before."""
+    arguments = small.settings(models, steps=200, validate_every=200, test_prompts=4, validation_prompts=4)
+    command = [sys.executable, "-m", "training.run", "--threads", "1", *arguments, "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    log, deadline = tmp_path / "out" / "run" / "log.jsonl", time.monotonic() + 120
+    while len(read_log(log)) < 4 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, text = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM and "the same command goes on from there" in " ".join(
+        text.split()
+    )
+    saved = checkpoint.load(tmp_path / "out" / "run" / "checkpoint.pt")
+    assert saved is not None and 3 <= saved["step"] < 200
+    done = len(read_log(log))
+    assert done == saved["step"] + 1  # and the row of the start
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while len(read_log(log)) <= done and time.monotonic() < deadline + 60 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert [row["step"] for row in read_log(log)][: done + 1] == list(range(-1, done))
+
+
 def test_kill_9_and_the_same_command_give_the_same_student(models: Path, tmp_path: Path) -> None:
     """A real process, really killed after its first checkpoint; weights and log as if it had not been."""
     arguments = small.settings(models, steps=6)
@@ -141,9 +169,8 @@ def test_kill_9_and_the_same_command_give_the_same_student(models: Path, tmp_pat
     subprocess.run([*command, str(cut)], env=environment, check=True, capture_output=True)
     a, b = (load_file(p / "transformer" / "diffusion_pytorch_model.safetensors") for p in (whole, cut))
     assert all(torch.equal(value, b[name]) for name, value in a.items())
-    drop = {"elapsed_s"}
     rows = [
-        [{k: v for k, v in row.items() if k not in drop} for row in read_log(p / "run" / "log.jsonl")]
+        [{k: v for k, v in row.items() if not k.endswith("_s")} for row in read_log(p / "run" / "log.jsonl")]
         for p in (whole, cut)
     ]
     assert rows[0] == rows[1]

@@ -76,7 +76,11 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """While ``step < guided_steps`` the teacher is the frozen start, guided; afterwards the student's EMA, unguided."""
+    """While ``step < guided_steps`` the teacher is the frozen start, guided; afterwards the student's EMA, unguided.
+
+    Of a model that takes guidance as an input (FLUX.1-dev) ``guidance`` is that input, the student's too, and no second
+    velocity is taken for it.
+    """
 
     nfe: int = 16
     reference_nfe: int = 50  # at which it is measured
@@ -84,11 +88,12 @@ class TeacherConfig:
     negative_prompt: str = ""  # what the guidance leads away from
     guided_steps: int = 0
     ema: float = 0.999  # 1 keeps the teacher as it was at the start
+    batch: int = 0  # samples that it rolls out at a time, of several micro-batches; 0: one micro-batch
 
     def __post_init__(self) -> None:
         finite("teacher", self, "guidance", "ema")
         at_least(1, "teacher", self, "nfe", "reference_nfe")
-        at_least(0, "teacher", self, "guided_steps")
+        at_least(0, "teacher", self, "guided_steps", "batch")
         share("teacher", self, "ema")
 
 
@@ -101,11 +106,13 @@ class RewardConfig:
     weight: float = 1.0
     hinge: float = math.inf  # rewards above it count no more
     frames: int = 0  # of a video, latent frames decoded for the reward at each step; 0 takes all
+    weights: str = "fp32"  # the type of the rewards' networks; bf16 takes half of the memory
 
     def __post_init__(self) -> None:
         finite("reward", self, "weight")
         check(not math.isnan(self.hinge), f"reward.hinge is {self.hinge}: accepted is a finite number or Infinity")
         at_least(0, "reward", self, "weight", "frames")
+        one_of(DTYPES, "reward", self, "weights")
 
 
 @dataclass(frozen=True)
@@ -199,9 +206,12 @@ class ComputeConfig:
     precision: str = "bf16"
     checkpointing: bool = False
     shard: bool = False  # the transformers over the processes (FSDP2)
+    compile: str = ""  # the backend that compiles the transformer's blocks, such as inductor; empty: none
+    save_minutes: float = 10.0  # a checkpoint at least so often, beside those at each validation
 
     def __post_init__(self) -> None:
         one_of(DTYPES, "compute", self, "weights", "precision")
+        above_0("compute", self, "save_minutes")
 
 
 @dataclass(frozen=True)

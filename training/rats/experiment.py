@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import diffusers
 from torch import Tensor
 
 from student.families.family import Family
 from student.families.find import open_family
+from student.pipeline import read_index
 from training import environment
 from training.evaluate import Evaluation
 from training.processes import state
 from training.progress import console
-from training.rats.setup import DTYPES, Setup, place
+from training.rats.setup import DTYPES, Setup, place, remember
 from training.rats.validation import test_figures, trainer
-from training.result import save, write
+from training.result import UNTRAINED, save, write
 from training.rundir import FINISHED
+from training.sampler import takes_guidance
+from training.scorers import move
 from training.sharding import shard
 
 
@@ -23,44 +28,51 @@ def run(setup: Setup, out: Path) -> None:
     """Train (or go on), write the bundle, measure what was written, and mark the run as finished."""
     config, here = setup.config, state()
     environment.write(out / "run" / "environment.json")
-    teachers = _train(setup, out)
+    teachers, chosen_at = _train(setup, out)
     model = reopened(setup, out)
     students = [test_figures(setup, model, "student", nfe) for nfe in config.student.nfe]
     if here.is_main_process:
         table, shown = zip(*teachers, *students, strict=True)
         pictures = {f"{row.label}, {row.nfe} steps": drawn for row, drawn in zip(table, shown, strict=True)}
-        write(out, setup, table, pictures)
+        write(out, setup, table, pictures, chosen_at)
         (out / "run" / FINISHED).write_text("")
         (out / "run" / "checkpoint.pt").unlink(missing_ok=True)
         console.print(f"the student is in {out}; its card is {out / 'README.md'}")
+        if chosen_at == 0:
+            console.print(f"[bold red]{UNTRAINED}[/bold red]", highlight=False)
 
 
-def _train(setup: Setup, out: Path) -> list[tuple[Evaluation, Tensor]]:
-    """Train, and leave the student's pipeline in ``out``; the teacher's figures."""
+def _train(setup: Setup, out: Path) -> tuple[list[tuple[Evaluation, Tensor]], int]:
+    """Train, and leave the student's pipeline in ``out``; the teacher's figures, and the step that was chosen."""
     training = trainer(setup, out / "run")
     training.run()
+    move(setup.rewards, str(setup.model.device))
     counts = dict.fromkeys((setup.config.teacher.reference_nfe, *setup.config.student.nfe))
     with setup.roles.role("start") as model:
         found = [test_figures(setup, model, "teacher", nfe) for nfe in counts]
     setup.roles.gather(keep=training.is_first)
     if training.is_first:
-        setup.roles.merge(out / "adapter")
-        save(out, setup.config.model, setup.model.transformer)
+        setup.roles.merge(out / "adapter", getattr(diffusers, read_index(setup.config.model, False)["_class_name"]))
+        save(out, setup.config.model, setup.model, setup.config.compute.weights)
     state().wait_for_everyone()
-    return found
+    return found, training.best_at
 
 
 def reopened(setup: Setup, out: Path) -> Family:
     """The student as its bundle holds it: merged, and rounded to the type that it is kept in.
 
-    Its transformer takes the trained one's place in ``setup.model``, so that the memory of that is free.
+    What trained is let go of before it is opened, and its transformer takes the trained one's place in ``setup.model``.
     """
     compute = setup.config.compute
-    model = open_family(out, DTYPES[compute.weights], local_files_only=True, max_tokens=setup.model.max_tokens)
+    setup.roles.close()
+    options: dict[str, Any] = {"max_tokens": setup.model.max_tokens}
+    if takes_guidance(setup.model):
+        options["guidance"] = setup.model.guidance
+    model = open_family(out, DTYPES[compute.weights], local_files_only=True, **options)
     setup.model.transformer = model.transformer
+    if setup.prompts.of_file:
+        remember(setup.config, model, setup.rewards, setup.prompts.test)
     place(setup.config, model)
     if compute.shard and state().num_processes > 1:
         shard(model.transformer, state().num_processes)
-    if setup.prompts.of_file:
-        model.remember(setup.prompts.test)
     return model

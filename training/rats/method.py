@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.rats.config import RatsConfig
 from training.rats.roles import Roles
 from training.rats.trajectory import Trajectory
-from training.sampler import Sampler
+from training.sampler import Sampler, precision
 
 RewardFn = Callable[[Tensor, Sequence[str]], Tensor]
 Grids = Mapping[int, tuple[float, ...]]  # the sigmas of each step count
@@ -48,12 +47,12 @@ class Batch:
 class Step(NamedTuple):
     """The mean loss of one micro-batch, what adds its gradient to the student, and the figures of the log.
 
-    The two are apart so that a loss that is not finite can be passed over.
+    What is logged stays on the device until the step's end, so that the host need not wait for it.
     """
 
     loss: Tensor
     backward: Callable[[], None]
-    log: dict[str, float]
+    log: dict[str, Tensor | float]
 
 
 class Method(Protocol):
@@ -88,24 +87,16 @@ class Method(Protocol):
         ...
 
 
-def precision(config: RatsConfig, roles: Roles) -> AbstractContextManager[object]:
-    """The types in which a run computes, around forward and backward passes alike."""
-    device = roles.trainable[0].device.type
-    stack = ExitStack()
-    if device == "meta":  # there is no autocast for it
-        return stack
-    stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=config.compute.precision == "bf16"))
-    if device == "cpu":
-        # Flash attention's backward is 1.8 times slower than the plain form on a CPU at 32 tokens.
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-    return stack
+def types(config: RatsConfig, roles: Roles) -> AbstractContextManager[object]:
+    """What a run computes in, around forward and backward passes alike."""
+    return precision(config.compute.precision, roles.trainable[0].device)
 
 
-def with_precision(config: RatsConfig, roles: Roles, backward: Callable[[], None]) -> Callable[[], None]:
+def in_types(config: RatsConfig, roles: Roles, backward: Callable[[], None]) -> Callable[[], None]:
     """``backward`` in the same types: the detached mode and checkpointing run the network again in it."""
 
     def run() -> None:
-        with precision(config, roles):
+        with types(config, roles):
             backward()
 
     return run
@@ -116,8 +107,41 @@ def teacher_path(config: RatsConfig, roles: Roles, grids: Grids, batch: Batch) -
     teacher = config.teacher
     guided = batch.step < teacher.guided_steps
     with roles.role("start" if guided else "teacher") as model:
-        sampler = Sampler(model, grids[teacher.nfe], teacher.guidance if guided else 1.0, teacher.negative_prompt)
+        guidance = teacher.guidance if guided else 1.0
+        sampler = Sampler(model, grids[teacher.nfe], guidance, teacher.negative_prompt, config.compute.precision)
         return sampler.trajectory(batch.noise_BCHW, batch.prompts)
+
+
+def means(rows: Sequence[Mapping[str, Tensor | float]]) -> dict[str, float]:
+    """Each figure's mean over a step's micro-batches; all that lies on a device is read in one go."""
+    lying = [(name, value) for row in rows for name, value in row.items() if isinstance(value, Tensor)]
+    read = iter(torch.stack([value.detach().float() for _, value in lying]).tolist() if lying else [])
+    sums: dict[str, float] = {}
+    for row in rows:
+        for name, value in row.items():
+            sums[name] = sums.get(name, 0) + (next(read) if isinstance(value, Tensor) else value)
+    return {name: total / len(rows) for name, total in sums.items()}
+
+
+def teach_jointly(batches: Sequence[Batch], num: int, teach: Callable[[Batch], Batch]) -> list[Batch]:
+    """``teach`` of micro-batches of one step, of as many together as have ``num`` samples (at least one)."""
+    found: list[Batch] = []
+    at_once = max(1, num // len(batches[0].prompts))
+    for first in range(0, len(batches), at_once):
+        parts = batches[first : first + at_once]
+        prompts = [prompt for part in parts for prompt in part.prompts]
+        joined = teach(replace(parts[0], prompts=prompts, noise_BCHW=torch.cat([part.noise_BCHW for part in parts])))
+        for at, part in enumerate(parts):
+            rows = slice(at * len(part.prompts), (at + 1) * len(part.prompts))
+            path, reward_T = joined.teacher, joined.reward_T
+            found.append(
+                replace(
+                    part,
+                    teacher=None if path is None else path.take(rows),
+                    reward_T=None if reward_T is None else reward_T[rows],
+                )
+            )
+    return found
 
 
 def step_statistics(means: Mapping[str, float]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from training.processes import Processes
 from training.rats.config import RatsConfig
-from training.rats.method import Batch, Grids, RewardFn, Step, precision, teacher_path, with_precision
+from training.rats.method import Batch, Grids, RewardFn, Step, in_types, teach_jointly, teacher_path, types
 from training.rats.roles import Roles
 from training.rats.trajectory import Trajectory, rollout
 from training.sampler import Sampler, Velocity, velocity_of
@@ -47,8 +47,11 @@ class Consistency:
 
     def teach(self, batches: Sequence[Batch]) -> list[Batch]:
         """With the teacher's trajectory from the same noise."""
-        with precision(self.config, self.roles):
-            return [replace(b, teacher=teacher_path(self.config, self.roles, self.grids, b)) for b in batches]
+        with types(self.config, self.roles):
+            return teach_jointly(batches, self.config.teacher.batch, self._taught)
+
+    def _taught(self, batch: Batch) -> Batch:
+        return replace(batch, teacher=teacher_path(self.config, self.roles, self.grids, batch))
 
     def step(self, batch: Batch) -> Step:
         """One random point of the trajectory for the whole micro-batch."""
@@ -57,13 +60,13 @@ class Consistency:
         gen = batch.generator(self.config.seed * 7_000_003)
         sigma = path.sigmas[int(torch.randint(len(path.sigmas), (), generator=gen))]
         after, end = next_point(sigma, path.sigmas, self.grids[batch.nfe])
-        with precision(self.config, self.roles):
+        with types(self.config, self.roles):
             target_BD = self._target(path, after, end, batch.prompts)
             x_BD = path.state(sigma)
             jump_BD = x_BD + (end - sigma) * velocity_of(model, model.encode(batch.prompts))(x_BD, sigma)
             loss = (jump_BD - target_BD).square().mean()
-        backward = with_precision(self.config, self.roles, loss.backward)
-        return Step(loss, backward, {"loss": loss.item(), "sigma": sigma})
+        backward = in_types(self.config, self.roles, loss.backward)
+        return Step(loss, backward, {"loss": loss.detach(), "sigma": sigma})
 
     def _target(self, path: Trajectory, after: float, end: float, prompts: Sequence[str]) -> Tensor:
         """Where the EMA jumps to from the next point; at the segment's end it stays."""
@@ -126,7 +129,7 @@ class Matching:
         model, grid, prompts = self.roles.model, self.grids[batch.nfe], batch.prompts
         gen = batch.generator(self.config.seed * 9_000_011)
         last = int(torch.randint(batch.nfe, (), generator=gen))
-        with precision(self.config, self.roles):
+        with types(self.config, self.roles):
             velocity = velocity_of(model, model.encode(prompts))
             with torch.no_grad():
                 x_BD = rollout(velocity, batch.noise_BCHW, grid).x[last]
@@ -134,8 +137,8 @@ class Matching:
             critic_loss = self._teach_critic(x0_BD.detach(), prompts, gen)
             gradient_BD = self._direction(x0_BD.detach(), prompts, gen)
             loss = 0.5 * (x0_BD - (x0_BD.detach() - gradient_BD)).square().mean()
-        backward = with_precision(self.config, self.roles, loss.backward)
-        return Step(loss, backward, {"loss": loss.item(), "critic_loss": critic_loss})
+        backward = in_types(self.config, self.roles, loss.backward)
+        return Step(loss, backward, {"loss": loss.detach(), "critic_loss": critic_loss})
 
     @torch.no_grad()
     def _direction(self, x0_BD: Tensor, prompts: Sequence[str], gen: torch.Generator) -> Tensor:

@@ -85,6 +85,7 @@ def _paper(model: str, student_id: str, nfe: int, side_px: int) -> RatsConfig:
             "image.width_px": side_px,
             "data.max_tokens": 0,
             "compute.weights": "bf16",
+            "reward.weights": "bf16",
             "student.nfe": (nfe,),
             "teacher.nfe": 50,
             "steps": 400,
@@ -111,7 +112,8 @@ def flux_dev() -> RatsConfig:
     """FLUX.1-dev, 3 NFE at 512 px. The paper's step takes 7.57 s and 68 GB on one GPU; ours has 8 samples, so about
     8 times that (estimated: 7 h for 400 steps on an 80 GB GPU).
     """
-    return changed(_paper("black-forest-labs/FLUX.1-dev", "flux-dev", 3, 512), {"data.max_tokens": 512})
+    base = _paper("black-forest-labs/FLUX.1-dev", "flux-dev", 3, 512)
+    return changed(base, {"data.max_tokens": 512, "teacher.guidance": 3.5})
 
 
 def sd35_medium() -> RatsConfig:
@@ -120,7 +122,9 @@ def sd35_medium() -> RatsConfig:
     Its teacher needs guidance: guided and frozen for the first half, then the EMA of the student.
     """
     base = _paper("stabilityai/stable-diffusion-3.5-medium", "sd35-medium", 5, 512)
-    return changed(base, {"teacher.guidance": 4.5, "teacher.guided_steps": 200, "data.max_tokens": 256})
+    return changed(
+        base, {"teacher.guidance": 4.5, "teacher.guided_steps": 200, "teacher.batch": 8, "data.max_tokens": 256}
+    )
 
 
 # As WanPipeline's own example says it.

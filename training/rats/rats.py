@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
+from student.families.family import Family
 from training.rats.config import RatsConfig
 from training.rats.gradients import differentiate
 from training.rats.loss import confidence, gate, reward_loss, shaping, steered, velocity_excess
-from training.rats.method import Batch, Grids, RewardFn, Step, precision, teacher_path, with_precision
+from training.rats.method import Batch, Grids, RewardFn, Step, in_types, teach_jointly, teacher_path, types
 from training.rats.roles import Roles
 from training.rats.trajectory import Trajectory, named_horizons
 from training.sampler import velocity_of
@@ -41,27 +42,32 @@ class Rats:
 
     def teach(self, batches: Sequence[Batch]) -> list[Batch]:
         """With the teacher's trajectory from the same noise and its reward; as they are where nothing is shaped."""
-        return [self._taught(batch) for batch in batches] if self.config.shaping.alpha > 0 else list(batches)
+        if self.config.shaping.alpha == 0:
+            return list(batches)
+        return teach_jointly(batches, self.config.teacher.batch, self._taught)
 
     def _taught(self, batch: Batch) -> Batch:
-        with precision(self.config, self.roles), torch.no_grad():
+        with types(self.config, self.roles), torch.no_grad():
             path = teacher_path(self.config, self.roles, self.grids, batch)
-            return replace(batch, teacher=path, reward_T=self._reward(path.x[-1], batch))
+            reward_T = self._reward(path.x[-1], batch)
+        grid = self.grids[batch.nfe]  # where the loss reads the teacher: at the horizons, and the hinge at the steps
+        read = (*named_horizons(self.config.shaping.horizons, grid), *grid)
+        return replace(batch, teacher=path.thinned(read), reward_T=reward_T)
 
     def step(self, batch: Batch) -> Step:
         """Rollout, reward, gate and shaping of one micro-batch."""
         config, model = self.config, self.roles.model
-        log: dict[str, float] = {}
+        log: dict[str, Tensor | float] = {}
 
         def loss_of(student: Trajectory) -> Tensor:
             reward_S = self._reward(student.x[-1], batch)
-            log["reward_student"] = reward_S.mean().item()
+            log["reward_student"] = reward_S.detach().mean()
             loss_B = config.reward.weight * reward_loss(reward_S, config.reward.hinge)
             if batch.teacher is not None:
                 loss_B = loss_B + self._regulariser(student, batch, reward_S.detach(), log)
             return loss_B.mean()
 
-        with precision(config, self.roles):
+        with types(config, self.roles):
             velocity = velocity_of(model, model.encode(batch.prompts))
             loss, backward = differentiate(
                 config.gradient.mode,
@@ -72,7 +78,7 @@ class Rats:
                 loss_of,
                 self._more_noise(batch),
             )
-        return Step(loss, with_precision(config, self.roles, backward), {**log, "loss": loss.item()})
+        return Step(loss, in_types(config, self.roles, backward), {**log, "loss": loss.detach()})
 
     def after_step(self, means: Mapping[str, float]) -> None:
         """The running standard deviation of the gap."""
@@ -93,7 +99,9 @@ class Rats:
         """See Method."""
         self.gap_std, self.alpha = state["gap_std"], state["alpha"]
 
-    def _regulariser(self, student: Trajectory, batch: Batch, reward_S: Tensor, log: dict[str, float]) -> Tensor:
+    def _regulariser(
+        self, student: Trajectory, batch: Batch, reward_S: Tensor, log: dict[str, Tensor | float]
+    ) -> Tensor:
         """alpha (gate x shaping + the velocity hinge), for each sample."""
         config, teacher, reward_T = self.config.shaping, batch.teacher, batch.reward_T
         assert teacher is not None and reward_T is not None
@@ -102,13 +110,13 @@ class Rats:
         gate_B = self._gate(reward_T, reward_S, batch)
         gap_B = reward_S - reward_T
         log |= {
-            "reward_teacher": reward_T.mean().item(),
-            "gap": gap_B.mean().item(),
-            "gap_square": gap_B.square().mean().item(),
-            "gate_mean": gate_B.mean().item(),
-            "gate_square": gate_B.square().mean().item(),
-            "share_ahead": (gap_B > 0).float().mean().item(),
-            "shaping": shaping_B.mean().item(),
+            "reward_teacher": reward_T.mean(),
+            "gap": gap_B.mean(),
+            "gap_square": gap_B.square().mean(),
+            "gate_mean": gate_B.mean(),
+            "gate_square": gate_B.square().mean(),
+            "share_ahead": (gap_B > 0).float().mean(),
+            "shaping": shaping_B.detach().mean(),
             "alpha": self.alpha,
         }
         return self.alpha * (gate_B * shaping_B + velocity_excess(student, teacher, config.velocity_hinge))
@@ -132,13 +140,15 @@ class Rats:
     def _reward(self, x_BCHW: Tensor, batch: Batch) -> Tensor:
         """The standardised reward of latents (B,), with gradient where one is wanted."""
         config, model = self.config, self.roles.model
-        x_BCHW = reward_window(x_BCHW, config.reward.frames, batch.step) if config.reward.frames else x_BCHW
 
         def score(x: Tensor) -> Tensor:
-            return self._reward_of(model.decode(x).float(), batch.prompts).float()
+            images = decoded_window(model, x, config.reward.frames, batch.step)
+            return self._reward_of(images.float(), batch.prompts).float()
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and config.reward.weight > 0):
-            if config.compute.checkpointing and torch.is_grad_enabled():
+            # The detached mode takes this gradient at once, and alone: computed again it would take as much room.
+            again = config.compute.checkpointing and config.gradient.mode != "detached"
+            if again and torch.is_grad_enabled():
                 value: Tensor = recompute(score, x_BCHW, use_reentrant=False)
                 return value
             return score(x_BCHW)
@@ -151,12 +161,18 @@ class Rats:
         return [torch.randn(batch.noise_BCHW.shape, generator=gen).to(batch.noise_BCHW.device)]
 
 
-def reward_window(x_BCFHW: Tensor, frames: int, step: int) -> Tensor:
-    """A window of ``frames`` latent frames that walks through the video from step to step; pictures are left whole.
+def decoded_window(model: Family, x_BCFHW: Tensor, frames: int, step: int) -> Tensor:
+    """Pictures of latents; of a video those of ``frames`` latent frames (0: all), others from step to step.
 
-    The decoder's activations of a whole video do not fit a GPU (counted for Wan 2.1 at 480x832 and 33 frames: 219 GB).
+    A video's decoder is causal and goes from frame to frame: what lies before the window is decoded too, as its past,
+    but without gradient, so that only the window's activations are kept (counted for Wan 2.1 at 480x832 and 33 frames:
+    219 GB for all frames). What lies after the window is not decoded.
     """
-    if x_BCFHW.ndim < 5 or x_BCFHW.shape[2] <= frames:
-        return x_BCFHW
-    first = step % (x_BCFHW.shape[2] - frames + 1)
-    return x_BCFHW[:, :, first : first + frames]
+    total = x_BCFHW.shape[2]
+    if x_BCFHW.ndim < 5 or not 0 < frames < total:
+        return model.decode(x_BCFHW)
+    first = step % (total - frames + 1)
+    past, window = x_BCFHW[:, :, :first].detach(), x_BCFHW[:, :, first : first + frames]
+    video_BFCHW = model.decode(torch.cat([past, window], 2))
+    each = (video_BFCHW.shape[1] - 1) // max(1, first + frames - 1)  # frames of every latent but the first
+    return video_BFCHW[:, 0 if first == 0 else 1 + (first - 1) * each :]

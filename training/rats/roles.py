@@ -7,7 +7,7 @@ sharded (training/sharding.py); whole tensors go in and out.
 
 from __future__ import annotations
 
-import copy
+import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from student.families.family import Family
 from training.processes import Processes
@@ -27,11 +26,13 @@ from training.rats.config import RatsConfig
 from training.sharding import clone, gathered, shard, shard_like, without_weights
 
 ROLES = ("student", "teacher", "start")
-# Attention and feed-forward of every family's blocks; what a model lacks is not missed.
+# Attention and feed-forward of every family's blocks, and nothing outside of them; what a model lacks is not missed.
 LORA_TARGETS = (
-    r".*(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out|proj_mlp|proj_out|net\.0\.proj|net\.2"
-    r"|to_qkv_mlp_proj|single_transformer_blocks\.\d+\.attn\.to_out|linear_in|linear_out"  # FLUX.2
+    r"(.*\.)?((\w*blocks|layers|\w*refiner)\.\d+\.(.*\.)?"
+    r"(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|proj_mlp|proj_out|net\.0\.proj|net\.2"
+    r"|to_qkv_mlp_proj|linear_in|linear_out"  # FLUX.2
     r"|feed_forward\.w[123])"  # Z-Image
+    r"|single_transformer_blocks\.\d+\.attn\.to_out)"  # FLUX.2
 )
 
 
@@ -50,7 +51,9 @@ class Roles:
     ``trainable`` are the student's parameters that learn.
     """
 
-    def __init__(self, model: Any, ema: float, lora: Lora | None = None, processes: int = 1) -> None:
+    def __init__(
+        self, model: Any, ema: float, lora: Lora | None = None, processes: int = 1, compile_with: str = ""
+    ) -> None:
         self.model = model
         self.lora = lora
         self._ema, self.sharded = ema, processes > 1
@@ -68,15 +71,20 @@ class Roles:
             self.trainable, self._following = list(self._student.parameters()), list(self._teacher.parameters())
         else:
             self.trainable, self._following = _pairs(base)
-        self._average = self._fresh_average()
+        if compile_with:
+            for network in {id(one): one for one in (self._student, self._teacher, self._start)}.values():
+                network.compile_repeated_blocks(backend=compile_with)
 
     @classmethod
     def of(cls, config: RatsConfig, model: Family) -> Roles:
         """Those of a run: adapters, gradient checkpointing and sharding as the configuration says."""
         if config.compute.checkpointing:
             model.transformer.enable_gradient_checkpointing()
+            if getattr(model.vae, "_supports_gradient_checkpointing", False):
+                model.vae.enable_gradient_checkpointing()
         lora = Lora(config.lora.rank, config.lora.alpha, config.seed) if config.lora.rank else None
-        return cls(model, config.teacher.ema, lora, Processes().size if config.compute.shard else 1)
+        processes = Processes().size if config.compute.shard else 1
+        return cls(model, config.teacher.ema, lora, processes, config.compute.compile)
 
     @contextmanager
     def role(self, name: str) -> Iterator[Any]:
@@ -99,14 +107,29 @@ class Roles:
             self.model.transformer = student
 
     def follow(self) -> None:
-        """Move the teacher a little towards the student."""
-        self._average.step(self.trainable)
-        self._average.copy_to(self._following)
+        """Move the teacher a little towards the student: it is itself the exponential average, in fp32."""
+        with torch.no_grad():
+            for slow, fast in zip(self._following, self.trainable, strict=True):
+                slow.sub_((slow - fast).mul_(1 - self._ema))
 
     def restart_teacher(self) -> None:
         """Let the teacher be the student of this moment."""
-        self._average = self._fresh_average()
-        self._average.copy_to(self._following)
+        with torch.no_grad():
+            for slow, fast in zip(self._following, self.trainable, strict=True):
+                slow.copy_(fast)
+
+    def rest_start(self) -> None:
+        """Put the frozen start into main memory until it is asked again; with LoRA, or sharded, it takes no room."""
+        if self._start is not self._student and not self.sharded:
+            self._start.to("cpu")
+
+    def close(self) -> None:
+        """At the end: let go of every network, so that their memory is free for what is opened next."""
+        self._student = self._teacher = self._start = self.model.transformer = None
+        self.trainable, self._following = [], []
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def gather(self, keep: bool) -> None:
         """At the end: put a sharded student together in the process that keeps it; every process must call it."""
@@ -121,24 +144,28 @@ class Roles:
             self.model.transformer = self._student
             self.trainable = []
 
-    def merge(self, adapter: Path) -> None:
-        """At the end: write a LoRA student's adapter to ``adapter`` (as peft opens it) and merge it into its base."""
+    def merge(self, adapter: Path, pipeline: Any) -> None:
+        """At the end: write a LoRA student's adapter to the folder ``adapter`` and merge it into its base.
+
+        It is written by the pipeline class's own saver, so that ``pipe.load_lora_weights(adapter)`` and programs that
+        read the same form open it. Those that know no alpha take it for the rank: the scale is in the weights.
+        """
         if self.lora is None:
             return
         self._switch("student")
-        state = get_peft_model_state_dict(self._student, adapter_name="student")
-        self._student.peft_config["student"].save_pretrained(adapter)
-        save_file(
-            {f"base_model.model.{name}": value.contiguous() for name, value in state.items()},
-            adapter / "adapter_model.safetensors",
-        )
+        scale = self.lora.alpha / self.lora.rank
+        state = {
+            name: (value * scale if ".lora_B." in name else value).detach().cpu().contiguous()
+            for name, value in get_peft_model_state_dict(self._student, adapter_name="student").items()
+        }
+        pipeline.save_lora_weights(adapter, transformer_lora_layers=state)
         self._student.fuse_lora(adapter_names=["student"])
         self._student.unload_lora()
 
     def student_state(self) -> dict[str, Tensor]:
-        """What the student has learnt, by parameter name; of a sharded student this process's part."""
+        """What the student has learnt, by parameter name, in main memory; of a sharded student this process's part."""
         learns = {id(p) for p in self.trainable}
-        return {name: p.detach().clone() for name, p in self._student.named_parameters() if id(p) in learns}
+        return {name: _kept(p) for name, p in self._student.named_parameters() if id(p) in learns}
 
     def load_student(self, state: dict[str, Tensor]) -> None:
         """Give the student the weights that ``student_state`` gave, or whole ones."""
@@ -149,26 +176,19 @@ class Roles:
 
     def state(self) -> dict[str, Any]:
         """Student and teacher, for a checkpoint; of sharded ones this process's part."""
-        return {"student": self.student_state(), "average": copy.deepcopy(self._average.state_dict())}
+        return {"student": self.student_state(), "teacher": [_kept(p) for p in self._following]}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to what ``state`` gave, sharded or whole."""
         self.load_student(state["student"])
-        slow = [
-            shard_like(value, like)
-            for value, like in zip(state["average"]["shadow_params"], self._following, strict=True)
-        ]
-        self._average.load_state_dict({**state["average"], "shadow_params": slow})
-        self._average.copy_to(self._following)
-
-    def _fresh_average(self) -> EMAModel:
-        # In fp32: a bf16 average with a decay of 0.999 rounds most updates away. EMAModel begins with a decay of 0 that
-        # grows with the step, which would copy the student into the teacher; these bounds hold it at ``ema``.
-        values = [p.detach().float() for p in self.trainable]
-        return EMAModel(values, decay=self._ema, min_decay=self._ema, update_after_step=-1)
+        with torch.no_grad():
+            for value, like in zip(state["teacher"], self._following, strict=True):
+                like.copy_(shard_like(value, like))
 
     def _switch(self, name: str) -> None:
         if self.lora is None:
+            if name == "start" and not self.sharded:
+                self._start.to(next(self._student.parameters()).device)
             self.model.transformer = getattr(self, f"_{name}")
         elif name == "start":
             self._student.disable_adapters()
@@ -177,6 +197,12 @@ class Roles:
             self._student.set_adapter(name)
             for parameter in self.trainable:  # peft switches the gradient of an adapter off with the adapter
                 parameter.requires_grad_(True)
+
+
+def _kept(parameter: nn.Parameter) -> Tensor:
+    """A copy in main memory; of a sharded parameter one where it is."""
+    value = parameter.detach()
+    return value.clone() if isinstance(value, DTensor) else value.to("cpu", copy=True)
 
 
 def _add_adapters(base: Any, lora: Lora) -> None:

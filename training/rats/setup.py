@@ -16,6 +16,7 @@ from rewards.weighted import Weighted
 from student.bundle import ImageSize, Latents
 from student.families.family import Family
 from student.families.find import open_family
+from student.families.flux import Flux
 from training import evaluate
 from training.config import ConfigError
 from training.evaluate import Measure, Plan, cached, fingerprint, hash_model
@@ -25,8 +26,20 @@ from training.progress import console
 from training.prompts import Prompts, cut_lines, from_files
 from training.rats.config import SHAPES, RatsConfig
 from training.rats.roles import Roles
-from training.sampler import Sampler
-from training.scorers import TRAINED, calibrated, measure_with, open_rewards, sources, try_out
+from training.sampler import Sampler, precision
+from training.scorers import (
+    TRAINED,
+    Rewards,
+    calibrated,
+    calibrated_on_windows,
+    frame_windows,
+    measure_with,
+    move,
+    open_rewards,
+    sources,
+    try_out,
+    with_windows,
+)
 
 SHORT_RUN_STEPS, SHORT_RUN_PROMPTS = 50, 64
 TRIED_PICTURES = 2
@@ -37,7 +50,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Setup:
     """Everything of a run that does not change while it trains, and the roles' networks that do.
 
-    ``rewards`` are calibrated, by role; ``teacher`` is the hash of the teacher's weights, its text encoders among them.
+    ``rewards`` are calibrated, by role; ``reward`` is the trained one on the scale of what a step shows it (some frames
+    of a video). ``teacher`` is the hash of the teacher's weights, its text encoders among them.
     """
 
     config: RatsConfig
@@ -46,6 +60,7 @@ class Setup:
     prompts: Prompts
     measure: Measure
     rewards: dict[str, Weighted]
+    reward: Weighted
     reward_p999: float
     teacher: str
 
@@ -66,7 +81,8 @@ class Setup:
         teacher = self.config.teacher
         guidance = teacher.guidance if label == "teacher" else 1.0
         # The teacher's own schedule: a bundle's scheduler shifts no more.
-        return Sampler(model, self.model.sigmas(nfe, self.latents.shape), guidance, teacher.negative_prompt)
+        sigmas = self.model.sigmas(nfe, self.latents.shape)
+        return Sampler(model, sigmas, guidance, teacher.negative_prompt, self.config.compute.precision)
 
     def plan(self, prompts: Sequence[str], varied: Sequence[str]) -> Plan:
         """What is drawn for figures: each of ``prompts`` once, each of ``varied`` several times."""
@@ -87,36 +103,57 @@ def prepare(config: RatsConfig) -> Setup:
         raise ConfigError("gate.tau_in_std is true: it needs 2 or more samples a step, and there is one")
     prompts = _prompts(config)
     device = _device(config)
+    # Where a run computes in bf16, what autocast leaves in fp32 may use the tensor cores too.
+    torch.backends.cuda.matmul.allow_tf32 = config.compute.precision == "bf16"
     options: dict[str, Any] = {"max_tokens": config.data.max_tokens} if config.data.max_tokens else {}
     model = open_family(config.model, DTYPES[config.compute.weights], **options)
+    if isinstance(model, Flux) and model.guidance is not None:
+        model.guidance = teacher.guidance
     latents = model.geometry(image.height_px, image.width_px, image.frames)
-    place(config, model)
     _warn_of_cut(config, model)
     learns = config.reward.weight > 0
-    rewards = open_rewards(config.reward.trained, config.reward.heldout, model, learns, device)
+    rewards = open_rewards(
+        config.reward.trained, config.reward.heldout, model, learns, device, DTYPES[config.reward.weights]
+    )
     tried, _ = pictures(TRIED_PICTURES, image.height_px, image.width_px)
     try_out(rewards, tried, prompts.calibration[:1] * TRIED_PICTURES, learns)
     measure = measure_with(rewards, model, prompts.judge)
+    windows = frame_windows(config.reward.frames, latents.frames, image.frames)
+    calibration = with_windows(measure, rewards[TRAINED], windows)
     weights = hash_model(model)  # now, with the text encoders, and without adapters
     if prompts.of_file:
-        model.remember(prompts_of_run(config, prompts))
+        remember(config, model, rewards, prompts_of_run(config, prompts))
+    place(config, model)
     roles = Roles.of(config, model)
     sigmas = model.sigmas(teacher.reference_nfe, latents.shape)
-    sampler = Sampler(model, sigmas, teacher.guidance, teacher.negative_prompt)
+    sampler = Sampler(model, sigmas, teacher.guidance, teacher.negative_prompt, config.compute.precision)
     plan = Plan(prompts.calibration, [], latents.shape, config.validation.batch)
-    key = fingerprint(weights, sampler, plan, "calibration" + sources(rewards))
+    key = fingerprint(weights, sampler, plan, f"calibration{windows}{config.reward.weights}{sources(rewards)}")
     with roles.role("start"):
-        base = cached(evaluate.CACHE, key, lambda: measure.evaluate("calibration", sampler, plan))
+        base = cached(evaluate.CACHE, key, lambda: calibration.evaluate("calibration", sampler, plan))
+    reward = calibrated_on_windows(rewards[TRAINED], base.scores, windows)
     rewards = calibrated(rewards, base.scores)
     highest = float(np.percentile(rewards[TRAINED].of_raw(base.scores), 99.9))
-    return Setup(config, roles, latents, prompts, measure, rewards, highest, weights)
+    return Setup(config, roles, latents, prompts, measure, rewards, reward, highest, weights)
 
 
-def place(config: RatsConfig, model: Family) -> None:
-    """Put a model on this process's device; a transformer that is to be sharded goes there later, slice by slice."""
-    whole = not (config.compute.shard and state().num_processes > 1)
+def remember(config: RatsConfig, model: Family, rewards: Rewards, prompts: list[str]) -> None:
+    """Encode prompts and let go of the encoders; the rewards make room for them on the device meanwhile."""
+    move(rewards, "cpu")
+    place(config, model, model.encoders)
+    with precision(config.compute.precision, torch.device(_device(config))):  # as everything else is computed
+        model.remember(prompts)
+    move(rewards, _device(config))
+
+
+def place(config: RatsConfig, model: Family, names: Sequence[str] = ()) -> None:
+    """Put a model, or some of its parts, on this process's device.
+
+    A transformer that is to be sharded goes there later, slice by slice.
+    """
+    in_slices = {"transformer"} if config.compute.shard and state().num_processes > 1 else set()
     for name, part in model.named_children():
-        if whole or name != "transformer":
+        if (not names or name in names) and name not in in_slices:
             part.to(_device(config))
 
 

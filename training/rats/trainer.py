@@ -7,6 +7,8 @@ Legend: B images, C channels, H/W latent cells.
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,13 +21,15 @@ from training.processes import Processes
 from training.progress import StepLog, console, read_log, steps
 from training.rats.alarms import all_alarms
 from training.rats.config import RatsConfig
-from training.rats.method import Batch, Method, RewardFn, step_statistics
+from training.rats.method import Batch, Method, RewardFn, means, step_statistics
 from training.rats.peers import Consistency, Matching
 from training.rats.rats import Rats
 from training.rats.roles import Roles
-from training.rundir import RunDiverged
+from training.rundir import RunDiverged, RunStopped
 from training.sampler import Sampler
 from training.sharding import gathered, optimizer_like, unsharded
+from training.termination import sigterm
+from training.timing import StepTimer
 
 BAD_STEPS = 10
 METHODS: dict[str, Callable[..., Method]] = {"rats": Rats, "consistency": Consistency, "matching": Matching}
@@ -75,39 +79,54 @@ class Trainer:
 
         Raises:
             RunDiverged: ten steps in a row without a finite loss; the last checkpoint is kept.
+            RunStopped: SIGTERM came (a preempted job); everything up to here is in the checkpoint.
         """
-        config = self.config
         first = self._resume()
         self._log = StepLog(self.run_dir / "log.jsonl", first) if self.is_first else None
         if first == 0:
             self._record(-1, self._validate(0))
+        with sigterm() as asked_to_stop:
+            self._train(first, asked_to_stop)
+        if self._log is not None:
+            self._log.close()
+        self.roles.load_student(self.best)
+
+    def _train(self, first: int, asked_to_stop: threading.Event) -> None:
+        config, saved_at = self.config, time.monotonic()
         for step in steps("rats", first, config.steps, shown=self.is_first):
             if self._out_of_patience(step):
                 break
             if 0 < step == config.teacher.guided_steps:
                 self.roles.restart_teacher()  # the guided phase is over: from here on it follows this student
+            if step == max(first, config.teacher.guided_steps):
+                self.roles.rest_start()
             log = self._step(step)
             due = (step + 1) % config.validation.every == 0 or step + 1 == config.steps
             self._record(step, {**log, **(self._validate(step + 1) if due else {})})
-            if due:
+            stop = self.processes.any(asked_to_stop.is_set())
+            if due or stop or self.processes.any(time.monotonic() - saved_at > 60 * config.compute.save_minutes):
                 self._save(step + 1)
-        if self._log is not None:
-            self._log.close()
-        self.roles.load_student(self.best)
+                saved_at = time.monotonic()
+            if stop and step + 1 < config.steps:
+                raise RunStopped(f"stopped after {step + 1} steps: the same command goes on from there")
 
     def _step(self, step: int) -> dict[str, float]:
         """One optimizer step over this process's micro-batches."""
+        timer = StepTimer(self.roles.model.device)
         self.optimizer.zero_grad()
-        batches = self.method.teach(self._batches(step))
+        with timer.part("teacher"):
+            batches = self.method.teach(self._batches(step))
         rows = []
         for batch in batches:
-            loss, backward, log = self.method.step(batch)
-            rows.append(log)
-            if self.processes.agree(bool(torch.isfinite(loss))):
+            with timer.part("student"):
+                _, backward, figures = self.method.step(batch)
+            with timer.part("backward"):
                 backward()
-        sums = {name: sum(row[name] for row in rows) for name in rows[0]}
-        log = step_statistics(self.processes.mean({name: sums[name] / len(rows) for name in sums}))
-        norm = self._update(step) if math.isfinite(log["loss"]) else math.nan
+            rows.append(figures)
+        log = step_statistics(self.processes.mean(means(rows)))
+        with timer.part("update"):
+            norm = self._update(step) if math.isfinite(log["loss"]) else math.nan
+        log |= {"lr": self.optimizer.param_groups[0]["lr"], **timer.seconds(), **_memory()}
         if not self._finite(norm):
             return {**log, "skipped": 1.0}
         self.method.after_step(log)
@@ -161,7 +180,8 @@ class Trainer:
 
     def _validate(self, step: int) -> dict[str, float]:
         """Measure the student at each of its step counts, and keep its weights where they are the best so far."""
-        samplers = [Sampler(self.roles.model, self.grids[nfe]) for nfe in self.config.student.nfe]
+        precision = self.config.compute.precision
+        samplers = [Sampler(self.roles.model, self.grids[nfe], precision=precision) for nfe in self.config.student.nfe]
         values = self.processes.from_first(self.validate(samplers, step))
         diversity = values.get("diversity_validation", math.inf)
         varied = diversity >= self.config.validation.min_diversity * self.teacher_diversity
@@ -171,7 +191,7 @@ class Trainer:
             self.best = self.roles.student_state()
         if step > 0:
             self.method.after_validation(diversity, self.teacher_diversity)
-        return values
+        return {**values, "best_at": float(self.best_at)}
 
     def _record(self, step: int, values: dict[str, float]) -> None:
         if self._log is None:
@@ -210,3 +230,8 @@ class Trainer:
         self.method.load_state(saved["method"])
         self.best, self.best_score, self.best_at = saved["best"], saved["best_score"], saved["best_at"]
         return int(saved["step"])
+
+
+def _memory() -> dict[str, float]:
+    """The most that a GPU held so far, in GB."""
+    return {"memory_gb": torch.cuda.max_memory_allocated() / 1e9} if torch.cuda.is_available() else {}

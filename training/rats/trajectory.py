@@ -24,6 +24,16 @@ class Trajectory:
     x: tuple[Tensor, ...]
     v: tuple[Tensor, ...]
 
+    def take(self, rows: slice) -> Trajectory:
+        """The same of some samples."""
+        return Trajectory(self.sigmas, tuple(x[rows] for x in self.x), tuple(v[rows] for v in self.v))
+
+    def thinned(self, points: Sequence[float]) -> Trajectory:
+        """The same with only those steps that are read at ``points``: a long rollout is large."""
+        kept = sorted({0, *(i for point in points if (i := self._leaving(point)) is not None)})
+        states = (*(self.x[i] for i in kept), self.x[-1])
+        return Trajectory(tuple(self.sigmas[i] for i in kept), states, tuple(self.v[i] for i in kept))
+
     def state(self, sigma: float) -> Tensor:
         """x(sigma) on the Euler path, which is linear in sigma between grid points: x_i + (sigma - s_i) v_i."""
         i = self._leaving(sigma)

@@ -20,7 +20,7 @@ from training.progress import console
 from training.rats.setup import SHORT_RUN_STEPS, Setup
 from training.rats.trainer import Trainer
 from training.sampler import Sampler
-from training.scorers import HELDOUT, TRAINED, sources
+from training.scorers import HELDOUT, TRAINED, move, sources
 
 VALIDATION_SEED, SHOWN_PICTURES = 1_000_000, 8
 
@@ -33,7 +33,7 @@ def trainer(setup: Setup, run_dir: Path) -> Trainer:
         setup.roles,
         run_dir,
         prompts=setup.prompts.train,
-        reward=setup.rewards[TRAINED].score,
+        reward=setup.reward.score,
         validate=partial(_validate, setup, run_dir),
         latent_shape=setup.latents.shape,
         reward_p999=setup.reward_p999,
@@ -69,10 +69,13 @@ def _validate(setup: Setup, run_dir: Path, samplers: Sequence[Sampler], step: in
     """The student on the validation prompts, the mean over its step counts; leaves a grid of pictures behind."""
     rows: list[dict[str, float]] = []
     shown: dict[str, Tensor] = {}
+    held_out = {HELDOUT: setup.rewards[HELDOUT]}
+    move(held_out, str(setup.model.device))
     for sampler in samplers:
         images, row = _validated(setup, sampler)
         rows.append(row)
         shown[f"{len(sampler.sigmas)} steps, after {step}"] = images
+    move(held_out, "cpu")  # no step asks it
     if state().is_main_process:
         (run_dir / "grids").mkdir(parents=True, exist_ok=True)
         figures.grid(shown, run_dir / "grids" / f"{step:06d}.png")
@@ -138,5 +141,5 @@ def measured_on_test(setup: Setup, sampler: Sampler, label: str) -> Evaluation:
         console.print(f"evaluating the {label} at {len(sampler.sigmas)} steps on {len(test)} prompts")
     plan = setup.plan(test, test[:varied])
     weights = setup.teacher if label == "teacher" else setup.teacher + hash_model(sampler.model)
-    key = fingerprint(weights, sampler, plan, label + sources(setup.rewards))
+    key = fingerprint(weights, sampler, plan, label + config.reward.weights + sources(setup.rewards))
     return cached(evaluate.CACHE, key, lambda: setup.measure.evaluate(label, sampler, plan))

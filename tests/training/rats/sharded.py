@@ -74,7 +74,7 @@ def main(folder: Path, lora: Lora | None) -> None:
 
 
 def flat(state: dict) -> dict[str, torch.Tensor]:
-    return {str(i): value for i, value in enumerate(state["average"]["shadow_params"])}
+    return {str(i): value for i, value in enumerate(state["teacher"])}
 
 
 def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:

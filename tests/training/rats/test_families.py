@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
-from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -23,13 +24,15 @@ from student.families.find import open_family
 from student.families.flux import Flux
 from student.families.wan import Wan
 from student.noise import noise
-from student.pipeline import open_pipeline, read_index, reproduce
+from student.pipeline import open_pipeline, read_index, reproduce, shift_no_more
 from student.sampler import denoise
 from tests.student.families import tiny
 from tests.training.rats.own_reward import Redness
 from training.config import with_settings
+from training.evaluate import Evaluation, Measure, Plan
 from training.progress import read_log
 from training.prompts import from_files
+from training.rats import validation
 from training.rats.config import RatsConfig
 from training.rats.presets import preset
 from training.rats.roles import LORA_TARGETS
@@ -145,13 +148,129 @@ def test_lora_with_everything_that_saves_memory(gradient: str, tmp_path: Path) -
     assert code == 0, text
     merged = DiffusionPipeline.from_pretrained(out).transformer
     assert not [name for name, _ in merged.named_parameters() if "lora" in name]
-    base = DiffusionPipeline.from_pretrained(tmp_path / "flux").transformer
-    adapted = PeftModel.from_pretrained(base, out / "adapter").merge_and_unload()
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "flux")
+    pipe.load_lora_weights(out / "adapter")
+    drawn = [drawn_by(one, out) for one in (pipe, open_pipeline(out), open_pipeline(tmp_path / "flux"))]
+    assert np.abs(drawn[0] - drawn[1]).max() < 2e-3 < 0.02 < np.abs(drawn[2] - drawn[1]).max()
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
     for name, value in merged.state_dict().items():
-        torch.testing.assert_close(adapted.state_dict()[name], value, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(pipe.transformer.state_dict()[name], value, atol=2e-3, rtol=2e-3)
+    plain = load_file(out / "adapter" / "pytorch_lora_weights.safetensors")
+    assert all(re.fullmatch(r"transformer\..*\.lora_[AB]\.weight", name) for name in plain)  # no scale beside them
     before = DiffusionPipeline.from_pretrained(tmp_path / "flux").transformer.state_dict()
     moved = {name for name, value in merged.state_dict().items() if (value - before[name]).abs().max() > 2e-2}
+    assert "proj_out.weight" not in moved, "the last layer is outside of the blocks"
     assert len(moved) > 5 and all(re.fullmatch(LORA_TARGETS + r"\.weight", name) for name in moved)
+
+
+def drawn_by(pipe: Any, out: Path) -> np.ndarray:
+    """The student's picture of one seed, by diffusers' own loop."""
+    shift_no_more(pipe)
+    return reproduce(pipe, read_student(out), ["a red heart number 3"], [5], 3)
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_adapters_are_on_the_blocks_alone(family: str) -> None:
+    transformer = PIPELINES[family]().transformer
+    kinds = [name for name, part in transformer.named_modules() if isinstance(part, torch.nn.Linear)]
+    chosen = {name for name in kinds if re.fullmatch(LORA_TARGETS, name)}
+    inside = {name for name in kinds if re.match(r"(\w*blocks|layers|\w*refiner)\.\d", name)}
+    assert len(chosen) > 5 and chosen <= inside
+    assert all(re.search("norm|_mod|modulation", name) for name in inside - chosen), "attention and feed-forward, all"
+
+
+class Opposite(Redness):
+    """The held-out scorer that disagrees with the trained one about everything."""
+
+    def score(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        return -super().score(images_BCHW, prompts)
+
+
+def test_a_held_out_scorer_that_disagrees_keeps_the_start_and_the_run_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    more = {"heldout": f"{__name__}:Opposite", "alpha": 0.0, "lr": 0.01, "steps": 6, "warmup": 1, "lora_rank": 2}
+    code, text = run("--out", str(out), *settings(tmp_path, "flux", **more))
+    assert code == 0 and "the student is the untrained teacher at few steps" in text, text
+    rows = [row for row in read_log(out / "run" / "log.jsonl") if "heldout_validation" in row]
+    assert rows[-1]["reward_validation"] > rows[0]["reward_validation"] + 0.1, "it did learn"
+    assert all(row["heldout_validation"] == pytest.approx(-row["reward_validation"], abs=1e-4) for row in rows)
+    assert {row["best_at"] for row in rows} == {0.0}
+    assert read_student(out).chosen_at == 0 and "**Not better than its start" in (out / "README.md").read_text()
+    assert "the held-out score fell" in (out / "run" / "alarms.txt").read_text()
+    before, after = (load_file(next((p / "transformer").glob("*.safetensors"))) for p in (tmp_path / "flux", out))
+    assert all(torch.equal(value.half(), after[name]) for name, value in before.items())
+
+
+def test_a_held_out_scorer_that_agrees_keeps_a_step(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    more = {"heldout": f"{__name__}:Same", "alpha": 0.0, "lr": 0.01, "steps": 4, "warmup": 1}
+    code, text = run("--out", str(out), *settings(tmp_path, "flux", **more))
+    assert code == 0 and "untrained" not in text, text
+    assert read_student(out).chosen_at == 4 and "the one after 4 of 4 steps" in (out / "README.md").read_text()
+
+
+class Same(Redness):
+    """The trained one by another name."""
+
+
+def test_what_is_measured_is_guided_as_what_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int, float, str]] = []
+    plain = Measure.evaluate
+
+    def evaluate(self: Measure, label: str, sampler: Sampler, plan: Plan) -> Evaluation:
+        seen.append((label, len(sampler.sigmas), sampler.guidance, sampler.precision))
+        return plain(self, label, sampler, plan)
+
+    monkeypatch.setattr(Measure, "evaluate", evaluate)
+    more = {"watched_prompts": 3, "min_diversity": 0.1}
+    values = settings(tmp_path, "sd3", **more)
+    code, text = run("--out", str(tmp_path / "out"), *values)
+    assert code == 0, text
+    teachers = [("teacher", 6, 2.0, "fp32"), ("teacher", 3, 2.0, "fp32")]
+    assert seen == [("calibration", 6, 2.0, "fp32"), *teachers, ("student", 3, 1.0, "fp32")]
+    setup = prepare(with_settings(preset("shapes"), values[1::2]))
+    plan = validation._plan(setup)
+    assert len(plan.varied) == min(3, len(plan.prompts)) > 1 and plan.varied == plan.prompts[:3]
+
+
+def test_a_guidance_that_the_network_takes_is_set_once_and_not_doubled(tmp_path: Path) -> None:
+    arguments = settings(tmp_path, "flux", guidance=2.0, lora_rank=2)
+    shutil.rmtree(tmp_path / "flux")
+    tiny.flux(guidance_embeds=True).save_pretrained(tmp_path / "flux")
+    calls: list[float] = []
+    plain = Flux._predict
+
+    def predict(self: Flux, x: Tensor, *more: Any) -> Tensor:
+        calls.append(self.guidance)
+        return plain(self, x, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Flux, "_predict", predict)
+        code, text = run("--out", str(tmp_path / "out"), *arguments)
+    assert code == 0, text
+    student = read_student(tmp_path / "out")
+    assert set(calls) == {2.0} and student.baked == {"guidance_scale": 2.0}
+    setup = prepare(with_settings(preset("shapes"), arguments[1::2]))
+    x = torch.randn(1, *setup.latents.shape)
+    sampler = setup.sampler(setup.model, "teacher", 3)
+    with torch.no_grad():
+        once = setup.model.velocity(x, 0.5, setup.model.encode(["a red heart number 3"]))
+        torch.testing.assert_close(sampler.velocity(["a red heart number 3"])(x, 0.5), once)
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16"])
+def test_weights_are_kept_in_the_types_of_the_run(weights: str, tmp_path: Path) -> None:
+    """bf16 as bf16; a weight that fp16 cannot hold is no traceback after the training."""
+    arguments = settings(tmp_path, "flux", weights=weights, lora_rank=2)
+    pipe = tiny.flux()
+    pipe.transformer.norm_out.linear.bias.data[0] = 1e5  # beyond 65504
+    shutil.rmtree(tmp_path / "flux")
+    pipe.save_pretrained(tmp_path / "flux")
+    code, text = run("--out", str(tmp_path / "out"), *arguments)
+    assert code == 0, text
+    kept = load_file(next((tmp_path / "out" / "transformer").glob("*.safetensors")))
+    assert {value.dtype for value in kept.values()} == {torch.float32 if weights == "fp32" else torch.bfloat16}
 
 
 def test_one_student_for_several_step_counts(tmp_path: Path) -> None:

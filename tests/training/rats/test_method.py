@@ -9,19 +9,25 @@ import numpy as np
 import pytest
 import torch
 
+from rewards.weighted import Calibration, Term, Weighted
+from student.families.find import family_of
 from student.families.flux import Flux
 from student.pipeline import open_pipeline
+from tests.student.families import tiny
+from tests.training.rats.own_reward import Brightness
 from tests.training.shapes import small
 from training import processes
 from training.config import changed
+from training.evaluate import Measure
 from training.prompts import Prompts
 from training.rats.config import RatsConfig
 from training.rats.method import Batch, step_statistics
 from training.rats.peers import Matching
-from training.rats.rats import SMALLEST_GAP_STD, Rats, reward_window
+from training.rats.rats import SMALLEST_GAP_STD, Rats, decoded_window
 from training.rats.roles import Roles
 from training.rats.setup import prompts_of_run
 from training.sampler import Sampler
+from training.scorers import calibrated_on_windows, frame_windows, with_windows
 from training.sharding import shard_like
 
 
@@ -47,14 +53,47 @@ def test_samples_that_are_all_alike_leave_tau_above_0() -> None:
     assert method.gap_std == pytest.approx(0.9 * SMALLEST_GAP_STD + 0.1)
 
 
-def test_the_window_walks_through_the_video_and_gives_gradient_there_alone() -> None:
-    x = torch.arange(5.0).reshape(1, 1, 5, 1, 1).requires_grad_()
-    seen = [reward_window(x, 2, step).flatten().tolist() for step in range(5)]
-    assert seen == [[0, 1], [1, 2], [2, 3], [3, 4], [0, 1]]
-    reward_window(x, 2, 1).sum().backward()
-    assert x.grad is not None and x.grad.flatten().tolist() == [0, 1, 1, 0, 0]
-    picture = torch.zeros(2, 4, 8, 8)
-    assert reward_window(picture, 2, 1) is picture and reward_window(x, 5, 1) is x
+@pytest.mark.parametrize("step", range(3))
+def test_a_window_of_a_video_is_decoded_with_its_past_and_gives_gradient_there_alone(step: int) -> None:
+    """On Wan's real causal autoencoder: the window's pictures are those of the whole video."""
+    model = family_of(tiny.wan(), max_tokens=tiny.MAX_TOKENS)
+    x = torch.randn(1, *model.latent_shape(32, 32, 9), generator=torch.Generator().manual_seed(2)).requires_grad_()
+    whole = model.decode(x)
+    first, end = frame_windows(1, 3, 9)[step]
+    assert (first, end) == [(0, 1), (1, 5), (5, 9)][step] and whole.shape[1] == 9
+    window = decoded_window(model, x, 1, step)
+    torch.testing.assert_close(window, whole[:, first:end], atol=1e-5, rtol=1e-5)
+    window.square().sum().backward()
+    assert x.grad is not None
+    assert [bool(x.grad[:, :, at].any()) for at in range(3)] == [at == step for at in range(3)]
+    later = x.detach()[:, :, step : step + 1].requires_grad_()
+    past = x.detach()[:, :, :step]
+    expected = model.decode(torch.cat([past, later], 2))[:, first:end].square().sum()
+    torch.testing.assert_close(x.grad[:, :, step : step + 1], torch.autograd.grad(expected, later)[0])
+
+
+def test_windows_walk_through_the_video_and_pictures_are_whole() -> None:
+    assert frame_windows(2, 3, 9) == [(0, 5), (1, 9)]
+    assert frame_windows(0, 3, 9) == frame_windows(3, 3, 9) == frame_windows(1, None, 1) == []
+    model = family_of(tiny.wan(), max_tokens=tiny.MAX_TOKENS)
+    x = torch.randn(1, *model.latent_shape(32, 32, 9))
+    with torch.no_grad():
+        assert [decoded_window(model, x, 2, step).shape[1] for step in range(4)] == [5, 8, 5, 8]
+        assert decoded_window(model, x, 0, 1).shape[1] == decoded_window(model, x, 3, 1).shape[1] == 9
+    flux = family_of(tiny.flux(), max_tokens=tiny.MAX_TOKENS)
+    with torch.no_grad():
+        assert decoded_window(flux, torch.randn(2, *flux.latent_shape(32, 32)), 1, 1).shape == (2, 3, 32, 32)
+
+
+def test_a_trained_reward_of_windows_is_standardised_on_windows() -> None:
+    """Each prompt's video scores 0 on its first picture and 1 on the four others."""
+    term = Term("trained", Brightness(), asked="brightness")
+    trained, windows = Weighted((term,)), frame_windows(1, 2, 5)
+    video = torch.cat([torch.zeros(3, 1, 3, 4, 4), torch.ones(3, 4, 3, 4, 4)], 1)
+    measure = with_windows(Measure({"trained": term.raw}, None, lambda x: x), trained, windows)
+    raw = {name: score(video, ["a"] * 3).tolist() for name, score in measure.scorers.items()}
+    found = calibrated_on_windows(trained, raw, windows).terms[0].calibration
+    assert found == Calibration.of("x", [0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
 
 
 def test_a_saved_tensor_goes_to_the_device_of_what_it_is_for() -> None:

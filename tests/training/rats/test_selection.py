@@ -56,7 +56,8 @@ def test_the_best_that_is_varied_enough_is_kept(floor: float, chosen: int, tmp_p
         states[step] = next(samplers[0].model.transformer.parameters()).detach().clone()
         heldout, diversity = VALIDATIONS[step]
         watched = {"diversity_validation": diversity, "saturation": 0.0, "velocity_norm": 1.0}
-        return {"heldout_validation": heldout, "reward_validation": heldout, **watched}
+        trained = -heldout  # what is trained on says the opposite, and must not be asked
+        return {"heldout_validation": heldout, "reward_validation": trained, **watched}
 
     config = changed(
         shapes(),

@@ -1,0 +1,30 @@
+"""SIGTERM as a request: what is at work ends at the next good moment (a scheduler sends it before it kills)."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def sigterm() -> Iterator[threading.Event]:
+    """An event that is set when SIGTERM comes; afterwards SIGTERM means what it meant before.
+
+    Only the main thread can be told of signals; in another the event is never set.
+    """
+    received = threading.Event()
+
+    def handle(_: int, __: FrameType | None) -> None:
+        received.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
