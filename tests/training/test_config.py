@@ -32,7 +32,6 @@ def test_settings_are_checked_together_and_not_one_by_one() -> None:
 def test_every_setting_that_moved_names_where_it_is_now() -> None:
     known = dict(leaves(RatsConfig()))
     assert set(RatsConfig.MOVED.values()) <= known.keys()
-    assert known.keys() - set(RatsConfig.MOVED.values()) == {"model", "method", "steps", "seed"}
     for old, new in RatsConfig.MOVED.items():
         with pytest.raises(ConfigError, match=f"setting '{old}' is called '{new}' now"):
             with_settings(RatsConfig(), [f"{old}=1"])
