@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from diffusers import FluxPipeline
 
 from student.families.flux import Flux
 from student.pipeline import open_pipeline
@@ -68,8 +69,8 @@ def main(folder: Path, lora: Lora | None) -> None:
     two.gather(keep=processes.is_first)
     if processes.is_first:
         if lora:
-            two.merge(folder.parent / f"adapter-{lora.rank}")
-            one.merge(folder.parent / f"adapter-{lora.rank}-one")
+            two.merge(folder.parent / f"adapter-{lora.rank}", FluxPipeline)
+            one.merge(folder.parent / f"adapter-{lora.rank}-one", FluxPipeline)
         same(one.model.transformer.state_dict(), two.model.transformer.state_dict())
 
 
