@@ -16,7 +16,7 @@ SEEDS = [7, 8, 2**32 - 1]
 def test_the_starter_student_is_what_its_manifest_says() -> None:
     student = read_student(STUDENT)
     verify_files(STUDENT, student)
-    assert (student.id, student.steps) == ("shapes", (4,))
+    assert (student.id, student.steps) == ("shapes", (4, 1, 2, 8))
     assert set(student.scorers) == {"trained", "heldout"}
 
 
@@ -26,9 +26,9 @@ def test_all_models_are_small_enough_for_git() -> None:
 
 def test_cards_and_pictures_are_there() -> None:
     card = (STUDENT / "README.md").read_text()
-    assert "512 held-out test prompts" in card and "| teacher | 50 |" in card and "| student | 4 |" in card
+    assert "270 held-out test prompts" in card and "| teacher | 25 |" in card and "| student | 4 |" in card
     assert (STUDENT / "grid.png").is_file() and (STUDENT / "curves.png").is_file()
-    assert "Measured on 512 held-out test prompts" in (MODELS / "shapes-teacher" / "README.md").read_text()
+    assert "Measured on 270 held-out test prompts" in (MODELS / "shapes-teacher" / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
