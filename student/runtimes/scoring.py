@@ -35,6 +35,8 @@ class Scorers:
 
     def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
         """Standardised scores_B by scorer name; row by row, so that a score does not depend on batch mates."""
+        if not self._sessions:  # nor, in most families, a tokenizer that a scorer would read
+            return {}
         ids_BL = self._tokens.encode_clip(prompts)
         scores: dict[str, FloatArray] = {}
         for name, session in self._sessions.items():

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 
 from student.bundle import read_student
 from student.pipeline import open_pipeline, reproduce, save_pipeline
+from student.runtimes.load import load
 from student.runtimes.torch import TorchRuntime
 from tests import tiny
 
@@ -86,3 +87,14 @@ def test_a_weight_beyond_half_is_named(tmp_path: Path) -> None:
 
 def test_a_saved_pipeline_does_not_say_where_it_came_from(bundle: Path) -> None:
     assert not [path for path in bundle.rglob("*.json") if "_name_or_path" in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("name", ["wan", "z_image"])
+def test_a_student_without_scorers_is_served_and_not_scored(name: str, tmp_path: Path) -> None:
+    """Its family has no tokenizer of CLIP's."""
+    from tests.student.families import tiny as families
+
+    families.build(tmp_path / "tiny", families.MAKERS[name]())
+    runtime = load(tmp_path / "tiny", "torch")
+    images = runtime.draw(["a star"], [3], 2)
+    assert images.std() > 0.02 and runtime.score(images, ["a star"]) == {}

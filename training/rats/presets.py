@@ -160,6 +160,46 @@ def wan_1_3b() -> RatsConfig:
     )
 
 
+def wan_22_5b() -> RatsConfig:
+    """Wan 2.2 5B, text to video, 8 NFE at 704p, 33 frames: as many calls as wan-1.3b, of four times the weights."""
+    return changed(
+        wan_1_3b(),
+        {
+            "model": "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+            "student.id": "wan-2.2-5b",
+            "image.height_px": 704,
+            "image.width_px": 1280,
+        },
+    )
+
+
+def flux2_klein() -> RatsConfig:
+    """FLUX.2 klein 4B from its undistilled base, 4 NFE at 512 px: 304,000 calls of the transformer (docs/cost.md).
+
+    The base is guided by two calls: guided and frozen for the first half, then the EMA of the student.
+    """
+    base = _paper("black-forest-labs/FLUX.2-klein-base-4B", "flux2-klein-4b", 4, 512)
+    return changed(base, {"teacher.guidance": 4.0, "teacher.guided_steps": 200, "data.max_tokens": 512})
+
+
+def qwen_image() -> RatsConfig:
+    """Qwen-Image 20 B, 8 NFE at 512 px: 368,000 calls, of a transformer that is 41 GB in bf16."""
+    base = _paper("Qwen/Qwen-Image", "qwen-image", 8, 512)
+    more = {
+        "teacher.guidance": 4.0,
+        "teacher.guided_steps": 200,
+        "teacher.negative_prompt": " ",
+        "data.max_tokens": 512,
+    }
+    return changed(base, more)
+
+
+def z_image_turbo() -> RatsConfig:
+    """Z-Image-Turbo 6 B from its own 8 steps to 4, at 512 px: 89,600 calls, its teacher being unguided."""
+    base = _paper("Tongyi-MAI/Z-Image-Turbo", "z-image-turbo", 4, 512)
+    return changed(base, {"teacher.nfe": 8, "teacher.reference_nfe": 8, "data.max_tokens": 512})
+
+
 def consistency() -> RatsConfig:
     """Phased consistency distillation of the guided teacher (training/rats/peers.py)."""
     return changed(
@@ -188,6 +228,10 @@ PRESETS: dict[str, Callable[[], RatsConfig]] = {
     "flux-dev": flux_dev,
     "sd35-medium": sd35_medium,
     "wan-1.3b": wan_1_3b,
+    "wan-2.2-5b": wan_22_5b,
+    "flux2-klein": flux2_klein,
+    "qwen-image": qwen_image,
+    "z-image-turbo": z_image_turbo,
 }
 
 

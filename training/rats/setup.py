@@ -109,6 +109,8 @@ def prepare(config: RatsConfig) -> Setup:
     model = open_family(config.model, DTYPES[config.compute.weights], **options)
     if isinstance(model, Flux) and model.guidance is not None:
         model.guidance = teacher.guidance
+    if getattr(model, "transformer_2", None) is not None:
+        raise ConfigError(f"{config.model} has two transformers, and a run trains one: accepted are models with one")
     latents = model.geometry(image.height_px, image.width_px, image.frames)
     _warn_of_cut(config, model)
     learns = config.reward.weight > 0

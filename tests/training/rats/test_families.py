@@ -41,7 +41,7 @@ from training.sampler import Sampler
 from training.usage import plain
 
 OWN, OTHERS = "tests.training.rats.own_reward", "tests.rewards.own"
-PIPELINES = {name: make for name, make in tiny.MAKERS.items() if name != "wan_14b"}
+PIPELINES = {name: make for name, make in tiny.MAKERS.items() if name != "wan_14b"}  # which trains not: see below
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,15 @@ def test_a_run_writes_a_bundle_that_diffusers_draws_like_us(family: str, tmp_pat
     assert ModelCard(card).data.base_model == family == student.teacher
 
 
-PRESETS = {"flux-dev": "flux", "sd35-medium": "sd3", "wan-1.3b": "wan"}
+PRESETS = {
+    "flux-dev": "flux",
+    "sd35-medium": "sd3",
+    "wan-1.3b": "wan",
+    "wan-2.2-5b": "wan_5b",
+    "flux2-klein": "flux2",
+    "qwen-image": "qwen_image",
+    "z-image-turbo": "z_image",
+}
 SMALLER = {  # what a real run's scale is made of; everything else stays as the preset has it
     *("model", "reward", "heldout", "prompts", "height_px", "width_px", "frames", "max_tokens", "teacher_nfe"),
     *("reference_nfe", "guided_steps", "steps", "validate_every", "min_diversity"),
@@ -339,6 +347,13 @@ def test_a_black_box_may_only_measure(tmp_path: Path) -> None:
     more = {"reward": f"{OWN}:Counted", "reward_weight": 0}
     code, text = run("--out", str(tmp_path / "out"), *settings(tmp_path, "flux", **more))
     assert code == 0, text
+
+
+def test_two_transformers_are_not_trained(tmp_path: Path) -> None:
+    arguments = settings(tmp_path, "wan")
+    tiny.wan_14b().save_pretrained(tmp_path / "wan")
+    code, text = run("--out", str(tmp_path / "out"), *arguments)
+    assert code == 2 and "has two transformers, and a run trains one" in text, text
 
 
 def test_prompts_that_are_cut_are_said_and_trained_on(tmp_path: Path) -> None:
