@@ -1,4 +1,4 @@
-# install: everything, into VENV   serve: only what serving needs, into VENV_SERVE (no torch)   see CONTRIBUTING.md
+# install: everything, into VENV   serve: only what serving needs, into VENV_SERVE (no torch)   see docs/development.md
 PYTHON ?= python3
 VENV ?= .venv
 VENV_SERVE ?= .venv-serve
@@ -15,20 +15,23 @@ VENV_AUDIT ?= .venv-audit
 PIP = -m pip --disable-pip-version-check --quiet
 RUN = $(VENV)/bin/python -m
 
-.PHONY: help install serve lint check test mutants bench-check chaos soak audit sbom gpu-test lock docker-test clean
+.PHONY: help install serve lint check test docs mutants bench-check chaos soak audit sbom gpu-test lock docker-test clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make serve    draw pictures at http://127.0.0.1:8000 (FEWSTEP_PORT, FEWSTEP_HOST)"
-	@echo "make test     the whole test suite"
-	@echo "make mutants  small faults, one at a time: which do the tests not notice? within an hour (MUTANTS: words of their names)"
+	@echo "make serve        serve the starter student at http://127.0.0.1:8000 (FEWSTEP_PORT, FEWSTEP_HOST)"
+	@echo "make test         the whole test suite (PYTEST_ARGS)"
+	@echo "make install      everything, into $(VENV)"
+	@echo "make lint check   ruff; mypy"
+	@echo "make docs         write what documents take from the code"
+	@echo "make mutants      small faults, one at a time: which do the tests not notice? (MUTANTS)"
 	@echo "make bench-check  has the service become slower? ratios against benchmarks/baseline.json"
-	@echo "make chaos    every row of the fault matrix, larger; writes the table in docs/reliability.md (CHAOS_SEED, CHAOS_JOBS)"
-	@echo "make soak     steady load with kills for SOAK_MINUTES, plotted in out/soak/     make audit, make sbom  the supply chain"
-	@echo "make install  everything, into $(VENV)"
-	@echo "make lint     ruff     make check  mypy"
-	@echo "make gpu-test every runtime on this machine's NVIDIA GPU, proven and timed; says what is missing"
-	@echo "make docker-test  build the images and bring docker-compose.yml up for real"
+	@echo "make chaos        every fault of the matrix, at full size; writes docs/reliability.md (CHAOS_SEED, CHAOS_JOBS)"
+	@echo "make soak         steady load with kills for SOAK_MINUTES, plotted in out/soak/"
+	@echo "make audit sbom   known vulnerabilities in the lock files; the bill of materials"
+	@echo "make gpu-test     every runtime on this machine's NVIDIA GPU, proven and timed"
+	@echo "make docker-test  build the images and bring docker-compose.yml up"
+	@echo "make lock         the lock files, from pyproject.toml (needs uv)"
 
 install: $(VENV)/.installed
 
@@ -51,13 +54,16 @@ mutants: $(VENV)/.installed
 bench-check: $(VENV)/.installed
 	@$(RUN) benchmarks.check
 
+docs: $(VENV)/.installed
+	@$(RUN) tests.documents.generated
+
 chaos: $(VENV)/.installed
 	@CHAOS_JOBS=$(CHAOS_JOBS) $(RUN) pytest tests/chaos --chaos --chaos-seed $(CHAOS_SEED) $(PYTEST_ARGS)
 
 soak: $(VENV)/.installed
 	@$(RUN) tests.chaos.soak --minutes $(SOAK_MINUTES) --seed $(CHAOS_SEED)
 
-# It fails, and says so, also where the database of known holes cannot be asked.
+# It fails, and says so, also where the database of known vulnerabilities cannot be reached.
 audit: $(VENV_AUDIT)/.installed
 	@$(VENV_AUDIT)/bin/python -m deploy.audit requirements/*.lock
 

@@ -1,0 +1,52 @@
+"""What documents take from the code, between two comments of theirs: ``python -m tests.documents.generated`` writes it.
+
+A test holds the documents to it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from service.settings import PREFIX, Settings
+from tests.documents.blocks import ROOT
+
+
+def settings() -> str:
+    """The table of the service's settings."""
+    rows = [
+        f"| `{PREFIX}{name.upper()}` | {_default(name)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *rows])
+
+
+def _default(name: str) -> str:
+    field = Settings.model_fields[name]
+    if field.default_factory is not None:
+        return "the user's data directory"
+    if isinstance(field.default, Path):
+        return f"`{field.default.relative_to(ROOT)}`"
+    if field.default in (None, ()):
+        return ""
+    shown = json.dumps(field.default).strip('"').removesuffix(".0")
+    return f"`{shown}`"
+
+
+PARTS: dict[tuple[str, str], Callable[[], str]] = {("docs/operate.md", "settings"): settings}
+
+
+def written(text: str, name: str, part: str) -> str:
+    """A document's text with ``part`` between the comments ``name: begin`` and ``name: end``."""
+    pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
+    found, count = re.subn(pattern, lambda match: f"{match[1]}{part}\n{match[2]}", text, flags=re.DOTALL)
+    assert count == 1, f"<!-- {name}: begin --> stands {count} times"
+    return found
+
+
+if __name__ == "__main__":
+    for (file, name), part in PARTS.items():
+        path = ROOT / file
+        path.write_text(written(path.read_text("utf-8"), name, part()), "utf-8")
