@@ -66,7 +66,7 @@ class Block:
         if arrow:
             assert old in self.text, f"line {self.line}: {old!r} is not in the block"
             return self.text.replace(old, new)
-        return "\n".join(_with_option(command, change) for command in _commands(self.text))
+        return "".join(_with_option(command, change) + "\n" for command in _commands(self.text))
 
 
 def _commands(text: str) -> list[str]:

@@ -131,7 +131,7 @@ def test_a_block_is_run_as_its_marker_says(tmp_path: Path) -> None:
         "<!-- not run: needs a GPU -->\n```bash\nd\n```\n"
     )
     options, unmarked, smaller, left_out = blocks(document)
-    assert options.run_text == "a --b --dry-run\nc --dry-run" and options.line == 3
+    assert options.run_text == "a --b --dry-run\nc --dry-run\n" and options.line == 3
     assert unmarked.marker == "" and unmarked.runs and unmarked.file is None
     assert smaller.run_text == "bench 8\n"
     assert not left_out.runs
