@@ -23,6 +23,7 @@ from export.tolerances import TOLERANCES
 from export.verify import Score, prove
 from export.versions import versions
 from export.writing import whole_folder
+from rewards.serving import open_reward
 from student.bundle import BundleError, Student, sha256
 from student.families.family import Family
 from student.families.find import family_of_student
@@ -219,7 +220,9 @@ class _Making:
         for size in self._request.sizes:
             student = resized(self._model(), self._student, size)
             files = {stage: proofs[name] for stage in STAGES if (name := stage_name(stage, size)) in proofs}
-            found, there = prove(self._open(files, opener, student), self._pipe, student, tolerance, prompts)
+            found, there = prove(
+                self._open(files, opener, student), self._pipe, student, tolerance, prompts, self._score()
+            )
             buckets[size_name(size)] = found
             errors |= {stage_name(stage, size): row for stage, row in there.items() if stage != TEXT}
         return parity, errors, buckets
@@ -239,7 +242,7 @@ class _Making:
     def _score(self) -> Score | None:
         if not self._student.scorers:
             return None
-        return Scorers(self._request.bundle, self._student, self._tokens, self._request.threads).score
+        return Scorers(self._request.bundle, self._student, self._request.threads, open_reward).score
 
     def _manifest(
         self, name: str, graphs: Mapping[str, Stored], converted: Mapping[str, Converted],

@@ -11,8 +11,9 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from export.errors import NoOnnxForm
 
 OPSET = 20  # 23 has native attention, which ONNX Runtime's CPU kernel and tensorrt-rtx take only in part
+MAX_SIDE = 2**14  # pixels of a picture that a scorer is shown
 MAX_BATCH = 63  # diffusers' upsampling branches at a batch of 64
 HALVE_FROM = 1024  # numbers; smaller tensors are not worth a Cast
 NO_LIMIT = 2**62
@@ -34,11 +36,29 @@ Shapes = dict[str, tuple[int | str, ...]]
 
 @dataclass(frozen=True)
 class Signature:
-    """Names of a graph's inputs (with an example of each, batch 2) and of its outputs."""
+    """Names of a graph's inputs (with an example of each, batch 2) and of its outputs.
+
+    The first dimension is the batch, but for ``not_batched``; ``free`` names other dimensions that are not fixed.
+    """
 
     name: str
     inputs: Mapping[str, Tensor]
     outputs: tuple[str, ...]
+    free: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    not_batched: tuple[str, ...] = ()
+
+    def dims(self) -> tuple[dict[int, Any], ...]:
+        """What the exporter is told of each input; one name is one number wherever it stands."""
+        names = sorted({name for dims in self.free.values() for name in dims.values()})
+        known = {name: torch.export.Dim(name, min=1, max=MAX_SIDE) for name in names}
+        batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+        return tuple(
+            {
+                **({} if name in self.not_batched else {0: batch}),
+                **{axis: known[dim] for axis, dim in self.free.get(name, {}).items()},
+            }
+            for name in self.inputs
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,6 @@ def trace(module: nn.Module, signature: Signature, metadata: Mapping[str, str]) 
     Raises:
         NoOnnxForm: an operator that has no ONNX form, named with the module that it came from.
     """
-    batch = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
     with _quiet():
         try:
             program = torch.onnx.export(
@@ -87,7 +106,7 @@ def trace(module: nn.Module, signature: Signature, metadata: Mapping[str, str]) 
                 tuple(signature.inputs.values()),
                 input_names=list(signature.inputs),
                 output_names=list(signature.outputs),
-                dynamic_shapes=tuple(batch for _ in signature.inputs),
+                dynamic_shapes=signature.dims(),
                 opset_version=OPSET,
                 dynamo=True,
                 optimize=False,
@@ -218,7 +237,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             for category, message in (
                 (FutureWarning, ".*treespec.*"),
-                (UserWarning, ".*The axis name: batch will not be used.*"),
+                (UserWarning, ".*The axis name: .* will not be used.*"),
                 (RuntimeWarning, ".*"),  # numpy on the untaken branch of T5's position buckets, while folding
             ):
                 warnings.filterwarnings("ignore", message, category)

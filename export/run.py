@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from student.bundle import BundleError, Student, read_student, verify_files
+from student.bundle import BundleError, read_student, verify_files
 
 if TYPE_CHECKING:
     from export.compile import Outcome
@@ -106,22 +106,36 @@ def _compile(request: Request, target: Target) -> None:
     from export.card import update_card
     from export.compile import compile_student
 
-    _compile_scorers(request.bundle, request.student, request.scorers, request.force)
+    _compile_scorers(request)
     outcome = compile_student(request, target)
     update_card(request.bundle, outcome)
     _summary(outcome)
 
 
-def _compile_scorers(bundle: Path, student: Student, folders: tuple[Path, ...], force: bool) -> None:
-    from export.scorers import export_scorer, find_scorer, is_compiled
+def _compile_scorers(request: Request) -> None:
+    from export.errors import ExportError
+    from export.scorers import export_scorer, is_compiled, open_scorer
+    from rewards.twostage import TwoStage
+    from student.runtimes.sizes import own_size
 
+    bundle, student = request.bundle, request.student
     for name, scorer in student.scorers.items():
-        if force or not is_compiled(bundle, student, name):
-            start = time.monotonic()
-            worst = export_scorer(bundle, student, name, find_scorer(student, name, folders))
-            file = bundle / scorer.file
-            size_mb, took_s = file.stat().st_size / 1e6, time.monotonic() - start
-            typer.echo(f"{file.name}: {size_mb:.1f} MB in {took_s:.0f} s, {worst:.1e} from torch at most")
+        if not request.force and is_compiled(bundle, student, name):
+            continue
+        start, file = time.monotonic(), bundle / scorer.file
+        try:
+            reward = open_scorer(bundle, student, name, request.scorers)
+        except ExportError as error:
+            if scorer.reward is None:
+                raise
+            request.say(f"{error}; pictures are served without it until it is there")
+            continue
+        if not isinstance(reward, TwoStage):
+            request.say(f"the scorer {name!r} ({scorer.reward}) is run by torch, which must be there to serve it")
+            continue
+        worst = export_scorer(file, reward, scorer.source_sha256, (own_size(student), *request.sizes), scorer.std)
+        size_mb, took_s = file.stat().st_size / 1e6, time.monotonic() - start
+        request.say(f"{file.name}: {size_mb:.1f} MB in {took_s:.0f} s, {worst:.1e} from torch at most")
 
 
 def _summary(outcome: Outcome) -> None:

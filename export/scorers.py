@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
 
 from export.errors import ExportError
-from export.graph import OPSET, Signature, export_graph
-from export.verify import PROMPTS, score_parity
+from export.graph import OPSET, Signature, save, trace
+from export.tolerances import FP32
+from export.verify import BATCHES, PROMPTS, difference
 from export.versions import versions
 from export.writing import write_atomically
-from rewards import shapes
+from rewards.interface import Reward, RewardError
+from rewards.registry import find
+from rewards.tokenized import load
+from rewards.twostage import TwoStage, Words
 from student.bundle import BundleError, Student, hash_weights, sha256
-from student.runtimes.scoring import TOKENIZER, check_scorer
-from student.runtimes.session import open_session
-from student.tokens import PromptTokens
+from student.runtimes.manifest import Parity
+from student.runtimes.resize import matrices
+from student.runtimes.scoring import (
+    COLUMNS,
+    FORMAT,
+    IDS,
+    IMAGES,
+    MASK,
+    ROWS,
+    CompiledScorer,
+    check_scorer,
+    served,
+    tokenizer_of,
+)  # fmt: skip
+from student.runtimes.sizes import Size
+
+EXAMPLE = (40, 48)  # the traced picture's height and width: neither the other's, nor the scorer's side
 
 
 def is_compiled(bundle: Path, student: Student, name: str) -> bool:
@@ -28,6 +51,20 @@ def is_compiled(bundle: Path, student: Student, name: str) -> bool:
     except (BundleError, FileNotFoundError):
         return False
     return True
+
+
+def open_scorer(bundle: Path, student: Student, name: str, folders: Iterable[Path]) -> Reward:
+    """The scorer in torch: by its reward's name, or of the starter world, from the folder that holds its weights.
+
+    Raises:
+        ExportError: there is none.
+    """
+    try:
+        if reward := student.scorers[name].reward:
+            return find(reward)
+        return load(find_scorer(student, name, folders), bundle / "tokenizer")
+    except RewardError as error:
+        raise ExportError(f"the scorer {name!r} cannot be opened: {error}") from error
 
 
 def find_scorer(student: Student, name: str, folders: Iterable[Path]) -> Path:
@@ -45,37 +82,139 @@ def find_scorer(student: Student, name: str, folders: Iterable[Path]) -> Path:
     raise ExportError(f"the scorer {name!r} that {student.id} was calibrated with is not in {places}: see --scorers")
 
 
-def export_scorer(bundle: Path, student: Student, name: str, source: Path) -> float:
-    """Write ``scorers/NAME.onnx`` and its manifest; returns the largest difference from torch.
+class Judge(nn.Module):
+    """A scorer with its preprocessing, as served pictures want it: in bytes, as its authors' code sees them."""
+
+    def __init__(self, reward: TwoStage) -> None:
+        super().__init__()
+        self.reward, self.preprocess = reward, replace(reward.preprocess, in_bytes=True)
+
+    def forward(
+        self, images: Tensor, rows: Tensor, columns: Tensor, ids: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Raw scores (B,)."""
+        words = [part for part in (ids, mask) if part is not None]
+        return self.reward.judge(self.preprocess.resampled(images, rows, columns), *words).float()
+
+
+def export_scorer(
+    path: Path, reward: TwoStage, source_sha256: str, sizes: Sequence[Size], std: float | None = None
+) -> float:
+    """Write a scorer's graph to ``path``, with its tokenizer and manifest; returns the largest difference from torch.
+
+    ``sizes`` are those of the pictures that it is proven with; differences are in units of ``std``, the deviation of
+    its scores (None: of those in the proof).
 
     Raises:
-        ExportError: the compiled scorer differs from torch by more than the tolerance.
+        ExportError: it has no ONNX form, or differs from torch by more than the tolerance; then nothing is written.
     """
-    scorer = student.scorers[name]
-    module = shapes.load(source)
-    ids_BL = PromptTokens(bundle, student.max_tokens).encode_clip(PROMPTS)
-    size = (student.image.height, student.image.width)
-    inputs = {"images": torch.zeros(2, 3, *size), "token_ids": torch.from_numpy(ids_BL[:2])}
-    metadata = {"scorer": name, "source_sha256": scorer.source_sha256}
-    data = export_graph(module, Signature(f"scorer-{name}", inputs, ("score",)), metadata)
-    path = bundle / scorer.file
-    path.parent.mkdir(exist_ok=True)
-    unproven = path.with_name(f".{path.name}.part")
+    work = path.with_name(f".{path.stem}.part")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
     try:
-        unproven.write_bytes(data)
-        parity = score_parity(open_session(unproven, threads=1), module, scorer.std, size, ids_BL)
-        manifest = {
-            "source_sha256": scorer.source_sha256,
-            "tokenizer_sha256": student.files[TOKENIZER],
-            "sha256": sha256(unproven),
-            "inputs": {"images": ["batch", 3, *size], "token_ids": ["batch", ids_BL.shape[1]]},
-            "outputs": {"score": ["batch"]},
-            "parity": asdict(parity),
+        made = work / path.name
+        inputs = _trace(reward, made, source_sha256)
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "source_sha256": source_sha256,
+            "sha256": sha256(made),
+            "data_sha256": sha256(data) if (data := work / f"{path.name}.data").is_file() else "",
+            "tokenizer_sha256": sha256(words) if (words := tokenizer_of(made)).is_file() else "",
+            "inputs": inputs,
+            "fit": reward.preprocess.fit,
+            "side": reward.preprocess.size,
             "opset": OPSET,
             "versions": versions(),
         }
-        write_atomically(path.with_suffix(".json"), (json.dumps(manifest, indent=2) + "\n").encode())
-        write_atomically(path, data)
+        write_atomically(made.with_suffix(".json"), json.dumps(manifest).encode())
+        parity = prove_scorer(CompiledScorer(made, 1), reward, sizes, std)
+        manifest["parity"] = asdict(parity)
+        write_atomically(made.with_suffix(".json"), (json.dumps(manifest, indent=2) + "\n").encode())
+        for file in sorted(
+            work.iterdir(), key=lambda file: file == made
+        ):  # the graph itself last: with it, all is there
+            file.replace(path.with_name(file.name))
     finally:
-        unproven.unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
     return max(parity.max_abs.values())
+
+
+def _trace(reward: TwoStage, path: Path, source_sha256: str) -> list[str]:
+    """Write graph and tokenizer; returns the names of the graph's inputs."""
+    rows, columns = (
+        torch.from_numpy(part) for part in matrices(reward.preprocess.fit, reward.preprocess.size, *EXAMPLE)
+    )
+    inputs = {IMAGES: torch.zeros(2, 3, *EXAMPLE), ROWS: rows, COLUMNS: columns}
+    dims = {IMAGES: {2: "height", 3: "width"}, ROWS: {1: "height"}, COLUMNS: {0: "width"}}
+    if reward.words is not None:
+        tokenizer = write_tokenizer(reward.words, tokenizer_of(path))
+        encodings = tokenizer.encode_batch(["a", "b c"])
+        inputs[IDS] = torch.tensor([row.ids for row in encodings])
+        if reward.words.masked:
+            inputs[MASK] = torch.tensor([row.attention_mask for row in encodings])
+    signature = Signature(f"scorer-{path.stem}", inputs, ("score",), dims, not_batched=(ROWS, COLUMNS))
+    save(trace(Judge(reward), signature, {"scorer": path.stem, "source_sha256": source_sha256}), path)
+    return list(inputs)
+
+
+def write_tokenizer(words: Words, path: Path) -> Tokenizer:
+    """The tokenizer as one file that the tokenizers library reads, with length and padding in it.
+
+    Raises:
+        ExportError: it is not one of that library's.
+    """
+    backend = getattr(words.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ExportError(f"its tokenizer is a {type(words.tokenizer).__name__}, which is no fast one")
+    tokenizer = Tokenizer.from_str(backend.to_str())
+    pad_id = words.tokenizer.pad_token_id if words.pad_id is None else words.pad_id
+    tokenizer.enable_truncation(words.length)
+    tokenizer.enable_padding(length=words.length, pad_id=pad_id, pad_token=str(tokenizer.id_to_token(pad_id)))
+    tokenizer.save(str(path))
+    return tokenizer
+
+
+def prove_scorer(compiled: CompiledScorer, reward: TwoStage, sizes: Sequence[Size], std: float | None = None) -> Parity:
+    """Compare a compiled scorer with torch, each with its own tokenizer, at every size.
+
+    Both resize by the same matrices (which tests hold to torch's own): bytes that are resized fall on halves so often
+    that another last bit would move whole bytes.
+
+    Raises:
+        ExportError: they differ by more than the tolerance.
+    """
+    worst: dict[int, float] = {}
+    seen: list[Any] = []
+    judge = Judge(reward)
+    for size in (*sizes, EXAMPLE):
+        images_BCHW = _pictures(len(PROMPTS), size)
+        rows, columns = (
+            torch.from_numpy(part) for part in matrices(reward.preprocess.fit, reward.preprocess.size, *size)
+        )
+        for batch in BATCHES:
+            images, prompts = images_BCHW[:batch], PROMPTS[:batch]
+            words = reward.words.read(prompts) if reward.words else ()
+            with torch.inference_mode():
+                theirs = judge(torch.from_numpy(images), rows, columns, *words).numpy()
+            seen.append(theirs)
+            worst[batch] = max(worst.get(batch, 0.0), difference(compiled(images, prompts), theirs))
+    scale = std or max(float(np.concatenate(seen).std()), 1e-6)
+    found = Parity({batch: value / scale for batch, value in worst.items()}, FP32.score)
+    if not max(found.max_abs.values()) <= found.tolerance:
+        figures = ", ".join(f"{value:.2g} at batch {batch}" for batch, value in found.max_abs.items())
+        raise ExportError(
+            f"the standardised scores differ from torch by {figures}: accepted is {found.tolerance:g}; "
+            "nothing was written"
+        )
+    return found
+
+
+def _pictures(count: int, size: Size) -> Any:
+    """Noise in blocks of 1 to 8 pixels, as a file has it."""
+    gen = np.random.default_rng(0)
+    rows = []
+    for b in range(count):
+        block = 1 + b % 8
+        cells = gen.random((3, -(-size[0] // block), -(-size[1] // block)), dtype=np.float32)
+        rows.append(cells.repeat(block, 1).repeat(block, 2)[:, : size[0], : size[1]])
+    return served(np.stack(rows))

@@ -5,7 +5,6 @@ Shape suffixes: B batch, C channels, H/W pixels, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -61,9 +60,9 @@ class AestheticReward(ImageTower):
         self.head = head
         self.freeze()
 
-    def forward(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+    def judge(self, pixels_BCHW: Tensor, *words_BL: Tensor) -> Tensor:
         """Raw scores (B,)."""
-        score_B: Tensor = self.head(self.embed_images(images_BCHW).to(self.dtype))
+        score_B: Tensor = self.head(self.embed_images(pixels_BCHW).to(self.dtype))
         return score_B
 
 

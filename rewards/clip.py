@@ -5,7 +5,6 @@ Shape suffixes: B batch, C channels, H/W pixels, L tokens, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +14,8 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from rewards.files import Published, locate
-from rewards.interface import Network
 from rewards.preprocess import Preprocess, square_side
+from rewards.twostage import TwoStage, Words
 
 MODEL = ("config.json", "model.safetensors")
 VOCABULARY = ("vocab.json", "merges.txt")
@@ -27,7 +26,7 @@ CLIP_L = Published("openai/clip-vit-large-patch14", MODEL)
 CLIP_L_VOCABULARY = Published(CLIP_L.repo, VOCABULARY)
 
 
-class ImageTower(Network):
+class ImageTower(TwoStage):
     """The image half of a CLIP model."""
 
     def __init__(self, clip: CLIPModel, fit: Literal["crop", "pad"] = "crop") -> None:
@@ -35,10 +34,10 @@ class ImageTower(Network):
         self.preprocess = Preprocess(square_side(clip.vision_model.config.image_size), fit)
         self.vision, self.image_projection = clip.vision_model, clip.visual_projection
 
-    def embed_images(self, images_BCHW: Tensor) -> Tensor:
-        """Images in [0, 1] -> unit vectors (B, D) in fp32."""
+    def embed_images(self, pixels_BCHW: Tensor) -> Tensor:
+        """Preprocessed images -> unit vectors (B, D) in fp32."""
         # The tower and its projection by name: what get_image_features returns differs between releases.
-        pooled = self.vision(pixel_values=self.preprocess(images_BCHW).to(self.dtype)).pooler_output
+        pooled = self.vision(pixel_values=pixels_BCHW.to(self.dtype)).pooler_output
         return F.normalize(self.image_projection(pooled).float(), dim=-1)
 
 
@@ -52,23 +51,21 @@ class ClipReward(ImageTower):
         self, clip: CLIPModel, tokenizer: Any, *, fit: Literal["crop", "pad"] = "crop", scaled: bool = False
     ) -> None:
         super().__init__(clip, fit)
-        self.tokenizer, self.scaled = tokenizer, scaled
+        # The model pools at the first end token, and CLIP pads with end tokens: which of several equal ones argmax
+        # picks is not defined on every device. Attention is causal, so what the padding is changes nothing else.
+        self.words = Words(tokenizer, clip.text_model.config.max_position_embeddings, pad_id=0)
+        self.scaled = scaled
         self.text, self.text_projection = clip.text_model, clip.text_projection
         self.logit_scale = clip.logit_scale
         self.freeze()
 
-    def embed_texts(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> unit vectors (B, D) in fp32."""
-        length = self.text.config.max_position_embeddings
-        batch = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt")
-        # The model pools at the first end token, and CLIP pads with end tokens: which of several equal ones argmax
-        # picks is not defined on every device. Attention is causal, so what the padding is changes nothing else.
-        ids_BL = (batch.input_ids * batch.attention_mask).to(self.device)
+    def embed_texts(self, ids_BL: Tensor) -> Tensor:
+        """Token ids -> unit vectors (B, D) in fp32."""
         return F.normalize(self.text_projection(self.text(ids_BL).pooler_output).float(), dim=-1)
 
-    def forward(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+    def judge(self, pixels_BCHW: Tensor, *words_BL: Tensor) -> Tensor:
         """Raw scores (B,)."""
-        cosine_B = (self.embed_images(images_BCHW) * self.embed_texts(prompts)).sum(-1)
+        cosine_B = (self.embed_images(pixels_BCHW) * self.embed_texts(*words_BL)).sum(-1)
         return cosine_B * self.logit_scale.float().exp() if self.scaled else cosine_B
 
 

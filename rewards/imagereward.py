@@ -7,7 +7,6 @@ Shape suffixes: B batch, C channels, H/W pixels, M map positions, L tokens, D fe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from rewards.aesthetic import Head
 from rewards.checkpoint import State, fill, tensors
 from rewards.files import Published, locate
-from rewards.interface import Network, RewardError
+from rewards.interface import RewardError
 from rewards.preprocess import Preprocess, square_side
+from rewards.twostage import TwoStage, Words
 
 IMAGEREWARD = Published("zai-org/ImageReward", ("ImageReward.pt",))
 VOCABULARY = Published("google-bert/bert-base-uncased", ("vocab.txt",))
@@ -68,22 +68,20 @@ def published() -> Architecture:
     return Architecture(text, vision)
 
 
-class ImageReward(Network):
+class ImageReward(TwoStage):
     """About -2 to 2; 0 is the mean of the package's own reference."""
 
     def __init__(self, text: BlipTextModel, vision: BlipVisionModel, head: Head, tokenizer: Any) -> None:
         super().__init__()
-        self.text, self.vision, self.head, self.tokenizer = text, vision, head, tokenizer
+        self.text, self.vision, self.head = text, vision, head
+        self.words = Words(tokenizer, MAX_TOKENS, masked=True, fixed=True)
         self.preprocess = Preprocess(square_side(vision.config.image_size))
         self.freeze()
 
-    def forward(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+    def judge(self, pixels_BCHW: Tensor, *words_BL: Tensor) -> Tensor:
         """Raw scores (B,)."""
-        seen_BMD = self.vision(pixel_values=self.preprocess(images_BCHW)).last_hidden_state
-        batch = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-        ).to(self.device)
-        read_BLD = self.text(batch.input_ids, batch.attention_mask, encoder_hidden_states=seen_BMD).last_hidden_state
+        seen_BMD = self.vision(pixel_values=pixels_BCHW).last_hidden_state
+        read_BLD = self.text(*words_BL, encoder_hidden_states=seen_BMD).last_hidden_state
         score_B: Tensor = self.head(read_BLD[:, 0])
         return (score_B.float() - MEAN) / STD
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from rewards.interface import RewardError
 
+Fit = Literal["crop", "pad", "stretch"]
+HALF = 0.5 + 1e-4  # bytes that are resized fall on halves often: all go up, whatever a kernel's last bit says
 # Of OpenAI's CLIP; every published reward here has kept them.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -21,23 +23,42 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Antialiased bicubic resize to a square of ``size`` pixels, then normalisation.
+    """Antialiased bicubic resize to a square of ``size`` pixels, then (``normalise``) CLIP's normalisation.
 
     ``fit`` "crop": the shorter side becomes ``size`` and the middle is cut out, as CLIP's image processor does.
     That one resizes bytes, which clips what bicubic overshoots, so it is clipped here too; its rounding to
-    bytes would give no gradient and is left out (less than 1.5/255 a pixel: tests/rewards/test_preprocess.py).
+    bytes would give no gradient and is left out (less than 1.5/255 a pixel: tests/rewards/test_preprocess.py) unless
+    ``in_bytes`` asks for it, as serving does.
     ``fit`` "pad": the longer side becomes ``size`` and the rest is black, as HPSv2's ``ResizeMaxSize`` does
-    on floats, where nothing is clipped.
+    on floats, where nothing is clipped. ``fit`` "stretch": each side becomes ``size``.
     """
 
     size: int
-    fit: Literal["crop", "pad"] = "crop"
+    fit: Fit = "crop"
+    normalise: bool = True
+    in_bytes: bool = False
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1], any float type -> normalised fp32 (B, 3, size, size)."""
-        fitted = self._crop(images_BCHW.float()) if self.fit == "crop" else self._pad(images_BCHW.float())
-        mean, std = (torch.tensor(values, device=fitted.device)[:, None, None] for values in (MEAN, STD))
-        return (fitted - mean) / std
+        """(B, 3, H, W) in [0, 1], any float type -> fp32 (B, 3, size, size)."""
+        fit = {"crop": self._crop, "pad": self._pad, "stretch": self._stretch}[self.fit]
+        return self._normalised(fit(images_BCHW.float()))
+
+    def resampled(self, images_BCHW: Tensor, rows_SH: Tensor, columns_WS: Tensor) -> Tensor:
+        """The same as two matrix products, which any runtime computes alike; a crop or a padding is in the matrices."""
+        return self._normalised(self._clipped(rows_SH @ self._clipped(images_BCHW.float() @ columns_WS)))
+
+    def _normalised(self, fitted_BCHW: Tensor) -> Tensor:
+        if not self.normalise:
+            return fitted_BCHW
+        mean, std = (torch.tensor(values, device=fitted_BCHW.device)[:, None, None] for values in (MEAN, STD))
+        return (fitted_BCHW - mean) / std
+
+    def _clipped(self, x_BCHW: Tensor) -> Tensor:
+        """What PIL does to bytes after each of its two passes; floats ("pad") stay as they are."""
+        if self.fit == "pad":
+            return x_BCHW
+        x_BCHW = x_BCHW.clamp(0, 1)
+        return torch.floor(x_BCHW * 255 + HALF) / 255 if self.in_bytes else x_BCHW
 
     def _crop(self, images_BCHW: Tensor) -> Tensor:
         height, width = images_BCHW.shape[2:]
@@ -45,8 +66,14 @@ class Preprocess:
         shape = (int(self.size * height / short), int(self.size * width / short))
         top, left = ((side - self.size) // 2 for side in shape)
         # PIL's order: rows first, clipped, then columns. Clipped only at the end, hard edges differ by up to 19/255.
-        resized = _resize(_resize(images_BCHW, (height, shape[1])).clamp(0, 1), shape).clamp(0, 1)
+        resized = self._clipped(_resize(self._clipped(_resize(images_BCHW, (height, shape[1]))), shape))
         return resized[:, :, top : top + self.size, left : left + self.size]
+
+    def _stretch(self, images_BCHW: Tensor) -> Tensor:
+        height, width = images_BCHW.shape[2:]
+        if (height, width) == (self.size, self.size):
+            return images_BCHW
+        return self._clipped(_resize(self._clipped(_resize(images_BCHW, (height, self.size))), (self.size, self.size)))
 
     def _pad(self, images_BCHW: Tensor) -> Tensor:
         height, width = images_BCHW.shape[2:]

@@ -7,43 +7,60 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from rewards import shapes
-from rewards.interface import Network, RewardError
+from rewards.interface import RewardError
+from rewards.preprocess import Preprocess
+from rewards.twostage import TwoStage, Words
 
 SIDE_PX = 64
 Tokenize = Callable[[Sequence[str]], Tensor]
 
 
-class Tokenized(Network):
-    """A scorer of (images, token ids) as a reward of (images, prompts); ``tokenize`` gives ids (B, L)."""
+@dataclass(frozen=True)
+class Given:
+    """Words by a function of the caller's."""
 
-    def __init__(self, scorer: shapes.Scorer, tokenize: Tokenize) -> None:
+    tokenize: Tokenize
+
+    def read(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """See ``Words.read``."""
+        return (self.tokenize(prompts),)
+
+
+class Tokenized(TwoStage):
+    """A scorer of (images, token ids) as a reward of (images, prompts); other sizes are stretched to its own."""
+
+    def __init__(self, scorer: shapes.Scorer, words: Words | Given) -> None:
         super().__init__()
-        self.scorer, self.tokenize = scorer, tokenize
+        self.scorer, self.words = scorer, words  # type: ignore[assignment]
+        self.preprocess = Preprocess(SIDE_PX, "stretch", normalise=False)
         self.freeze()
+
+    def judge(self, pixels_BCHW: Tensor, *words_BL: Tensor) -> Tensor:
+        """Raw scores (B,)."""
+        score_B: Tensor = self.scorer(pixels_BCHW.to(self.dtype), *words_BL)
+        return score_B
 
     def forward(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
         """Raw scores (B,).
 
         Raises:
-            RewardError: images of another size, or a tokenizer that is not the scorer's.
+            RewardError: a tokenizer that is not the scorer's.
         """
-        if tuple(images_BCHW.shape[2:]) != (SIDE_PX, SIDE_PX):
-            size = f"{images_BCHW.shape[2]}x{images_BCHW.shape[3]}"
-            raise RewardError(f"images are {size} pixels: the starter world's scorers read {SIDE_PX}x{SIDE_PX}")
-        ids_BL, config = self.tokenize(prompts), self.scorer.config
+        assert self.words is not None
+        (ids_BL,), config = self.words.read(prompts), self.scorer.config
         if int(ids_BL.max()) >= config.vocab_size or ids_BL.shape[1] > config.max_tokens:
             raise RewardError(
                 f"the tokenizer gave {ids_BL.shape[1]} tokens with ids up to {int(ids_BL.max())}, and the scorer "
                 f"reads {config.max_tokens} with ids below {config.vocab_size}: it is not this scorer's tokenizer"
             )
-        score_B: Tensor = self.scorer(images_BCHW.to(self.dtype), ids_BL.to(self.device))
-        return score_B
+        return self.judge(self.preprocess(images_BCHW), ids_BL.to(self.device))
 
 
 def load(folder: Path, tokenizer: Tokenize | Path | None) -> Tokenized:
@@ -59,10 +76,11 @@ def load(folder: Path, tokenizer: Tokenize | Path | None) -> Tokenized:
         scorer = shapes.load(folder)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise RewardError(f"{folder} holds no scorer of the starter world: its config.json says otherwise") from error
-    return Tokenized(scorer, tokenizer if callable(tokenizer) else open_tokenizer(tokenizer or folder, scorer.config))
+    words = Given(tokenizer) if callable(tokenizer) else open_tokenizer(tokenizer or folder, scorer.config)
+    return Tokenized(scorer, words)
 
 
-def open_tokenizer(folder: Path, config: shapes.ScorerConfig) -> Tokenize:
+def open_tokenizer(folder: Path, config: shapes.ScorerConfig) -> Words:
     """The tokenizer in ``folder``, cut and padded to the scorer's length.
 
     Raises:
@@ -78,11 +96,4 @@ def open_tokenizer(folder: Path, config: shapes.ScorerConfig) -> Tokenize:
     except (OSError, json.JSONDecodeError) as error:
         raise RewardError(f"{folder} holds no tokenizer that can be read") from error
 
-    def tokenize(prompts: Sequence[str]) -> Tensor:
-        batch = tokenizer(
-            list(prompts), padding="max_length", max_length=config.max_tokens, truncation=True, return_tensors="pt"
-        )
-        ids_BL: Tensor = batch.input_ids
-        return ids_BL
-
-    return tokenize
+    return Words(tokenizer, config.max_tokens, fixed=True)

@@ -1,7 +1,7 @@
 """The student bundle: a diffusers pipeline on disk, and ``student.json``, which says how it is to be sampled.
 
-``student.json`` is written once, by training; what export adds (``runtimes/``, ``scorers/``) has manifests of its own
-that name the fingerprint of the student that they were made from.
+``student.json`` is written by training or adoption, and ``export.score`` adds scorers to it; what else export adds
+(``runtimes/``, ``scorers/``) has manifests of its own that name what they were made from.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Scorer:
 
     The standardised score is ``(raw - mean) / std``. ``file`` is relative to the bundle; ``source_sha256`` is
     ``hash_weights`` of the folder that training loaded the scorer from, since mean and std belong to those weights
-    (a scorer that does not say it cannot be compiled).
+    (a scorer that does not say it cannot be compiled). ``reward`` is the name that ``rewards.registry`` knows it by
+    ("pickscore", "package.module:Class"): one that is named needs no compiled file where torch is installed.
     """
 
     file: str
@@ -74,15 +75,20 @@ class Scorer:
     std: float
     role: Literal["trained", "heldout"]
     source_sha256: str = ""
+    reward: str | None = None
 
 
 @dataclass(frozen=True)
 class RewardReference:
-    """Distribution of the student's standardised scores on held-out prompts: what drift is measured against."""
+    """Distribution of the student's standardised scores on held-out prompts: what drift is measured against.
+
+    ``at`` has it of single step counts and sizes ("4", "4 512x768"; see ``student.reference``).
+    """
 
     mean: float
     std: float
     percentiles: Mapping[str, float]
+    at: Mapping[str, RewardReference] | None = None
 
 
 @dataclass(frozen=True)
@@ -186,14 +192,19 @@ def write_student(bundle: Path, student: Student) -> Student:
     Returns the student with its ``files`` filled in.
     """
     complete = replace(student, files=hash_files(bundle))
-    text = json.dumps(to_json(complete), indent=2, allow_nan=False) + "\n"
+    rewrite_student(bundle, complete)
+    return complete
+
+
+def rewrite_student(bundle: Path, student: Student) -> None:
+    """Write ``student.json`` (atomically) as it is given: the pipeline's files have not changed."""
+    text = json.dumps(to_json(student), indent=2, allow_nan=False) + "\n"
     unfinished = bundle / f".{MANIFEST}.part"
     with unfinished.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(bundle / MANIFEST)
-    return complete
 
 
 def hash_files(bundle: Path, inside: Collection[str] = ()) -> dict[str, str]:
@@ -251,8 +262,17 @@ def to_json(student: Student) -> dict[str, Any]:
             del part["frames"]  # the fingerprint of a picture's student is older than videos
     if data["chosen_at"] is None:
         del data["chosen_at"]
+    for row in data["scorers"].values():
+        if row["reward"] is None:
+            del row["reward"]
+    data["reward_reference"] = {name: _without_at(row) for name, row in data["reward_reference"].items()}
     data["sigmas"] = {str(count): list(student.sigmas[count]) for count in sorted(student.sigmas)}
     return {"format": data.pop("format"), **data, "steps": list(student.steps), "evaluation": list(student.evaluation)}
+
+
+def _without_at(row: dict[str, Any]) -> dict[str, Any]:
+    at = row.pop("at")
+    return row if at is None else {**row, "at": {key: _without_at(part) for key, part in at.items()}}
 
 
 def from_json(data: dict[str, Any]) -> Student:
@@ -270,11 +290,16 @@ _CONVERT: dict[str, Any] = {
     "latents": lambda value: _build(Latents, value, "latents"),
     "image": lambda value: _build(ImageSize, value, "image"),
     "scorers": lambda value: {name: _build(Scorer, row, f"scorers.{name}") for name, row in value.items()},
-    "reward_reference": lambda value: {
-        name: _build(RewardReference, row, f"reward_reference.{name}") for name, row in value.items()
-    },
+    "reward_reference": lambda value: {name: _reference(row, name) for name, row in value.items()},
     "evaluation": tuple,
 }
+
+
+def _reference(row: dict[str, Any], name: str) -> RewardReference:
+    plain, where = dict(row), f"reward_reference.{name}"
+    if plain.get("at") is not None:
+        plain["at"] = {key: _build(RewardReference, part, f"{where}.at.{key}") for key, part in plain["at"].items()}
+    return _build(RewardReference, plain, where)
 
 
 def _build(cls: type[T], data: dict[str, Any], where: str) -> T:

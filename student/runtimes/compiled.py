@@ -106,7 +106,7 @@ class CompiledRuntime:
         self.student = student
         self._graphs = graphs
         self._others = others
-        self._scorers = Scorers(bundle, student, graphs.tokens, threads)
+        self.scorers = Scorers(bundle, student, threads)
         started = time.perf_counter()
         self.batches_are_independent = self._warm_up()
         self.warm_up_s = time.perf_counter() - started
@@ -132,10 +132,8 @@ class CompiledRuntime:
         return self._others[size]
 
     def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
-        """See ``Runtime.score``; the scorers look at pictures of the student's own size."""
-        if images_BCHW.shape[-2:] != own_size(self.student):
-            return {}
-        return self._scorers.score(images_BCHW, prompts)
+        """See ``Runtime.score``."""
+        return self.scorers.score(images_BCHW, prompts)
 
     def _warm_up(self) -> bool:
         """Draw batches of every size; True if each image is bit for bit the one that is drawn alone."""
@@ -146,8 +144,7 @@ class CompiledRuntime:
             for size in range(2, self.max_batch + 1):
                 together = graphs.draw(prompts[:size], range(size), steps)
                 equal = equal and np.array_equal(together, alone[:size])
-        if self.student.image.frames is None:
-            self.score(alone[:1], prompts[:1])
+        self.score(alone[:1], prompts[:1])
         return equal
 
 

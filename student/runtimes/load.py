@@ -10,6 +10,7 @@ from pathlib import Path
 from student.bundle import BundleError, Student, read_student, verify_files
 from student.runtimes.manifest import RUNTIMES
 from student.runtimes.runtime import Runtime
+from student.runtimes.scoring import OpenReward
 from student.tokens import TOKENIZERS
 
 # What serves where nothing is asked for, best first; a kind that the bundle has no folder of is passed over in silence.
@@ -18,12 +19,13 @@ ALWAYS_TRIED = ("onnx", "torch")
 log = logging.getLogger(__name__)
 
 
-def load(bundle: Path, runtime: str = "auto", threads: int = 1) -> Runtime:
+def load(bundle: Path, runtime: str = "auto", threads: int = 1, open_reward: OpenReward | None = None) -> Runtime:
     """The runtime asked for, verified and warm.
 
     ``runtime`` is a kind ("onnx"), the folder of one ("onnx-staged-int8"), several of them with commas between, of
     which the first that can be had serves, or ``auto``: the best kind that the bundle has and this machine can run.
-    Nothing else is ever served in its place.
+    Nothing else is ever served in its place. ``open_reward`` opens, by its reward's name, a scorer that the bundle
+    names but does not hold compiled (``rewards.serving.open_reward``); without it such a scorer is left out.
 
     Raises:
         BundleError: one sentence that says why there is no such runtime here.
@@ -38,8 +40,14 @@ def load(bundle: Path, runtime: str = "auto", threads: int = 1) -> Runtime:
     if names == ["auto"]:
         names = [name for name in AUTO if name in ALWAYS_TRIED or _compiled(bundle, name)]
     elif len(names) == 1:
-        return _load(bundle, student, runtime, threads)
-    return _first(bundle, student, names, threads)
+        return _with_rewards(_load(bundle, student, runtime, threads), open_reward)
+    return _with_rewards(_first(bundle, student, names, threads), open_reward)
+
+
+def _with_rewards(runtime: Runtime, open_reward: OpenReward | None) -> Runtime:
+    if open_reward is not None and (scorers := getattr(runtime, "scorers", None)) is not None:
+        scorers.open_named(open_reward)
+    return runtime
 
 
 def _first(bundle: Path, student: Student, names: list[str], threads: int) -> Runtime:

@@ -42,7 +42,11 @@ class Runtime(Protocol):
         """
 
     def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
-        """Standardised scores_B (0 = the teacher's mean) of each scorer in the bundle, by scorer name."""
+        """Standardised scores_B (0 = the teacher's mean) of each scorer that can be had, by scorer name.
+
+        It takes pictures of every size (videos: images_BFCHW) and never raises: where a scorer fails on a picture, its
+        score is not a number (see ``student.reference.verdicts``).
+        """
 
 
 @runtime_checkable

@@ -1,56 +1,175 @@
-"""The bundle's scorers, compiled to ONNX, for whatever runtime drew the pictures.
+"""The bundle's scorers, compiled to ONNX or run by torch, for whatever runtime drew the pictures.
 
 ``scorers/NAME.onnx`` is written by export beside ``scorers/NAME.json``, which ties it to the scorer that the student
-names (its calibration belongs to exactly those weights) and to the tokenizer whose ids the scorer reads.
-Legend: B images, C = 3 colour channels, H x W pixels.
+names (its calibration belongs to exactly those weights) and says how pictures and prompts are fed to it, and beside
+``scorers/NAME.tokenizer.json``. A scorer without that file is opened by its ``reward``'s name, if somebody can.
+Legend: B images, C = 3 colour channels, F frames, H x W pixels, L tokens.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from student.bundle import BundleError, Scorer, Student, sha256
+from student.runtimes.resize import matrices
 from student.runtimes.runtime import FloatArray
-from student.runtimes.session import Session, open_session
-from student.tokens import PromptTokens
+from student.runtimes.session import OrtSession, open_session
 
-TOKENIZER = "tokenizer/tokenizer.json"
+FORMAT = 2
+AT_ONCE = 16  # pictures that a scorer looks at in one call
+IMAGES, ROWS, COLUMNS, IDS, MASK = "images", "rows", "columns", "token_ids", "token_mask"
+log = logging.getLogger(__name__)
+
+
+class ScoreFn(Protocol):
+    """Raw scores_B of images_BCHW in [0, 1] and their prompts; it may raise."""
+
+    def __call__(self, images_BCHW: FloatArray, prompts: Sequence[str], /) -> FloatArray: ...
+
+
+OpenReward = Callable[[str], ScoreFn]
 
 
 class Scorers:
-    """The scorers of ``student`` that are compiled; one whose files do not match the student is refused."""
+    """The scorers of ``student`` that can be had here; one whose files do not match the student is refused.
 
-    def __init__(self, bundle: Path, student: Student, tokens: PromptTokens, threads: int) -> None:
-        self._tokens = tokens
-        self._scorers = student.scorers
-        self._sessions: dict[str, Session] = {}
+    ``open_reward`` opens what is not compiled, by the reward's name (it may need torch); what it raises leaves that
+    scorer out, with a line in the log.
+    """
+
+    def __init__(self, bundle: Path, student: Student, threads: int, open_reward: OpenReward | None = None) -> None:
+        self._student = student
+        self._functions: dict[str, ScoreFn] = {}
         for name, scorer in student.scorers.items():
             if (bundle / scorer.file).is_file():
                 check_scorer(bundle, student, name)
-                self._sessions[name] = open_session(bundle / scorer.file, threads)
+                self._functions[name] = CompiledScorer(bundle / scorer.file, threads)
+        if open_reward is not None:
+            self.open_named(open_reward)
 
-    def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
-        """Standardised scores_B by scorer name; row by row, so that a score does not depend on batch mates."""
-        if not self._sessions:  # nor, in most families, a tokenizer that a scorer would read
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that score here."""
+        return tuple(self._functions)
+
+    def open_named(self, open_reward: OpenReward) -> None:
+        """Open the scorers that are named but not compiled."""
+        for name, scorer in self._student.scorers.items():
+            if name in self._functions or scorer.reward is None:
+                continue
+            try:
+                self._functions[name] = open_reward(scorer.reward)
+            except Exception as error:  # a user's reward may fail in any way, and pictures are served without it
+                log.warning("the scorer %s (%s) is left out: %s", name, scorer.reward, error)
+
+    def score(self, images: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
+        """Standardised scores_B by scorer name, of the pictures as they are served, in bytes.
+
+        A video's score is the mean of its frames'. It never raises: where a scorer fails on a picture, that score is
+        not a number.
+        """
+        images_BCHW, each = _frames(served(images), prompts)
+        return {
+            name: standardised(_of_videos(_isolated(name, function, images_BCHW, each), len(images)), scorer)
+            for name, function in self._functions.items()
+            for scorer in (self._student.scorers[name],)
+        }
+
+
+class CompiledScorer:
+    """One graph with its preprocessing inside and its tokenizer beside it."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        manifest = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        self._session: OrtSession = open_session(path, threads)
+        self._fit, self._side, self._inputs = manifest["fit"], int(manifest["side"]), frozenset(manifest["inputs"])
+        words = tokenizer_of(path)
+        self._tokenizer = Tokenizer.from_file(str(words)) if IDS in self._inputs else None
+        self._placed: dict[tuple[int, ...], tuple[Any, Any]] = {}
+
+    def __call__(self, images_BCHW: FloatArray, prompts: Sequence[str], /) -> FloatArray:
+        """Raw scores_B."""
+        rows, columns = self._matrices(*images_BCHW.shape[-2:])
+        feed = {IMAGES: images_BCHW, ROWS: rows, COLUMNS: columns, **self._words(prompts)}
+        raw_B: FloatArray = self._session.run(["score"], feed)[0]
+        return raw_B
+
+    def _matrices(self, *size: int) -> tuple[Any, Any]:
+        if size not in self._placed:
+            rows, columns = matrices(self._fit, self._side, *size)
+            self._placed[size] = self._session.place(rows), self._session.place(columns)
+        return self._placed[size]
+
+    def _words(self, prompts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+        if self._tokenizer is None:
             return {}
-        ids_BL = self._tokens.encode_clip(prompts)
-        scores: dict[str, FloatArray] = {}
-        for name, session in self._sessions.items():
-            feeds = [
-                {"images": images_BCHW[b : b + 1], "token_ids": ids_BL[b : b + 1]} for b in range(len(images_BCHW))
-            ]
-            raw_B = np.array([session.run(["score"], feed)[0][0] for feed in feeds], dtype=np.float32)
-            scores[name] = standardised(raw_B, self._scorers[name])
-        return scores
+        encodings = self._tokenizer.encode_batch(list(prompts))
+        found = {
+            IDS: np.array([row.ids for row in encodings], np.int64),
+            MASK: np.array([row.attention_mask for row in encodings], np.int64),
+        }
+        return {name: rows_BL for name, rows_BL in found.items() if name in self._inputs}
+
+
+def served(images: FloatArray) -> FloatArray:
+    """The pictures as a file has them: a score is of what is served, not of what was rounded away."""
+    bytes_BCHW: FloatArray = np.rint(np.clip(images, 0, 1) * np.float32(255))
+    return bytes_BCHW.astype(np.float32) / np.float32(255)
+
+
+def _frames(images: FloatArray, prompts: Sequence[str]) -> tuple[FloatArray, list[str]]:
+    if images.ndim == 4:
+        return images, list(prompts)
+    each = [prompt for prompt in prompts for _ in range(images.shape[1])]
+    return images.reshape(-1, *images.shape[2:]), each
+
+
+def _of_videos(raw: FloatArray, count: int) -> FloatArray:
+    if len(raw) == count:
+        return raw
+    mean_B: FloatArray = raw.reshape(count, -1).mean(axis=1).astype(np.float32)
+    return mean_B
+
+
+def _isolated(name: str, function: ScoreFn, images_BCHW: FloatArray, prompts: Sequence[str]) -> FloatArray:
+    """Raw scores in calls of ``AT_ONCE``; a call that fails is repeated picture by picture."""
+    parts = [
+        _call(name, function, images_BCHW[at : at + AT_ONCE], prompts[at : at + AT_ONCE])
+        for at in range(0, len(images_BCHW), AT_ONCE)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _call(name: str, function: ScoreFn, images_BCHW: FloatArray, prompts: Sequence[str]) -> FloatArray:
+    try:
+        raw_B = np.asarray(function(images_BCHW, prompts), np.float32)
+        if raw_B.shape != (len(images_BCHW),):
+            raise ValueError(f"it gave the shape {raw_B.shape} for {len(images_BCHW)} pictures")
+        return raw_B
+    except Exception as error:  # a reward may fail in any way; its picture was drawn well
+        if len(images_BCHW) == 1:
+            log.warning("the scorer %s failed on a picture: %s: %s", name, type(error).__name__, error)
+            return np.full(1, np.nan, np.float32)
+    rows = [_call(name, function, images_BCHW[b : b + 1], prompts[b : b + 1]) for b in range(len(images_BCHW))]
+    return np.concatenate(rows)
 
 
 def standardised(raw_B: FloatArray, scorer: Scorer) -> FloatArray:
     """``(raw - mean) / std`` with the teacher's mean and standard deviation: 0 is the teacher's mean."""
-    return ((raw_B - scorer.mean) / scorer.std).astype(np.float32)
+    return ((raw_B.astype(np.float64) - scorer.mean) / scorer.std).astype(np.float32)
+
+
+def tokenizer_of(path: Path) -> Path:
+    """The file of a compiled scorer's tokenizer, with its padding and length."""
+    return path.with_name(f"{path.stem}.tokenizer.json")
 
 
 def check_scorer(bundle: Path, student: Student, name: str) -> None:
@@ -61,14 +180,17 @@ def check_scorer(bundle: Path, student: Student, name: str) -> None:
     """
     scorer = student.scorers[name]
     path = bundle / scorer.file
-    manifest_path = path.with_suffix(".json")
+    manifest_path, words, weights = path.with_suffix(".json"), tokenizer_of(path), path.with_name(f"{path.name}.data")
     if not manifest_path.is_file():
         raise BundleError(f"{path} has no manifest {manifest_path.name}: run export.run again")
-    manifest = json.loads(manifest_path.read_text("utf-8"))
+    manifest: Mapping[str, Any] = json.loads(manifest_path.read_text("utf-8"))
+    if manifest.get("format") != FORMAT:
+        raise BundleError(f"{path} was compiled by another version: run export.run again")
     for what, expected, found in (
         ("the scorer that the student was calibrated on", scorer.source_sha256, manifest["source_sha256"]),
-        ("the student's tokenizer", student.files[TOKENIZER], manifest["tokenizer_sha256"]),
-        ("its manifest", sha256(path), manifest["sha256"]),
+        ("its tokenizer", manifest["tokenizer_sha256"], sha256(words) if words.is_file() else ""),
+        ("its manifest", manifest["sha256"], sha256(path)),
+        ("its weights", manifest["data_sha256"], sha256(weights) if weights.is_file() else ""),
     ):
         if expected != found:
             raise BundleError(f"{path} does not match {what} (sha256 differs): run export.run again")

@@ -31,7 +31,7 @@ class TorchRuntime:
         self.student = student
         self._tokens = PromptTokens(bundle, student.max_tokens, student.family)
         self._model = family_of_student(open_pipeline(bundle), student)
-        self._scorers = Scorers(bundle, student, self._tokens, threads)
+        self.scorers = Scorers(bundle, student, threads)
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
         """See ``Runtime.draw``."""
@@ -43,8 +43,8 @@ class TorchRuntime:
         return images_BCHW
 
     def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
-        """See ``Runtime.score``; empty for a bundle whose scorers are not exported yet."""
-        return self._scorers.score(images_BCHW, prompts)
+        """See ``Runtime.score``."""
+        return self.scorers.score(images_BCHW, prompts)
 
     @torch.inference_mode()
     def _draw(self, ids: list[torch.Tensor], x: torch.Tensor, steps: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """The proof must fail where an export is wrong; each wrong thing is done to one of the two sides."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from export.errors import ExportError
 from export.graph import save
 from export.narrow import narrow
+from export.scorers import prove_scorer
 from export.tolerances import BF16, FP16, FP32
 from export.verify import (
     BATCHES,
@@ -22,16 +23,15 @@ from export.verify import (
     prove,
     psnr_db,
     relative_norm,
-    score_parity,
     stage_errors,
 )
-from rewards import shapes
+from rewards.tokenized import load
 from student.bundle import Student, read_student
 from student.pipeline import open_pipeline
 from student.runtimes.compiled import FusedGraphs
+from student.runtimes.scoring import CompiledScorer
 from student.runtimes.session import open_session
 from student.runtimes.stages import STAGES, StagedGraphs
-from student.tokens import PromptTokens
 from tests.export.conftest import Compile
 
 
@@ -103,14 +103,32 @@ def test_a_wrong_sigma_is_caught(graphs: FusedGraphs, pipe: Any, student: Studen
 
 
 def test_a_broken_scorer_is_caught(compiled: Path) -> None:
-    session = open_session(compiled / "scorers" / "trained.onnx", 1)
-    ids_BL = PromptTokens(compiled, 24).encode_clip(["a red heart"] * 7)
-    module = shapes.load(compiled.with_name("tiny-scorers") / "trained")
-    assert max(score_parity(session, module, 0.02, (64, 64), ids_BL).max_abs.values()) < FP32_TOLERANCE
+    ours = CompiledScorer(compiled / "scorers" / "trained.onnx", 1)
+    reward = load(compiled.with_name("tiny-scorers") / "trained", compiled / "tokenizer")
+    assert max(prove_scorer(ours, reward, [(64, 64)], 0.02).max_abs.values()) < FP32_TOLERANCE
     with torch.no_grad():
-        module.read[-1].bias += 1e-4
+        reward.scorer.read[-1].bias += 1e-4
     with pytest.raises(ExportError, match="standardised scores differ"):
-        score_parity(session, module, 0.02, (64, 64), ids_BL)
+        prove_scorer(ours, reward, [(64, 64)], 0.02)
+
+
+def test_one_broken_picture_among_good_ones_is_caught(graphs: FusedGraphs, pipe: Any, student: Student) -> None:
+    """Over all eight together it has 30 dB; alone it has 21."""
+
+    class OneBroken:
+        tokens = graphs.tokens
+
+        def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Any:
+            images = graphs.draw(prompts, seeds, steps)
+            for b, seed in enumerate(seeds):
+                if seed == 3:
+                    images[b] = np.clip(images[b] + np.where(images[b] < 0.5, 0.085, -0.085), 0, 1)
+            return images
+
+    found = image_parity(OneBroken(), pipe, student, 4, replace(FP16, psnr_db=25.0, picture_db=20.0))
+    assert found.picture_db is not None and found.picture_db < 22 and (found.psnr_db or 0) > 29
+    with pytest.raises(ExportError, match=r"dB of PSNR in the worst picture: accepted is 30"):
+        image_parity(OneBroken(), pipe, student, 4, replace(FP16, psnr_db=25.0))
 
 
 def test_what_is_not_a_number_never_passes() -> None:

@@ -59,15 +59,19 @@ def test_a_scorer_with_its_own_tokenizer_needs_none(scorer: Path, tmp_path: Path
     assert find(str(tmp_path)).score(torch.rand(1, 3, 64, 64), ["a red heart"]).shape == (1,)
 
 
-def test_another_tokenizer_or_image_size_is_refused(scorer: Path, tmp_path: Path) -> None:
+def test_another_tokenizer_is_refused(scorer: Path, tmp_path: Path) -> None:
     images = torch.rand(1, 3, 64, 64)
     many, long = torch.full((1, 4), 4000), torch.ones(1, 99, dtype=torch.long)
     for ids in (many, long):
         with pytest.raises(RewardError, match="it is not this scorer's tokenizer"):
             find(str(scorer), tokenizer=lambda texts, ids=ids: ids).score(images, ["a"])
+
+
+def test_a_picture_of_another_size_is_stretched_to_the_scorers_own(scorer: Path) -> None:
     reward = find(str(scorer), tokenizer=scorer.parent / "tokenizer")
-    with pytest.raises(RewardError, match="images are 32x64 pixels: the starter world's scorers read 64x64"):
-        reward.score(images[:, :, :32], ["a"])
+    images = torch.rand(1, 3, 32, 64, generator=torch.Generator().manual_seed(1))
+    by_hand = torch.nn.functional.interpolate(images, (64, 64), mode="bicubic", antialias=True).clamp(0, 1)
+    assert (reward.score(images, ["a red heart"]) - reward.score(by_hand, ["a red heart"])).abs().max() < 1e-4
 
 
 def test_a_folder_without_a_scorer_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,234 @@
+"""What a student's own pictures score: the scale and the distributions of a scorer that is added to a bundle.
+
+Every raw score is kept as soon as it is known, so that an interrupted measurement goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from export.errors import ExportError, NoOnnxForm
+from export.scorers import export_scorer
+from export.writing import write_atomically
+from rewards.interface import Reward, RewardError
+from rewards.registry import find, fingerprint
+from rewards.serving import open_reward
+from rewards.twostage import TwoStage
+from student.bundle import NAME, Scorer, Student, read_student, rewrite_student
+from student.reference import at_key, distribution, with_distribution
+from student.runtimes.load import load
+from student.runtimes.runtime import Runtime
+from student.runtimes.scoring import Scorers
+from student.runtimes.sizes import Size, own_size, sizes_of
+
+KEPT = ".measured-{name}.jsonl"
+FEWEST = 8  # pictures that a distribution is made of
+CALIBRATION = "calibration.txt"
+PROOF_PROMPTS = 32  # kept in the bundle for the proof of its exports
+Say = Callable[[str], None]
+Scores = dict[tuple[int, Size], list[float | None]]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is asked for: these rewards, ``images`` pictures of the prompts at each step count and size."""
+
+    rewards: tuple[str, ...]
+    prompts: tuple[str, ...]
+    images: int
+    runtime: str = "auto"
+    threads: int = 1
+    say: Say = print
+
+
+def add_scorers(bundle: Path, asked: Measurement) -> Student:
+    """Add each reward to the bundle, compiled where that can be, with its scale and its distributions.
+
+    0 is the mean of the student's own pictures at its largest step count and its own size, 1 their deviation.
+
+    Raises:
+        ExportError, BundleError: a reward cannot be opened or cannot tell pictures apart, or nothing draws here.
+    """
+    student = read_student(bundle)
+    opened = {_name(reward): (reward, _open(reward)) for reward in asked.rewards}
+    rows = {name: _scorer(bundle, student, name, *pair, asked.say) for name, pair in opened.items()}
+    plain = replace(student, scorers=rows)
+    scorers = Scorers(bundle, plain, asked.threads, open_reward)
+    if left_out := sorted(rows.keys() - set(scorers.names)):
+        raise ExportError(f"the reward {rows[left_out[0]].reward!r} cannot be run here; nothing was added")
+    runtime = load(bundle, asked.runtime, asked.threads)
+    found = _measure(bundle, runtime, scorers, asked, {name: row.source_sha256 for name, row in rows.items()})
+    for name, scores in found.items():
+        student = _with_scorer(student, name, rows[name], scores)
+    rewrite_student(bundle, student)
+    _keep_prompts(bundle, asked.prompts)
+    for name in rows:
+        _kept(bundle, name).unlink(missing_ok=True)
+    return student
+
+
+def _name(reward: str) -> str:
+    """The name that answers and metrics have: that of the reward, without what no name may hold."""
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in reward).strip("-.")[:64]
+    if not NAME.fullmatch(name):
+        raise ExportError(f"the reward {reward!r} gives no name that a scorer may have")
+    return name
+
+
+def _open(reward: str) -> Reward:
+    try:
+        return find(reward)
+    except RewardError as error:
+        raise ExportError(f"{error}") from error
+
+
+def _scorer(bundle: Path, student: Student, name: str, reward_name: str, reward: Reward, say: Say) -> Scorer:
+    """The scorer with raw scores (mean 0, deviation 1), its graph written where it has one."""
+    scorer = Scorer(f"scorers/{name}.onnx", 0.0, 1.0, "heldout", fingerprint(reward_name, reward), reward_name)
+    file = bundle / scorer.file
+    if isinstance(reward, TwoStage) and not _is_there(file, scorer.source_sha256):
+        try:
+            worst = export_scorer(file, reward, scorer.source_sha256, sizes_of(bundle, student))
+            say(f"{name}: compiled, {worst:.1e} of its deviation from torch at most")
+        except NoOnnxForm as error:
+            say(f"{name}: run by torch, because {error}")
+    return scorer
+
+
+def _is_there(file: Path, source_sha256: str) -> bool:
+    manifest = file.with_suffix(".json")
+    if not (file.is_file() and manifest.is_file()):
+        return False
+    found: Mapping[str, object] = json.loads(manifest.read_text("utf-8"))
+    return found.get("source_sha256") == source_sha256
+
+
+def _measure(
+    bundle: Path, runtime: Runtime, scorers: Scorers, asked: Measurement, sources: Mapping[str, str]
+) -> dict[str, Scores]:
+    student = runtime.student
+    sizes: Sequence[Size] = getattr(runtime, "sizes", (own_size(student),))
+    cells = [(steps, size) for size in sizes for steps in student.steps]
+    known = {name: _read_kept(bundle, name, sources[name], asked) for name in scorers.names}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        bar = progress.add_task("drawing and scoring", total=len(cells) * asked.images)
+        for cell in cells:
+            done = min(len(known[name].get(cell, [])) for name in known)
+            progress.advance(bar, done)
+            for first in range(done, asked.images, runtime.max_batch):
+                numbers = range(first, min(first + runtime.max_batch, asked.images))
+                scores = _draw_and_score(runtime, scorers, asked, cell, numbers)
+                for name in known:
+                    _keep(bundle, name, cell, first, scores[name])
+                    del known[name].setdefault(cell, [])[first:]
+                    known[name][cell] += scores[name]
+                progress.advance(bar, len(numbers))
+    return known
+
+
+def _draw_and_score(
+    runtime: Runtime, scorers: Scorers, asked: Measurement, cell: tuple[int, Size], numbers: Sequence[int]
+) -> dict[str, list[float | None]]:
+    steps, size = cell
+    prompts = [asked.prompts[number % len(asked.prompts)] for number in numbers]
+    at = {} if size == own_size(runtime.student) else {"size": size}
+    images = runtime.draw(prompts, list(numbers), steps, **at)
+    found = scorers.score(images, prompts)
+    return {
+        name: [float(value) if math.isfinite(value) else None for value in score_B] for name, score_B in found.items()
+    }
+
+
+def _kept(bundle: Path, name: str) -> Path:
+    return bundle / "scorers" / KEPT.format(name=name)
+
+
+def _about(source: str, asked: Measurement) -> dict[str, object]:
+    """What kept scores belong to: other weights or prompts begin anew."""
+    return {"source": source, "prompts": list(asked.prompts)}
+
+
+def _read_kept(bundle: Path, name: str, source: str, asked: Measurement) -> Scores:
+    """The raw scores of an interrupted measurement; a torn last line is as if it were not there."""
+    path, scores = _kept(bundle, name), dict[tuple[int, Size], list[float | None]]()
+    rows = []
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    if not rows or rows[0] != _about(source, asked):
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, (json.dumps(_about(source, asked)) + "\n").encode())
+        return scores
+    for row in rows[1:]:
+        cell = scores.setdefault((row["steps"], (row["height"], row["width"])), [])
+        del cell[row["first"] :]
+        cell += row["raw"]
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    write_atomically(path, text.encode())  # without a torn end, which the next line would be glued to
+    return {cell: values[: asked.images] for cell, values in scores.items()}
+
+
+def _keep(bundle: Path, name: str, cell: tuple[int, Size], first: int, raw: Sequence[float | None]) -> None:
+    row = {"steps": cell[0], "height": cell[1][0], "width": cell[1][1], "first": first, "raw": list(raw)}
+    with _kept(bundle, name).open("a", encoding="utf-8") as file:
+        file.write(f"{json.dumps(row)}\n")
+
+
+def _with_scorer(student: Student, name: str, row: Scorer, scores: Scores) -> Student:
+    """The student with this scorer, its scale and a distribution for each step count and size."""
+    finite = {cell: [value for value in values if value is not None] for cell, values in scores.items()}
+    for (steps, _), values in finite.items():
+        if len(values) < FEWEST:
+            raise ExportError(f"the reward {row.reward!r} scored {len(values)} pictures of {steps} steps: too few")
+    own = (max(student.steps), own_size(student))
+    scale = distribution(finite[own])
+    if not scale.std > 1e-12 * max(1.0, abs(scale.mean)):
+        raise ExportError(f"the reward {row.reward!r} gave the same score for every picture; nothing was added")
+    reference = None
+    for cell in [own, *(cell for cell in finite if cell != own)]:
+        found = distribution([(value - scale.mean) / scale.std for value in finite[cell]])
+        reference = with_distribution(reference, at_key(student, *cell), found)
+    assert reference is not None
+    return replace(
+        student,
+        scorers={**student.scorers, name: replace(row, mean=scale.mean, std=scale.std)},
+        reward_reference={**student.reward_reference, name: reference},
+    )
+
+
+def _keep_prompts(bundle: Path, prompts: Sequence[str]) -> None:
+    """The proof of an export draws the model's own world: with these, where training left none."""
+    path = bundle / CALIBRATION
+    if not path.is_file():
+        write_atomically(path, ("\n".join(prompts[:PROOF_PROMPTS]) + "\n").encode())
+
+
+def read_prompt_file(file: Path) -> tuple[str, ...]:
+    """One prompt a line.
+
+    Raises:
+        ExportError: no such file, or fewer than two prompts.
+    """
+    try:
+        lines = tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportError(f"{file} is not a file of prompts: {error}") from error
+    if len(lines) < 2:
+        raise ExportError(f"{file} holds {len(lines)} prompts: accepted are two or more, one a line")
+    return lines
+
+
+def check_images(images: int) -> int:
+    """Raises ExportError for too few pictures."""
+    if images < FEWEST:
+        raise ExportError(f"images is {images}: accepted is {FEWEST} or more")
+    return images

@@ -1,0 +1,58 @@
+"""Scorers whose prompts and pictures are prepared apart from the network that judges them: what export can compile.
+
+Shape suffixes: B batch, C channels, H/W pixels, L tokens.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from rewards.interface import Network
+from rewards.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a scorer reads prompts: ids, and with ``masked`` also which of them are words (1) or padding (0).
+
+    Prompts are cut after ``length`` tokens; with ``fixed`` they are padded to it, else to the longest of a batch.
+    ``pad_id`` replaces the tokenizer's own padding where it is given.
+    """
+
+    tokenizer: Any
+    length: int
+    masked: bool = False
+    fixed: bool = False
+    pad_id: int | None = None
+
+    def read(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """Ids (B, L), int64, and the mask."""
+        padding = "max_length" if self.fixed else True
+        batch = self.tokenizer(
+            list(prompts), padding=padding, truncation=True, max_length=self.length, return_tensors="pt"
+        )
+        ids_BL, mask_BL = batch.input_ids, batch.attention_mask
+        if self.pad_id is not None:
+            ids_BL = ids_BL.masked_fill(mask_BL == 0, self.pad_id)
+        return (ids_BL, mask_BL) if self.masked else (ids_BL,)
+
+
+class TwoStage(Network):
+    """``judge`` of what ``preprocess`` makes of pictures and ``words`` of prompts (None: it reads no prompt)."""
+
+    preprocess: Preprocess
+    words: Words | None = None
+
+    @abstractmethod
+    def judge(self, pixels_BCHW: Tensor, *words_BL: Tensor) -> Tensor:
+        """Raw scores (B,)."""
+
+    def forward(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Raw scores (B,)."""
+        words = self.words.read(prompts) if self.words else ()
+        return self.judge(self.preprocess(images_BCHW), *(part.to(self.device) for part in words))

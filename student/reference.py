@@ -1,0 +1,79 @@
+"""Where a score stands among those of the student itself, at the same number of steps and the same size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from student.bundle import RewardReference, Student
+from student.runtimes.sizes import Size, own_size, size_name
+
+Scores = Mapping[str, NDArray[np.float32]]
+POINTS = (0, 1, 5, *range(10, 100, 10), 25, 75, 95, 99, 100)
+
+
+def distribution(scores: Sequence[float]) -> RewardReference:
+    """Mean, standard deviation and percentiles of standardised scores (two or more)."""
+    values = np.asarray(scores, dtype=np.float64)
+    points = {str(point): float(np.percentile(values, point)) for point in sorted(POINTS)}
+    return RewardReference(float(values.mean()), float(values.std(ddof=1)), points)
+
+
+def at_key(student: Student, steps: int, size: Size) -> str:
+    """The name of a distribution in ``RewardReference.at``: "4" of the student's own size, else "4 512x768"."""
+    return str(steps) if size == own_size(student) else f"{steps} {size_name(size)}"
+
+
+def with_distribution(known: RewardReference | None, key: str, found: RewardReference) -> RewardReference:
+    """The reference with one more distribution in ``at``; the first is also that of the whole."""
+    known = known or replace(found, at={})
+    return replace(known, at={**(known.at or {}), key: found})
+
+
+def reference_at(student: Student, scorer: str, steps: int, size: Size) -> RewardReference | None:
+    """The distribution to compare with: of these steps and this size, else of the steps alone, else of all."""
+    known = student.reward_reference.get(scorer)
+    if known is None:
+        return None
+    at: Mapping[str, RewardReference] = known.at or {}
+    return at.get(at_key(student, steps, size)) or at.get(str(steps)) or known
+
+
+def percentile(reference: RewardReference, score: float) -> float | None:
+    """How many per cent of the student's own pictures score lower, from 0 to 100; None without percentiles."""
+    if not reference.percentiles:
+        return None
+    points = sorted((float(point), value) for point, value in reference.percentiles.items())
+    shares, values = zip(*points, strict=True)
+    return float(np.interp(score, np.maximum.accumulate(values), shares, left=0.0, right=100.0))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an answer says of one picture, by scorer; a scorer that failed on it is missing in both."""
+
+    reward: Mapping[str, float]
+    percentile: Mapping[str, float]
+
+
+def verdicts(student: Student, scores: Scores, steps: int, size: Size, count: int) -> tuple[Verdict, ...]:
+    """The verdict on each of ``count`` pictures that were drawn together, from what ``Runtime.score`` gave."""
+    references = {name: reference_at(student, name, steps, size) for name in scores}
+    return tuple(
+        _verdict({name: float(score_B[b]) for name, score_B in scores.items()}, references) for b in range(count)
+    )
+
+
+def failures(scores: Scores) -> dict[str, int]:
+    """How many pictures each scorer failed on, where it did."""
+    counts = {name: int((~np.isfinite(score_B)).sum()) for name, score_B in scores.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _verdict(scores: Mapping[str, float], references: Mapping[str, RewardReference | None]) -> Verdict:
+    reward = {name: score for name, score in scores.items() if np.isfinite(score)}
+    ranks = {name: percentile(known, score) for name, score in reward.items() if (known := references[name])}
+    return Verdict(reward, {name: round(rank, 1) for name, rank in ranks.items() if rank is not None})
