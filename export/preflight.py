@@ -73,6 +73,16 @@ def check_disk(bundle: Path, wanted: list[Estimate]) -> None:
         raise ExportError(f"{bundle} needs {_gb(needed)} of free disk for this, and {_gb(free)} are there")
 
 
+def available_bytes() -> int | None:
+    """Main memory that is free or can be freed; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+    except OSError:
+        return None
+    found = next((line for line in lines if line.startswith("MemAvailable:")), "")
+    return int(found.split()[1]) * 1024 if found else None
+
+
 def memory_bytes(wanted: list[Estimate]) -> int:
     """What tracing the largest of them is expected to take."""
     return max((WORKING_COPIES * 4 * row.parameters for row in wanted), default=0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from rewards.interface import RewardError
 
 Fit = Literal["crop", "pad", "stretch"]
-HALF = 0.5 + 1e-4  # bytes that are resized fall on halves often: all go up, whatever a kernel's last bit says
+HALF = 0.5 + 1e-6  # bytes that are resized fall on halves often: all go up, whatever a kernel's last bit says
 # Of OpenAI's CLIP; every published reward here has kept them.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -44,8 +44,12 @@ class Preprocess:
         return self._normalised(fit(images_BCHW.float()))
 
     def resampled(self, images_BCHW: Tensor, rows_SH: Tensor, columns_WS: Tensor) -> Tensor:
-        """The same as two matrix products, which any runtime computes alike; a crop or a padding is in the matrices."""
-        return self._normalised(self._clipped(rows_SH @ self._clipped(images_BCHW.float() @ columns_WS)))
+        """The same as two matrix products, which any runtime computes alike; a crop or a padding is in the matrices.
+
+        They are computed in the matrices' type: in float64 no runtime's last bit decides which byte is the nearest.
+        """
+        x_BCHW = self._clipped(images_BCHW.to(columns_WS.dtype) @ columns_WS)
+        return self._normalised(self._clipped(rows_SH @ x_BCHW).float())
 
     def _normalised(self, fitted_BCHW: Tensor) -> Tensor:
         if not self.normalise:

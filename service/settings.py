@@ -79,6 +79,12 @@ class Settings(BaseSettings):
     runtime: RuntimeName = Field(
         default="auto", description="How the student is run: a kind, a runtime's folder, or a list of them."
     )
+    score: str = Field(
+        default="always",
+        pattern=r"^(always|after|off|0(\.\d+)?|\.\d+|1(\.0+)?)$",
+        description="Which pictures are scored: always, a share of them (0.1, by the seed), after (the answer does not "
+        "wait; the score comes in the job's record, the events and the metrics) or off.",
+    )
     threads: int = Field(default=0, ge=0, description="Threads of one worker; 0: its share of the cores.")
     workers: int = Field(default=1, ge=1, le=64, description="Worker processes that serve starts.")
     apis: int = Field(default=1, ge=1, le=64, description="HTTP processes that serve starts, on one socket.")

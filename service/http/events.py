@@ -65,7 +65,8 @@ def _preview(name: str, file: str) -> Event:
 
 def _completed(record: Record, index: int) -> Event:
     image = record.result["images"][index]
-    data = {"index": index, **{name: image[name] for name in ("seed", "width", "height", "sha256", "reward")}}
+    names = ("seed", "width", "height", "sha256", "reward", "reward_percentile")
+    data = {"index": index, **{name: image[name] for name in names if name in image}}
     return Event(COMPLETED + index, "image_generation.completed", data, image["file"])
 
 

@@ -167,4 +167,4 @@ async def _linked(services: Services, record: Record, index: int, base_url: str)
 
 
 def _public_fields(image: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in image.items() if name != "file"}
+    return {name: value for name, value in image.items() if name not in ("file", "reward_failed")}

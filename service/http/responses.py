@@ -23,6 +23,10 @@ class GeneratedImage(Strict):
     height: int = Field(description="Pixels.")
     sha256: str = Field(description="Hash of the image's bytes.")
     reward: dict[str, float] = Field(description="Standardised score by scorer; 0 is the teacher's mean.")
+    reward_percentile: dict[str, float] = Field(
+        default_factory=dict,
+        description="Per cent of the student's own pictures at these steps that score lower, by scorer.",
+    )
 
 
 class Timings(Strict):

@@ -12,6 +12,7 @@ from service.models.folder import Folder
 from service.settings import Settings
 from student.bundle import BundleError, Student, read_student
 from student.runtimes.runtime import Runtime
+from student.runtimes.scoring import ScoreFn
 
 SEVERAL = "@models"  # no student can have this id
 
@@ -70,7 +71,14 @@ def load_runtime(bundle: Path, settings: Settings) -> Runtime:
     """
     from student.runtimes.load import load  # may bring a network library with it
 
-    return load(bundle, settings.runtime, settings.thread_count)
+    return load(bundle, settings.runtime, settings.thread_count, None if settings.score == "off" else _open_reward)
+
+
+def _open_reward(name: str) -> ScoreFn:
+    """A reward that the bundle names but does not hold compiled: only such a one brings torch into the worker."""
+    from rewards.serving import open_reward
+
+    return open_reward(name)
 
 
 def open_runtime(settings: Settings) -> Runtime:

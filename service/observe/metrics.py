@@ -83,6 +83,7 @@ class Metrics:
         # The library gives no sum of values that may be negative, and without it no mean over a time can be had.
         self._above = self._counter("reward_above", "Sum of the scores above 0.", scored)
         self._below = self._counter("reward_below", "Sum of the scores below 0, without their sign.", scored)
+        self._unscored = self._counter("reward_errors", "Pictures that a scorer failed on.", scored)
         self._mean = self._gauge("reward_reference_mean", "Mean score on held-out prompts, of the bundle.", scored)
         self._std = self._gauge("reward_reference_std", "Standard deviation of the same.", scored)
         self._splits = self._counter("oom_splits", "Calls that were halved for want of memory.", drawn)
@@ -148,6 +149,8 @@ class Metrics:
                 self._reward.labels(*names, scorer).observe(score)
                 self._above.labels(*names, scorer).inc(max(score, 0.0))
                 self._below.labels(*names, scorer).inc(max(-score, 0.0))
+            for scorer in image.get("reward_failed", ()):
+                self._unscored.labels(*names, scorer).inc()
 
     def queue(self, depth: Depth) -> None:
         """Note how full the queue is."""

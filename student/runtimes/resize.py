@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Matrix = NDArray[np.float32]
+Matrix = NDArray[np.float64]
 A = -0.5  # of the cubic, where it is antialiased
 
 
@@ -46,7 +46,7 @@ def resize(source: int, target: int) -> Matrix:
         first, last = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), source)
         part = _cubic((np.arange(first, last, dtype=np.float64) - center + 0.5) / filter_scale)
         weights[row, first:last] = part / part.sum()
-    return weights.astype(np.float32)
+    return weights
 
 
 def _cubic(x: NDArray[Any]) -> NDArray[Any]:

@@ -27,7 +27,7 @@ def test_two_matrices_are_torchs_interpolation(fit: str, size: tuple[int, int]) 
 
 
 def test_a_size_that_need_not_change_is_the_identity() -> None:
-    np.testing.assert_array_equal(resize(64, 64), np.eye(64, dtype=np.float32))
+    np.testing.assert_array_equal(resize(64, 64), np.eye(64))
 
 
 def test_each_row_keeps_the_brightness() -> None:

@@ -85,6 +85,10 @@ class ImageDatum(Strict):
     url: str | None = Field(None, description="Where they are, with response_format url.")
     seed: int = Field(description="Not OpenAI's: sent to /generate, it gives the same bytes.")
     reward: dict[str, float] = Field(description="Not OpenAI's: standardised score by scorer; 0 is the teacher's mean.")
+    reward_percentile: dict[str, float] = Field(
+        default_factory=dict,
+        description="Not OpenAI's: per cent of the student's own pictures at these steps that score lower, by scorer.",
+    )
 
 
 class InputDetails(Strict):

@@ -135,7 +135,7 @@ def _student(services: Services, job: Job) -> Student | None:
 
 async def _datum(services: Services, record: Record, index: int, base_url: str) -> ImageDatum:
     image = record.result["images"][index]
-    fields = {"seed": image["seed"], "reward": image["reward"]}
+    fields = {name: image[name] for name in ("seed", "reward", "reward_percentile") if name in image}
     if record.job.response_format == "url":
         link = await services.links.to_image(base_url, record, index)
         return ImageDatum(url=link.url, **fields)

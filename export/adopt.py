@@ -1,0 +1,70 @@
+"""``python -m export.adopt MODEL --steps 4 --out students/NAME``: serve a model that exists, untrained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from student.bundle import BundleError
+
+
+def adopt(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a diffusers pipeline.")],
+    out: Annotated[Path, typer.Option(help="Folder of the student that is made.")],
+    steps: Annotated[str, typer.Option(help="Step counts, with commas between: 4 or 4,8.")] = "4",
+    lora: Annotated[list[str] | None, typer.Option(help="PATH_OR_ID[:WEIGHT], merged into it; repeatable.")] = None,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels; else the model's own.")] = "",
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a video.")] = 1,
+    guidance: Annotated[float | None, typer.Option(help="Embedded guidance (FLUX.1-dev); else its own.")] = None,
+    reward: Annotated[list[str] | None, typer.Option(help="Rewards that score each picture: see export.score.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts that the rewards are measured on, one a line.")] = None,
+    images: Annotated[int, typer.Option(help="Pictures measured; else 64, or one a prompt.")] = 0,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Make a student of a published few-step model: linked weights, its own sigmas and guidance, measured rewards."""
+    from export.errors import ExportError  # the heavy imports wait until the arguments are read
+
+    try:
+        from export.adoption import Adoption, add_rewards_to_card
+        from export.adoption import adopt as make
+        from export.lora import Lora
+        from export.measure import Measurement, add_scorers, check_images, read_prompt_file
+        from export.source import find_source
+        from student.runtimes.sizes import read_size
+
+        counts = _counts(steps)
+        names = tuple(dict.fromkeys(part.strip() for row in reward or [] for part in row.split(",") if part.strip()))
+        if names and prompts is None:
+            raise ExportError("--reward needs --prompts FILE: the prompts that its scores are measured on")
+        lines = read_prompt_file(prompts) if prompts else ()
+        wanted = read_size(size) if size else None
+        loras = tuple(Lora.parse(text) for text in lora or [])
+        asked = Adoption(find_source(model), counts, out, loras, wanted, frames, guidance, typer.echo)
+        student = make(asked)
+        missing = tuple(name for name in names if not any(one.reward == name for one in student.scorers.values()))
+        if missing:
+            number = check_images(images or max(64, len(lines)))
+            student = add_scorers(out, Measurement(missing, lines, number, "auto", threads, typer.echo))
+            add_rewards_to_card(out, student)
+    except (BundleError, ExportError, OSError, ValueError) as error:
+        typer.echo(f"adopt: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("adopt: interrupted; what is finished is kept, and the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"{out}: {student.family}, {', '.join(map(str, student.steps))} steps; FEWSTEP_MODEL={out} serves it")
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    from export.errors import ExportError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and 1 <= int(part) <= 100 for part in parts):
+        raise ExportError(f"steps is {text!r}: accepted are numbers from 1 to 100 with commas between")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+if __name__ == "__main__":
+    typer.run(adopt)

@@ -1,0 +1,123 @@
+"""A LoRA merged into a transformer, in whichever of the styles that diffusers reads (its own, kohya's, xlabs')."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers.utils import logging as diffusers_log
+from torch import Tensor, nn
+
+from export.errors import ExportError
+
+PREFIX = "transformer."
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A file, a folder or a hub id (OWNER/NAME, or OWNER/NAME/FILE.safetensors), and its weight."""
+
+    source: str
+    weight: float = 1.0
+
+    @staticmethod
+    def parse(text: str) -> Lora:
+        """``PATH_OR_ID[:WEIGHT]``.
+
+        Raises:
+            ExportError: a weight that is 0 or not finite.
+        """
+        head, colon, tail = text.rpartition(":")
+        try:
+            weight = float(tail) if colon else 1.0
+        except ValueError:
+            head, weight = text, 1.0
+        if not colon:
+            head = text
+        if not head or not 0 < abs(weight) < float("inf"):
+            raise ExportError(f"lora is {text!r}: accepted is PATH_OR_ID[:WEIGHT] with a weight other than 0")
+        return Lora(head, weight)
+
+    def where(self) -> tuple[str, dict[str, Any]]:
+        """What diffusers is called with."""
+        path = Path(self.source)
+        if path.is_file():
+            return str(path.parent), {"weight_name": path.name, "local_files_only": True}
+        if path.is_dir():
+            return self.source, {"local_files_only": True}
+        if path.is_absolute() or path.suffix == ".safetensors" and len(path.parts) < 3:
+            raise ExportError(f"lora {self.source} is not there: accepted are a file, a folder and a hub id")
+        parts = self.source.split("/")
+        return "/".join(parts[:2]), {"weight_name": "/".join(parts[2:])} if len(parts) > 2 else {}
+
+    @property
+    def name(self) -> str:
+        """As the card tells it: no path of this machine."""
+        return Path(self.source).name if Path(self.source).exists() else self.source
+
+
+def merge(pipe: Any, lora: Lora) -> int:
+    """Add the LoRA to the pipeline's transformer, in place; returns how many of its layers changed.
+
+    Raises:
+        ExportError: it is not there, is of another model, or has keys that the transformer has no layer for.
+    """
+    if not hasattr(type(pipe), "lora_state_dict"):
+        raise ExportError(f"a {type(pipe).__name__} takes no LoRA")
+    where, options = lora.where()
+    try:
+        with _quiet():
+            state, *_ = type(pipe).lora_state_dict(where, return_alphas=True, **options), None
+    except Exception as error:  # each style has a reader of its own, which raises what it likes
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"the LoRA {lora.name} cannot be read: {first}") from error
+    layers = check(pipe.transformer, state[0] if isinstance(state, tuple) else state, lora.name)
+    with _quiet():
+        try:
+            pipe.load_lora_weights(where, adapter_name="merged", **options)
+            pipe.fuse_lora(components=["transformer"], lora_scale=lora.weight, adapter_names=["merged"])
+            pipe.unload_lora_weights()
+        except (ValueError, RuntimeError, KeyError, AttributeError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ExportError(f"the LoRA {lora.name} does not go into the {type(pipe).__name__}: {first}") from error
+    return layers
+
+
+def check(transformer: nn.Module, state: Mapping[str, Tensor], name: str) -> int:
+    """How many layers a LoRA's state changes; diffusers itself passes over what it does not know.
+
+    Raises:
+        ExportError: names the first key that has no layer, or a layer of another size.
+    """
+    modules = dict(transformer.named_modules())
+    layers = set()
+    for key in sorted(state):
+        if "alpha" in key.rpartition(".")[2]:
+            continue
+        layer, found, factor = key.removeprefix(PREFIX).partition(".lora_")
+        if not key.startswith(PREFIX) or not found:
+            raise ExportError(f"the LoRA {name} has the key {key}: accepted are changes of the transformer's layers")
+        module = modules.get(layer)
+        if module is None or not hasattr(module, "weight"):
+            raise ExportError(f"the LoRA {name} has the key {key}, and the model has no layer {layer}")
+        side = state[key].shape[1] if factor.startswith("A") else state[key].shape[0]
+        own = module.weight.shape[1] if factor.startswith("A") else module.weight.shape[0]
+        if side != own:
+            raise ExportError(f"the LoRA {name} is of another model: {key} has {side} where this one has {own}")
+        layers.add(layer)
+    if not layers:
+        raise ExportError(f"the LoRA {name} changes nothing of the transformer")
+    return len(layers)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    level = diffusers_log.get_verbosity()
+    diffusers_log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_log.set_verbosity(level)

@@ -1,0 +1,227 @@
+"""A published pipeline as it lies on disk: what each part's weights are, and why it cannot be adopted if it cannot.
+
+Nothing is loaded here: weights are known by the headers of their files.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub.errors import HfHubHTTPError
+
+from export.errors import ExportError
+from student.families.find import FAMILIES
+from student.pipeline import read_index
+
+LFS = b"version https://git-lfs.github.com/spec/"
+BASES = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call their weights
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack")
+VARIANTS = ("", "bf16", "fp16")  # the first that is there is taken
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Files of one part's weights, and their index where they are sharded; ``target`` is the index's plain name."""
+
+    files: tuple[Path, ...]
+    index: Path | None = None
+    variant: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def plain_names(self) -> dict[Path, str]:
+        """What each file is called where nobody has to be told of a variant; an index goes on naming its shards."""
+        dotted = f".{self.variant}" if self.variant else ""
+        if self.index is None:
+            return {file: file.name.replace(f"{dotted}.safetensors", ".safetensors") for file in self.files}
+        index = self.index.name.replace(f"{dotted}.json", ".json")
+        return {file: file.name for file in self.files} | {self.index: index}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pipeline: where it came from as a person says it, its folder, its index and the weights of each part."""
+
+    name: str
+    folder: Path
+    index: Mapping[str, Any]
+    weights: Mapping[str, Weights]
+
+    @property
+    def parts(self) -> dict[str, tuple[str, str]]:
+        """Library and class of each part that is there."""
+        return {
+            name: (str(value[0]), str(value[1]))
+            for name, value in self.index.items()
+            if isinstance(value, list) and value != [None, None]
+        }
+
+
+def find_source(model: str) -> Source:
+    """A folder, or a pipeline of the hub (from its cache, or downloaded).
+
+    Raises:
+        ExportError: there is none, of no supported kind, or not all of it is there; one sentence.
+        BundleError: as ``read_index``.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        if folder.suffix or folder.is_absolute() or model.startswith("."):
+            raise ExportError(f"{model} is no folder: accepted are a folder, a .safetensors file and a hub id")
+        folder = _download(model)
+    return inspect(folder, Path(model).resolve().name if Path(model).is_dir() else model)
+
+
+def _download(model: str) -> Path:
+    """The hub's pipeline in its cache; of weights in several types the plain ones, else bf16, else fp16."""
+    read_index(model, local_files_only=False)
+    reason = ""
+    for variant in VARIANTS:
+        try:
+            found = DiffusionPipeline.download(model, variant=variant or None, use_safetensors=True)
+            return Path(found)
+        except (OSError, ValueError, HfHubHTTPError) as error:
+            reason = reason or str(error).strip().splitlines()[0]
+    raise ExportError(f"{model} cannot be downloaded: {reason}")
+
+
+def inspect(folder: Path, name: str) -> Source:
+    """What lies in a pipeline's folder; see ``find_source`` for what it raises."""
+    index = read_index(folder)
+    kind = str(index.get("_class_name"))
+    if kind not in FAMILIES:
+        raise ExportError(f"{name} is a {kind}: supported are {', '.join(FAMILIES)}")
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if is_pointer(file):
+            raise ExportError(f"{file} is a Git LFS pointer in place of the file: run git lfs pull in {folder}")
+    found = Source(name, folder, index, {})
+    weights = {part: find_weights(folder, part) for part, _ in _networks(found)}
+    for part, (_, kind) in found.parts.items():
+        if part not in weights and not (folder / part).is_dir():
+            raise ExportError(f"{name} lacks the folder {part!r} ({kind}) that its model_index.json names")
+    return Source(name, folder, index, weights)
+
+
+def _networks(source: Source) -> Iterator[tuple[str, type]]:
+    """The parts that have weights."""
+    for part, (library, kind) in source.parts.items():
+        found = class_of(library, kind, source.name)
+        if issubclass(found, torch.nn.Module):
+            yield part, found
+
+
+def class_of(library: str, kind: str, name: str) -> type:
+    """Raises ExportError for a class that the installed libraries do not have."""
+    try:
+        module = diffusers if library == "diffusers" else importlib.import_module(library)
+        found: type = getattr(module, kind)
+        return found
+    except (ImportError, AttributeError) as error:
+        raise ExportError(f"{name} needs {library}.{kind}, which is not installed here") from error
+
+
+def find_weights(folder: Path, part: str) -> Weights:
+    """The weights of a part, whatever variant they are saved in.
+
+    Raises:
+        ExportError: there are none, they are pickled only, or a shard is missing or not whole.
+    """
+    place = folder / part
+    if not place.is_dir():
+        raise ExportError(f"{folder} lacks the folder {part!r} that its model_index.json names")
+    for variant in (*VARIANTS, *_other_variants(place)):
+        dotted = f".{variant}" if variant else ""
+        for base in BASES:
+            single, index = place / f"{base}{dotted}.safetensors", place / f"{base}.safetensors.index{dotted}.json"
+            if index.is_file():
+                names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+                return _whole(Weights(tuple(place / name for name in names), index, variant))
+            if single.is_file():
+                return _whole(Weights((single,), None, variant))
+    pickled = [path.name for path in sorted(place.iterdir()) if path.suffix in PICKLED]
+    if pickled:
+        raise ExportError(f"{place} holds its weights as pickles only ({pickled[0]}): accepted are safetensors")
+    raise ExportError(f"{place} holds no weights: accepted is {BASES[0]}.safetensors, or {BASES[1]}.safetensors")
+
+
+def _other_variants(place: Path) -> list[str]:
+    names = [path.name.removesuffix(".safetensors").split(".") for path in sorted(place.glob("*.*.safetensors"))]
+    return [parts[1] for parts in names if parts[0] in BASES and parts[1] not in VARIANTS]
+
+
+def _whole(weights: Weights) -> Weights:
+    for file in weights.files:
+        if not file.is_file():
+            assert weights.index is not None
+            raise ExportError(f"{file} is missing, though {weights.index.name} names it")
+        header(file)
+    return weights
+
+
+def header(file: Path) -> dict[str, dict[str, Any]]:
+    """Type, shape and place of each tensor in a safetensors file, which is not read.
+
+    Raises:
+        ExportError: it is none, or it ends too early.
+    """
+    try:
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            if length > file.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            rows: dict[str, dict[str, Any]] = json.loads(opened.read(length))
+    except (struct.error, ValueError, MemoryError) as error:
+        raise ExportError(f"{file} is no safetensors file, or not whole: {error}") from error
+    rows.pop("__metadata__", None)
+    end = max((row["data_offsets"][1] for row in rows.values()), default=0)
+    if 8 + length + end > file.stat().st_size:
+        raise ExportError(f"{file} is not whole: it ends {8 + length + end - file.stat().st_size} bytes early")
+    return rows
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether Git LFS has left a pointer in place of the file."""
+    if file.stat().st_size > 1024:
+        return False
+    with file.open("rb") as opened:
+        return opened.read(len(LFS)) == LFS
+
+
+def hollow_pipeline(source: Source) -> Any:
+    """The pipeline with networks on ``meta``: everything but the weights, which no memory is taken for.
+
+    Raises:
+        ExportError: a part's own files cannot be read; names the part.
+    """
+    parts: dict[str, Any] = {name: None for name, value in source.index.items() if value == [None, None]}
+    parts |= {name: value for name, value in source.index.items() if not name.startswith("_") and name not in parts}
+    for name, (library, kind) in source.parts.items():
+        try:
+            parts[name] = _hollow(class_of(library, kind, source.name), source.folder / name)
+        except ExportError:
+            raise
+        except Exception as error:  # transformers and diffusers raise what they like for a file that is not theirs
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ExportError(f"{source.folder / name} cannot be opened as a {kind}: {first}") from error
+    return getattr(diffusers, str(source.index["_class_name"]))(**parts)
+
+
+def _hollow(kind: Any, folder: Path) -> Any:
+    if not issubclass(kind, torch.nn.Module):
+        return kind.from_pretrained(folder)
+    with torch.device("meta"):
+        if hasattr(kind, "from_config"):
+            return kind.from_config(kind.load_config(folder))
+        return kind(kind.config_class.from_pretrained(folder))

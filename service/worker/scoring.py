@@ -1,0 +1,78 @@
+"""Which pictures are scored, and what an answer says of them; it never fails a picture that was drawn.
+
+Legend: B images, C = 3 colour channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from student.reference import Verdict, verdicts
+from student.runtimes.runtime import FloatArray, Runtime
+
+POLICY = re.compile(r"always|after|off|0(\.\d+)?|\.\d+|1(\.0+)?")
+GOLDEN = 2654435769  # 2^32 divided by the golden ratio: multiples of it lie evenly among the whole numbers below 2^32
+RANGE = 2**32
+
+
+@dataclass(frozen=True)
+class ScorePolicy:
+    """FEWSTEP_SCORE: ``share`` of the pictures are scored, and ``after`` says whether answers do not wait for it."""
+
+    share: float = 1.0
+    after: bool = False
+
+    @staticmethod
+    def parse(text: str) -> ScorePolicy:
+        """``always``, ``after``, ``off``, or a share such as ``0.1``.
+
+        Raises:
+            ValueError: none of them.
+        """
+        if POLICY.fullmatch(text) is None:
+            raise ValueError(f"score is {text!r}: accepted is always, after, off or a share from 0 to 1")
+        if text in ("always", "after"):
+            return ScorePolicy(1.0, text == "after")
+        return ScorePolicy(0.0 if text == "off" else float(text))
+
+    def scores(self, seed: int) -> bool:
+        """Whether the picture of this seed is scored: the same answer for the same seed, whoever asks."""
+        return (seed * GOLDEN) % RANGE < self.share * RANGE
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is told of one picture; ``failed`` names the scorers that failed on it."""
+
+    reward: dict[str, float] = field(default_factory=dict)
+    reward_percentile: dict[str, float] = field(default_factory=dict)
+    reward_failed: tuple[str, ...] = ()
+
+    def told(self) -> dict[str, object]:
+        """For the job's record; what failed is only there where something did."""
+        failed: dict[str, object] = {"reward_failed": list(self.reward_failed)} if self.reward_failed else {}
+        return {"reward": self.reward, "reward_percentile": self.reward_percentile, **failed}
+
+
+def judge(
+    runtime: Runtime, images_BCHW: FloatArray, prompts: Sequence[str], seeds: Sequence[int], steps: int,
+    policy: ScorePolicy | Literal["all"] = "all",
+) -> tuple[Judged, ...]:  # fmt: skip
+    """Score the pictures of one call of the runtime that the policy wants scored; the others have no reward.
+
+    To be called after the drawing: whatever goes wrong here costs a score and no picture.
+    """
+    rows = [b for b, seed in enumerate(seeds) if policy == "all" or policy.scores(seed)]
+    found = [Judged() for _ in seeds]
+    if not rows:
+        return tuple(found)
+    scores = runtime.score(images_BCHW[rows], [prompts[b] for b in rows])
+    height, width = images_BCHW.shape[-2:]
+    said: Sequence[Verdict] = verdicts(runtime.student, scores, steps, (height, width), len(rows))
+    for b, verdict in zip(rows, said, strict=True):
+        failed = tuple(name for name in scores if name not in verdict.reward)
+        found[b] = Judged(dict(verdict.reward), dict(verdict.percentile), failed)
+    return tuple(found)

@@ -1,0 +1,417 @@
+"""Published pipelines become students as they lie, with their own sigmas and guidance, or are refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from export import adopt as command
+from export import adoption
+from export.measure import KEPT
+from student.bundle import read_student, verify_files
+from student.noise import noise
+from student.pipeline import open_pipeline, reproduce
+from student.runtimes.load import load
+from student.sampler import pack
+from tests.student.families import tiny
+
+PROMPTS = ("a red heart above a blue star", "ring", "a heart, left of it", "blue", "star on red", "x", "y", "a b c")
+
+
+def published(folder: Path, pipe: Any, **options: Any) -> Path:
+    """A pipeline as its authors publish it: saved by diffusers itself, with a card."""
+    pipe.save_pretrained(folder, **options)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- x\n---\n# Its card\n")
+    return folder
+
+
+def schnell() -> Any:
+    return tiny.flux(scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0))
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "schnell": schnell,
+    "dev": lambda: tiny.flux(guidance_embeds=True),
+    "turbo": tiny.sd3,
+}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = published(tmp_path_factory.mktemp("published") / name, MODELS[name]())
+        return made[name]
+
+    return get
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    app_arguments = [str(part) for part in arguments]
+    import typer
+
+    app = typer.Typer()
+    app.command()(command.adopt)
+    result = CliRunner().invoke(app, app_arguments)
+    return result.exit_code, " ".join(result.output.split())
+
+
+def own_picture(folder: Path, steps: int, prompt: str, seed: int, **call: Any) -> np.ndarray:
+    """What the published pipeline itself draws when it is asked for nothing but a number of steps."""
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    flux = type(pipe).__name__ == "FluxPipeline"
+    latents = torch.from_numpy(noise([seed], (tiny.CHANNELS, 8, 4)))
+    picture = pipe(
+        prompt, num_inference_steps=steps, height=64, width=32, output_type="np",
+        latents=pack(latents) if flux else latents, **call,
+    ).images  # fmt: skip
+    return np.asarray(picture).transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "baked"),
+    [
+        ("schnell", {"max_sequence_length": 256}, {}),
+        ("dev", {"guidance_scale": 3.5}, {"guidance_scale": 3.5}),
+        ("turbo", {"guidance_scale": 1.0}, {"guidance_scale": 1.0}),
+    ],
+)
+def test_a_student_draws_what_its_model_draws_when_asked_for_so_many_steps(
+    sources: Callable[[str], Path], tmp_path: Path, name: str, call: dict[str, Any], baked: dict[str, float]
+) -> None:
+    source, out = sources(name), tmp_path / "students" / name
+    said = f"reading every file once, for its sha256 {out}: {'sd3' if name == 'turbo' else 'flux'}, 4, 2 steps;"
+    found = run(source, "--steps", "4,2", "--size", "32x64", "--out", out)
+    assert found == (0, f"{said} FEWSTEP_MODEL={out} serves it")
+    student = read_student(out)
+    verify_files(out, student)
+    assert student.baked == baked and student.steps == (4, 2) and student.teacher == name
+    runtime = load(out, "torch")
+    for steps in (4, 2):
+        theirs = own_picture(source, steps, PROMPTS[0], 7, **call)
+        np.testing.assert_allclose(runtime.draw([PROMPTS[0]], [7], steps), theirs, atol=1e-4)
+    np.testing.assert_allclose(
+        reproduce(open_pipeline(out), student, [PROMPTS[0]], [7], 4), runtime.draw([PROMPTS[0]], [7], 4), atol=1e-4
+    )
+    card = (out / "README.md").read_text()
+    assert "license: apache-2.0" in card and f"base_model: {name}" in card and "nothing was trained" in card
+
+
+def test_no_weight_is_copied_and_the_source_is_not_touched(sources: Callable[[str], Path], tmp_path: Path) -> None:
+    source, out = sources("schnell"), tmp_path / "linked"
+    before = {path: path.read_bytes() for path in source.rglob("*.json")}
+    assert run(source, "--size", "32x64", "--out", out)[0] == 0
+    weights = sorted(source.rglob("*.safetensors"))
+    assert len(weights) == 4
+    for path in weights:
+        assert (out / path.relative_to(source)).stat().st_ino == path.stat().st_ino
+    assert {path: path.read_bytes() for path in source.rglob("*.json")} == before
+    assert run(source, "--size", "32x64", "--out", out)[1].startswith(f"{out} is there already")
+    assert "choose another --out" in run(source, "--size", "32x64", "--steps", "2", "--out", out)[1]
+
+
+def test_variants_shards_and_links_into_a_cache_are_opened_without_being_told(tmp_path: Path) -> None:
+    pipe = schnell().to(torch.bfloat16)
+    source = published(tmp_path / "half", pipe, variant="bf16", max_shard_size="20KB")
+    assert list(source.glob("transformer/*.index.bf16.json"))
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for number, path in enumerate(sorted(source.rglob("*.safetensors"))):
+        shutil.move(path, cache / f"blob{number}")
+        path.symlink_to(cache / f"blob{number}")
+    out = tmp_path / "student"
+    code, said = run(source, "--size", "32x64", "--out", out)
+    assert code == 0, said
+    verify_files(out, read_student(out))
+    for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        theirs = getattr(pipe, name).state_dict()
+        ours = getattr(open_pipeline(out), name).state_dict()
+        assert all(torch.equal(ours[key], value.float()) for key, value in theirs.items() if value.is_floating_point())
+    assert not any(path.is_symlink() for path in out.rglob("*"))
+
+
+def _lora(pipe: Any) -> dict[str, torch.Tensor]:
+    """A LoRA of random factors on attention and feed-forward layers, in diffusers' own names."""
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["attn.to_q", "attn.to_out.0", "ff.net.2"])
+    pipe.transformer.add_adapter(config, "x")
+    gen = torch.Generator().manual_seed(3)
+    state = {
+        f"transformer.{key}": torch.randn(value.shape, generator=gen) * 0.3
+        for key, value in get_peft_model_state_dict(pipe.transformer, adapter_name="x").items()
+    }
+    pipe.transformer.delete_adapters("x")
+    return state
+
+
+def _by_hand(pipe: Any, state: dict[str, torch.Tensor], weight: float) -> None:
+    """W + weight * B A."""
+    for key in [key for key in state if ".lora_A." in key]:
+        layer = pipe.transformer.get_submodule(key.removeprefix("transformer.").partition(".lora_A")[0])
+        with torch.no_grad():
+            layer.weight += weight * state[key.replace("lora_A", "lora_B")] @ state[key]
+
+
+@pytest.mark.parametrize("name", ["schnell", "turbo"])
+def test_a_lora_is_merged(sources: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    pipe = MODELS[name]()
+    state = _lora(pipe)
+    save_file(state, tmp_path / "turbo.safetensors")
+    _by_hand(pipe, state, 0.5)
+    out = tmp_path / "merged"
+    code, said = run(sources(name), "--size", "32x64", "--lora", f"{tmp_path / 'turbo.safetensors'}:0.5", "--out", out)
+    assert code == 0 and "merged turbo.safetensors with weight 0.5 into" in said
+    merged = load_file(next(out.glob("transformer/*.safetensors")))
+    for key, value in pipe.transformer.state_dict().items():
+        torch.testing.assert_close(merged[key], value, atol=1e-6, rtol=1e-5)
+    assert "Merged into it: turbo.safetensors, weight 0.5." in (out / "README.md").read_text()
+
+
+def test_a_kohya_lora_is_merged(sources: Callable[[str], Path], tmp_path: Path) -> None:
+    """kohya's names and its alpha: W + alpha / rank * up down; one factor for q, k and v together."""
+    pipe, gen = schnell(), torch.Generator().manual_seed(4)
+    block = pipe.transformer.transformer_blocks[0]
+    width, rank, alpha = block.attn.to_q.weight.shape[0], 2, 1.0
+    up, down = torch.randn(3 * width, rank, generator=gen) * 0.3, torch.randn(rank, width, generator=gen)
+    kohya = "lora_unet_double_blocks_0_img_attn_qkv"
+    save_file(
+        {
+            f"{kohya}.lora_up.weight": up,
+            f"{kohya}.lora_down.weight": down,
+            f"{kohya}.alpha": torch.tensor(alpha),
+        },
+        tmp_path / "kohya.safetensors",
+    )
+    out = tmp_path / "merged"
+    code, said = run(sources("schnell"), "--size", "32x64", "--lora", tmp_path / "kohya.safetensors", "--out", out)
+    assert code == 0, said
+    merged = load_file(next(out.glob("transformer/*.safetensors")))
+    for number, letter in enumerate("qkv"):
+        part = alpha / rank * up[number * width : (number + 1) * width] @ down
+        key = f"transformer_blocks.0.attn.to_{letter}.weight"
+        torch.testing.assert_close(merged[key], pipe.transformer.state_dict()[key] + part, atol=1e-5, rtol=1e-4)
+
+
+def _edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def _pickles(folder: Path) -> None:
+    for path in folder.glob("vae/*.safetensors"):
+        torch.save(load_file(path), path.with_suffix(".bin"))
+        path.unlink()
+
+
+def _torn(folder: Path) -> None:
+    path = next(folder.glob("transformer/*.safetensors"))
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:-100])
+
+
+def _pointer(folder: Path) -> None:
+    path = next(folder.glob("vae/*.safetensors"))
+    path.unlink()
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+REFUSED: list[tuple[Callable[[Path], object], str]] = [
+    (lambda f: (f / "model_index.json").unlink(), "is not a diffusers pipeline: it has no model_index.json"),
+    (
+        lambda f: _edit(f / "model_index.json", lambda d: d.update(_class_name="StableDiffusionPipeline")),
+        "is a StableDiffusionPipeline: supported are FluxPipeline,",
+    ),
+    (_pickles, "holds its weights as pickles only (diffusion_pytorch_model.bin): accepted are safetensors"),
+    (_torn, "is not whole: it ends 100 bytes early"),
+    (_pointer, "is a Git LFS pointer in place of the file: run git lfs pull"),
+    (lambda f: shutil.rmtree(f / "tokenizer"), "lacks the folder 'tokenizer'"),
+    (lambda f: shutil.rmtree(f / "text_encoder_2"), "lacks the folder 'text_encoder_2'"),
+    (lambda f: [p.unlink() for p in f.glob("tokenizer_2/*")], "tokenizer_2 cannot be opened as a"),
+    (lambda f: [p.unlink() for p in f.glob("vae/*.safetensors")], "vae holds no weights"),
+    (
+        lambda f: _edit(f / "scheduler" / "scheduler_config.json", lambda d: d.update(stochastic_sampling=True)),
+        "the scheduler's stochastic_sampling is True",
+    ),
+    (
+        lambda f: _edit(f / "model_index.json", lambda d: d.update(scheduler=["diffusers", "DDIMScheduler"])),
+        "steps by a DDIMScheduler, whose steps are no plain Euler steps: supported is FlowMatchEuler",
+    ),
+    (
+        lambda f: _edit(f / "model_index.json", lambda d: d.update(vae=["diffusers", "AutoencoderOfNobody"])),
+        "needs diffusers.AutoencoderOfNobody, which is not installed here",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "sentence"), REFUSED)
+def test_what_cannot_be_served_is_refused_in_one_sentence_with_nothing_written(
+    sources: Callable[[str], Path], tmp_path: Path, spoil: Callable[[Path], object], sentence: str
+) -> None:
+    source = tmp_path / "copy"
+    shutil.copytree(sources("schnell"), source)
+    spoil(source)
+    code, said = run(source, "--size", "32x64", "--out", tmp_path / "out" / "student")
+    assert code == 1 and sentence in said and said.startswith("adopt: ") and "Traceback" not in said
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--steps", "0"], "accepted are numbers from 1 to 100"),
+        (["--size", "33x64"], "cannot draw 33x64: width is 33: accepted are multiples of 16"),
+        (["--size", "big"], "accepted is WIDTHxHEIGHT"),
+        (["--guidance", "3.5"], "is told no guidance, as FLUX.1-schnell"),
+        (["--reward", "pickscore"], "--reward needs --prompts FILE"),
+        (["--lora", "nowhere.safetensors"], "lora nowhere.safetensors is not there"),
+        (["--lora", "a:0"], "with a weight other than 0"),
+        (["--reward", "nobody", "--prompts", "PROMPTS"], "unknown reward 'nobody'"),
+        (["--reward", "aesthetic", "--prompts", "missing.txt"], "missing.txt is not a file of prompts"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(
+    sources: Callable[[str], Path], tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    arguments = [str(tmp_path / "prompts.txt") if part == "PROMPTS" else part for part in arguments]
+    rest = [] if "--size" in arguments else ["--size", "32x64"]
+    code, said = run(sources("schnell"), *arguments, *rest, "--out", tmp_path / "out")
+    assert code == 1 and sentence in said, said
+
+
+def test_a_lora_of_another_model_and_unknown_keys_are_named(sources: Callable[[str], Path], tmp_path: Path) -> None:
+    right = _lora(schnell())
+    key = sorted(right)[0]
+    unknown = {key.replace("transformer_blocks.0", "transformer_blocks.9"): value for key, value in right.items()}
+    other = {**right, key: torch.zeros(2, 999)}
+    for state, sentence in (
+        (unknown, "and the model has no layer transformer_blocks.9"),
+        (other, f"is of another model: {key} has 999 where this one has"),
+        ({"base.encoder.weight": torch.zeros(2)}, "the LoRA x.safetensors"),
+    ):
+        save_file(state, tmp_path / "x.safetensors")
+        code, said = run(
+            sources("schnell"), "--size", "32x64", "--lora", tmp_path / "x.safetensors", "--out", tmp_path / "out"
+        )
+        assert code == 1 and sentence in said, said
+        assert not (tmp_path / "out").exists()
+
+
+def test_disk_and_memory_are_counted_before_anything_is_loaded(
+    sources: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(_lora(schnell()), tmp_path / "x.safetensors")
+    arguments = (sources("schnell"), "--size", "32x64", "--lora", tmp_path / "x.safetensors", "--out", tmp_path / "out")
+    with monkeypatch.context() as patched:
+        patched.setattr(adoption.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 10**6))  # type: ignore[attr-defined]
+        assert "of free disk, and 0.00 GB are there" in run(*arguments)[1]
+    monkeypatch.setattr(adoption, "available_bytes", lambda: 1000)
+    assert "merging a LoRA needs" in run(*arguments)[1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    yield tmp_path / "prompts.txt"
+
+
+def test_rewards_are_measured_on_the_models_own_pictures(
+    sources: Callable[[str], Path], tmp_path: Path, prompts: Path
+) -> None:
+    out, reward = tmp_path / "scored", "tests.rewards.small:Pick,tests.rewards.own:Redness"
+    code, said = run(
+        sources("schnell"), "--steps", "2,1", "--size", "32x64", "--reward", reward, "--prompts", prompts,
+        "--images", "12", "--out", out,
+    )  # fmt: skip
+    assert code == 0, said
+    student = read_student(out)
+    pick, red = "tests.rewards.small-Pick", "tests.rewards.own-Redness"
+    assert set(student.scorers) == {pick, red} and student.scorers[pick].reward == "tests.rewards.small:Pick"
+    assert (out / "scorers" / f"{pick}.onnx").is_file() and not (out / "scorers" / f"{red}.onnx").is_file()
+    assert not list((out / "scorers").glob(".*")) and (out / "calibration.txt").read_text().split("\n")[1] == "ring"
+    from rewards.serving import open_reward
+
+    runtime = load(out, "torch", 1, open_reward)
+    texts = [PROMPTS[number % len(PROMPTS)] for number in range(12)]
+    for steps in (2, 1):
+        images = np.concatenate([runtime.draw(texts[b : b + 4], range(b, b + 4), steps) for b in (0, 4, 8)])
+        scores = runtime.score(images, texts)
+        for name in (pick, red):
+            known = student.reward_reference[name]
+            assert known.at is not None
+            assert scores[name].mean() == pytest.approx(known.at[str(steps)].mean, abs=1e-3)
+            assert scores[name].std(ddof=1) == pytest.approx(known.at[str(steps)].std, rel=1e-3)
+            if steps == 2:  # the scale is that of the largest step count
+                assert abs(scores[name].mean()) < 1e-3 and scores[name].std(ddof=1) == pytest.approx(1, rel=1e-3)
+    assert "## Rewards" in (out / "README.md").read_text()
+
+
+def test_an_interrupted_measurement_goes_on_where_it_was(
+    sources: Callable[[str], Path], tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from student.runtimes.torch import TorchRuntime
+
+    out, drawn = tmp_path / "scored", list[int]()
+    draw = TorchRuntime.draw
+
+    def dying(self: TorchRuntime, texts: Any, seeds: Any, steps: int, *rest: Any) -> Any:
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(steps)
+        return draw(self, texts, seeds, steps, *rest)
+
+    arguments = (
+        sources("schnell"), "--steps", "2,1", "--size", "32x64", "--reward", "tests.rewards.own:Redness",
+        "--prompts", prompts, "--images", "20", "--out", out,
+    )  # fmt: skip
+    monkeypatch.setattr(TorchRuntime, "draw", dying)
+    code, said = run(*arguments)
+    assert code == 130 and "goes on from there" in said and read_student(out).scorers == {}
+    kept = out / "scorers" / KEPT.format(name="tests.rewards.own-Redness")
+    with kept.open("a") as file:
+        file.write('{"steps": 2, "hei')  # killed in the middle of a line
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        TorchRuntime,
+        "draw",
+        lambda self, texts, seeds, steps, *rest: (
+            seen.extend((steps, seed) for seed in seeds) or draw(self, texts, seeds, steps, *rest)
+        ),
+    )
+    assert run(*arguments)[0] == 0
+    assert seen == [(2, seed) for seed in range(16, 20)] + [(1, seed) for seed in range(20)]
+    assert set(read_student(out).scorers) == {"tests.rewards.own-Redness"} and not kept.exists()
+
+
+def test_a_reward_that_tells_nothing_apart_is_refused(
+    sources: Callable[[str], Path], tmp_path: Path, prompts: Path
+) -> None:
+    code, said = run(
+        sources("schnell"), "--steps", "1", "--size", "32x64", "--reward", "tests.rewards.small:Constant",
+        "--prompts", prompts, "--images", "8", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 1 and "gave the same score for every picture" in said
+    assert read_student(tmp_path / "out").scorers == {}
+
+
+def test_a_video_model_with_another_sampler_is_refused(tmp_path: Path) -> None:
+    source = published(tmp_path / "wan", tiny.wan())
+    code, said = run(source, "--size", "32x64", "--out", tmp_path / "out")
+    assert code == 1 and "steps by a UniPCMultistepScheduler" in said

@@ -1,0 +1,106 @@
+"""Which pictures are scored, where a score stands, and what a failing scorer costs: its own score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from service.worker.scoring import Judged, ScorePolicy, judge
+from student.bundle import RewardReference
+from student.reference import distribution, percentile, reference_at, with_distribution
+from student.runtimes.fake import FakeRuntime, fake_student
+from student.runtimes.runtime import FloatArray
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("always", ScorePolicy(1.0)),
+        ("after", ScorePolicy(1.0, after=True)),
+        ("off", ScorePolicy(0.0)),
+        ("0.1", ScorePolicy(0.1)),
+        (".25", ScorePolicy(0.25)),
+        ("1", ScorePolicy(1.0)),
+        ("0", ScorePolicy(0.0)),
+    ],
+)
+def test_the_setting_is_read(text: str, expected: ScorePolicy) -> None:
+    assert ScorePolicy.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "2", "-0.1", "1.5", "sometimes", "0.1.2", "10%"])
+def test_another_setting_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="accepted is always, after, off or a share"):
+        ScorePolicy.parse(text)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_a_share_of_the_seeds_is_scored_evenly_and_always_the_same(share: float) -> None:
+    policy = ScorePolicy(share)
+    for first in (0, 10**6, 2**32 - 2000):
+        chosen = [policy.scores(seed) for seed in range(first, first + 2000)]
+        assert abs(sum(chosen) - 2000 * share) <= 3
+        assert chosen == [policy.scores(seed) for seed in range(first, first + 2000)]
+
+
+class Runtime(FakeRuntime):
+    """Notes what it is asked to score; one scorer fails on the seeds' second picture."""
+
+    def __init__(self) -> None:
+        known = RewardReference(0.0, 1.0, {"0": -2.0, "50": 0.0, "100": 2.0})
+        super().__init__(replace(fake_student(), reward_reference={"trained": known}))
+        self.asked: list[tuple[int, list[str]]] = []
+
+    def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
+        self.asked.append((len(images_BCHW), list(prompts)))
+        trained, heldout = np.ones(len(prompts), np.float32), np.zeros(len(prompts), np.float32)
+        trained[1:2] = np.nan
+        return {"trained": trained, "heldout": heldout}
+
+
+def test_a_failed_score_is_missing_and_named_and_the_rest_is_there() -> None:
+    runtime = Runtime()
+    said = judge(runtime, np.zeros((3, 3, 64, 64), np.float32), ["a", "b", "c"], [0, 1, 2], 4)
+    good = Judged({"trained": 1.0, "heldout": 0.0}, {"trained": 75.0})
+    assert said == (good, Judged({"heldout": 0.0}, {}, ("trained",)), good)
+    assert said[1].told() == {"reward": {"heldout": 0.0}, "reward_percentile": {}, "reward_failed": ["trained"]}
+    assert "reward_failed" not in said[0].told()
+
+
+def test_only_the_chosen_pictures_are_shown_to_the_scorers() -> None:
+    runtime, policy = Runtime(), ScorePolicy(0.4)
+    seeds = list(range(8))
+    said = judge(runtime, np.zeros((8, 3, 64, 64), np.float32), [f"p{s}" for s in seeds], seeds, 4, policy)
+    chosen = [seed for seed in seeds if policy.scores(seed)]
+    assert 0 < len(chosen) < 8 and runtime.asked == [(len(chosen), [f"p{seed}" for seed in chosen])]
+    assert [bool(one.reward) for one in said] == [policy.scores(seed) for seed in seeds]
+    judge(runtime, np.zeros((1, 3, 64, 64), np.float32), ["a"], [0], 4, ScorePolicy(0.0))
+    assert len(runtime.asked) == 1  # nobody was asked
+
+
+def test_a_rank_is_the_share_of_the_students_own_pictures_that_score_lower() -> None:
+    scores = np.random.default_rng(1).normal(size=4000)
+    known = distribution(list(scores))
+    for value in (-1.5, -0.3, 0.0, 0.8, 2.0):
+        assert percentile(known, value) == pytest.approx(100 * (scores < value).mean(), abs=1.5)
+    assert percentile(known, scores.min() - 1) == 0 and percentile(known, scores.max() + 1) == 100
+    assert percentile(RewardReference(0.0, 1.0, {}), 0.3) is None
+
+
+def test_the_reference_is_that_of_the_same_steps_and_size() -> None:
+    rows = {key: RewardReference(mean, 1.0, {}) for key, mean in (("4", 1.0), ("2", 2.0), ("4 96x64", 3.0))}
+    known = None
+    for key, row in rows.items():
+        known = with_distribution(known, key, row)
+    assert known is not None
+    student = replace(fake_student(), reward_reference={"trained": known})
+    means = {
+        (steps, size): found.mean
+        for steps, size in ((4, (64, 64)), (2, (64, 64)), (4, (64, 96)), (2, (64, 96)), (1, (64, 64)))
+        if (found := reference_at(student, "trained", steps, size))
+    }
+    assert means == {(4, (64, 64)): 1, (2, (64, 64)): 2, (4, (64, 96)): 3, (2, (64, 96)): 2, (1, (64, 64)): 1}
+    assert reference_at(student, "other", 4, (64, 64)) is None
