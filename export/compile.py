@@ -230,9 +230,10 @@ class _Making:
     def _open(self, files: Mapping[str, Path], opener: Opener, student: Student) -> StagedGraphs | FusedGraphs:
         bundle = self._request.bundle
         if isinstance(self._target, TensorRT):  # with the recorded loop that will serve
-            from student.runtimes.tensorrt import DEVICE, engine_graphs
+            from student.runtimes.engine import Cuda
+            from student.runtimes.tensorrt import engine_graphs
 
-            torch_too = torch_stages(bundle, student, self._in_torch, self._request.threads, DEVICE)
+            torch_too = torch_stages(bundle, student, self._in_torch, self._request.threads, Cuda.name)
             return engine_graphs(bundle, student, files, self._target.name, torch_too)
         if self._request.form == "staged":
             torch_too = torch_stages(bundle, student, self._in_torch, self._request.threads)

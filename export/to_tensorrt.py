@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from export.builder import build_engine
@@ -13,13 +12,9 @@ from export.graph import shapes_of
 from export.preflight import missing_library
 from export.request import Request
 from export.targets import Converted, narrowed, reasons
-from student.runtimes.machine import facts, find_gpu
+from student.runtimes.machine import facts, find_gpu, library_version
 from student.runtimes.stages import Opener
 
-PACKAGES = {
-    "tensorrt": ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
-    "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu13-bindings"),
-}
 ANY_GPU = "anygpu"
 SUFFIX = ".engine"
 
@@ -45,16 +40,8 @@ class TensorRT:
     def folder(self, request: Request) -> str:
         """``tensorrt-staged-bf16-h100-80gb-hbm3-11.4.0``: it runs on that GPU with that library."""
         gpu, _ = find_gpu()
-        return f"{self.name}-{request.form}-{request.precision}-{gpu.slug if gpu else ANY_GPU}-{self.version()}"
-
-    def version(self) -> str:
-        """Of the library, without importing it: that would load it into this process."""
-        for package in PACKAGES[self.name]:
-            try:
-                return version(package)
-            except PackageNotFoundError:
-                continue
-        return "unknown"
+        where = f"{gpu.slug if gpu else ANY_GPU}-{library_version(self.name)}"
+        return f"{self.name}-{request.form}-{request.precision}-{where}"
 
     def convert(self, request: Request, stage: str, graph: Path, target: Path) -> Converted:
         """The narrow graph, then its engine, built in a process of its own."""
@@ -96,7 +83,7 @@ class TensorRT:
 
     def requires(self, request: Request) -> dict[str, str]:
         """The machine and the library that the plan runs with; a portable one is not bound to one GPU."""
-        found = facts() | {self.name: self.version()}
+        found = facts() | {self.name: library_version(self.name)}
         if request.engine.portable:
             found = {name: value for name, value in found.items() if name not in ("gpu", "compute_capability")}
         return found

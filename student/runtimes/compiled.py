@@ -18,6 +18,7 @@ import numpy as np
 
 from student.bundle import BundleError, Student, verify_files
 from student.noise import noise
+from student.runtimes.batches import independent, split
 from student.runtimes.machine import check_machine, facts
 from student.runtimes.manifest import RUNTIMES, RuntimeManifest, check_runtime, read_manifest
 from student.runtimes.runtime import FloatArray, Watch, check_call
@@ -28,6 +29,7 @@ from student.runtimes.stages import Opener, StagedGraphs
 from student.tokens import TOKENIZERS, PromptTokens
 
 OUTPUT = "images"
+CPU_BATCH = 8  # pictures in one call on a CPU, where more are no faster
 IN_TORCH = ("torch", "diffusers", "transformers")  # what a stage needs that is not compiled
 
 
@@ -90,25 +92,24 @@ def checked_manifest(
 
 
 class CompiledRuntime:
-    """Draws a whole batch in one call where this machine's kernels allow it, else image by image.
+    """Draws a whole batch in one call where this machine's kernels allow it, else in the largest ones that they do.
 
     The kernels of a matrix product may be chosen by the number of its rows, so whether an image depends on its batch
     mates is a property of the machine. It is tried out once, at every batch size, which warms each of them up too.
     """
 
-    max_batch = 8
-
     def __init__(
         self, bundle: Path, student: Student, threads: int, name: str, graphs: Graphs,
-        others: Mapping[Size, Graphs] = MappingProxyType({}),
+        others: Mapping[Size, Graphs] = MappingProxyType({}), max_batch: int = CPU_BATCH,
     ) -> None:  # fmt: skip
         self.name = name
+        self.max_batch = max_batch
         self.student = student
         self._graphs = graphs
         self._others = others
         self.scorers = Scorers(bundle, student, threads)
         started = time.perf_counter()
-        self.batches_are_independent = self._warm_up()
+        self.together = self._warm_up()
         self.warm_up_s = time.perf_counter() - started
 
     @property
@@ -120,9 +121,8 @@ class CompiledRuntime:
         """See ``Runtime.draw``, and ``SizedRuntime.draw``."""
         check_call(self.student, prompts, seeds, steps, self.max_batch)
         graphs = self._at(size)
-        if self.batches_are_independent:
-            return graphs.draw(prompts, seeds, steps)
-        return np.concatenate([graphs.draw([p], [s], steps) for p, s in zip(prompts, seeds, strict=True)])
+        parts = split(len(prompts), self.together)
+        return np.concatenate([graphs.draw(prompts[part], seeds[part], steps) for part in parts])
 
     def _at(self, size: Size | None) -> Graphs:
         if size is None or size == own_size(self.student):
@@ -135,17 +135,19 @@ class CompiledRuntime:
         """See ``Runtime.score``."""
         return self.scorers.score(images_BCHW, prompts)
 
-    def _warm_up(self) -> bool:
-        """Draw batches of every size; True if each image is bit for bit the one that is drawn alone."""
-        prompts = [" ".join(["a"] * b) for b in range(self.max_batch)]
-        equal = True
+    @property
+    def batches_are_independent(self) -> bool:
+        """Whether every batch is drawn in one call."""
+        return len(self.together) == self.max_batch
+
+    def _warm_up(self) -> tuple[int, ...]:
+        """The batch sizes of which each image is bit for bit the one drawn alone, at every size and step count."""
+        every = range(1, self.max_batch + 1)
+        found = set(every)
         for graphs, steps in product((*self._others.values(), self._graphs), self.student.steps):
-            alone = np.concatenate([graphs.draw([prompts[b]], [b], steps) for b in range(self.max_batch)])
-            for size in range(2, self.max_batch + 1):
-                together = graphs.draw(prompts[:size], range(size), steps)
-                equal = equal and np.array_equal(together, alone[:size])
-        self.score(alone[:1], prompts[:1])
-        return equal
+            found &= set(independent(lambda p, s, graphs=graphs, steps=steps: graphs.draw(p, s, steps), every))  # type: ignore[misc]
+        self.score(self._graphs.draw(["a"], [0], self.student.steps[0]), ["a"])
+        return tuple(sorted(found))
 
 
 class SteppedRuntime(CompiledRuntime):
@@ -156,10 +158,11 @@ class SteppedRuntime(CompiledRuntime):
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None) -> FloatArray:
         """See ``Runtime.draw``, and ``SizedRuntime.draw``."""
-        return self.draw_watched(prompts, seeds, steps, None, size)
+        check_call(self.student, prompts, seeds, steps, self.max_batch)
+        return self._at(size).draw(prompts, seeds, steps)
 
     def draw_watched(
-        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch | None, size: Size | None = None
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch, size: Size | None = None
     ) -> FloatArray:
         """See ``StepwiseRuntime.draw_watched``."""
         check_call(self.student, prompts, seeds, steps, self.max_batch)
@@ -167,11 +170,11 @@ class SteppedRuntime(CompiledRuntime):
         assert isinstance(graphs, StagedGraphs)
         return graphs.draw(prompts, seeds, steps, watch)
 
-    def _warm_up(self) -> bool:
-        independent = super()._warm_up()
+    def _warm_up(self) -> tuple[int, ...]:
+        found = super()._warm_up()
         for graphs in (self._graphs, *self._others.values()):
-            graphs.one_by_one = not independent
-        return independent
+            graphs.together = () if len(found) == self.max_batch else found
+        return found
 
 
 def make_runtime(

@@ -7,12 +7,17 @@ import ctypes.util
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from student.bundle import BundleError
 
 CPU_INFO = Path("/proc/cpuinfo")
 AMX = frozenset({"amx_tile", "amx_bf16"})
+PACKAGES = {  # that bring a library, whichever of them is installed
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+    "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13-bindings"),
+}
 _COMPUTE_MAJOR, _COMPUTE_MINOR = 75, 76  # cuDeviceGetAttribute
 
 
@@ -69,6 +74,16 @@ def find_gpu() -> tuple[Gpu | None, str]:
     cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), 0)
     cuda_version = f"{version.value // 1000}.{version.value % 1000 // 10}"
     return Gpu(name.value.decode("utf-8", "replace"), ".".join(capability), memory.value, cuda_version), ""
+
+
+def library_version(name: str) -> str:
+    """Of TensorRT or TensorRT-RTX, without importing it: that would load it into this process."""
+    for package in PACKAGES[name]:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
 
 
 def facts() -> dict[str, str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from student.bundle import Student
 from student.noise import noise
+from student.runtimes.batches import split
 from student.runtimes.manifest import STAGE_NAMES
 from student.runtimes.runtime import FloatArray, Watch
 from student.runtimes.session import Session
@@ -33,8 +34,8 @@ def text_outputs(family: str) -> tuple[str, ...]:
 class StagedGraphs:
     """The compiled stages of one student, for every step count that it knows sigmas of.
 
-    ``in_torch`` has the stages that are not compiled. With ``one_by_one`` the images of a batch go through each stage
-    alone, where its kernels would mix them.
+    ``in_torch`` has the stages that are not compiled. ``together`` are the batch sizes that leave each image's bytes as
+    they are (see ``batches.split``); none: a batch goes through each stage at once.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class StagedGraphs:
         in_torch: Mapping[str, Session] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self.tokens = PromptTokens(bundle, student.max_tokens, student.family)
-        self.one_by_one = False
+        self.together: tuple[int, ...] = ()
         self._student = student
         self._sessions = {stage: in_torch[stage] if stage in in_torch else open_(files[stage]) for stage in STAGES}
 
@@ -79,14 +80,14 @@ class StagedGraphs:
     def _placed(self, text: Mapping[str, Any]) -> Mapping[str, Any]:
         """Where the step's graph reads it, if that is elsewhere: every step reads the same text."""
         place = getattr(self._sessions[STEP], "place", None)
-        if place is None or self.one_by_one:
+        if place is None or self.together:
             return text
         return {name: place(array) for name, array in text.items()}
 
     def _run(self, stage: str, names: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
         session = self._sessions[stage]
-        if not self.one_by_one:
+        if not self.together:
             return list(session.run(names, feed))
-        batch = len(next(iter(feed.values())))
-        rows = [session.run(names, {name: array[b : b + 1] for name, array in feed.items()}) for b in range(batch)]
-        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        parts = split(len(next(iter(feed.values()))), self.together)
+        rows = [session.run(names, {name: array[part] for name, array in feed.items()}) for part in parts]
+        return [np.concatenate(answers) for answers in zip(*rows, strict=True)]

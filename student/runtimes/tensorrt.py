@@ -1,133 +1,30 @@
-"""A student in TensorRT or TensorRT-RTX: engines bound to torch's CUDA memory, and the loop over the steps in a graph.
+"""A student in TensorRT or TensorRT-RTX: the steps as one CUDA graph, or one by one where they are watched.
 
-A plan contains code: it is only opened here after its bundle's hashes were found right (``checked_manifest``).
+Latents, text and pictures stay on the device from the token ids to the finished picture, watched or not.
 Legend: B images, C latent channels, H x W latent cells.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from student.bundle import BundleError, Student
 from student.noise import noise
+from student.runtimes.batches import split
 from student.runtimes.compiled import CompiledRuntime, SteppedRuntime, checked_manifest, stages_in_torch
-from student.runtimes.machine import find_gpu
-from student.runtimes.manifest import RUNTIMES
+from student.runtimes.engine import Cuda, Device, Engine, EngineSession, Run
+from student.runtimes.machine import find_gpu, library_version
+from student.runtimes.manifest import RUNTIMES, RuntimeManifest
 from student.runtimes.runtime import FloatArray, Watch
 from student.runtimes.session import Session
 from student.runtimes.sizes import Size, buckets, files_of
 from student.runtimes.stages import DECODER, STAGES, STEP, TEXT, StagedGraphs
 from student.sampler import denoise
-
-WARM_UP = 3  # runs before a CUDA graph is recorded, as torch advises
-DEVICE = "cuda:0"
-
-
-class Engine:
-    """One plan; for each batch size a context, bound once to tensors of its own that are used again at each call.
-
-    A context is never changed after it was bound: a recorded CUDA graph is only valid for the context as it was. All
-    of them, and engines that run one after another, share one working memory (``use``).
-    """
-
-    def __init__(self, path: Path, library: str) -> None:
-        trt = importlib.import_module(library)
-        self._trt = trt
-        self._log = trt.Logger(trt.Logger.ERROR)
-        self._runtime = trt.Runtime(self._log)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
-            raise BundleError(f"{path} does not open in {library} {trt.__version__} on this GPU: make it again")
-        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        is_input = {name: self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
-        self.inputs = [name for name in names if is_input[name]]
-        self.outputs = [name for name in names if not is_input[name]]
-        self._scratch: Tensor | None = None
-        self._contexts: dict[int, Any] = {}
-        self._tensors: dict[int, dict[str, Tensor]] = {}
-
-    @property
-    def scratch_bytes(self) -> int:
-        """Working memory that a run needs."""
-        return int(self._engine.device_memory_size_v2)
-
-    def use(self, scratch: Tensor) -> None:
-        """Work in this memory (uint8, on the GPU, ``scratch_bytes`` or more)."""
-        self._scratch = scratch
-
-    def tensors(self, batch: int) -> dict[str, Tensor]:
-        """Every input and output at this batch size: the same tensors at every call."""
-        if batch not in self._tensors:
-            self._tensors[batch] = {
-                name: torch.empty((batch, *self._rest(name)), dtype=self._dtype(name), device=DEVICE)
-                for name in (*self.inputs, *self.outputs)
-            }
-        return self._tensors[batch]
-
-    def bind(self, batch: int, stream: torch.cuda.Stream) -> dict[str, Tensor]:
-        """Make the context of a batch size, the first time; what it reads and writes is in the tensors returned."""
-        tensors = self.tensors(batch)
-        if batch not in self._contexts:
-            assert self._scratch is not None
-            strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            context = self._engine.create_execution_context(strategy)
-            context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
-            context.set_optimization_profile_async(self._profile(batch), stream.cuda_stream)
-            for name in self.inputs:
-                context.set_input_shape(name, tuple(tensors[name].shape))
-            for name, tensor in tensors.items():
-                context.set_tensor_address(name, tensor.data_ptr())
-            self._contexts[batch] = context
-        return tensors
-
-    def launch(self, batch: int, stream: torch.cuda.Stream) -> None:
-        """Run a batch size that is bound, on this stream; nothing is allocated."""
-        if not self._contexts[batch].execute_async_v3(stream.cuda_stream):
-            raise RuntimeError("TensorRT refused to run an engine: its own log has the reason")
-
-    def _profile(self, batch: int) -> int:
-        first = self.inputs[0]
-        for number in range(self._engine.num_optimization_profiles):
-            least, _, most = self._engine.get_tensor_profile_shape(first, number)
-            if least[0] <= batch <= most[0]:
-                return number
-        raise ValueError(f"the engine was not built for a batch of {batch}: see export.run --batches")
-
-    def _rest(self, name: str) -> tuple[int, ...]:
-        return tuple(self._engine.get_tensor_shape(name))[1:]
-
-    def _dtype(self, name: str) -> torch.dtype:
-        found = self._engine.get_tensor_dtype(name)
-        known = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT64": torch.int64}
-        return known[found.name]
-
-
-class EngineSession:
-    """One engine behind ``Session``: numpy in, numpy out, for the proof of a stage."""
-
-    def __init__(self, engine: Engine, stream: torch.cuda.Stream) -> None:
-        self.engine = engine
-        self.stream = stream
-
-    def run(self, output_names: Sequence[str], feed: Mapping[str, Any], /) -> list[Any]:
-        """See ``Session``."""
-        with torch.cuda.stream(self.stream):
-            batch = len(next(iter(feed.values())))
-            tensors = self.engine.bind(batch, self.stream)
-            for name in self.engine.inputs:
-                tensors[name].copy_(torch.from_numpy(np.ascontiguousarray(feed[name])))
-            self.engine.launch(batch, self.stream)
-            answers = [tensors[name].float().cpu().numpy() for name in output_names]
-        return answers
 
 
 def open_engine(path: Path, library: str) -> EngineSession:
@@ -136,98 +33,154 @@ def open_engine(path: Path, library: str) -> EngineSession:
     Raises:
         BundleError: there is no GPU, or the plan is not for it.
     """
-    _require_gpu(library)
-    engine = Engine(path, library)
-    engine.use(torch.empty(max(engine.scratch_bytes, 1), dtype=torch.uint8, device=DEVICE))
-    return EngineSession(engine, torch.cuda.Stream(DEVICE))  # type: ignore[no-untyped-call]
+    device = open_device(library)
+    engine = Engine(path, library, device)
+    engine.share(torch.empty(max(engine.scratch_bytes, 1), dtype=torch.uint8, device=device.name))
+    return EngineSession(engine, device)
 
 
 @dataclass(frozen=True)
 class _Recorded:
-    """The loop over the steps as one CUDA graph, with the memory that it reads and writes."""
+    """Text, loop and decoder as one, with the memory that it reads and writes."""
 
-    graph: torch.cuda.CUDAGraph
+    replay: Run
     noise: Tensor
     images: Tensor
 
 
 class EngineGraphs(StagedGraphs):
-    """The three engines with one scratch memory and one stream; a CUDA graph for each batch size and step count."""
+    """The three engines with one scratch memory and one stream; a recording for each batch size and step count."""
 
-    def __init__(self, bundle: Path, student: Student, files: Mapping[str, Path], library: str) -> None:
-        _require_gpu(library)
-        self._stream = torch.cuda.Stream(DEVICE)  # type: ignore[no-untyped-call]
-        super().__init__(bundle, student, files, lambda path: EngineSession(Engine(path, library), self._stream))
-        self._engines = {stage: self._sessions[stage].engine for stage in STAGES}  # type: ignore[attr-defined]
+    def __init__(
+        self, bundle: Path, student: Student, files: Mapping[str, Path], library: str, device: Device | None = None
+    ) -> None:
+        self._device = device or open_device(library)
+        super().__init__(
+            bundle, student, files, lambda path: EngineSession(Engine(path, library, self._device), self._device)
+        )
+        self._engines: dict[str, Engine] = {stage: self._sessions[stage].engine for stage in STAGES}  # type: ignore[attr-defined]
         most = max(engine.scratch_bytes for engine in self._engines.values())
-        self._scratch = torch.empty(max(most, 1), dtype=torch.uint8, device=DEVICE)
+        self._scratch = torch.empty(max(most, 1), dtype=torch.uint8, device=self._device.name)
         for engine in self._engines.values():
-            engine.use(self._scratch)
+            engine.share(self._scratch)
         self._recorded: dict[tuple[int, int], _Recorded] = {}
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch | None = None) -> FloatArray:
-        """images_BCHW: text, then the recorded loop and decoder; step by step where it is watched or one by one."""
-        if watch is not None or self.one_by_one:
-            return super().draw(prompts, seeds, steps, watch)
-        ids = zip(self.tokens.names, self.tokens.encode(prompts), strict=True)
-        with torch.cuda.stream(self._stream):
-            tensors = self._engines[TEXT].bind(len(prompts), self._stream)
-            for name, rows in ids:
-                tensors[name].copy_(torch.from_numpy(rows))
-            recorded = self._loop(len(prompts), steps)
-            recorded.noise.copy_(torch.from_numpy(noise(seeds, self._student.latents.shape)))
-            recorded.graph.replay()
-            images_BCHW: FloatArray = recorded.images.float().cpu().numpy()
+        """images_BCHW: recordings of the batch sizes that may go together, or step by step where it is watched."""
+        with self._device.use():
+            if watch is not None:
+                return self._draw_watched(prompts, seeds, steps, watch)
+            parts = [self._replay(prompts[part], seeds[part], steps) for part in split(len(prompts), self.together)]
+            images_BCHW: FloatArray = torch.cat(parts).cpu().numpy()
         return images_BCHW
 
-    def _loop(self, batch: int, steps: int) -> _Recorded:
+    def _replay(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Tensor:
+        batch = len(prompts)
+        self._read(prompts)
+        recorded = self._recording(batch, steps)
+        recorded.noise.copy_(self._noise(seeds))
+        recorded.replay()
+        return recorded.images.to(torch.float32, copy=True)  # the next replay of this size writes over it
+
+    def _recording(self, batch: int, steps: int) -> _Recorded:
         key = (batch, steps)
         if key not in self._recorded:
-            self._recorded[key] = self._record(batch, steps)
+            start = torch.zeros(batch, *self._student.latents.shape, device=self._device.name)
+            images = torch.empty_like(self._engines[DECODER].tensors(batch)["images"])
+            run = self._pass(batch, steps, start, images)
+            self._recorded[key] = _Recorded(self._device.record(run), start, images)
         return self._recorded[key]
 
-    def _record(self, batch: int, steps: int) -> _Recorded:
-        start = torch.zeros(batch, *self._student.latents.shape, device=DEVICE)
-        images = torch.empty_like(self._engines[DECODER].tensors(batch)["images"])
-        run = self._pass(batch, steps, start, images)
-        for _ in range(WARM_UP):
-            run()
-        self._stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            run()
-        return _Recorded(graph, start, images)
-
-    def _pass(self, batch: int, steps: int, start: Tensor, images: Tensor) -> Callable[[], None]:
+    def _pass(self, batch: int, steps: int, start: Tensor, images: Tensor) -> Run:
         """All that a picture needs after its ids are in place: text, K steps, decoder."""
-        text, step, decoder = (self._engines[stage].bind(batch, self._stream) for stage in (TEXT, STEP, DECODER))
+        text, step, decoder = (self._engines[stage].bind(batch) for stage in (TEXT, STEP, DECODER))
         shared = [name for name in self._engines[TEXT].outputs if name in step]
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
             step["latents"].copy_(x)
             step["sigma"].fill_(sigma)
-            self._engines[STEP].launch(batch, self._stream)
+            self._engines[STEP].launch(batch)
             found: Tensor = step["velocity"]
             return found
 
         def run() -> None:
-            self._engines[TEXT].launch(batch, self._stream)
+            self._engines[TEXT].launch(batch)
             for name in shared:
                 step[name].copy_(text[name])
             decoder["latents"].copy_(denoise(velocity, start, self._student.sigmas[steps]))
-            self._engines[DECODER].launch(batch, self._stream)
+            self._engines[DECODER].launch(batch)
             images.copy_(decoder["images"])
 
         return run
 
+    def _draw_watched(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch) -> FloatArray:
+        """The same launches in the same order, with a look between two steps; only a preview leaves the device."""
+        text = self._text(prompts)
+
+        def look(i: int, sigma: float, x: Tensor, v: Tensor) -> None:
+            if i < steps - 1:
+                watch(i, lambda rows: self._pictures((x - v * sigma)[list(rows)]).cpu().numpy())
+
+        start = self._noise(seeds).to(self._device.name)
+        x: Tensor = denoise(lambda x, sigma: self._velocity(x, sigma, text), start, self._student.sigmas[steps], look)
+        images_BCHW: FloatArray = self._pictures(x).cpu().numpy()
+        return images_BCHW
+
+    def _text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        rows: dict[str, list[Tensor]] = {}
+        for part in split(len(prompts), self.together):
+            tensors = self._read(prompts[part])
+            self._engines[TEXT].launch(len(prompts[part]))
+            for name in self._engines[TEXT].outputs:
+                rows.setdefault(name, []).append(tensors[name].clone())
+        return {name: torch.cat(parts) for name, parts in rows.items()}
+
+    def _velocity(self, x: Tensor, sigma: float, text: Mapping[str, Tensor]) -> Tensor:
+        found = torch.empty_like(x)
+        for part in split(len(x), self.together):
+            batch = part.stop - part.start
+            step = self._engines[STEP].bind(batch)
+            step["latents"].copy_(x[part])
+            step["sigma"].fill_(sigma)
+            for name in text.keys() & step.keys():
+                step[name].copy_(text[name][part])
+            self._engines[STEP].launch(batch)
+            found[part] = step["velocity"]
+        return found
+
+    def _pictures(self, x: Tensor) -> Tensor:
+        parts = []
+        for part in split(len(x), self.together):
+            batch = part.stop - part.start
+            decoder = self._engines[DECODER].bind(batch)
+            decoder["latents"].copy_(x[part])
+            self._engines[DECODER].launch(batch)
+            parts.append(decoder["images"].float().clone())
+        return torch.cat(parts)
+
+    def _read(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Put the prompts' ids where the text engine reads them."""
+        tensors = self._engines[TEXT].bind(len(prompts))
+        for name, rows_BL in zip(self.tokens.names, self.tokens.encode(prompts), strict=True):
+            tensors[name].copy_(torch.from_numpy(rows_BL))
+        return tensors
+
+    def _noise(self, seeds: Sequence[int]) -> Tensor:
+        return torch.from_numpy(noise(seeds, self._student.latents.shape))
+
 
 def engine_graphs(
-    bundle: Path, student: Student, files: Mapping[str, Path], library: str, in_torch: Mapping[str, Session]
-) -> StagedGraphs:
+    bundle: Path, student: Student, files: Mapping[str, Path], library: str, in_torch: Mapping[str, Session],
+    device: Device | None = None,
+) -> StagedGraphs:  # fmt: skip
     """With the loop recorded, unless a stage stays in torch: then stage by stage."""
-    if in_torch:
-        return StagedGraphs(bundle, student, files, lambda path: open_engine(path, library), in_torch)
-    return EngineGraphs(bundle, student, files, library)
+    if not in_torch:
+        return EngineGraphs(bundle, student, files, library, device)
+
+    def open_(path: Path) -> EngineSession:
+        return open_engine(path, library)
+
+    return StagedGraphs(bundle, student, files, open_, in_torch)
 
 
 def tensorrt_runtime(bundle: Path, student: Student, threads: int, name: str | None, library: str) -> CompiledRuntime:
@@ -236,17 +189,22 @@ def tensorrt_runtime(bundle: Path, student: Student, threads: int, name: str | N
     Raises:
         BundleError: there is none that fits this machine; the message says what differs.
     """
-    _require_gpu(library)
+    device = open_device(library)
     folder = name or _fitting(bundle, library)
-    manifest = checked_manifest(bundle, student, folder, {library: _version(library)})
-    in_torch = stages_in_torch(bundle, student, manifest, threads, DEVICE)
+    manifest = checked_manifest(bundle, student, folder, {library: library_version(library)})
+    in_torch = stages_in_torch(bundle, student, manifest, threads, device.name)
 
     def at(size: Size | None, resized: Student) -> StagedGraphs:
         files = files_of(bundle / RUNTIMES / folder, manifest, size)
-        return engine_graphs(bundle, resized, files, library, in_torch)
+        return engine_graphs(bundle, resized, files, library, in_torch, device)
 
     others = {size: at(size, resized) for size, resized in buckets(student, manifest).items()}
-    return SteppedRuntime(bundle, student, threads, folder, at(None, student), others)
+    return SteppedRuntime(bundle, student, threads, folder, at(None, student), others, largest_batch(manifest))
+
+
+def largest_batch(manifest: RuntimeManifest) -> int:
+    """What the engines were built for."""
+    return max((most for _, _, most in manifest.profiles), default=1)
 
 
 def _fitting(bundle: Path, library: str) -> str:
@@ -258,20 +216,15 @@ def _fitting(bundle: Path, library: str) -> str:
     return next((name for name in there if gpu is not None and f"-{gpu.slug}-" in name), there[0])
 
 
-def _version(library: str) -> str:
-    distribution = library.replace("_", "-")
-    for package in (distribution, f"{distribution}-cu13", f"{distribution}-cu12", f"{distribution}-cu13-bindings"):
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    return "unknown"
+def open_device(library: str) -> Device:
+    """The GPU, before the library is touched: without a driver its objects crash the process at exit.
 
-
-def _require_gpu(library: str) -> None:
-    """Before the library is touched: without a driver its objects crash the process at exit."""
+    Raises:
+        BundleError: there is none, or torch cannot use it.
+    """
     gpu, reason = find_gpu()
     if gpu is None:
         raise BundleError(f"{library} needs an NVIDIA GPU, and {reason}")
     if not torch.cuda.is_available():
         raise BundleError(f"{library} needs torch with CUDA, and torch {torch.__version__} is without")
+    return Cuda()

@@ -141,7 +141,7 @@ def test_steps_can_be_watched_and_stopped(staged: Path) -> None:
 def test_one_by_one_through_the_stages_gives_the_same_pictures(staged: Path) -> None:
     runtime = onnx_runtime(staged, read_student(staged), 1)
     alone = np.concatenate([runtime.draw([p], [s], 2) for p, s in zip(PROMPTS, SEEDS, strict=True)])
-    runtime._graphs.one_by_one = True  # type: ignore[attr-defined]
+    runtime._graphs.together = (1,)  # type: ignore[attr-defined]
     np.testing.assert_array_equal(runtime.draw(PROMPTS, SEEDS, 2), alone)
 
 
