@@ -85,6 +85,14 @@ class Settings(BaseSettings):
         description="Which pictures are scored: always, a share of them (0.1, by the seed), after (the answer does not "
         "wait; the score comes in the job's record, the events and the metrics) or off.",
     )
+    offload: Literal["auto", "off", "encoders", "cpu"] = Field(
+        default="auto",
+        description="Where the torch runtime keeps prompt encoders: on the GPU (off), in main memory but for the time "
+        "that they encode (encoders), or on the CPU, which encodes (cpu); auto: the first for which there is room.",
+    )
+    torch_compile: Literal["off", "on", "graphs"] = Field(
+        default="off", description="Whether the torch runtime compiles the network, and records it as CUDA graphs."
+    )
     threads: int = Field(default=0, ge=0, description="Threads of one worker; 0: its share of the cores.")
     workers: int = Field(default=1, ge=1, le=64, description="Worker processes that serve starts.")
     apis: int = Field(default=1, ge=1, le=64, description="HTTP processes that serve starts, on one socket.")

@@ -70,8 +70,11 @@ def load_runtime(bundle: Path, settings: Settings) -> Runtime:
         BundleError: one sentence that says why it cannot be had.
     """
     from student.runtimes.load import load  # may bring a network library with it
+    from student.runtimes.options import Options
 
-    return load(bundle, settings.runtime, settings.thread_count, None if settings.score == "off" else _open_reward)
+    open_reward = None if settings.score == "off" else _open_reward
+    options = Options(open_reward, settings.offload, settings.torch_compile)
+    return load(bundle, settings.runtime, settings.thread_count, options)
 
 
 def _open_reward(name: str) -> ScoreFn:

@@ -21,6 +21,7 @@ from student.runtimes.runtime import FloatArray
 FILE = "batches.json"
 DOUBLING = (1, 2, 4, 8, 16, 32, 64)
 GAIN = 1.05  # a call of twice as many pictures must draw so much faster than two calls, or it is not worth its wait
+MISSES = 2  # batch sizes that change bytes, after which no larger one is tried
 Draw = Callable[[Sequence[str], Sequence[int]], FloatArray]
 
 
@@ -65,6 +66,7 @@ def measure(
     ``largest`` is the last size that draws more pictures a second than the one before it and leaves bytes as they are.
     """
     seconds: dict[int, float] = {}
+    misses = 0
     alone: list[FloatArray] = []
     together, largest = [1], 1
     for size in sizes:
@@ -81,6 +83,9 @@ def measure(
                 raise
             break
         if size > 1 and not np.array_equal(drawn, np.concatenate(alone[:size])):
+            misses += 1
+            if misses == MISSES:
+                break
             continue  # another size may have the kernel of one
         if size > 1:
             together.append(size)

@@ -9,23 +9,23 @@ from pathlib import Path
 
 from student.bundle import BundleError, Student, read_student, verify_files
 from student.runtimes.manifest import RUNTIMES
+from student.runtimes.options import Options
 from student.runtimes.runtime import Runtime
-from student.runtimes.scoring import OpenReward
 from student.tokens import TOKENIZERS
 
 # What serves where nothing is asked for, best first; a kind that the bundle has no folder of is passed over in silence.
 AUTO = ("tensorrt", "tensorrt_rtx", "openvino", "onnx", "torch")
 ALWAYS_TRIED = ("onnx", "torch")
+DEFAULT = Options()
 log = logging.getLogger(__name__)
 
 
-def load(bundle: Path, runtime: str = "auto", threads: int = 1, open_reward: OpenReward | None = None) -> Runtime:
+def load(bundle: Path, runtime: str = "auto", threads: int = 1, options: Options = DEFAULT) -> Runtime:
     """The runtime asked for, verified and warm.
 
     ``runtime`` is a kind ("onnx"), the folder of one ("onnx-staged-int8"), several of them with commas between, of
     which the first that can be had serves, or ``auto``: the best kind that the bundle has and this machine can run.
-    Nothing else is ever served in its place. ``open_reward`` opens, by its reward's name, a scorer that the bundle
-    names but does not hold compiled (``rewards.serving.open_reward``); without it such a scorer is left out.
+    Nothing else is ever served in its place.
 
     Raises:
         BundleError: one sentence that says why there is no such runtime here.
@@ -40,21 +40,21 @@ def load(bundle: Path, runtime: str = "auto", threads: int = 1, open_reward: Ope
     if names == ["auto"]:
         names = [name for name in AUTO if name in ALWAYS_TRIED or _compiled(bundle, name)]
     elif len(names) == 1:
-        return _with_rewards(_load(bundle, student, runtime, threads), open_reward)
-    return _with_rewards(_first(bundle, student, names, threads), open_reward)
+        return _with_rewards(_load(bundle, student, runtime, threads, options), options)
+    return _with_rewards(_first(bundle, student, names, threads, options), options)
 
 
-def _with_rewards(runtime: Runtime, open_reward: OpenReward | None) -> Runtime:
-    if open_reward is not None and (scorers := getattr(runtime, "scorers", None)) is not None:
-        scorers.open_named(open_reward)
+def _with_rewards(runtime: Runtime, options: Options) -> Runtime:
+    if options.open_reward is not None and (scorers := getattr(runtime, "scorers", None)) is not None:
+        scorers.open_named(options.open_reward)
     return runtime
 
 
-def _first(bundle: Path, student: Student, names: list[str], threads: int) -> Runtime:
+def _first(bundle: Path, student: Student, names: list[str], threads: int, options: Options) -> Runtime:
     reasons: list[str] = []
     for name in names:
         try:
-            found = _load(bundle, student, name, threads)
+            found = _load(bundle, student, name, threads, options)
         except BundleError as error:
             reasons.append(f"{name}: {error}")
             continue
@@ -64,7 +64,9 @@ def _first(bundle: Path, student: Student, names: list[str], threads: int) -> Ru
     raise BundleError(f"no runtime can serve {bundle}: {'; '.join(reasons)}")
 
 
-def _load(bundle: Path, student: Student, name: str, threads: int) -> Runtime:
+def _load(bundle: Path, student: Student, name: str, threads: int, options: Options) -> Runtime:
+    if name == "torch":
+        return _torch(bundle, student, threads, options)
     return LOADERS[_kind(name)](bundle, student, threads, None if name in LOADERS else name)
 
 
@@ -110,14 +112,14 @@ def _tensorrt_rtx(bundle: Path, student: Student, threads: int, name: str | None
     return tensorrt_runtime(bundle, student, threads, name, "tensorrt_rtx")
 
 
-def _torch(bundle: Path, student: Student, threads: int, name: str | None) -> Runtime:
+def _torch(bundle: Path, student: Student, threads: int, options: Options = DEFAULT) -> Runtime:
     _require("torch", "diffusers", "transformers")
     if student.family not in TOKENIZERS:
         raise BundleError(f"family is {student.family!r}: the torch runtime serves {', '.join(TOKENIZERS)}")
     verify_files(bundle, student)
     from student.runtimes.torch import TorchRuntime
 
-    return TorchRuntime(bundle, student, threads)
+    return TorchRuntime(bundle, student, threads, options)
 
 
 def _require(*packages: str) -> None:
@@ -131,5 +133,5 @@ LOADERS: dict[str, Callable[[Path, Student, int, str | None], Runtime]] = {
     "openvino": _openvino,
     "tensorrt": _tensorrt,
     "tensorrt_rtx": _tensorrt_rtx,
-    "torch": _torch,
+    "torch": lambda bundle, student, threads, name: _torch(bundle, student, threads),
 }

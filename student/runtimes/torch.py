@@ -1,53 +1,194 @@
-"""The bundle's own pipeline behind the runtime's protocol: serves a student as soon as it is trained.
+"""The bundle's own pipeline behind the runtime's protocol: serves a student as soon as it is trained or adopted.
 
 Only this module and what it imports need torch; ``load`` imports it when it is asked for.
+Legend: B images, L tokens.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from student.bundle import Student
-from student.families.find import family_of_student
+from student.families.family import Condition, Family, SizeError
+from student.families.find import FAMILIES, family_of_student
 from student.noise import noise
-from student.pipeline import open_pipeline
+from student.pipeline import open_pipeline, read_index
+from student.runtimes.batches import Measured, measure, read_table, split, write_table
+from student.runtimes.compiled import CPU_BATCH
+from student.runtimes.machine import find_gpu
+from student.runtimes.manifest import RUNTIMES
+from student.runtimes.options import Options
+from student.runtimes.placement import Placement, numbers_of, place
 from student.runtimes.runtime import FloatArray, check_call
 from student.runtimes.scoring import Scorers
+from student.runtimes.sizes import Size, at_size, own_size, size_name, sizes_of
 from student.sampler import denoise
 from student.tokens import PromptTokens
 
+DEFAULT = Options()
+COMPILE = {"off": None, "on": "default", "graphs": "reduce-overhead"}
+
+
+class TorchModel:
+    """A family's parts where the placement says, from ids and noise to pictures; any device, and no files."""
+
+    def __init__(self, family: Family, placement: Placement, compile: str = "off") -> None:
+        self.family, self.placement = family, placement
+        self._recorded = compile == "graphs"
+        if mode := COMPILE[compile]:
+            family.transformer.compile(mode=mode, dynamic=False)
+
+    @torch.no_grad()
+    def draw(self, ids_BL: Sequence[Tensor], x: Tensor, sigmas: Sequence[float]) -> Tensor:
+        """Pictures (B, ...) in [0, 1], float32, on the device; ``ids_BL`` and the noise ``x`` lie in main memory."""
+        condition = self.encode(ids_BL)
+        start = x.to(self.placement.device)
+        steps = torch.tensor(sigmas, dtype=torch.float32).to(start.device)  # in one copy, not one a step
+
+        def velocity(x: Tensor, sigma: float) -> Tensor:
+            if self._recorded:
+                torch.compiler.cudagraph_mark_step_begin()  # what the last step gave has been used
+            return self.family.velocity(x, steps[sigmas.index(sigma)], condition)
+
+        return self.family.decode(denoise(velocity, start, sigmas))
+
+    def encode(self, ids_BL: Sequence[Tensor]) -> Condition:
+        """Ids in main memory -> condition on the device."""
+        device, offload = self.placement.device, self.placement.offload
+        if offload == "cpu":
+            return self.family.encode_ids(*ids_BL).to(device)
+        there = [part.to(device) for part in ids_BL]
+        return self.family.encode_ids(*there) if offload == "off" else self._encode_visiting(there)
+
+    def _encode_visiting(self, ids_BL: Sequence[Tensor]) -> Condition:
+        """The encoders' weights are copied to the device for this call; nothing is copied back."""
+        text = _Encoding(self.family)
+        visiting = {
+            f"family.{name}.{key}": value.to(self.placement.device, non_blocking=True)
+            for name in self.family.encoders
+            if (encoder := getattr(self.family, name)) is not None
+            for key, value in (*encoder.named_parameters(), *encoder.named_buffers())
+        }
+        condition: Condition = functional_call(text, visiting, tuple(ids_BL))
+        return condition
+
+
+class _Encoding(nn.Module):
+    """The encoders as a module, to be called with other weights."""
+
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        self.family = family
+
+    def forward(self, *ids_BL: Tensor) -> Condition:
+        return self.family.encode_ids(*ids_BL)
+
 
 class TorchRuntime:
-    """Draws image by image: torch picks another matrix kernel for another batch, and bytes would follow it."""
+    """On a GPU in the largest batches that leave bytes as they are, as measured there once; image by image on a CPU.
+
+    Torch picks another matrix kernel for another batch, and bytes would follow it.
+    """
 
     name = "torch"
-    max_batch = 8
 
-    def __init__(self, bundle: Path, student: Student, threads: int) -> None:
+    def __init__(self, bundle: Path, student: Student, threads: int, options: Options = DEFAULT) -> None:
         torch.set_num_threads(threads)
         self.student = student
         self._tokens = PromptTokens(bundle, student.max_tokens, student.family)
-        self._model = family_of_student(open_pipeline(bundle), student)
+        kind = FAMILIES[str(read_index(bundle)["_class_name"])]
+        gpu = find_gpu()[0] if torch.cuda.is_available() else None
+        self.placement = place(numbers_of(bundle), gpu, options.offload, kind.in_float32)
+        self._model = TorchModel(_open(bundle, student, self.placement, kind), self.placement, options.compile)
         self.scorers = Scorers(bundle, student, threads)
+        self.sizes: tuple[Size, ...] = sizes_of(bundle, student)
+        started = time.perf_counter()
+        self.batches = self._measured(bundle, options)
+        self.max_batch = self.batches[self.sizes[0]].largest if self.batches else CPU_BATCH
+        self.warm_up_s = time.perf_counter() - started
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
-        """See ``Runtime.draw``."""
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None) -> FloatArray:
+        """See ``Runtime.draw`` and ``SizedRuntime.draw``; every size that the family draws is accepted."""
         check_call(self.student, prompts, seeds, steps, self.max_batch)
-        x_BCHW = torch.from_numpy(noise(seeds, self.student.latents.shape))
-        ids = [torch.from_numpy(ids_BL) for ids_BL in self._tokens.encode(prompts)]
-        rows = [self._draw([part[b : b + 1] for part in ids], x_BCHW[b : b + 1], steps) for b in range(len(prompts))]
-        images_BCHW: FloatArray = torch.cat(rows).numpy()
+        size = size or own_size(self.student)
+        together = self.batches[size].together if size in self.batches else (1,)
+        student = self._at(size)
+        parts = [self._draw(student, prompts[part], seeds[part], steps) for part in split(len(prompts), together)]
+        images_BCHW: FloatArray = torch.cat(parts).numpy()
         return images_BCHW
 
     def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
         """See ``Runtime.score``."""
         return self.scorers.score(images_BCHW, prompts)
 
-    @torch.inference_mode()
-    def _draw(self, ids: list[torch.Tensor], x: torch.Tensor, steps: int) -> torch.Tensor:
-        condition = self._model.encode_ids(*ids)
-        x = denoise(lambda x, sigma: self._model.velocity(x, sigma, condition), x, self.student.sigmas[steps])
-        return self._model.decode(x)
+    def _at(self, size: Size) -> Student:
+        if size == own_size(self.student):
+            return self.student
+        try:
+            latents = self._model.family.geometry(*size, self.student.image.frames or 1)
+        except SizeError as error:
+            raise ValueError(f"{self.student.id} does not draw {size_name(size)}: {error}") from error
+        return at_size(self.student, size, (latents.height, latents.width))
+
+    def _draw(self, student: Student, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Tensor:
+        ids_BL = [torch.from_numpy(rows) for rows in self._tokens.encode(prompts)]
+        x = torch.from_numpy(noise(seeds, student.latents.shape))
+        return self._model.draw(ids_BL, x, student.sigmas[steps]).cpu()
+
+    def _measured(self, bundle: Path, options: Options) -> dict[Size, Measured]:
+        """What each size's batches cost on this GPU, from the bundle or measured now; nothing on a CPU."""
+        if self.placement.device == "cpu":
+            return {}
+        key = _key(self.student, self.placement, options)
+        table = read_table(bundle / RUNTIMES, key)
+        steps = min(self.student.steps)
+        for size in self.sizes:
+            if size_name(size) not in table:
+                student = self._at(size)
+                table[size_name(size)] = measure(
+                    lambda prompts, seeds, student=student: self._draw(student, prompts, seeds, steps).numpy(),  # type: ignore[misc]
+                    _out_of_memory,
+                )
+                write_table(bundle / RUNTIMES, key, table)
+        self._draw(self.student, ["a"], [0], steps)  # a kept table warms nothing up
+        return {size: table[size_name(size)] for size in self.sizes}
+
+
+def _open(bundle: Path, student: Student, placement: Placement, kind: type[Family]) -> Family:
+    dtype = getattr(torch, placement.dtype)
+    wide = {*kind.in_float32, *(("vae",) if dtype == torch.float16 else ())}
+    types = {"default": dtype, **dict.fromkeys(wide, torch.float32)}
+    family = family_of_student(open_pipeline(bundle, types if wide else dtype), student)
+    spread(family, placement)
+    return family
+
+
+def spread(family: Family, placement: Placement) -> None:
+    """Each part to where the placement has it; encoders that only visit wait in pinned memory."""
+    for name in ("transformer", "vae", *family.encoders):
+        part: Any = getattr(family, name)
+        if part is None:
+            continue
+        if name in family.encoders and placement.offload != "off":
+            if placement.offload == "encoders" and torch.cuda.is_available():
+                for value in (*part.parameters(), *part.buffers()):
+                    value.data = value.data.pin_memory()
+        else:
+            part.to(placement.device)
+
+
+def _key(student: Student, placement: Placement, options: Options) -> str:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    parts = (gpu, torch.__version__, placement.dtype, placement.offload, options.compile, student.fingerprint()[:16])
+    return " ".join(map(str, parts))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError)

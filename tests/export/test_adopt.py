@@ -24,6 +24,7 @@ from student.bundle import read_student, verify_files
 from student.noise import noise
 from student.pipeline import open_pipeline, reproduce
 from student.runtimes.load import load
+from student.runtimes.options import Options
 from student.sampler import pack
 from tests.student.families import tiny
 
@@ -348,7 +349,7 @@ def test_rewards_are_measured_on_the_models_own_pictures(
     assert not list((out / "scorers").glob(".*")) and (out / "calibration.txt").read_text().split("\n")[1] == "ring"
     from rewards.serving import open_reward
 
-    runtime = load(out, "torch", 1, open_reward)
+    runtime = load(out, "torch", 1, Options(open_reward))
     texts = [PROMPTS[number % len(PROMPTS)] for number in range(12)]
     for steps in (2, 1):
         images = np.concatenate([runtime.draw(texts[b : b + 4], range(b, b + 4), steps) for b in (0, 4, 8)])

@@ -1,0 +1,23 @@
+"""What a service may ask of the runtimes that it loads, beside their name and their threads; no network library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from student.runtimes.scoring import OpenReward
+
+COMPILES = ("off", "on", "graphs")
+
+
+@dataclass(frozen=True)
+class Options:
+    """``open_reward`` opens, by its reward's name, a scorer that the bundle names but does not hold compiled
+    (``rewards.serving.open_reward``); without it such a scorer is left out.
+
+    Of the torch runtime on a GPU: ``offload`` says where prompt encoders wait (see ``placement``), ``compile`` whether
+    the transformer is compiled, and recorded as CUDA graphs.
+    """
+
+    open_reward: OpenReward | None = None
+    offload: str = "auto"
+    compile: str = "off"

@@ -1,0 +1,89 @@
+"""Where a student's own pipeline runs and in which type: decided from the files and the machine, loading neither.
+
+Legend: sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from student.bundle import BundleError
+from student.runtimes.machine import Gpu
+
+OFFLOADS = ("auto", "off", "encoders", "cpu")
+SMALL = 200_000_000  # numbers in a transformer below which float32 costs nothing that matters
+BF16_FROM = (8, 0)  # compute capability
+WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
+ACTIVATIONS = 2 * 2**30  # at 1024 px, with the autoencoder's
+USABLE = 0.92  # of the GPU's memory: the driver and the library take the rest
+DENOISING = ("transformer", "vae")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """``offload``: "off" (all on the device), "encoders" (there while they encode) or "cpu" (they stay there)."""
+
+    device: str
+    dtype: str
+    offload: str = "off"
+
+
+def numbers_of(bundle: Path) -> dict[str, int]:
+    """How many numbers each part of a pipeline has, from the headers of its files."""
+    counts: dict[str, int] = {}
+    for path in sorted(bundle.glob("*/*.safetensors")):
+        part = path.parent.name
+        counts[part] = counts.get(part, 0) + sum(prod(row["shape"]) for row in read_header(path).values())
+    return counts
+
+
+def read_header(path: Path) -> dict[str, dict[str, list[int]]]:
+    """Type and shape of each tensor in a safetensors file, which is not read."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, dict[str, list[int]]] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header
+
+
+def place(
+    numbers: Mapping[str, int], gpu: Gpu | None, offload: str = "auto", in_float32: Collection[str] = ()
+) -> Placement:
+    """The device and the type of the network, and where the prompt encoders wait.
+
+    ``in_float32`` are the parts that are never run narrower.
+
+    Raises:
+        BundleError: an offload that is none, or a GPU that the network does not fit on however that is set.
+    """
+    if offload not in OFFLOADS:
+        raise BundleError(f"offload is {offload!r}: accepted is {', '.join(OFFLOADS)}")
+    if gpu is None:
+        return Placement("cpu", "float32")
+    dtype = _type(numbers.get("transformer", 0), gpu)
+    wide = {*in_float32, *(("vae",) if dtype == "float16" else ())}
+    taken = {part: count * (4 if part in wide else WIDTH[dtype]) for part, count in numbers.items()}
+    denoising = sum(taken.get(part, 0) for part in DENOISING)
+    everything, room = sum(taken.values()), int(gpu.memory_bytes * USABLE)
+    needed = {"off": everything + ACTIVATIONS, "encoders": max(everything, denoising + ACTIVATIONS)}
+    needed["cpu"] = denoising + ACTIVATIONS
+    chosen = next((name for name in needed if needed[name] <= room), "") if offload == "auto" else offload
+    if not chosen or needed[chosen] > room:
+        least = min(needed.values()) if offload == "auto" else needed[offload]
+        raise BundleError(
+            f"the network needs {least / 2**30:.1f} GiB of GPU memory in {dtype}, and {gpu.name} has "
+            f"{room / 2**30:.1f} to give"
+        )
+    return Placement("cuda", dtype, chosen)
+
+
+def _type(transformer: int, gpu: Gpu) -> str:
+    if transformer < SMALL:
+        return "float32"
+    major, _, minor = gpu.compute_capability.partition(".")
+    return "bfloat16" if (int(major), int(minor or 0)) >= BF16_FROM else "float16"
