@@ -21,11 +21,9 @@ from export.preflight import available_bytes
 from export.source import Source, Weights, class_of, header, hollow_pipeline
 from export.store import link
 from export.writing import whole_folder, write_atomically
-from student import schedule
 from student.bundle import NAME, ImageSize, Student, read_student, write_student
 from student.families.family import Family, SizeError
 from student.families.find import family_of
-from student.families.flux import Flux
 from student.pipeline import shift_no_more
 
 ORIGIN = "origin.json"
@@ -126,7 +124,7 @@ def manifest(asked: Adoption, pipe: Any) -> Student:
         latents=latents,
         image=ImageSize(height, width, frames),
         max_tokens=family.max_tokens,
-        baked=_baked(family),
+        baked=family.baked,
         teacher=asked.source.name,
         scorers={},
     )
@@ -143,12 +141,6 @@ def _options(asked: Adoption, pipe: Any) -> dict[str, Any]:
     if asked.guidance is not None and not embedded:
         raise ExportError(f"guidance is {asked.guidance:g}: {asked.source.name} is told no guidance, as FLUX.1-schnell")
     return {"guidance": asked.guidance} if embedded else {"max_tokens": SCHNELL_TOKENS}
-
-
-def _baked(family: Family) -> dict[str, float]:
-    """The guidance that diffusers' pipeline must be called with; none where its transformer is told none."""
-    strength = family.guidance if isinstance(family, Flux) else 1.0
-    return {} if strength is None else {"guidance_scale": strength}
 
 
 def _own_size(pipe: Any) -> tuple[int, int]:
@@ -168,11 +160,10 @@ def own_sigmas(family: Family, steps: int, shape: Sequence[int]) -> tuple[float,
     Raises:
         ExportError: they do not fall from 1 to 0.
     """
-    schedule.shift_of(family.scheduler_config, tokens=1)  # refuses what no Euler path has
     scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(family.scheduler_config)  # type: ignore[no-untyped-call]
     options: dict[str, Any] = {}
     if family.scheduler_config.get("use_dynamic_shifting"):
-        options["mu"] = _mu(family, shape)
+        options["mu"] = family._dynamic_mu(family.scheduler_config, family._num_tokens(shape), steps)
     if family.name in GIVES_SIGMAS:
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **options)
     else:
@@ -181,13 +172,6 @@ def own_sigmas(family: Family, steps: int, shape: Sequence[int]) -> tuple[float,
     if not all(a > b for a, b in zip(found, [*found[1:], 0.0], strict=True)) or found[0] > 1:
         raise ExportError(f"the scheduler's {steps} sigmas are {found}: accepted are sigmas that fall from 1 to 0")
     return found
-
-
-def _mu(family: Family, shape: Sequence[int]) -> float:
-    config, tokens = family.scheduler_config, family._num_tokens(shape)
-    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    return float(base + (most - base) * (tokens - low) / (high - low))
 
 
 def _id(out: Path) -> str:

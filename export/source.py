@@ -24,6 +24,7 @@ from student.pipeline import read_index
 
 LFS = b"version https://git-lfs.github.com/spec/"
 BASES = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call their weights
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")  # of a tokenizer
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack")
 VARIANTS = ("", "bf16", "fp16")  # the first that is there is taken
 
@@ -111,6 +112,8 @@ def inspect(folder: Path, name: str) -> Source:
     for part, (_, kind) in found.parts.items():
         if part not in weights and not (folder / part).is_dir():
             raise ExportError(f"{name} lacks the folder {part!r} ({kind}) that its model_index.json names")
+        if "Tokenizer" in kind and not any((folder / part / file).is_file() for file in VOCABULARIES):
+            raise ExportError(f"{folder / part} holds no tokenizer: accepted are {', '.join(VOCABULARIES)}")
     return Source(name, folder, index, weights)
 
 

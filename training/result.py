@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rewards.weighted import Calibration
 from student.bundle import RewardReference, Scorer, Student, write_student
 from student.families.family import Family
 from student.pipeline import open_pipeline, read_index, save_pipeline, shift_no_more
+from student.reference import distribution, with_distribution
 from training import figures
 from training.card import card
 from training.evaluate import Evaluation, mean_error
@@ -23,6 +24,8 @@ from training.rats.setup import Setup
 from training.scorers import HELDOUT, TRAINED
 
 ROLES = (TRAINED, HELDOUT)
+CALIBRATION = "calibration.txt"  # prompts of the model's own world, with which its exports are proven
+PROOF_PROMPTS = 32
 FP16_MAX = torch.finfo(torch.float16).max
 
 
@@ -63,6 +66,7 @@ def write(
 
     ``table`` is the teacher's rows, then the student's; ``chosen_at`` the step count whose weights were kept.
     """
+    (out / CALIBRATION).write_text("\n".join(setup.prompts.calibration[:PROOF_PROMPTS]) + "\n")
     student = write_student(out, manifest(setup, table, chosen_at))
     figures.grid(pictures, out / "grid.png")
     figures.curves(read_log(out / "run" / "log.jsonl"), out / "curves.png")
@@ -78,13 +82,12 @@ def write(
 def manifest(setup: Setup, table: Sequence[Evaluation], chosen_at: int) -> Student:
     """What student.json says."""
     config, model, shape = setup.config, setup.model, setup.latents.shape
-    first = next(row for row in table if row.label == "student")
-    # Only the starter world's scorers can be compiled into a bundle; they are one for each role.
-    compiled = {
+    rows = [row for row in table if row.label == "student"]
+    known = {
         term.name: (role, term, term.calibration)
         for role, weighted in setup.rewards.items()
         for term in weighted.terms
-        if term.calibration and Path(term.asked.removeprefix("shapes:")).is_dir()
+        if term.calibration
     }
     return Student(
         id=config.student.id,
@@ -98,20 +101,27 @@ def manifest(setup: Setup, table: Sequence[Evaluation], chosen_at: int) -> Stude
         baked=model.baked,
         teacher=origin(config.model).name,
         scorers={
-            name: Scorer(f"scorers/{name}.onnx", kept.mean, kept.std, role, term.source)  # type: ignore[arg-type]
-            for name, (role, term, kept) in compiled.items()
+            name: Scorer(f"scorers/{name}.onnx", kept.mean, kept.std, role, term.source, _named(term.asked))  # type: ignore[arg-type]
+            for name, (role, term, kept) in known.items()
         },
-        reward_reference={
-            name: _reference(kept.standardise(first.scores[name])) for name, (_, _, kept) in compiled.items()
-        },
+        reward_reference={name: _reference(rows, name, kept) for name, (_, _, kept) in known.items()},
         evaluation=tuple(_row(setup, row) for row in table),
         chosen_at=chosen_at,
     )
 
 
-def _reference(values: Sequence[float]) -> RewardReference:
-    points = {str(p): float(np.percentile(values, p)) for p in (1, 5, 25, 50, 75, 95, 99)}
-    return RewardReference(float(np.mean(values)), float(np.std(values, ddof=1)), points)
+def _named(asked: str) -> str | None:
+    """The name by which serving opens a reward; a scorer of the starter world has a folder, and is compiled only."""
+    return None if Path(asked.removeprefix("shapes:")).is_dir() else asked
+
+
+def _reference(rows: Sequence[Evaluation], name: str, kept: Calibration) -> RewardReference:
+    """How the student's own pictures score, at each of its step counts; the first stands for all."""
+    found = None
+    for row in rows:
+        found = with_distribution(found, str(row.nfe), distribution(kept.standardise(row.scores[name])))
+    assert found is not None
+    return found
 
 
 def _row(setup: Setup, row: Evaluation) -> dict[str, Any]:

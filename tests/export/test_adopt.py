@@ -155,7 +155,6 @@ def _lora(pipe: Any) -> dict[str, torch.Tensor]:
         f"transformer.{key}": torch.randn(value.shape, generator=gen) * 0.3
         for key, value in get_peft_model_state_dict(pipe.transformer, adapter_name="x").items()
     }
-    pipe.transformer.delete_adapters("x")
     return state
 
 
@@ -170,7 +169,7 @@ def _by_hand(pipe: Any, state: dict[str, torch.Tensor], weight: float) -> None:
 @pytest.mark.parametrize("name", ["schnell", "turbo"])
 def test_a_lora_is_merged(sources: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     pipe = MODELS[name]()
-    state = _lora(pipe)
+    state = _lora(MODELS[name]())
     save_file(state, tmp_path / "turbo.safetensors")
     _by_hand(pipe, state, 0.5)
     out = tmp_path / "merged"
@@ -243,7 +242,10 @@ REFUSED: list[tuple[Callable[[Path], object], str]] = [
     (_pointer, "is a Git LFS pointer in place of the file: run git lfs pull"),
     (lambda f: shutil.rmtree(f / "tokenizer"), "lacks the folder 'tokenizer'"),
     (lambda f: shutil.rmtree(f / "text_encoder_2"), "lacks the folder 'text_encoder_2'"),
-    (lambda f: [p.unlink() for p in f.glob("tokenizer_2/*")], "tokenizer_2 cannot be opened as a"),
+    (
+        lambda f: [p.unlink() for p in f.glob("tokenizer_2/*")],
+        "tokenizer_2 holds no tokenizer: accepted are tokenizer.json,",
+    ),
     (lambda f: [p.unlink() for p in f.glob("vae/*.safetensors")], "vae holds no weights"),
     (
         lambda f: _edit(f / "scheduler" / "scheduler_config.json", lambda d: d.update(stochastic_sampling=True)),
