@@ -54,7 +54,8 @@ class TorchModel:
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
             if self._recorded:
-                torch.compiler.cudagraph_mark_step_begin()  # what the last step gave has been used
+                # What the last step gave has been used.
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             return self.family.velocity(x, steps[sigmas.index(sigma)], condition)
 
         return self.family.decode(denoise(velocity, start, sigmas))

@@ -13,7 +13,7 @@ from student.runtimes.runtime import FloatArray
 
 
 class Device:
-    """Draws a picture's own bytes in ``seconds(batch)``, has room for ``room`` and other kernels for ``other`` sizes."""
+    """Draws a picture's own bytes in ``seconds(batch)``, with room for ``room`` and other kernels for ``other``."""
 
     def __init__(self, seconds: Callable[[int], float], room: int = 1000, other: Sequence[int] = ()) -> None:
         self.seconds, self.room, self.other = seconds, room, other
@@ -34,9 +34,9 @@ class Device:
 
 
 def test_a_batch_grows_while_it_pays() -> None:
-    found = Device(lambda batch: 1 + max(0, batch - 8) * 0.5).measure()
+    found = Device(lambda batch: 1 + max(0, batch - 8) * 0.11).measure()
     assert found.largest == 16 and found.together == (1, 2, 4, 8, 16)  # 32 draw no faster than two calls of 16
-    assert found.seconds[8] == 1 and found.seconds[32] == 13
+    assert found.seconds[8] == pytest.approx(1) and found.seconds[32] == pytest.approx(3.64)
 
 
 def test_a_large_network_is_drawn_alone() -> None:
