@@ -232,6 +232,8 @@ def _link_weights(source: Source, name: str, place: Path) -> None:
     """The part's weights under plain names, and its configuration, which says float32: every part is opened so."""
     for file, plain in source.weights[name].plain_names().items():
         link(file.resolve(), place / plain)
+    if sharded := source.weights[name].plain_index():
+        (place / sharded[0]).write_text(json.dumps(sharded[1], indent=2) + "\n", "utf-8")
     for config in (source.folder / name).glob("*.json"):
         if ".index" in config.name or config.name in {path.name for path in place.iterdir()}:
             continue

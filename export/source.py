@@ -31,7 +31,7 @@ VARIANTS = ("", "bf16", "fp16")  # the first that is there is taken
 
 @dataclass(frozen=True)
 class Weights:
-    """Files of one part's weights, and their index where they are sharded; ``target`` is the index's plain name."""
+    """Files of one part's weights, and their index where they are sharded."""
 
     files: tuple[Path, ...]
     index: Path | None = None
@@ -43,12 +43,19 @@ class Weights:
         return sum(file.stat().st_size for file in self.files)
 
     def plain_names(self) -> dict[Path, str]:
-        """What each file is called where nobody has to be told of a variant; an index goes on naming its shards."""
-        dotted = f".{self.variant}" if self.variant else ""
+        """What each file of weights is called where nobody has to be told of a variant."""
+        return {file: self._plain(file.name) for file in self.files}
+
+    def plain_index(self) -> tuple[str, dict[str, Any]] | None:
+        """Name and contents of the index of such names; None where the weights are in one file."""
         if self.index is None:
-            return {file: file.name.replace(f"{dotted}.safetensors", ".safetensors") for file in self.files}
-        index = self.index.name.replace(f"{dotted}.json", ".json")
-        return {file: file.name for file in self.files} | {self.index: index}
+            return None
+        data: dict[str, Any] = json.loads(self.index.read_text("utf-8"))
+        data["weight_map"] = {key: self._plain(name) for key, name in data["weight_map"].items()}
+        return self._plain(self.index.name), data
+
+    def _plain(self, name: str) -> str:
+        return name.replace(f".{self.variant}", "", 1) if self.variant else name
 
 
 @dataclass(frozen=True)
