@@ -98,7 +98,7 @@ def service(url: str | None) -> Iterator[str]:
 
 
 async def measure(url: str, key: str | None, prompt: str, seconds: float) -> Times:
-    """The service times of a running service; so many seconds at each of five loads."""
+    """The service times of a running service; ``seconds`` seconds at each of five loads."""
     async with AsyncClient(url, api_key=key) as client:
         return times_of(await Target(client, prompt, workers_of(url)).measure(seconds))
 

@@ -1,4 +1,4 @@
-"""The simulator's prediction beside what a real service does under open load, window by window."""
+"""The simulator's prediction and what a real service does under open load, window by window."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ async def check(
             drift = capacity / (times_of(after).capacity * workers) - 1
             times = times_of([*before, *after], rate)
             own = times_of(answers, claim_s=times.claim_s)
-            known, told = (expected(each, moments, workers) for each in (times, own))
-            show(Window(len(moments), known, told, found(answers, moments, workers), drift))
+            known, explained = (expected(each, moments, workers) for each in (times, own))
+            show(Window(len(moments), known, explained, found(answers, moments, workers), drift))
             before = after
 
 
@@ -132,19 +132,19 @@ def verdict(windows: Sequence[Window]) -> tuple[str, int]:
     """(what the windows say, 0 if the prediction held, 1 if not, 2 if nothing can be said)."""
     counted = [window for window in windows if window.steady]
     own = _medians([apart(window.measured, window.explained) for window in windows])
-    told_own = f"With the service times of the windows themselves: {_told(own)}."
+    own_times = f"With the service times of the windows themselves: {_percentages(own)}."
     if len(counted) * 2 < len(windows):
-        return f"Other work on this machine moved the service times by more than 15 % in most windows. {told_own}", 2
+        return f"Other work on this machine moved the service times by more than 15 % in most windows. {own_times}", 2
     medians = _medians([window.differences for window in counted])
     holds = all(abs(difference) <= TOLERANCE for difference in medians.values())
     within = f"{'within' if holds else 'NOT within'} {TOLERANCE:.0%}"
-    said = f"Median of {len(counted)} windows, measured over predicted: {_told(medians)}; {within}."
-    return f"{said}\n{told_own}", int(not holds)
+    said = f"Median of {len(counted)} windows, measured over predicted: {_percentages(medians)}; {within}."
+    return f"{said}\n{own_times}", int(not holds)
 
 
 def _medians(differences: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.median(one[name] for one in differences) for name in NAMES}
 
 
-def _told(differences: Mapping[str, float]) -> str:
+def _percentages(differences: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {difference:+.1%}" for name, difference in differences.items())

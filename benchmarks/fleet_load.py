@@ -40,7 +40,7 @@ STOP_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class Seen:
-    """One answer, of so many a second (0: to a single user): how long it took its client, and where that time went.
+    """One answer at a rate of ``rate`` answers a second (0: a single user): how long its client waited, and for what.
 
     ``draw_s`` is the call that it shared with ``size - 1`` others, ``after_s`` the worker's time for it and for those
     of its batch before it once that was over, ``outside_s`` what is not between acceptance and end.
@@ -56,11 +56,11 @@ class Seen:
 
 
 def seen(answer: Answer, took_s: float) -> Seen:
-    told = answer.timings
-    draw_s = told.inference_s + told.score_s
-    after_s = max(0.0, told.total_s - told.queue_s - draw_s)
-    outside_s = max(0.0, took_s - told.total_s)
-    return Seen(0.0, took_s, answer.batch_size, told.queue_s, draw_s, after_s, outside_s)
+    timings = answer.timings
+    draw_s = timings.inference_s + timings.score_s
+    after_s = max(0.0, timings.total_s - timings.queue_s - draw_s)
+    outside_s = max(0.0, took_s - timings.total_s)
+    return Seen(0.0, took_s, answer.batch_size, timings.queue_s, draw_s, after_s, outside_s)
 
 
 def near(answers: Sequence[Seen], rate: float) -> list[Seen]:
@@ -114,7 +114,7 @@ class Target:
         return seen(answer, time.perf_counter() - due)
 
     async def users(self, count: int, seconds: float, think_s: float, seed: int) -> list[Seen]:
-        """What so many users see, each of whom waits for an answer, thinks (``think_s`` on average) and asks again."""
+        """What ``count`` users see, who wait for an answer, think (``think_s`` on average) and ask again."""
         found: list[Seen] = []
         chance, until = random.Random(seed), time.perf_counter() + seconds
 
@@ -129,7 +129,7 @@ class Target:
         return [replace(one, rate=rate) for one in found]
 
     async def measure(self, seconds: float, seed: int = 0) -> list[Seen]:
-        """Answers at each of the loads; so many seconds for each."""
+        """Answers at each of the loads, ``seconds`` seconds of each."""
         await self.users(2 * self.workers, min(2.0, seconds), 0.001, seed)  # warms up
         found = await self.users(1, seconds, 0.001, seed)
         draw_s = statistics.fmean(one.draw_s for one in found)

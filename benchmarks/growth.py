@@ -122,23 +122,23 @@ def _through(waiting: Sequence[Job]) -> dict[str, float]:
 
 
 def waiting(count: int) -> dict[str, float]:
-    """So many jobs of one batch key wait."""
+    """``count`` jobs of one batch key wait."""
     return _through([_job() for _ in range(count)])
 
 
 def keys(count: int) -> dict[str, float]:
-    """A thousand jobs of so many batch keys wait."""
+    """A thousand jobs of ``count`` batch keys wait."""
     jobs = [_job() for _ in range(max(1000, count))]
     return _through([replace(job, height=8 * (1 + k % count)) for k, job in enumerate(jobs)])
 
 
 def workers(count: int) -> dict[str, float]:
-    """Answers a second of so many workers whose calls take 0.4 s and no processor time."""
+    """Answers a second of ``count`` workers whose calls take 0.4 s and no processor time."""
     return _served({"WORKERS": count}, f"fake:sleep={BUSY['workers']}", 24 * count)
 
 
 def apis(count: int) -> dict[str, float]:
-    """Answers a second of so many HTTP processes; the workers take no time."""
+    """Answers a second of ``count`` HTTP processes; the workers take no time."""
     return _served({"APIS": count, "WORKERS": 2}, "p", 64)
 
 

@@ -112,7 +112,7 @@ def flood(address: tuple[str, int], seed: int, count: int, threads: int) -> Coun
 
 
 def latencies(url: str, count: int) -> list[float]:
-    """Seconds that each of so many honest requests takes, one after the other."""
+    """Seconds that each of ``count`` honest requests takes, one after the other."""
     taken = []
     with httpx.Client(trust_env=False, timeout=PATIENCE_S) as client:
         for k in range(count):
@@ -143,9 +143,9 @@ def main() -> None:
     while attack.is_alive():
         during += latencies(chosen.url, 5)
     print(f"statuses: {dict(sorted(statuses.items()))} ({NO_ANSWER}: closed without an answer)")
-    besieged = statistics.median(during)
-    print(f"an honest client's median: {alone * 1000:.1f} ms alone, {besieged * 1000:.1f} ms beside the flood")
-    print(f"slowed by {besieged / alone:.2f}")
+    attacked = statistics.median(during)
+    print(f"an honest client's median: {alone * 1000:.1f} ms alone, {attacked * 1000:.1f} ms during the flood")
+    print(f"slowed by {attacked / alone:.2f}")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class Rate:
 
 
 async def run(url: str, jobs: int, batch: int, waiting: int) -> Rate:
-    """Push so many jobs through, of which ``waiting`` wait at a time."""
+    """Push ``jobs`` jobs through, of which ``waiting`` wait at a time."""
     client, worker = connect_async(url), connect(url)
     producer = Producer(client, QUEUE, "api", ttl_s=60.0, max_pending=jobs + 1, max_attempts=3)
     consumer = Consumer(worker, QUEUE, "w", lease_s=30.0, max_attempts=3)
@@ -98,8 +98,8 @@ def main() -> None:
                 found = asyncio.run(
                     run(chosen.url or (server.url if server else ""), chosen.jobs, batch, chosen.waiting)
                 )
-                told = f"{found.server_s * 1e6:.0f} us of the server a job: {found.of_one_core:.0f} jobs/s a core"
-                print(f"claims of {batch}: {told} (this process alone: {found.clients:.0f} jobs/s)")
+                cost = f"{found.server_s * 1e6:.0f} us of the server a job: {found.of_one_core:.0f} jobs/s a core"
+                print(f"claims of {batch}: {cost} (this process alone: {found.clients:.0f} jobs/s)")
         finally:
             if server:
                 server.stop()

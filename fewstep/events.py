@@ -19,7 +19,7 @@ NO_CONTENT = 204
 
 
 class Parser:
-    """Lines of a stream become events (WHATWG HTML, 9.2.6): a blank line ends one, what is cut off is none."""
+    """Lines of a stream become events (WHATWG HTML, 9.2.6): a blank line ends one; one that was cut off is dropped."""
 
     def __init__(self) -> None:
         self._name, self._number = "", ""

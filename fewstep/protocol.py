@@ -174,7 +174,7 @@ def quoted(part: str) -> str:
 
 
 def error_of(outcome: Outcome) -> FewstepError | None:
-    """The exception for what came of a call, or None for an answer that is none."""
+    """The exception for a call's outcome, or None for a good answer."""
     if isinstance(outcome, httpx.Response):
         return None if outcome.is_success else api_error(outcome)
     if isinstance(outcome, httpx.TimeoutException) and not isinstance(outcome, httpx.ConnectTimeout):

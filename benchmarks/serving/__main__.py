@@ -81,12 +81,12 @@ def fingerprint(chosen: argparse.Namespace) -> str:
 
 def bare(form: Form, batch: int, seconds: float) -> float:
     """Images a second of the engine alone."""
-    told = {"processes": form.workers, "threads": form.threads, "batch": batch, "seconds": seconds}
+    options = {"processes": form.workers, "threads": form.threads, "batch": batch, "seconds": seconds}
     command = [
         sys.executable,
         "-m",
         "benchmarks.serving.engine",
-        *(p for n, v in told.items() for p in (f"--{n}", str(v))),
+        *(p for n, v in options.items() for p in (f"--{n}", str(v))),
     ]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     if ended.returncode:

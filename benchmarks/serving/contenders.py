@@ -50,8 +50,13 @@ class Contender:
         """What starts it in the foreground."""
         if self.module == "service.run":
             return [str(python), "-m", self.module]
-        told = {"port": port, "workers": form.workers, "threads": form.threads, "deadline-s": deadline_s}
-        return [str(python), "-m", self.module, *(part for name, v in told.items() for part in (f"--{name}", str(v)))]
+        options = {"port": port, "workers": form.workers, "threads": form.threads, "deadline-s": deadline_s}
+        return [
+            str(python),
+            "-m",
+            self.module,
+            *(part for name, v in options.items() for part in (f"--{name}", str(v))),
+        ]
 
     def environment(self, python: Path, port: int, data: Path) -> dict[str, str]:
         """Its variables: those of this process, but for the settings of a service."""

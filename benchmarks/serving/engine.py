@@ -55,7 +55,7 @@ class Engine:
 
 
 def images_per_s(processes: int, threads: int, batch: int, seconds: float) -> float:
-    """Of so many engines at once, all work included; they start together when all are warm."""
+    """Of ``processes`` engines at once, all work included; they start together when all are warm."""
     context = multiprocessing.get_context("spawn")
     ready, counts = context.Barrier(processes), context.Queue()
     running = [context.Process(target=_loop, args=(threads, batch, seconds, ready, counts)) for _ in range(processes)]

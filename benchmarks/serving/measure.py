@@ -180,7 +180,7 @@ def requests(seed: int) -> Iterator[Request]:
 
 
 def closed(server: Running, users: int, seconds: float) -> Figures:
-    """Throughput, latency and processor time with so many users."""
+    """Throughput, latency and processor time with ``users`` users."""
     before_s = server.cpu_s()
     samples = load(server, lambda send: closed_loop(send, requests(1), users, seconds=seconds))
     spent_s = server.cpu_s() - before_s
@@ -196,7 +196,7 @@ def closed(server: Running, users: int, seconds: float) -> Figures:
 
 
 def open_(server: Running, rate: float, seconds: float, seed: int) -> Figures:
-    """Latency under random arrivals of so many a second."""
+    """Latency under random arrivals at ``rate`` a second."""
     arrivals = poisson(requests(1), rate, seconds, seed)
     samples = load(server, lambda send: open_loop(send, arrivals))
     good = [sample.latency_s for sample in samples if sample.outcome.error is None]

@@ -59,7 +59,7 @@ def bench(
         typer.Option(min=0.1, help="How long to send, in place of --requests.", show_default="60"),
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(min=0.001, help="Open loop: random (Poisson) arrivals, so many a second.")
+        float | None, typer.Option(min=0.001, help="Open loop: random (Poisson) arrivals, this many a second.")
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(help='Open loop: arrivals from a file of JSON lines, {"at_s": 0.5, "prompt": "..."}.')

@@ -1,8 +1,8 @@
 """Sends a load, open or closed, and notes what became of each request. The clock is the event loop's.
 
-Closed: so many users, each of whom waits for an answer before the next request. Open: requests arrive when they are
-due, whatever became of those before; a latency counts from that moment, so that a stalled service (or client) cannot
-hide behind requests that were never sent.
+Closed: a fixed number of users, each of whom waits for an answer before the next request. Open: requests are sent when
+they are due, whatever became of those before; a latency counts from that moment, so that a stalled service (or client)
+cannot hide behind requests that were never sent.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ async def closed_loop(
     send: Send, requests: Iterator[Request], users: int, *, count: int | None = None, seconds: float | None = None,
     watch: Watch = ignore,
 ) -> list[Sample]:  # fmt: skip
-    """So many users until ``count`` requests were sent or ``seconds`` have passed; all answers are waited for."""
+    """``users`` users until ``count`` requests were sent or ``seconds`` have passed; all answers are waited for."""
     clock = asyncio.get_running_loop().time
     start_s, samples = clock(), list[Sample]()
     left = islice(requests, count)

@@ -93,7 +93,7 @@ def report(
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that so many per cent of all are not above (nearest rank)."""
+    """The smallest value with at least ``percent`` per cent of all values at or below it (nearest rank)."""
     return sorted(values)[max(0, math.ceil(percent / 100 * len(values)) - 1)]
 
 

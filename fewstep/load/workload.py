@@ -71,7 +71,7 @@ def shares(texts: Sequence[str], read: type[int] | type[str]) -> Choice[Any]:
 
 
 def poisson(requests: Iterator[Request], rate: float, seconds: float, seed: int) -> list[Arrival]:
-    """Arrivals of a Poisson process: ``rate`` a second on average, for so many seconds."""
+    """Arrivals of a Poisson process: ``rate`` a second on average, for ``seconds``."""
     chance, arrivals, at_s = random.Random(seed), [], 0.0
     while (at_s := at_s + chance.expovariate(rate)) < seconds:
         arrivals.append(Arrival(at_s, next(requests)))
@@ -82,7 +82,7 @@ def read_trace(text: str, requests: Iterator[Request]) -> list[Arrival]:
     """Arrivals from JSON lines: ``{"at_s": 0.5, "prompt": "...", "n": 2}``. What a line leaves out is drawn.
 
     Raises:
-        WrongUse: a line is not one, or there is none.
+        WrongUse: a line is not an arrival, or the trace is empty.
     """
     arrivals = [_arrival(line, number, requests) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not arrivals:

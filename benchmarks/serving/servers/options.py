@@ -1,4 +1,4 @@
-"""What every server of the comparison is told. Imports only the standard library."""
+"""The command line of every server of the comparison. Imports only the standard library."""
 
 from __future__ import annotations
 
