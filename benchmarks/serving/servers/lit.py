@@ -18,7 +18,7 @@ class Api(ls.LitAPI):  # type: ignore[misc]
     def setup(self, device: str) -> None:
         self.engine = Engine(self.threads)
 
-    def decode_request(self, request: dict[str, Any]) -> tuple[str, int]:
+    def decode_request(self, request):  # type: ignore[no-untyped-def]  # LitServe reads an annotation as a body model
         return request["prompt"], request["seed"]
 
     def batch(self, inputs: list[tuple[str, int]]) -> list[tuple[str, int]]:
