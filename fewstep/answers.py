@@ -87,7 +87,7 @@ class Problem(Lenient):
 
 
 class Job(Lenient):
-    """A job at any time of its life."""
+    """A job at any time of its life. Times are Unix times in seconds; ``key`` is shown to keys with scope admin."""
 
     id: str
     status: Status
@@ -106,6 +106,10 @@ class Job(Lenient):
     batch_size: int | None = None
     timings: Timings | None = None
     error: Problem | None = None
+    started: float | None = None
+    finished: float | None = None
+    expires_at: int | None = None
+    key: str | None = None
 
     @property
     def final(self) -> bool:
@@ -114,9 +118,10 @@ class Job(Lenient):
 
 
 class Jobs(Lenient):
-    """The caller's own jobs, newest first."""
+    """Jobs, newest first; ``next`` is the cursor of the next page."""
 
     data: list[Job]
+    next: str | None = None
 
 
 class Model(Lenient):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -11,7 +11,7 @@ from typing import Any, Self, Unpack
 import httpx
 
 from fewstep import protocol
-from fewstep.answers import Answer, Event, Job, Model
+from fewstep.answers import Answer, Event, Job, Model, Status
 from fewstep.connection import connection
 from fewstep.errors import FewstepError, JobFailed, Unreachable
 from fewstep.events import Following
@@ -66,9 +66,12 @@ class Client:
         """A job as it is now."""
         return self._run(protocol.job(id, self._retries))
 
-    def jobs(self, limit: int = 20) -> list[Job]:
-        """Your own jobs that are still kept, newest first."""
-        return self._run(protocol.jobs(limit, self._retries))
+    def jobs(self, limit: int = 20, *, status: Sequence[Status] = (), everybody: bool = False) -> list[Job]:
+        """Your own jobs that are still kept, newest first: those in one of these states, if any is named.
+
+        With ``everybody`` those of all keys; that needs a key with the scope admin.
+        """
+        return self._run(protocol.jobs(limit, status, everybody, self._retries))
 
     def cancel(self, id: str) -> Job:
         """Cancel a job, as often as you like; one that has ended stays as it is."""

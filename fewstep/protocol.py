@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from fewstep.retries import Retries
 MARGIN_S = 10.0  # what an answer may take beyond the deadline that the service itself keeps
 OPERATION_S = 30.0  # the same for an operator's call
 KEY_HEADER = "Idempotency-Key"
+PAGE = 100  # jobs that the service lists at a time
 SHOWN_CHARS = 200
 
 
@@ -117,9 +118,17 @@ def job(id: str, retries: Retries) -> Steps[Job]:
     return read((yield from asked(Call("GET", job_path(id)), retries)), Job)
 
 
-def jobs(limit: int, retries: Retries) -> Steps[list[Job]]:
-    """GET /jobs."""
-    return read((yield from asked(Call("GET", "jobs", query={"limit": limit}), retries)), Jobs).data
+def jobs(limit: int, status: Sequence[str], everybody: bool, retries: Retries) -> Steps[list[Job]]:
+    """GET /jobs, page by page, until there are ``limit`` of them."""
+    found: list[Job] = []
+    query: dict[str, Any] = {**({"status": list(status)} if status else {}), **({"all": "true"} if everybody else {})}
+    while True:
+        query = {**query, "limit": min(limit - len(found), PAGE)}
+        page = read((yield from asked(Call("GET", "jobs", query=query), retries)), Jobs)
+        found += page.data
+        if page.next is None or len(found) >= limit:
+            return found
+        query = {**query, "cursor": page.next}
 
 
 def cancel(id: str, retries: Retries) -> Steps[Job]:

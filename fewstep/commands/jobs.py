@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,23 +16,39 @@ from fewstep.output import job_line, print_json, rewards, shortened, table
 
 app = typer.Typer(no_args_is_help=True, help="List, show, watch and cancel your jobs, and fetch their images.")
 
+
+class State(StrEnum):
+    """The states of a job."""
+
+    queued = "queued"
+    running = "running"
+    done = "done"
+    failed = "failed"
+    cancelled = "cancelled"
+    expired = "expired"
+
+
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 
 
 @app.command("list")
 def list_jobs(
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, newest first.")] = 20,
+    status: Annotated[list[State], typer.Option(help="Only jobs in this state; may be repeated.")] = [],  # noqa: B006
+    everybody: Annotated[bool, typer.Option("--all", help="The jobs of all keys; needs the scope admin.")] = False,
     url: Url = None,
     api_key: ApiKey = None,
     json: Json = False,
 ) -> None:
-    """Your own jobs, for as long as the service keeps them."""
+    """Your own jobs, for as long as the service keeps them; with --all, everybody's."""
     with client(url, api_key) as service:
-        jobs = service.jobs(limit)
+        jobs = service.jobs(limit, status=[state.value for state in status], everybody=everybody)
     if json:
         return print_json({"data": jobs})
-    rows = [(job.id, job.status, _time(job), str(len(job.seeds)), shortened(job.prompt)) for job in jobs]
-    typer.echo(table(("ID", "STATUS", "CREATED", "IMAGES", "PROMPT"), rows) if rows else "You have no jobs.")
+    owner = ("KEY",) if everybody else ()
+    rows = [(*_row(job), *((job.key or "-",) if everybody else ()), shortened(job.prompt)) for job in jobs]
+    head = ("ID", "STATUS", "CREATED", "IMAGES", *owner, "PROMPT")
+    typer.echo(table(head, rows) if rows else "There are no such jobs.")
 
 
 @app.command()
@@ -97,6 +114,10 @@ def _show(job: Job, json: bool) -> None:
     typer.echo(job_line(job))
     for picture in job.data:
         typer.echo(f"  {picture.url}  seed {picture.seed}  {rewards(picture.reward)}")
+
+
+def _row(job: Job) -> tuple[str, ...]:
+    return job.id, job.status, _time(job), str(len(job.seeds))
 
 
 def _time(job: Job) -> str:

@@ -217,6 +217,24 @@ def test_an_operators_call_is_repeated_only_if_it_reads() -> None:
     assert asked[0].query == {"wait_s": 90.0} and asked[0].patience_s > 90.0
 
 
+def test_a_list_is_read_page_by_page_until_there_are_enough() -> None:
+    def page(count: int, next: str | None) -> httpx.Response:
+        return response(200, {"data": [JOB] * count, "next": next})
+
+    pages = page(100, "a"), page(100, "b"), page(30, None)
+    asked, found = send(protocol.jobs(230, ["done", "failed"], True, RETRIES), *pages)
+    chosen = {"status": ["done", "failed"], "all": "true"}
+    assert len(found) == 230 and [dict(call.query) for call in asked] == [
+        {**chosen, "limit": 100},
+        {**chosen, "limit": 100, "cursor": "a"},
+        {**chosen, "limit": 30, "cursor": "b"},
+    ]
+    asked, found = send(protocol.jobs(101, [], False, RETRIES), page(100, "a"), page(1, "b"))
+    assert len(found) == 101 and dict(asked[1].query) == {"limit": 1, "cursor": "a"}
+    asked, found = send(protocol.jobs(500, [], False, RETRIES), response(200, {"data": [JOB] * 100}))
+    assert len(found) == 100  # a service of before there were pages
+
+
 def test_what_is_left_out_is_not_sent() -> None:
     asked, _ = send(protocol.submit("p", {"seed": 7, "model": None, "n": 2}, None, RETRIES), response(202, JOB))
     assert asked[0].body == {"prompt": "p", "seed": 7, "n": 2}
