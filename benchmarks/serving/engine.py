@@ -21,7 +21,7 @@ from student.runtimes.load import load
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUNDLE = REPOSITORY / "models" / "shapes"
-RUNTIME = "onnx-fused-fp32"
+RUNTIME = "onnx"  # whichever form the bundle holds
 PROMPT = "a small red heart above a large blue star on a gray background"
 MOST = 8
 

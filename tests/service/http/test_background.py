@@ -23,6 +23,9 @@ def test_lost_jobs_are_looked_for_old_images_swept_and_models_followed(runner: a
         await note(name)
         await asyncio.Event().wait()
 
+    async def take_turn(name: str, lasting_s: float) -> bool:
+        return True
+
     async def all_of_it() -> tuple[float, int]:
         swept: list[tuple[float, int]] = []
         loop = asyncio.get_running_loop()
@@ -34,9 +37,9 @@ def test_lost_jobs_are_looked_for_old_images_swept_and_models_followed(runner: a
         services = SimpleNamespace(
             replies=SimpleNamespace(read_forever=lambda: forever("replies")),
             models=SimpleNamespace(run=lambda: forever("models")),
-            producer=SimpleNamespace(reap=lambda: note("reap")),
+            producer=SimpleNamespace(reap=lambda: note("reap"), take_turn=take_turn),
             results=SimpleNamespace(sweep=sweep),
-            settings=SimpleNamespace(result_ttl_s=77.0, results_quota_mb=3),
+            settings=SimpleNamespace(result_ttl_s=77.0, results_quota_mb=3, sweep_s=60.0),
         )
         async with background(cast(Services, services)), asyncio.timeout(30):
             await asyncio.gather(*(event.wait() for event in done.values()))

@@ -95,3 +95,10 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
     tmp_path.chmod(0o500)
     with pytest.raises(StartupError, match="cannot be used: "):
         prepare(tmp_path / "data", tmp_path / "secrets", "valkey")
+
+
+def test_any_user_may_read_a_secret_and_nobody_may_change_it(tmp_path: Path) -> None:
+    """Each container mounts only its own folder, and runs as a user of its own."""
+    prepare(tmp_path / "data", tmp_path / "secrets", "queue")
+    files = [path for path in (tmp_path / "secrets").rglob("*") if path.is_file()]
+    assert len(files) == 5 and {path.stat().st_mode & 0o777 for path in files} == {0o444}
