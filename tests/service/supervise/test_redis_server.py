@@ -67,6 +67,7 @@ def test_it_is_reachable_by_its_socket_alone_and_never_drops_data(tmp_path: Path
         client = connect(server.url)
         wanted = {"port": "0", "appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
         assert {name: client.config_get(name)[name] for name in wanted} == wanted
+        assert int(client.config_get("maxmemory")["maxmemory"]) == 512 * 2**20  # it does not take all of the machine's
         assert server.socket.stat().st_mode & 0o077 == 0
     finally:
         server.stop()
