@@ -53,11 +53,12 @@ def main(locks: Sequence[str], command: Sequence[str] = (sys.executable, "-m", "
     for lock in map(Path, locks):
         report = ask(lock, command)
         if isinstance(report, str):
-            print(f"{lock.name} was not audited, as the database of known holes cannot be asked: {report}")
+            print(f"{lock.name} was not audited, as the database of known vulnerabilities cannot be reached: {report}")
             worst = worst or UNKNOWN
             continue
         found = holes(report)
-        print("\n".join([f"{lock.name}: {len(report['dependencies'])} packages, {len(found)} known holes", *found]))
+        counted = f"{len(report['dependencies'])} packages, {len(found)} known vulnerabilities"
+        print("\n".join([f"{lock.name}: {counted}", *found]))
         worst = HOLES if found else worst
     return worst
 

@@ -28,7 +28,7 @@ sys.exit(any(found["vulns"] for found in dependencies))
 @pytest.mark.parametrize(
     ("answers", "code", "words"),
     [
-        ({"a.lock": [SOUND]}, CLEAN, "a.lock: 1 packages, 0 known holes"),
+        ({"a.lock": [SOUND]}, CLEAN, "a.lock: 1 packages, 0 known vulnerabilities"),
         ({"a.lock": [SOUND, HOLED]}, HOLES, "holed 2.0: CVE-1, mended in 2.1"),
         ({"a.lock": None}, UNKNOWN, "a.lock was not audited"),
         ({"a.lock": None, "b.lock": [HOLED]}, HOLES, "a.lock was not audited"),
