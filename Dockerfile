@@ -40,6 +40,7 @@ FROM bare AS runtime
 COPY --from=dependencies /opt/venv /opt/venv
 COPY LICENSE /app/
 COPY student /app/student
+COPY rewards /app/rewards
 COPY service /app/service
 COPY fewstep /app/fewstep
 COPY models /app/models
@@ -79,6 +80,7 @@ FROM bare AS worker-gpu
 COPY --from=gpu-dependencies /opt/venv /opt/venv
 COPY LICENSE /app/
 COPY student /app/student
+COPY rewards /app/rewards
 COPY service /app/service
 COPY fewstep /app/fewstep
 COPY models /app/models
