@@ -60,7 +60,7 @@ def corpus(seed: int, count: int) -> Iterator[bytes]:
         body = _body(chosen)
         path = "/generate" if chosen.random() < 0.5 else chosen.choice(PATHS)
         method = "POST" if chosen.random() < 0.7 else chosen.choice(METHODS)
-        lines = [f"{method} {path} HTTP/1.1".encode("utf-8", "surrogatepass"), b"Host: h", b"Connection: close"]
+        lines = [f"{method} {path} HTTP/1.1".encode("utf-8", "surrogatepass"), b"Host: localhost", b"Connection: close"]
         lines += chosen.sample(HEADERS, chosen.choice((0, 0, 1, 1, 2)))
         if not any(line.lower().startswith(b"content-type") for line in lines):
             lines.append(b"Content-Type: application/json")

@@ -55,7 +55,7 @@ class Links:
             Forbidden: it was not, or no longer does.
             RedisError: the queue is out of reach.
         """
-        right = hmac.compare_digest(sign(await self._key(), id, index, expires), signature)
+        right = hmac.compare_digest(sign(await self._key(), id, index, expires).encode(), signature.encode())
         if not right or expires < time.time():
             raise Forbidden(EXPIRED, "signature", code="link_expired")
 

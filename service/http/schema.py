@@ -61,7 +61,7 @@ class GenerateRequest(Strict):
         ge=1,
         le=1000,
         description="Network calls for each image: one of the step counts that the student was trained for. Unset: the "
-        "largest of them.",
+        "student's own default.",
         examples=[4],
     )
     guidance_scale: float | None = Field(

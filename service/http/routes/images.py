@@ -68,7 +68,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
             **RATE,
         },
     },
-    **error_responses(400, 404, 409, 413, 422, 429, 500, 503, 504),
+    **error_responses(400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504),
 }
 Prefer = Annotated[
     list[str] | None,

@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/images", tags=["images"])
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The images; with stream, events.", "content": EVENTS},
-    **error_responses(400, 404, 409, 413, 429, 500, 503, 504),
+    **error_responses(400, 404, 408, 409, 413, 415, 429, 500, 503, 504),
 }
 
 

@@ -26,7 +26,7 @@ class KeyUsage(Strict):
     day: str = Field(description="In UTC.", examples=["2026-11-29"])
     key: str = Field(description="The key's id; anonymous without keys.")
     jobs: int = Field(description="Jobs that ended with pictures.")
-    images: int
+    images: int = Field(description="Images of these jobs.")
     megapixel_steps: float = Field(description="What the network computed: pixels times steps, in millions.")
 
 

@@ -386,10 +386,12 @@ def test_a_server_that_lost_its_scripts_is_given_them_again(tmp_path: Path, runn
 
 
 def test_every_script_is_used_and_says_what_it_may_do_without_memory() -> None:
-    names = {path.stem for path in FOLDER.glob("*.lua")} - {"_common"}
+    names = {str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.lua")} - {"_common"}
     assert names == {
         "enqueue", "claim", "beat", "finish", "release", "lost", "cancel", "reap",
-        "leave", "watch", "place", "show", "models", "webhooks", "bin",
+        "leave", "watch", "position", "show", "drop_dead_letter",
+        "models/read", "models/init", "models/transition", "models/unload", "models/promote", "models/promote_first",
+        "models/idle", "webhooks/take", "webhooks/complete", "webhooks/postpone",
     }  # fmt: skip
     assert {name for name in names if "allow-oom" not in source(name).splitlines()[0]} == {"enqueue"}
 
