@@ -75,9 +75,9 @@ def worker(name: Annotated[str | None, typer.Option(help="The worker's name; it 
     """Start a worker alone."""
 
     def run(settings: Settings) -> None:
-        from service.worker.worker import run_worker
+        from service.worker.process import run_worker
 
-        run_worker(settings, name or uuid.uuid4().hex)
+        sys.exit(run_worker(settings, name or uuid.uuid4().hex))
 
     _with_settings(run)
 

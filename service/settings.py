@@ -81,9 +81,8 @@ class Settings(BaseSettings):
     )
     score: str = Field(
         default="always",
-        pattern=r"^(always|after|off|0(\.\d+)?|\.\d+|1(\.0+)?)$",
-        description="Which pictures are scored: always, a share of them (0.1, by the seed), after (the answer does not "
-        "wait; the score comes in the job's record, the events and the metrics) or off.",
+        pattern=r"^(always|off|0(\.\d+)?|\.\d+|1(\.0+)?)$",
+        description="Which pictures are scored: always, a share of them (0.1, by the seed) or off.",
     )
     offload: Literal["auto", "off", "encoders", "cpu"] = Field(
         default="auto",
@@ -158,6 +157,12 @@ class Settings(BaseSettings):
         default=5.0, gt=0, description="Pause after a failed webhook; it triples each time, up to 8 tries."
     )
     lease_s: float = Field(default=10.0, ge=0.2, description="A worker that is silent so long is taken for dead.")
+    call_timeout_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="A call of the model that takes longer is taken for hung: its worker ends and is started again, "
+        "its jobs are tried again alone. 0: 20 times what such a call took before, at least 30 s.",
+    )
     max_attempts: int = Field(default=5, ge=1, description="A job that was lost with so many workers is given up.")
     drain_s: float = Field(
         default=0.0, ge=0, description="On a stop: how long new requests are still taken while /readyz says 503."

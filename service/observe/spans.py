@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from opentelemetry import trace
@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from service.observe.tracer import Role, Tracing
+from service.observe.tracer import BatchTrace, Role, Tracing
 from service.queue.job import Job
 
 EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
@@ -64,23 +64,12 @@ class OpenTelemetry(Tracing):
             self._propagator.inject(carrier)
             yield carrier.get("traceparent", "")
 
-    @contextmanager
-    def batch(self, batch: str, jobs: Sequence[Job]) -> Iterator[None]:
+    def batch(self, batch: str, jobs: Sequence[Job]) -> BatchTrace:
         senders = [(job, context) for job in jobs if (context := self._sender(job)) is not None]
         attributes = {**_messaging("process"), "messaging.batch.message_count": len(jobs), "fewstep.batch": batch}
         links = [Link(sender, {"messaging.message.id": job.id}) for job, sender in senders]
-        started_ns = time.time_ns()
-        with self._tracer.start_as_current_span(
-            "process batch", Context(), SpanKind.CONSUMER, attributes, links
-        ) as span:
-            yield
-        for job, sender in senders:
-            self._share(job, sender, span.get_span_context(), started_ns)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        with self._tracer.start_as_current_span(name):
-            yield
+        span = self._tracer.start_span("process batch", Context(), SpanKind.CONSUMER, attributes, links)
+        return BatchSpan(self._tracer, span, senders)
 
     def close(self) -> None:
         self._provider.shutdown()
@@ -90,13 +79,29 @@ class OpenTelemetry(Tracing):
         found = trace.get_current_span(context).get_span_context()
         return found if found.is_valid else None
 
-    def _share(self, job: Job, sender: SpanContext, batch: SpanContext, started_ns: int) -> None:
-        """The batch as the job's own trace sees it."""
-        parent = trace.set_span_in_context(trace.NonRecordingSpan(sender), Context())
-        attributes = {**_messaging("process"), "messaging.message.id": job.id}
-        self._tracer.start_span(
-            "process job", parent, SpanKind.CONSUMER, attributes, [Link(batch)], start_time=started_ns
-        ).end()
+
+class BatchSpan(BatchTrace):
+    """The span of a batch, and at its end one for its share in the trace of each of its jobs."""
+
+    def __init__(self, tracer: trace.Tracer, span: trace.Span, senders: Sequence[tuple[Job, SpanContext]]) -> None:
+        self._tracer = tracer
+        self._span = span
+        self._senders = senders
+        self._started_ns = time.time_ns()
+
+    def begin(self, stage: str) -> Callable[[], object]:
+        return self._tracer.start_span(stage, trace.set_span_in_context(self._span, Context())).end
+
+    def end(self) -> None:
+        self._span.end()
+        for job, sender in self._senders:
+            parent = trace.set_span_in_context(trace.NonRecordingSpan(sender), Context())
+            attributes = {**_messaging("process"), "messaging.message.id": job.id}
+            links = [Link(self._span.get_span_context())]
+            share = self._tracer.start_span(
+                "process job", parent, SpanKind.CONSUMER, attributes, links, self._started_ns
+            )
+            share.end()
 
 
 def _messaging(operation: str) -> dict[str, str | int]:

@@ -7,13 +7,24 @@ the worker is a span of its own, linked to the producers of all batch mates; in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 from service.queue.job import Job
 
 Role = Literal["api", "worker"]
+
+
+class BatchTrace:
+    """One batch; its stages may run in any thread."""
+
+    def begin(self, stage: str) -> Callable[[], object]:
+        """A part of the batch begins; call what is returned when it ends."""
+        return lambda: None
+
+    def end(self) -> None:
+        """The batch is settled."""
 
 
 class Tracing:
@@ -32,15 +43,9 @@ class Tracing:
         """Around the enqueueing of a job; gives the traceparent that travels with it ('' without one)."""
         yield ""
 
-    @contextmanager
-    def batch(self, batch: str, jobs: Sequence[Job]) -> Iterator[None]:
-        """Around everything that a worker does for one batch."""
-        yield
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Around a part of it."""
-        yield
+    def batch(self, batch: str, jobs: Sequence[Job]) -> BatchTrace:
+        """Of everything that a worker does for one batch, from now until it is ended."""
+        return BatchTrace()
 
     def close(self) -> None:
         """Hand in what has not been exported yet."""

@@ -16,11 +16,11 @@ Held = tuple[str, str]  # id, token
 
 
 class Consumer:
-    """Claims, renews, ends and hands back jobs of one queue for one worker; not to be shared between threads."""
+    """Claims, renews, ends and hands back jobs of one queue for one worker; threads may share it."""
 
     def __init__(self, client: redis.Redis, queue: str, worker: str, *, lease_s: float, max_attempts: int) -> None:
         self._client = client
-        self._worker = worker
+        self.worker = worker
         self._lease_ms = round(lease_s * 1000)
         self._max_attempts = max_attempts
         self._scripts = Scripts(client, queue)
@@ -35,7 +35,7 @@ class Consumer:
     def claim_any(self, lanes: Mapping[str, int], claim_id: str | None = None) -> list[Claimed]:
         """The same from whichever of several lanes comes first; the most images of a batch by lane."""
         arguments = (claim_id or uuid.uuid4().hex, json.dumps(dict(lanes)), self._lease_ms, self._max_attempts)
-        now_us, token, jobs = self._scripts.run("claim", self._worker, *arguments)
+        now_us, token, jobs = self._scripts.run("claim", self.worker, *arguments)
         return [
             Claimed(id, token, payload, int(attempts), (int(now_us) - int(created_us)) / 1e6)
             for id, payload, attempts, created_us in jobs
@@ -48,7 +48,7 @@ class Consumer:
     def beat(self, info: Mapping[str, Any], held: Iterable[Held]) -> dict[str, str]:
         """Renew the leases; returns the ids that need no further work, each with 'cancelled', 'expired' or 'lost'."""
         pairs = [part for pair in held for part in pair]
-        return dict(self._scripts.run("beat", self._worker, json.dumps(info), self._lease_ms, *pairs))
+        return dict(self._scripts.run("beat", self.worker, json.dumps(info), self._lease_ms, *pairs))
 
     def finish(self, id: str, token: str, state: str, result: Mapping[str, Any]) -> str:
         """End a job; returns its final state, or 'fenced' if it is another worker's by now."""
@@ -60,7 +60,22 @@ class Consumer:
 
     def release(self, held: Iterable[Held]) -> int:
         """Leave: hand back what is held, without counting an attempt, and count as a worker no more."""
-        return int(self._scripts.run("release", self._worker, *[part for pair in held for part in pair]))
+        return int(self._scripts.run("release", self.worker, *[part for pair in held for part in pair]))
+
+    def hand_back(self, held: Iterable[Held], *, spared: bool = False) -> int:
+        """Return jobs that were claimed and not drawn, without counting an attempt; the worker goes on.
+
+        ``spared``: they were on a device when it failed. They travel alone from now on, and are spared so often only.
+        """
+        pairs = [part for pair in held for part in pair]
+        return int(self._scripts.run("hand_back", int(spared), self._max_attempts, *pairs))
+
+    def count(self, counts: Mapping[str, int]) -> None:
+        """Add to the queue's counters."""
+        pipeline = self._client.pipeline(transaction=False)
+        for name, more in counts.items():
+            pipeline.hincrby(f"{self._scripts.prefix}n", name, more)
+        pipeline.execute()
 
     def lost(self, worker: str) -> int:
         """Take a worker's jobs from it at once, because its process is known to be dead."""

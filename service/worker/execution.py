@@ -1,22 +1,25 @@
-"""Draw and score a batch of jobs; a job that makes the batch fail fails alone, one that is dropped is not finished."""
+"""Draw a batch of jobs: one that makes the batch fail fails alone, one that is dropped is not finished.
+
+Legend: B images, C = 3 colour channels, H x W pixels.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from service.queue.job import Job
-from service.worker.batching import Slot, largest_call, plan
+from service.worker.batching import Slot, plan
 from student.runtimes.runtime import FloatArray, Preview, Runtime, StepwiseRuntime
 from student.runtimes.sizes import own_size
 
 Watching = Callable[[Sequence[Slot], int, Preview], None]
+Guard = Callable[[int], AbstractContextManager[None]]
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +28,8 @@ class Stopped(Exception):
     """Nobody needs what a call of the runtime draws any more."""
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """The pictures of one job, as arrays, and what they cost; batch mates share the times of their calls."""
-
-    images: tuple[FloatArray, ...]
-    rewards: tuple[dict[str, float], ...]
-    batch_size: int
-    inference_s: float
-    score_s: float
+class DeviceLost(Exception):
+    """The runtime fails at what it has drawn before: the device is at fault, not the job."""
 
 
 @dataclass(frozen=True)
@@ -45,83 +41,117 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of the runtime, as measured; ``splits`` is how often a larger one had to be halved for it."""
+class Drawn:
+    """One call of the runtime: its images and its time; ``splits`` is how often a larger one was halved for it."""
 
-    images: int
+    slots: tuple[Slot, ...]
+    images_BCHW: FloatArray
     inference_s: float
     splits: int = 0
 
 
 @dataclass(frozen=True)
 class Executed:
-    """One outcome for each job, in order, and the calls that led to them."""
+    """What became of a batch: the calls, the failures by the job's number, and the jobs to be handed back undrawn."""
 
-    outcomes: tuple[Drawing | Failure, ...]
-    calls: tuple[Call, ...]
+    calls: tuple[Drawn, ...] = ()
+    failures: Mapping[int, Failure] = field(default_factory=dict)
+    undrawn: frozenset[int] = frozenset()
 
-
-@dataclass(frozen=True)
-class _Drawn:
-    """The outcome of one call: images, scores and times."""
-
-    slots: list[Slot]
-    images_BCHW: FloatArray
-    scores: dict[str, FloatArray]
-    inference_s: float
-    score_s: float
-    splits: int = 0
+    @property
+    def device_lost(self) -> bool:
+        return bool(self.undrawn)
 
 
-def execute(runtime: Runtime, jobs: Sequence[Job], watching: Watching | None = None) -> Executed:
-    """Draw and score jobs that share a batch key. If that fails, each is tried alone: one cannot harm another.
+@contextmanager
+def unguarded(_images: int) -> Iterator[None]:
+    yield
+
+
+def execute(
+    runtime: Runtime, jobs: Sequence[Job], watching: Watching | None = None, guard: Guard = unguarded
+) -> Executed:
+    """Draw jobs that share a batch key. If that fails, each is tried alone: one cannot harm another.
 
     ``watching(slots, step, preview)`` is called between the steps of each call, where the runtime shows them; it ends
-    the call by raising ``Stopped``.
+    the call by raising ``Stopped``. ``guard(images)`` is entered around each call.
     """
-    if not jobs:
-        return Executed((), ())
     try:
-        planned = plan(jobs, runtime.max_batch)
-        calls = [call for slots in planned for call in _draw_or_halve(runtime, slots, jobs[0], watching)]
+        return Executed(tuple(_draw_all(runtime, jobs, watching, guard)))
     except Exception as error:  # a network may fail in any way; its process goes on
         if len(jobs) > 1:
             log.warning("a batch of %d jobs failed (%s); each is tried alone", len(jobs), type(error).__name__)
-            return _each_alone(runtime, jobs, watching)
-        log.exception("job %s failed", jobs[0].id)
-        return Executed((Failure("generation_failed", "The picture could not be drawn."),), ())
-    drawn = [call for call in calls if call is not None]
-    outcomes = tuple(_outcome(drawn, number, len(job.seeds)) for number, job in enumerate(jobs))
-    return Executed(outcomes, tuple(Call(len(call.slots), call.inference_s, call.splits) for call in drawn))
+        else:
+            log.exception("job %s failed", jobs[0].id)
+    if len(jobs) > 1:
+        return _each_alone(runtime, jobs, watching, guard)
+    return _fault_of_job_or_device(runtime, guard)
 
 
-def _each_alone(runtime: Runtime, jobs: Sequence[Job], watching: Watching | None) -> Executed:
-    single = [execute(runtime, [job], watching and _of_job(watching, number)) for number, job in enumerate(jobs)]
-    outcomes = tuple(outcome for executed in single for outcome in executed.outcomes)
-    return Executed(outcomes, tuple(call for executed in single for call in executed.calls))
+def drawn_of(executed: Executed, job: int) -> list[tuple[Drawn, int]]:
+    """The calls and rows of a job's images, in order."""
+    return [(call, row) for call in executed.calls for row, slot in enumerate(call.slots) if slot.job == job]
+
+
+def _fault_of_job_or_device(runtime: Runtime, guard: Guard) -> Executed:
+    """After a job failed alone: if the device still draws the picture of the warm-up, the job was the reason."""
+    student = runtime.student
+    try:
+        with guard(1):
+            runtime.draw(["a"], [0], min(student.steps))
+    except Exception:
+        log.exception("the device fails at its warm-up picture, too")
+        return Executed(undrawn=frozenset({0}))
+    return Executed(failures={0: Failure("generation_failed", "The picture could not be drawn.")})
+
+
+def _each_alone(runtime: Runtime, jobs: Sequence[Job], watching: Watching | None, guard: Guard) -> Executed:
+    calls: list[Drawn] = []
+    failures: dict[int, Failure] = {}
+    for number, job in enumerate(jobs):
+        single = execute(runtime, [job], watching and _of_job(watching, number), guard)
+        if single.device_lost:
+            return Executed(tuple(calls), failures, frozenset(range(number, len(jobs))))
+        calls += [replace(call, slots=_numbered(call.slots, number)) for call in single.calls]
+        if single.failures:
+            failures[number] = single.failures[0]
+    return Executed(tuple(calls), failures)
 
 
 def _of_job(watching: Watching, number: int) -> Watching:
     """For a job that is drawn alone: whoever watches knows it by its number in the whole batch."""
 
     def watch(slots: Sequence[Slot], step: int, preview: Preview) -> None:
-        watching([replace(slot, job=number) for slot in slots], step, preview)
+        watching(_numbered(slots, number), step, preview)
 
     return watch
 
 
-def _draw_or_halve(runtime: Runtime, slots: list[Slot], job: Job, watching: Watching | None) -> list[_Drawn | None]:
+def _numbered(slots: Sequence[Slot], number: int) -> tuple[Slot, ...]:
+    return tuple(replace(slot, job=number) for slot in slots)
+
+
+def _draw_all(runtime: Runtime, jobs: Sequence[Job], watching: Watching | None, guard: Guard) -> Iterator[Drawn]:
+    for slots in plan(jobs, runtime.max_batch):
+        yield from _draw_or_halve(runtime, slots, jobs[0], watching, guard)
+
+
+def _draw_or_halve(
+    runtime: Runtime, slots: Sequence[Slot], job: Job, watching: Watching | None, guard: Guard
+) -> list[Drawn]:
     """One call; where the memory is too small for it, two of half the size, and so on."""
     try:
-        return [_draw(runtime, slots, job, watching)]
+        with guard(len(slots)):
+            drawn = _draw(runtime, slots, job, watching)
+        return [drawn] if drawn else []
     except Exception as error:
         if len(slots) < 2 or not _out_of_memory(error):
             raise
     log.warning("no memory for %d images in one call; they are drawn in halves", len(slots))
     half = len(slots) // 2  # outside of the handler, whose traceback would keep the failed call's arrays alive
-    first, *rest = _draw_or_halve(runtime, slots[:half], job, watching)
-    counted = first and replace(first, splits=first.splits + 1)
-    return [counted, *rest, *_draw_or_halve(runtime, slots[half:], job, watching)]
+    halves = [_draw_or_halve(runtime, part, job, watching, guard) for part in (slots[:half], slots[half:])]
+    first = halves[0]
+    return [*(replace(call, splits=call.splits + 1) for call in first[:1]), *first[1:], *halves[1]]
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -130,8 +160,8 @@ def _out_of_memory(error: Exception) -> bool:
     return any(sign in words for sign in ("memoryerror", "out of memory", "failed to allocate memory", "bad_alloc"))
 
 
-def _draw(runtime: Runtime, slots: list[Slot], job: Job, watching: Watching | None) -> _Drawn | None:
-    """``job`` is any of the batch: they are alike in steps and size."""
+def _draw(runtime: Runtime, slots: Sequence[Slot], job: Job, watching: Watching | None) -> Drawn | None:
+    """None if the call was ended. ``job`` is any of the batch: they are alike in steps and size."""
     prompts, seeds = [slot.prompt for slot in slots], [slot.seed for slot in slots]
     steps, size, sized = job.steps, (job.height, job.width), dict[str, Any]()
     if size != own_size(runtime.student):
@@ -139,36 +169,9 @@ def _draw(runtime: Runtime, slots: list[Slot], job: Job, watching: Watching | No
     started = time.perf_counter()
     try:
         if watching and isinstance(runtime, StepwiseRuntime):
-            watch = partial(watching, slots)
-            images_BCHW = runtime.draw_watched(prompts, seeds, steps, watch, **sized)
+            images_BCHW = runtime.draw_watched(prompts, seeds, steps, partial(watching, slots), **sized)
         else:
             images_BCHW = runtime.draw(prompts, seeds, steps, **sized)
     except Stopped:
         return None
-    drawn = time.perf_counter()
-    scores = runtime.score(images_BCHW, prompts)
-    return _Drawn(slots, images_BCHW, scores, drawn - started, time.perf_counter() - drawn)
-
-
-def _outcome(drawn: Sequence[_Drawn], job: int, num_images: int) -> Drawing | Failure:
-    mine = [(call, row) for call in drawn for row, slot in enumerate(call.slots) if slot.job == job]
-    if len(mine) < num_images:
-        return Failure("generation_failed", "The job was dropped.")  # finish answers 'cancelled', 'expired' or 'fenced'
-    images = tuple(call.images_BCHW[row] for call, row in mine)
-    if not all(np.isfinite(image).all() for image in images):
-        return Failure("generation_failed", "The picture came out broken (its values are not finite).")
-    rewards = tuple(_rewards(call, row) for call, row in mine)
-    calls = [call for call in drawn if any(slot.job == job for slot in call.slots)]
-    return Drawing(
-        images,
-        rewards,
-        batch_size=largest_call([call.slots for call in drawn], job),
-        inference_s=sum(call.inference_s for call in calls),
-        score_s=sum(call.score_s for call in calls),
-    )
-
-
-def _rewards(call: _Drawn, row: int) -> dict[str, float]:
-    """The scores of one image; a scorer that fails on it is left out, for the picture is good all the same."""
-    rewards = {name: float(score[row]) for name, score in call.scores.items()}
-    return {name: reward for name, reward in rewards.items() if np.isfinite(reward)}
+    return Drawn(tuple(slots), images_BCHW, time.perf_counter() - started)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -14,74 +14,108 @@ from service.queue.consumer import Consumer
 from service.queue.job import Claimed
 from service.worker.accelerators import Accelerators
 
+SOONEST_S = 0.02  # between two beats, however often news is asked for
+
 log = logging.getLogger(__name__)
+
+Held = tuple[str, str]  # id, token
 
 
 class Heartbeat:
-    """Renews leases every ``interval_s``, and tells of the GPUs; ``consumer`` must be its own, not the worker's."""
+    """Renews leases every ``interval_s``, and reports the GPUs and what is counted; ``consumer`` must be its own."""
 
     def __init__(
-        self, consumer: Consumer, info: Mapping[str, Any], interval_s: float, accelerators: Accelerators | None = None
-    ) -> None:
+        self, consumer: Consumer, info: Mapping[str, Any], interval_s: float, accelerators: Accelerators | None = None,
+        counts: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:  # fmt: skip
         self._consumer = consumer
         self._info = info
         self._interval_s = interval_s
         self._accelerators = accelerators
         self._gpus: Mapping[str, Mapping[str, float]] = {}
-        self._held: dict[str, str] = {}
-        self._dropped: dict[str, str] = {}
+        self._counts = counts
+        self._reported: Counter[str] = Counter()
+        self._held: set[Held] = set()
+        self._dropped: dict[Held, str] = {}
         self._lock = threading.Lock()
+        self._wanted = threading.Event()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
-        self._look()
-        self.beat(self._consumer)
+        self._measure()
+        self.beat()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end.set()
+        self.stop()
         self._thread.join(self._interval_s)
 
-    @contextmanager
-    def holding(self, jobs: Sequence[Claimed]) -> Iterator[None]:
-        """Keep these leases alive meanwhile."""
-        with self._lock:
-            self._held = {job.id: job.token for job in jobs}
-            self._dropped = {}
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._held = {}
+    def stop(self) -> None:
+        """Renew nothing any more."""
+        self._end.set()
+        self._wanted.set()
 
-    def dropped(self, id: str) -> str | None:
+    def hold(self, jobs: Iterable[Claimed]) -> None:
+        """Keep these leases alive from now on."""
+        with self._lock:
+            self._held |= {(job.id, job.token) for job in jobs}
+
+    def let_go(self, job: Claimed) -> None:
+        """This job has ended, or was handed back."""
+        with self._lock:
+            self._held.discard((job.id, job.token))
+            self._dropped.pop((job.id, job.token), None)
+
+    def dropped(self, job: Claimed) -> str | None:
         """'cancelled', 'expired' or 'lost' if a held job needs no further work, else None; as of the last beat."""
         with self._lock:
-            return self._dropped.get(id)
+            return self._dropped.get((job.id, job.token))
 
-    def held(self) -> list[tuple[str, str]]:
+    def held(self) -> list[Held]:
         """The (id, token) of the jobs that are held now."""
         with self._lock:
-            return list(self._held.items())
+            return sorted(self._held)
 
-    def beat(self, consumer: Consumer) -> None:
-        """One beat now; the worker's thread may ask for one, with a consumer of its own."""
+    def ask(self) -> None:
+        """Beat as soon as may be, so that ``dropped`` has news; this returns at once."""
+        self._wanted.set()
+
+    def beat(self) -> None:
+        """One beat now."""
         try:
-            news = consumer.beat({**self._info, "gpus": self._gpus}, self.held())
+            news = self._consumer.beat({**self._info, "gpus": self._gpus}, held := self.held())
+            self._report()
         except RedisError as error:
             log.warning("no heartbeat: %s", error)
             return
         with self._lock:
-            self._dropped.update({id: reason for id, reason in news.items() if id in self._held})
+            known = {id: (id, token) for id, token in held if (id, token) in self._held}
+            self._dropped.update({known[id]: reason for id, reason in news.items() if id in known})
+
+    def _report(self) -> None:
+        """Hand in what was counted since the last beat that arrived."""
+        counts = Counter(self._counts())
+        fresh = counts - self._reported
+        if fresh:
+            self._consumer.count(fresh)
+            self._reported = counts
 
     def _run(self) -> None:
-        while not self._end.wait(self._interval_s):
-            self._look()
-            self.beat(self._consumer)
+        while not self._end.is_set():
+            if not self._wanted.wait(self._interval_s):
+                self._measure()
+            self._wanted.clear()
+            if self._end.is_set():
+                return
+            try:
+                self.beat()
+            except Exception:  # whatever it is: a worker without leases would draw in vain
+                log.exception("a heartbeat failed")
+            self._end.wait(SOONEST_S)
 
-    def _look(self) -> None:
-        """Not in ``beat``, which the worker's thread calls too: a driver may take its time."""
+    def _measure(self) -> None:
+        """Not in every beat: a driver may take its time."""
         if self._accelerators is not None:
             self._gpus = self._accelerators.look()

@@ -5,6 +5,7 @@ Legend: B images, C = 3 colour channels, H x W pixels.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,30 +14,29 @@ from typing import Literal
 from student.reference import Verdict, verdicts
 from student.runtimes.runtime import FloatArray, Runtime
 
-POLICY = re.compile(r"always|after|off|0(\.\d+)?|\.\d+|1(\.0+)?")
+POLICY = re.compile(r"always|off|0(\.\d+)?|\.\d+|1(\.0+)?")
 GOLDEN = 2654435769  # 2^32 divided by the golden ratio: multiples of it lie evenly among the whole numbers below 2^32
 RANGE = 2**32
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ScorePolicy:
-    """FEWSTEP_SCORE: ``share`` of the pictures are scored, and ``after`` says whether answers do not wait for it."""
+    """FEWSTEP_SCORE: the share of the pictures that are scored."""
 
     share: float = 1.0
-    after: bool = False
 
     @staticmethod
     def parse(text: str) -> ScorePolicy:
-        """``always``, ``after``, ``off``, or a share such as ``0.1``.
+        """``always``, ``off``, or a share such as ``0.1``.
 
         Raises:
             ValueError: none of them.
         """
         if POLICY.fullmatch(text) is None:
-            raise ValueError(f"score is {text!r}: accepted is always, after, off or a share from 0 to 1")
-        if text in ("always", "after"):
-            return ScorePolicy(1.0, text == "after")
-        return ScorePolicy(0.0 if text == "off" else float(text))
+            raise ValueError(f"score is {text!r}: accepted is always, off or a share from 0 to 1")
+        return ScorePolicy({"always": 1.0, "off": 0.0}[text] if text in ("always", "off") else float(text))
 
     def scores(self, seed: int) -> bool:
         """Whether the picture of this seed is scored: the same answer for the same seed, whoever asks."""
@@ -63,8 +63,25 @@ def judge(
 ) -> tuple[Judged, ...]:  # fmt: skip
     """Score the pictures of one call of the runtime that the policy wants scored; the others have no reward.
 
-    To be called after the drawing: whatever goes wrong here costs a score and no picture.
+    Where that fails each picture is tried alone: whatever goes wrong here costs a score and no picture.
     """
+    try:
+        return _judge(runtime, images_BCHW, prompts, seeds, steps, policy)
+    except Exception as error:  # a scorer may fail in any way, a user's own in particular
+        log.warning("%d pictures cannot be scored (%s)", len(seeds), type(error).__name__)
+    if len(seeds) == 1:
+        return (Judged(reward_failed=tuple(runtime.student.scorers)),)
+    alone = [
+        judge(runtime, images_BCHW[b : b + 1], prompts[b : b + 1], seeds[b : b + 1], steps, policy)
+        for b in range(len(seeds))
+    ]
+    return tuple(one for judged in alone for one in judged)
+
+
+def _judge(
+    runtime: Runtime, images_BCHW: FloatArray, prompts: Sequence[str], seeds: Sequence[int], steps: int,
+    policy: ScorePolicy | Literal["all"],
+) -> tuple[Judged, ...]:  # fmt: skip
     rows = [b for b, seed in enumerate(seeds) if policy == "all" or policy.scores(seed)]
     found = [Judged() for _ in seeds]
     if not rows:

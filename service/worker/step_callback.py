@@ -1,39 +1,25 @@
-"""What a worker does between two steps of a batch: hear who needs no more, and show who wants to see."""
+"""What a worker does between two steps of a batch: find out who needs no more, and show previews to whoever watches."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from redis.exceptions import RedisError
-
-from service.queue.consumer import Consumer
-from service.queue.job import Claimed, Job
-from service.results.store import ResultStore
+from service.worker.batch import Batch
 from service.worker.batching import Slot, preview_steps
 from service.worker.execution import Stopped
+from service.worker.finishing import Finisher
 from service.worker.heartbeat import Heartbeat
-from service.worker.pictures import encode
-from service.worker.provenance import Provenance
 from student.runtimes.runtime import Preview
-
-log = logging.getLogger(__name__)
 
 
 class StepCallback:
-    """Looks up between the steps of one batch; ``settle`` ends a job that was given up, before its mates are done."""
+    """Called between the steps of one batch. It waits for nothing: other threads ask the queue and write files."""
 
-    def __init__(
-        self, jobs: Sequence[tuple[Claimed, Job]], heartbeat: Heartbeat, consumer: Consumer, store: ResultStore,
-        made_by: Provenance | None, settle: Callable[[Claimed], None],
-    ) -> None:  # fmt: skip
-        self._jobs = jobs
+    def __init__(self, batch: Batch, heartbeat: Heartbeat, finisher: Finisher) -> None:
+        self._batch = batch
         self._heartbeat = heartbeat
-        self._consumer = consumer
-        self._store = store
-        self._made_by = made_by
-        self._settle = settle
-        self._settled: set[str] = set()
+        self._finisher = finisher
+        self.ended: set[int] = set()
 
     def __call__(self, slots: Sequence[Slot], step: int, preview: Preview) -> None:
         """Called in the middle of a call of the runtime, after step number ``step``.
@@ -41,35 +27,26 @@ class StepCallback:
         Raises:
             Stopped: nobody needs what the call draws any more.
         """
-        self._heartbeat.beat(self._consumer)
-        riding = sorted({slot.job for slot in slots})
-        needed = [number for number in riding if not self._dropped(number)]
+        self._heartbeat.ask()
+        needed = {number for number in {slot.job for slot in slots} if not self._dropped(number)}
         if not needed:
             raise Stopped
-        for number in needed:
-            self._show(number, slots, step, preview)
+        self._show(needed, slots, step, preview)
 
     def _dropped(self, number: int) -> bool:
-        claimed, job = self._jobs[number]
-        reason = self._heartbeat.dropped(job.id)
-        if reason in ("cancelled", "expired") and job.id not in self._settled:
-            self._settled.add(job.id)
-            self._settle(claimed)
+        reason = self._heartbeat.dropped(self._batch.claimed[number])
+        if reason in ("cancelled", "expired") and number not in self.ended:
+            self.ended.add(number)
+            self._finisher.give_up(self._batch, number)
         return reason is not None
 
-    def _show(self, number: int, slots: Sequence[Slot], step: int, preview: Preview) -> None:
-        claimed, job = self._jobs[number]
-        wanted = preview_steps(job.steps, job.previews)
-        if step not in wanted:
+    def _show(self, needed: set[int], slots: Sequence[Slot], step: int, preview: Preview) -> None:
+        """One call of the decoder for all that are shown."""
+        jobs = self._batch.jobs
+        wanted = {number: preview_steps(jobs[number].steps, jobs[number].previews) for number in needed}
+        rows = [row for row, slot in enumerate(slots) if step in wanted.get(slot.job, ())]
+        if not rows:
             return
-        rows = [row for row, slot in enumerate(slots) if slot.job == number]
-        shown: dict[str, str] = {}
-        try:
-            for row, image_CHW in zip(rows, preview(rows), strict=True):
-                data = encode(image_CHW, job.output_format, job.quality, self._made_by)
-                name = f"p{wanted.index(step)}-{slots[row].index}"
-                reference = self._store.put(job.id, claimed.token, name, job.output_format, data)
-                shown[f"{wanted.index(step)}:{slots[row].index}"] = reference
-            self._consumer.show(job.id, claimed.token, shown)
-        except (OSError, RedisError) as error:
-            log.warning("a preview of job %s is left out: %s", job.id, error)
+        for row, image_CHW in zip(rows, preview(rows), strict=True):
+            slot = slots[row]
+            self._finisher.show(self._batch, slot.job, wanted[slot.job].index(step), slot.index, image_CHW)

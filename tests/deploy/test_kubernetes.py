@@ -17,7 +17,7 @@ from service.http.access import PUBLIC
 from service.http.server import STOP_MARGIN_S
 from service.queue.scripts import prefix
 from service.settings import PREFIX, SECRETS_DIR, Settings
-from service.worker.worker import STOP_MARGIN_S as WORKER_MARGIN_S
+from service.worker.process import STOP_MARGIN_S as WORKER_MARGIN_S
 from student.bundle import read_student
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -128,7 +128,7 @@ def test_no_span_holds_a_prompt(traced: Traced) -> None:
 def test_without_being_asked_for_it_there_is_no_tracing() -> None:
     assert type(open_tracing(Settings(), "api")) is Tracing
     # redis-py imports OpenTelemetry by itself where it is installed; the service does not.
-    code = "import sys, service.http.server, service.worker.worker; print('service.observe.spans' in sys.modules)"
+    code = "import sys, service.http.server, service.worker.process; print('service.observe.spans' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

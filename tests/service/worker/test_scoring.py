@@ -19,7 +19,6 @@ from student.runtimes.runtime import FloatArray
     ("text", "expected"),
     [
         ("always", ScorePolicy(1.0)),
-        ("after", ScorePolicy(1.0, after=True)),
         ("off", ScorePolicy(0.0)),
         ("0.1", ScorePolicy(0.1)),
         (".25", ScorePolicy(0.25)),
@@ -31,9 +30,9 @@ def test_the_setting_is_read(text: str, expected: ScorePolicy) -> None:
     assert ScorePolicy.parse(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "2", "-0.1", "1.5", "sometimes", "0.1.2", "10%"])
+@pytest.mark.parametrize("text", ["", "2", "-0.1", "1.5", "sometimes", "0.1.2", "10%", "after"])
 def test_another_setting_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="accepted is always, after, off or a share"):
+    with pytest.raises(ValueError, match="accepted is always, off or a share"):
         ScorePolicy.parse(text)
 
 

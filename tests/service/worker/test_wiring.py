@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.settings import Settings
-from service.worker import worker
+from service.worker import process
 
 
 class Stop(Exception):
@@ -28,10 +28,10 @@ def test_a_lease_survives_a_late_heartbeat(monkeypatch: pytest.MonkeyPatch, tmp_
         made.append(arguments)
         raise Stop
 
-    monkeypatch.setattr(worker, "Consumer", consumer)
-    monkeypatch.setattr(worker, "Heartbeat", heartbeat)
+    monkeypatch.setattr(process, "Consumer", consumer)
+    monkeypatch.setattr(process, "Heartbeat", heartbeat)
     settings = Settings(runtime="fake", redis_url="redis://127.0.0.1:1", data_dir=tmp_path, lease_s=30.0)
     with pytest.raises(Stop):
-        worker.run_worker(settings, "w")
+        process.run_worker(settings, "w")
     (every_s,) = [each for each in made[0] if isinstance(each, float)]
     assert leases and set(leases) == {30.0} and 0 < 2 * every_s < 30.0

@@ -14,6 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
+from service.queue.job import Claimed
 from service.results.folder import FolderStore
 from service.results.store import ResultMissing
 from service.worker.heartbeat import Heartbeat
@@ -53,6 +54,10 @@ class Bench:
         self.stopping = threading.Event()
         self.worker = Worker(self.runtime, self.consumer, self.heartbeat, self.store, self.stopping)
         self.folder = folder
+
+    def dropped(self, id: str) -> str | None:
+        """Why the heartbeat says that a job need not be gone on with."""
+        return self.heartbeat.dropped(Claimed(id, str(self.queue.field(id, "token")), "", 1, 0.0))
 
     def files(self) -> list[Path]:
         return [path for path in self.folder.rglob("*") if path.is_file()]
@@ -180,7 +185,7 @@ def test_a_job_that_is_cancelled_while_it_is_drawn_leaves_nothing(bench: Bench) 
 
     def cancel() -> None:
         cancelling.start()
-        eventually(lambda: bench.heartbeat.dropped(id), "the worker hears of it")
+        eventually(lambda: bench.dropped(id), "the worker hears of it")
 
     bench.runtime.during = cancel
     bench.worker.step()
@@ -324,9 +329,9 @@ def test_the_queue_may_be_out_of_reach_between_two_batches(bench: Bench, monkeyp
     def sometimes(*arguments: Any) -> Any:
         if failure := next(failures, None):
             raise failure
-        bench.stopping.set()
         return claim(*arguments)
 
+    bench.runtime.during = bench.stopping.set
     monkeypatch.setattr(bench.consumer, "claim_any", sometimes)
     bench.worker.run()
     bench.check(id, "patient", (1,))
@@ -383,7 +388,7 @@ def test_a_job_that_was_lost_and_comes_back_is_drawn(bench: Bench) -> None:
     def lose_it() -> None:
         bench.runtime.during = lambda: None
         assert bench.queue.consumer("another").lost("w") == 1
-        eventually(lambda: bench.heartbeat.dropped(id), "the worker hears of it")
+        eventually(lambda: bench.dropped(id), "the worker hears of it")
 
     bench.runtime.during = lose_it
     bench.worker.step()
@@ -428,7 +433,7 @@ def test_a_job_that_was_given_up_is_not_stored_at_all(bench: Bench, monkeypatch:
 
     def cancel_then_score(*arguments: Any) -> Any:
         bench.queue.cancel(id)
-        eventually(lambda: bench.heartbeat.dropped(id), "the worker hears of it")
+        eventually(lambda: bench.dropped(id), "the worker hears of it")
         return score(*arguments)
 
     def note(job: str, *rest: Any) -> str:

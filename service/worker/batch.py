@@ -1,0 +1,59 @@
+"""A claimed batch on its way through the worker."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from service.queue.job import Claimed, Job
+from service.worker.device import Shape
+from service.worker.provenance import Provenance
+from student.runtimes.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Who draws: the runtime's name, and the student's."""
+
+    runtime: str
+    origin: Provenance
+
+
+def maker_of(runtime: Runtime) -> Maker:
+    return Maker(runtime.name, Provenance(runtime.student.id, runtime.student.version))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs of one batch key, and the runtime that draws them; ``claimed_at`` is of ``time.monotonic``."""
+
+    runtime: Runtime
+    claimed: tuple[Claimed, ...]
+    jobs: tuple[Job, ...]
+    claimed_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def token(self) -> str:
+        return self.claimed[0].token
+
+    @property
+    def shape(self) -> Shape:
+        student, job = self.runtime.student, self.jobs[0]
+        return (student.id, student.version, job.height, job.width, job.steps)
+
+    @property
+    def images(self) -> int:
+        return sum(len(job.seeds) for job in self.jobs)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return tuple(job.prompt for job in self.jobs)
+
+    @property
+    def waiting_since(self) -> float:
+        """The moment at which its oldest job was accepted."""
+        return self.claimed_at - max(claimed.queue_s for claimed in self.claimed)
+
+    @property
+    def maker(self) -> Maker:
+        return maker_of(self.runtime)

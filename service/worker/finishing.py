@@ -1,0 +1,167 @@
+"""What becomes of drawn batches: scored, encoded and settled by other threads while the next one is drawn."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from service.observe.logs import keeping_private
+from service.observe.tracer import BatchTrace
+from service.queue.job import Claimed
+from service.worker.backlog import Backlog
+from service.worker.batch import Batch, Maker
+from service.worker.batching import largest_call
+from service.worker.execution import Drawn, Executed, Failure, drawn_of
+from service.worker.scoring import Judged, ScorePolicy, judge
+from service.worker.settling import DROPPED, Drawing, Settler
+from student.runtimes.runtime import FloatArray
+
+MOST_ENCODERS = 4
+UNDELIVERED = Failure("generation_failed", "The picture was drawn, but could not be delivered.")
+
+Guard = Callable[[str], AbstractContextManager[None]]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A call of the runtime, and what is said of its rows."""
+
+    call: Drawn
+    judged: tuple[Judged, ...]
+    score_s: float
+
+
+class Finisher:
+    """A thread that scores, and a few that encode and settle; ``submit`` waits while too much is unfinished.
+
+    ``guard(what)`` is entered around each call of the scorers.
+    """
+
+    def __init__(self, settler: Settler, guard: Guard, policy: ScorePolicy) -> None:
+        self._settler = settler
+        self._guard = guard
+        self._policy = policy
+        self._backlog = Backlog()
+        self._scoring = ThreadPoolExecutor(1, "score")
+        self._settling = ThreadPoolExecutor(min(MOST_ENCODERS, os.cpu_count() or 1), "settle")
+        self._previews: dict[tuple[str, int], list[Future[None]]] = defaultdict(list)
+
+    def submit(
+        self, batch: Batch, executed: Executed, started_at: float, trace: BatchTrace, ended: Collection[int] = ()
+    ) -> None:
+        """Finish what was drawn of a batch; ``started_at`` is when the device began (``time.monotonic``).
+
+        ``ended`` are the jobs that were given up meanwhile: they are not ended a second time.
+        """
+        num_bytes = sum(call.images_BCHW.nbytes for call in executed.calls)
+        self._backlog.add(num_bytes)
+
+        settled = trace.begin("settle")
+
+        def done() -> None:
+            settled()
+            trace.end()
+            self._backlog.remove(num_bytes)
+
+        numbers = [n for n in range(len(batch.jobs)) if n not in executed.undrawn and n not in ended]
+        self._scoring.submit(self._finish, batch, executed, started_at, numbers, done)
+
+    def refuse(self, maker: Maker, claimed: Claimed, failure: Failure) -> None:
+        """End a job that was claimed and is not to be drawn."""
+        self._backlog.add(0, wait=False)
+        ending = self._settling.submit(self._settler.fail, maker, claimed, failure)
+        ending.add_done_callback(lambda _: self._backlog.remove(0))
+
+    def give_up(self, batch: Batch, number: int) -> None:
+        """End a job that nobody wants any more, before its mates are drawn."""
+        self.refuse(batch.maker, batch.claimed[number], DROPPED)
+
+    def show(self, batch: Batch, number: int, look: int, index: int, image_CHW: FloatArray) -> None:
+        """Show a preview of a job's image; it is there before the job has ended."""
+        claimed, job = batch.claimed[number], batch.jobs[number]
+        shown = self._settling.submit(self._settler.show, batch.maker, claimed, job, look, index, image_CHW)
+        self._previews[batch.token, number].append(shown)
+
+    def drain(self, patience_s: float | None = None) -> bool:
+        """Return when everything is settled (True), or after ``patience_s`` (False)."""
+        return self._backlog.wait_until_empty(patience_s)
+
+    def _finish(
+        self, batch: Batch, executed: Executed, started_at: float, numbers: Sequence[int], done: Callable[[], None]
+    ) -> None:
+        """Score a batch, then have its jobs settled side by side; the calls, measured once, go with the first."""
+        try:
+            scored = [self._scored(batch, call) for call in executed.calls]
+            outcomes = {number: _outcome(batch, number, executed, scored, started_at) for number in numbers}
+        except Exception:
+            log.exception("a batch cannot be finished")
+            outcomes = dict.fromkeys(numbers, UNDELIVERED)
+        reports = {number: _reports(executed) for number in numbers[:1]}
+        settling = [
+            self._settling.submit(self._settle, batch, number, outcomes[number], reports.get(number, ()))
+            for number in numbers
+        ]
+        when_all(settling, done)
+
+    def _scored(self, batch: Batch, call: Drawn) -> Scored:
+        started = time.perf_counter()
+        with self._guard("a scorer"), keeping_private(*batch.prompts):
+            prompts, seeds = zip(*[(slot.prompt, slot.seed) for slot in call.slots], strict=True)
+            judged = judge(batch.runtime, call.images_BCHW, prompts, seeds, batch.jobs[0].steps, self._policy)
+        return Scored(call, judged, time.perf_counter() - started)
+
+    def _settle(self, batch: Batch, number: int, outcome: Drawing | Failure, calls: Sequence[dict[str, Any]]) -> None:
+        wait(self._previews.pop((batch.token, number), ()))
+        claimed, job = batch.claimed[number], batch.jobs[number]
+        with keeping_private(job.prompt):
+            try:
+                self._settler.settle(batch.maker, claimed, job, outcome, calls)
+            except Exception:  # whatever it is: a job that nobody ends would run until its lease does
+                log.exception("job %s cannot be settled", job.id)
+                self._settler.fail(batch.maker, claimed, UNDELIVERED)
+
+
+def _outcome(
+    batch: Batch, number: int, executed: Executed, scored: Sequence[Scored], started_at: float
+) -> Drawing | Failure:
+    if number in executed.failures:
+        return executed.failures[number]
+    rows = drawn_of(executed, number)
+    if len(rows) < len(batch.jobs[number].seeds):
+        return DROPPED
+    rode_in = [one for one in scored if any(slot.job == number for slot in one.call.slots)]
+    return Drawing(
+        images=tuple(call.images_BCHW[row] for call, row in rows),
+        judged=tuple(
+            one.judged[row] for one in rode_in for row, slot in enumerate(one.call.slots) if slot.job == number
+        ),
+        batch_size=largest_call([call.slots for call in executed.calls], number),
+        queue_s=batch.claimed[number].queue_s + started_at - batch.claimed_at,
+        inference_s=sum(one.call.inference_s for one in rode_in),
+        score_s=sum(one.score_s for one in rode_in),
+    )
+
+
+def _reports(executed: Executed) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"images": len(call.slots), "inference_s": call.inference_s, "splits": call.splits} for call in executed.calls
+    )
+
+
+def when_all(futures: Sequence[Future[None]], then: Callable[[], None]) -> None:
+    """Call ``then`` once, when all of these have ended."""
+    if not futures:
+        return then()
+    left = itertools.count(len(futures) - 1, -1)
+    for future in futures:
+        future.add_done_callback(lambda _: then() if next(left) == 0 else None)
