@@ -48,6 +48,7 @@ STATUS = {
     "idempotency_mismatch": 422,
     "model_refused": 422,
     "quota_exceeded": 429,
+    "too_many_waiting": 429,
     "too_many_streams": 429,
     "internal_error": 500,
     "generation_failed": 500,

@@ -96,6 +96,11 @@ class Settings(BaseSettings):
     workers: int = Field(default=1, ge=1, le=64, description="Worker processes that serve starts.")
     apis: int = Field(default=1, ge=1, le=64, description="HTTP processes that serve starts, on one socket.")
     max_pending: int = Field(default=1000, ge=1, description="Jobs that may wait; beyond, requests are answered 503.")
+    max_pending_per_key: int = Field(
+        default=0,
+        ge=0,
+        description="Jobs of one API key that may wait; beyond, 429. 0: a quarter of FEWSTEP_MAX_PENDING.",
+    )
     request_timeout_s: float = Field(
         default=60.0, gt=0, description="Longest wait for an answer, unless the request says timeout_s; beyond, 504."
     )
@@ -201,6 +206,11 @@ class Settings(BaseSettings):
         """What webhooks are signed with, where it is known that they are on."""
         assert self.webhook_secret is not None
         return webhook_key(self.webhook_secret)
+
+    @property
+    def key_pending(self) -> int:
+        """How many jobs of one key may wait."""
+        return self.max_pending_per_key or max(1, self.max_pending // 4)
 
     @property
     def thread_count(self) -> int:

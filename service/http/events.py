@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,16 +20,18 @@ from redis.exceptions import RedisError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.errors import ServiceError, error_detail
+from service.errors import DeadlineExceeded, ServiceError, error_detail
 from service.http.caller import client_gone
 from service.http.presentation import failure, in_base64, job_status, position_of
 from service.http.services import Services, ending
 from service.http.submission import Submission
 from service.http.tasks import end
-from service.queue.job import Record, State
+from service.queue.job import Record
+from service.queue.states import State
 
 QUEUED, STARTED, PREVIEW, COMPLETED, END = 0, 1, 10, 100, 1000
 NOTHING = -1
+END_MARGIN_S = 2.0  # the queue ends a job at its deadline, and is looked at every second
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 log = logging.getLogger(__name__)
@@ -127,13 +130,26 @@ class EventStream(Response):
     async def _texts(self) -> AsyncIterator[bytes]:
         """Each event as text, and an empty one whenever there was none for a moment."""
         again = self._submission.enqueue if self._submission else None
-        async for record in self._services.replies.follow(self._id, again):
-            for event in events_of(record):
-                if event.number > self._sent or event.number == QUEUED:
-                    if text := await self._text(event, record):
-                        yield text
-                    self._sent = max(self._sent, event.number)
+        within_s = self._submission.options.timeout_s + END_MARGIN_S if self._submission else math.inf
+        ended = False
+        async for record in self._services.replies.follow(self._id, again, within_s=within_s):
+            if record is not None:
+                ended = record.terminal
+                async for text in self._told(record):
+                    yield text
             yield b""
+        if not ended and self._submission:  # the server is away, or has lost the job and took it no more
+            error = DeadlineExceeded(f"Not done within {self._submission.options.timeout_s:g} s.")
+            data = {"type": "error", "error": error_detail(error)}
+            yield format_sse_event(data_str=json.dumps(data), event="error", id=str(END))
+
+    async def _told(self, record: Record) -> AsyncIterator[bytes]:
+        """The events of a record that were not sent yet."""
+        for event in events_of(record):
+            if event.number > self._sent or event.number == QUEUED:
+                if text := await self._text(event, record):
+                    yield text
+                self._sent = max(self._sent, event.number)
 
     async def _text(self, event: Event, record: Record) -> bytes | None:
         """What is sent for an event, if anything is."""
@@ -173,4 +189,4 @@ class EventStream(Response):
         if job.response_format == "url" and event.number >= COMPLETED:
             link = await self._services.links.to_image(self._base_url, record, event.data["index"])
             return {**fields, "url": link.url, "expires_at": link.expires}
-        return {**fields, "b64_json": await in_base64(self._services, event.file)}
+        return {**fields, "b64_json": await in_base64(self._services, event.file, event.data.get("sha256", ""))}

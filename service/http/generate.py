@@ -28,7 +28,7 @@ from service.http.tasks import end
 from service.http.webhooks import webhook_of
 from service.models.choice import Served
 from service.models.folder import Name
-from service.observe.context import current_request
+from service.observe.context import ANONYMOUS, current_request
 from service.queue.job import QueueOptions, Record
 
 CHANGES = 3  # as many models may be swapped while one request is accepted
@@ -140,6 +140,7 @@ def _submission(services: Services, served: Served, body: GenerateRequest, calle
         body=digest(body) if repeated else "",
         webhook=webhook_of(body, settings, caller.base_url),
         quota=_own_quota(),
+        key_pending=0 if caller.key == ANONYMOUS else settings.key_pending,
     )
     return Submission(services, new_job(served.student, body, caller.key, caller.request_id), options)
 

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from service.errors import Conflict, InvalidRequest, NotFound, ServiceError
 from service.http.presentation import image_file
 from service.http.services import Services
-from service.queue.job import Record, State
+from service.queue.job import Record
+from service.queue.states import State
 
 ID = re.compile("[0-9a-f]{32}")
 CURSOR = re.compile("[0-9]{1,18}")

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
+import logging
+from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from service.errors import Cancelled, DeadlineExceeded, GenerationFailed, ServiceError, Unavailable, error_detail
 from service.http.responses import ErrorDetail, GeneratedImage, GenerateResponse, JobStatus, QueuePosition, Timings
 from service.http.services import Services
 from service.models.folder import Name
-from service.queue.job import Job, Record, State
+from service.queue.job import Job, Record
+from service.queue.states import State
 from service.results.formats import MEDIA_TYPES
-from service.results.store import ResultMissing
+from service.results.store import ResultMissing, ResultStore
 from student.bundle import Student
+
+log = logging.getLogger(__name__)
 
 
 async def generated(services: Services, record: Record, base_url: str) -> GenerateResponse:
@@ -86,7 +93,7 @@ async def position_of(services: Services, record: Record) -> QueuePosition | Non
 def timings(record: Record) -> Timings:
     """Where the time of a job that is done went."""
     total_s = (record.finished_s or record.created_s) - record.created_s
-    return Timings(**record.result["timings"], total_s=total_s)
+    return Timings(**_known(Timings, record.result["timings"]), total_s=total_s)
 
 
 def failure(record: Record) -> ServiceError | None:
@@ -108,7 +115,7 @@ async def image_file(services: Services, record: Record, index: int) -> Response
         ServiceError: it was swept away meanwhile.
     """
     image, job = record.result["images"][index], record.job
-    data = await read_image(services, image["file"])
+    data = await read_image(services, image["file"], image["sha256"])
     headers = {
         "X-Seed": str(image["seed"]),
         "X-Model-Version": job.version,
@@ -121,23 +128,36 @@ async def image_file(services: Services, record: Record, index: int) -> Response
     return Response(data, media_type=MEDIA_TYPES[job.output_format], headers=headers)
 
 
-async def read_image(services: Services, reference: str) -> bytes:
+async def read_image(services: Services, reference: str, sha256: str = "") -> bytes:
     """The stored bytes.
 
     Raises:
         ServiceError: they were swept away.
     """
     try:
-        return await asyncio.to_thread(services.results.get, reference)
+        return await asyncio.to_thread(_read_whole, services.results, reference, sha256)
     except ResultMissing:
         raise ServiceError("The picture was generated, but its file no longer exists.", code="result_missing") from None
     except OSError as error:
         raise Unavailable("The result store cannot be reached.") from error
 
 
-async def in_base64(services: Services, reference: str) -> str:
+def _read_whole(results: ResultStore, reference: str, sha256: str) -> bytes:
+    """The bytes of an image, if they are those that the worker has stored.
+
+    Raises:
+        ResultMissing: they are not, or nothing is there.
+    """
+    data = results.get(reference)
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        log.error("the stored image %s was altered: %d bytes with another hash", reference, len(data))
+        raise ResultMissing(reference)
+    return data
+
+
+async def in_base64(services: Services, reference: str, sha256: str = "") -> str:
     """The stored bytes as text."""
-    return base64.b64encode(await read_image(services, reference)).decode("ascii")
+    return base64.b64encode(await read_image(services, reference, sha256)).decode("ascii")
 
 
 def main_score(student: Student | None, reward: dict[str, float]) -> float | None:
@@ -158,7 +178,7 @@ async def _image(services: Services, record: Record, index: int, base_url: str, 
     if not inline:
         return await _linked(services, record, index, base_url)
     image = record.result["images"][index]
-    return GeneratedImage(b64_json=await in_base64(services, image["file"]), **_public_fields(image))
+    return GeneratedImage(b64_json=await in_base64(services, image["file"], image["sha256"]), **_public_fields(image))
 
 
 async def _linked(services: Services, record: Record, index: int, base_url: str) -> GeneratedImage:
@@ -167,4 +187,9 @@ async def _linked(services: Services, record: Record, index: int, base_url: str)
 
 
 def _public_fields(image: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in image.items() if name not in ("file", "reward_failed")}
+    return _known(GeneratedImage, image)
+
+
+def _known(form: type[BaseModel], said: Mapping[str, Any]) -> dict[str, Any]:
+    """What this release knows of; a worker of a later one may say more."""
+    return {name: value for name, value in said.items() if name in form.model_fields}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
-from redis.exceptions import RedisError
 
 from service.http.links import Links
 from service.http.overload import OverloadGuard
@@ -21,6 +19,7 @@ from service.models.controller import ModelController, SingleModel
 from service.models.folder import Folder
 from service.models.registry import ModelRegistry
 from service.models.single import queue_name
+from service.observe.background import Background
 from service.observe.metrics import Metrics
 from service.observe.tracer import Tracing
 from service.queue.connection import connect_async
@@ -31,8 +30,6 @@ from service.results.store import ResultStore
 from service.settings import Settings
 
 REAP_EVERY_S = 1.0
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,7 @@ class Services:
     replies: Replies
     results: ResultStore
     metrics: Metrics
+    background: Background
     stopping: asyncio.Event
     tracing: Tracing
     guard: OverloadGuard
@@ -74,13 +72,14 @@ async def background(services: Services) -> AsyncIterator[None]:
         quota_bytes = services.settings.results_quota_mb * 2**20
         await asyncio.to_thread(services.results.sweep, services.settings.result_ttl_s, quota_bytes)
 
+    forever = services.background.forever
     tasks = [
-        asyncio.create_task(services.replies.read_forever()),
-        asyncio.create_task(services.models.run()),
-        asyncio.create_task(every(REAP_EVERY_S, reap)),
+        asyncio.create_task(forever("replies", services.replies.read, vital=True)),
+        asyncio.create_task(forever("models", services.models.look_again, vital=True)),
+        asyncio.create_task(forever("reaper", reap, REAP_EVERY_S, vital=True)),
     ]
     if services.settings.sweep_s:
-        tasks.append(asyncio.create_task(every(services.settings.sweep_s, sweep)))
+        tasks.append(asyncio.create_task(forever("sweeper", sweep, services.settings.sweep_s)))
     try:
         yield
     finally:
@@ -116,6 +115,7 @@ async def open_services(
         replies=Replies(reader, producer, queue, api, metrics.record),
         results=open_store(settings),
         metrics=metrics,
+        background=metrics.background,
         stopping=asyncio.Event(),
         tracing=tracing,
         guard=guard,
@@ -128,15 +128,6 @@ async def open_services(
     finally:
         await client.aclose()
         await reader.aclose()
-
-
-async def every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        try:
-            await action()
-        except (RedisError, OSError) as error:
-            log.warning("a periodic task failed: %s", error)
-        await asyncio.sleep(seconds)
 
 
 async def ending(services: Services) -> None:

@@ -87,6 +87,9 @@ def _refusal(verdict: Verdict, job: Job) -> ServiceError | None:
         return ModelGone(f"Model {job.model} {job.version} is no longer served.", "model")
     if verdict.word == "full":
         return QueueFull("The queue is full: too many jobs are waiting.", retry_after_s=again)
+    if verdict.word == "key_full":
+        message = "Too many of your requests are waiting: wait for some of them, or for the time in Retry-After."
+        return QuotaExceeded(message, code="too_many_waiting", retry_after_s=again)
     if verdict.word == "late":
         message = "The queue is too long for this deadline: timeout_s would pass before a worker is free."
         return DeadlineExceeded(message, "timeout_s", retry_after_s=again)

@@ -11,7 +11,7 @@ from typing import Any
 from service.errors import InvalidRequest
 from service.http.presentation import job_status
 from service.http.schema import GenerateRequest
-from service.http.services import Services, every
+from service.http.services import Services
 from service.http.tasks import end
 from service.queue.job import Record
 from service.settings import Settings
@@ -53,8 +53,8 @@ async def webhooks(services: Services) -> AsyncIterator[None]:
 
     outbox = Outbox(services.producer.client, services.producer.queue)
     deliverer = Deliverer(services.settings, services.producer, outbox, services.metrics, describe)
-    task = asyncio.create_task(every(POLL_EVERY_S, deliverer.deliver))
+    task = asyncio.create_task(services.background.forever("webhooks", deliverer.deliver, POLL_EVERY_S))
     try:
         yield
     finally:
-        await end([task])
+        await end([task, *deliverer.sending])

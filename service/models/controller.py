@@ -11,8 +11,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from redis.exceptions import RedisError
-
 from service.errors import StartupError
 from service.models.choice import Choice, Served
 from service.models.folder import Folder, Name
@@ -53,8 +51,9 @@ class SingleModel:
     async def refresh(self) -> None:
         """Nothing changes."""
 
-    async def run(self) -> None:
+    async def look_again(self) -> None:
         """Nothing changes."""
+        await asyncio.sleep(POLL_EVERY_S)
 
 
 class ModelController:
@@ -70,15 +69,15 @@ class ModelController:
         self._workers: Sequence[Worker] = ()
         self._began = False
 
-    async def run(self) -> None:
-        """Look again and again, until cancelled; an outage of the queue leaves everything as it was."""
-        while True:
-            try:
-                await self.refresh()
-            except (RedisError, OSError) as error:
-                log.warning("the models' states cannot be read: %s", error)
-            moving = any(entry.state in (ModelState.LOADING, ModelState.UNLOADING) for entry in self._entries.values())
-            await asyncio.sleep(BUSY_POLL_S if moving else POLL_EVERY_S)
+    async def look_again(self) -> None:
+        """Refresh, and pause until it is time to do so again; an outage of the queue leaves everything as it was.
+
+        Raises:
+            RedisError: the queue's server is away.
+        """
+        await self.refresh()
+        moving = any(entry.state in (ModelState.LOADING, ModelState.UNLOADING) for entry in self._entries.values())
+        await asyncio.sleep(BUSY_POLL_S if moving else POLL_EVERY_S)
 
     async def refresh(self) -> None:
         """Read the states, lead on what can be led on, and take over what is served.

@@ -14,6 +14,7 @@ from service.models.loaded import LoadedModels
 from service.models.memory import check_memory
 from service.models.registry import Entry, ModelState, ModelStates, WorkerRegistry
 from service.models.single import SEVERAL, load_runtime, open_runtime
+from service.observe.background import Background
 from service.queue.connection import connect
 from service.queue.job import lane
 from service.settings import Settings
@@ -29,7 +30,11 @@ log = logging.getLogger(__name__)
 class ModelLoader:
     """Brings the loaded models into line with the registry. A failure is reported; what is held stays."""
 
-    def __init__(self, settings: Settings, folder: Folder, registry: WorkerRegistry, loaded: LoadedModels) -> None:
+    def __init__(
+        self, settings: Settings, folder: Folder, registry: WorkerRegistry, loaded: LoadedModels,
+        background: Background,
+    ) -> None:  # fmt: skip
+        self._background = background
         self._settings = settings
         self._folder = folder
         self._registry = registry
@@ -38,11 +43,11 @@ class ModelLoader:
 
     def run(self, stopping: threading.Event) -> None:
         """Follow the registry until the process stops."""
-        while not stopping.wait(POLL_EVERY_S):
-            try:
-                self.follow(self._registry.read())
-            except (RedisError, OSError) as error:
-                log.warning("the models' states cannot be read: %s", error)
+
+        def follow() -> None:
+            self.follow(self._registry.read())
+
+        self._background.forever_in_thread("loader", follow, POLL_EVERY_S, stopping)
 
     def first(self, stopping: threading.Event) -> None:
         """Wait for the states, and follow them once. The HTTP process writes the first ones."""
@@ -106,7 +111,7 @@ class ModelLoader:
         return load_runtime(bundle, settings)
 
 
-def open_models(settings: Settings, stopping: threading.Event) -> LoadedModels:
+def open_models(settings: Settings, stopping: threading.Event, background: Background) -> LoadedModels:
     """What a worker draws with: the one student, or those of FEWSTEP_MODELS that are wanted, now and later.
 
     Raises:
@@ -119,7 +124,7 @@ def open_models(settings: Settings, stopping: threading.Event) -> LoadedModels:
         return loaded
     loaded = LoadedModels()
     registry = WorkerRegistry(connect(settings.required_redis_url), SEVERAL)
-    loader = ModelLoader(settings, Folder(settings.models), registry, loaded)
+    loader = ModelLoader(settings, Folder(settings.models), registry, loaded, background)
     loader.first(stopping)
     if not loaded.lanes and loaded.info["refused"]:
         name, refused = next(iter(loaded.info["refused"].items()))

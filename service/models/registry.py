@@ -12,6 +12,7 @@ import redis
 import redis.asyncio
 
 from service.queue.connection import bounded
+from service.queue.job import readable_lanes
 from service.queue.scripts import Scripts
 
 
@@ -104,7 +105,7 @@ class WorkerRegistry:
 
     def idle(self, lane: str) -> bool:
         """Whether no job of a lane waits or runs."""
-        return bool(self._run("idle", lane))
+        return all(self._run("idle", form) for form in readable_lanes(lane))
 
     def _run(self, verb: str, *args: str) -> Any:
         return self._scripts.run(f"models/{verb}", *args)

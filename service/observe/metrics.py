@@ -5,6 +5,7 @@ What a worker measures comes back with the job's record, so that one scrape of t
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from service.queue.job import Record, State
+from service.observe.background import Background
+from service.queue.job import Record
 from service.queue.producer import Depth
+from service.queue.states import State
 from student.bundle import Student
 
 # The first is below what a few-step student needs for one image.
@@ -21,6 +24,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5
 BATCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 # Scores are standardised on the teacher: 0 is its mean, 1 its standard deviation.
 SCORES = (-4, -3, -2.5, -2, -1.5, -1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4)
+FAILED = "failed:"  # before the name of a background task, among the queue's counters
 COUNTERS = {
     "finished": "Jobs that have reached an end.",
     "redelivered": "Jobs that were lost with a worker and given to another.",
@@ -43,12 +47,24 @@ class QueueCounters(Collector):
 
     def __init__(self) -> None:
         self.counters: dict[str, int] = {}
+        self.background = Background()
 
     def collect(self) -> Iterable[CounterMetricFamily]:
         for name, documentation in COUNTERS.items():
             family = CounterMetricFamily(f"fewstep_jobs_{name}", documentation)
             family.add_metric([], self.counters.get(name, 0))
             yield family
+        yield self._failures()
+
+    def _failures(self) -> CounterMetricFamily:
+        """Those of this process, and those that workers have told of."""
+        told = {name.removeprefix(FAILED): count for name, count in self.counters.items() if name.startswith(FAILED)}
+        counts = collections.Counter(told) + collections.Counter(self.background.failures)
+        text = "Failures of what runs in the background; each is done again."
+        family = CounterMetricFamily("fewstep_background_failures", text, labels=["task"])
+        for task, count in counts.items():
+            family.add_metric([task], count)
+        return family
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,7 @@ class Metrics:
         self._models = self._gauge("model_workers", "Workers that hold a student.", named)
         self._gpus = {name: self._gauge(f"gpu_{name}", text, ["host", "gpu"]) for name, text in GPU.items()}
         self._queue = QueueCounters()
+        self.background = self._queue.background
         self.registry.register(self._queue)
         info = {"model": model, "version": version, **build}
         self._gauge("build_info", "Always 1; the labels tell.", list(info)).labels(**info).set(1)

@@ -9,7 +9,8 @@ from typing import Any
 
 import redis
 
-from service.queue.job import Claimed
+from service.queue.job import Claimed, readable_lanes
+from service.queue.result import write_result
 from service.queue.scripts import Scripts
 
 Held = tuple[str, str]  # id, token
@@ -34,7 +35,8 @@ class Consumer:
 
     def claim_any(self, lanes: Mapping[str, int], claim_id: str | None = None) -> list[Claimed]:
         """The same from whichever of several lanes comes first; the most images of a batch by lane."""
-        arguments = (claim_id or uuid.uuid4().hex, json.dumps(dict(lanes)), self._lease_ms, self._max_attempts)
+        served = {form: images for lane, images in lanes.items() for form in readable_lanes(lane)}
+        arguments = (claim_id or uuid.uuid4().hex, json.dumps(served), self._lease_ms)
         now_us, token, jobs = self._scripts.run("claim", self.worker, *arguments)
         return [
             Claimed(id, token, payload, int(attempts), (int(now_us) - int(created_us)) / 1e6)
@@ -43,32 +45,47 @@ class Consumer:
 
     def wait(self, lanes: Iterable[str], seconds: float) -> None:
         """Return when something was put into one of the lanes, or after ``seconds``; a lost token costs that long."""
-        self._client.brpop([f"{self._scripts.prefix}w:{lane}" for lane in lanes], timeout=seconds)
+        served = [form for lane in lanes for form in readable_lanes(lane)]
+        self._client.brpop([f"{self._scripts.prefix}w:{lane}" for lane in served], timeout=seconds)
 
-    def beat(self, info: Mapping[str, Any], held: Iterable[Held]) -> dict[str, str]:
-        """Renew the leases; returns the ids that need no further work, each with 'cancelled', 'expired' or 'lost'."""
-        pairs = [part for pair in held for part in pair]
-        return dict(self._scripts.run("beat", self.worker, json.dumps(info), self._lease_ms, *pairs))
+    def beat(
+        self, info: Mapping[str, Any], held: Iterable[Held], failed: Mapping[str, int] | None = None
+    ) -> dict[str, str]:  # fmt: skip
+        """Renew the leases; returns the ids that need no further work, each with 'cancelled', 'expired' or 'lost'.
+
+        ``failed`` says how often each background task of this worker has failed since the last beat.
+        """
+        said = (json.dumps(info), self._lease_ms, self._max_attempts, json.dumps(failed or {}))
+        return dict(self._scripts.run("beat", self.worker, *said, *_flat(held)))
 
     def finish(self, id: str, token: str, state: str, result: Mapping[str, Any]) -> str:
         """End a job; returns its final state, or 'fenced' if it is another worker's by now."""
-        return str(self._scripts.run("finish", id, token, state, json.dumps(result)))
+        return str(self._scripts.run("finish", id, token, state, write_result(result)))
+
+    def advance(
+        self, id: str, token: str, result: Mapping[str, Any], *, shape: str, images: int, cost: int
+    ) -> str:  # fmt: skip
+        """Put a job back for another round, and keep what this one has drawn; a repeated call changes nothing.
+
+        From now on the job ends with ``result`` if it is given up. ``shape``, ``images`` and ``cost`` are those of the
+        round that follows (see ``Job``). Returns 'queued'; 'done' if it was given up meanwhile; or 'fenced'.
+        """
+        return str(self._scripts.run("advance", id, token, shape, images, cost, write_result(result)))
 
     def show(self, id: str, token: str, previews: Mapping[str, str]) -> bool:
         """Tell whoever watches a job of previews in the result store; False if it is another worker's by now."""
-        return bool(self._scripts.run("show", id, token, *[part for pair in previews.items() for part in pair]))
+        return bool(self._scripts.run("show", id, token, *_flat(previews.items())))
 
     def release(self, held: Iterable[Held]) -> int:
         """Leave: hand back what is held, without counting an attempt, and count as a worker no more."""
-        return int(self._scripts.run("release", self.worker, *[part for pair in held for part in pair]))
+        return int(self._scripts.run("release", self.worker, *_flat(held)))
 
     def hand_back(self, held: Iterable[Held], *, spared: bool = False) -> int:
         """Return jobs that were claimed and not drawn, without counting an attempt; the worker goes on.
 
         ``spared``: they were on a device when it failed. They travel alone from now on, and are spared so often only.
         """
-        pairs = [part for pair in held for part in pair]
-        return int(self._scripts.run("hand_back", int(spared), self._max_attempts, *pairs))
+        return int(self._scripts.run("hand_back", int(spared), self._max_attempts, *_flat(held)))
 
     def count(self, counts: Mapping[str, int]) -> None:
         """Add to the queue's counters."""
@@ -80,3 +97,7 @@ class Consumer:
     def lost(self, worker: str) -> int:
         """Take a worker's jobs from it at once, because its process is known to be dead."""
         return int(self._scripts.run("lost", worker, self._max_attempts))
+
+
+def _flat(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    return [part for pair in pairs for part in pair]

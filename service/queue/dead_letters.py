@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from service.queue.connection import bounded
-from service.queue.job import Job, QueueOptions, Record, Verdict
+from service.queue.job import QueueOptions, Record, Verdict
 from service.queue.producer import Producer
 from service.queue.scripts import Scripts
 
@@ -40,21 +40,24 @@ class DeadLetterQueue:
         found = await self._read([(id, float(died_us))] if died_us is not None else [])
         return found[0] if found else None
 
-    async def retry(self, job: Job, timeout_s: float) -> Verdict:
+    async def retry(self, letter: DeadLetter, timeout_s: float) -> Verdict:
         """Queue a job like a letter's, alone in its batch, and drop the letter once it is queued.
 
-        It is a job of its own, for one that has ended stays so. Its id follows from the old one: a repeated call finds
-        what the first one did. Its webhook is sent when the new job ends, and its Idempotency-Key stands for that.
+        It is a job of its own, for one that has ended stays so; its webhook and its Idempotency-Key are the old one's.
+        Its id follows from the old one: a repeated call finds what the first one did. 'attached': whoever has asked for
+        it has done so again meanwhile, with the same key, and that job stands for this one, too.
+
+        Raises:
+            PayloadError: the job was written by another release.
         """
-        again = replace(job, id=hashlib.sha256(f"retry {job.id}".encode()).hexdigest()[:32])
-        row = await bounded(self._client.hmget(f"{self._prefix}j:{job.id}", ["webhook", "idem", "body"]))
-        webhook, idempotency, body = (str(text or "") for text in row)
+        old = letter.record
+        again = replace(old.job, id=hashlib.sha256(f"retry {old.id}".encode()).hexdigest()[:32])
         options = QueueOptions(
-            timeout_s, quota=0, solo=True, webhook=webhook, idempotency=idempotency, body=body if idempotency else ""
+            timeout_s, quota=0, solo=True, webhook=old.webhook, idempotency=old.idempotency, body=old.body
         )
         verdict = await self._producer.enqueue(again, options)
         if verdict.word in ("ok", "known", "attached"):
-            await self.drop(job.id)
+            await self.drop(old.id)
         return verdict
 
     async def drop(self, id: str) -> bool:

@@ -5,33 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from enum import StrEnum
+from functools import cached_property
 from typing import Any, Literal
 
+from service.queue.states import TERMINAL, State
+
+# The oldest form of a job that is written and read. A job is written in the lowest form whose readers understand all
+# that it asks for: during a rolling upgrade the workers of both releases draw what both understand.
 SCHEMA_VERSION = 3
-
-
-class State(StrEnum):
-    """Where a job is; it never leaves a terminal state."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-
-
-TERMINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.EXPIRED})
+# Fields that came later, with the form that its readers must know. One that may be ignored keeps the form as it is.
+LATER: Mapping[str, int] = {"candidates": 4}
+READABLE = (SCHEMA_VERSION, *sorted(set(LATER.values()) - {SCHEMA_VERSION}))
 
 
 class PayloadError(ValueError):
     """A payload that this version cannot read."""
 
 
-def lane(model: str, version: str) -> str:
-    """The part of the queue that workers with this model, version and payload format can serve."""
-    return f"{SCHEMA_VERSION}|{model}|{version}"
+def lane(model: str, version: str, form: int = SCHEMA_VERSION) -> str:
+    """The part of the queue that workers can serve which hold this model and version and read this form of jobs."""
+    return f"{form}|{model}|{version}"
+
+
+def readable_lanes(of: str) -> tuple[str, ...]:
+    """All lanes that workers of this release serve if they serve lane ``of``."""
+    names = of.partition("|")[2]
+    return tuple(f"{form}|{names}" for form in READABLE)
 
 
 @dataclass(frozen=True)
@@ -53,18 +52,29 @@ class Job:
     prompt: str
     seeds: tuple[int, ...]
     output_format: str
-    quality: int | None
-    response_format: str
-    previews: int
-    priority: int
-    user: str | None
-    metadata: Mapping[str, str]
-    request_id: str
+    quality: int | None = None
+    response_format: str = "b64_json"
+    previews: int = 0
+    priority: int = 0
+    user: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    request_id: str = ""
     traceparent: str = ""
+    candidates: int = 1
+
+    @property
+    def form(self) -> int:
+        """The lowest form in which everything can be said that this job asks for."""
+        return max([SCHEMA_VERSION, *(LATER[name] for name in self._later())])
 
     @property
     def lane(self) -> str:
-        return lane(self.model, self.version)
+        return lane(self.model, self.version, self.form)
+
+    @property
+    def images(self) -> int:
+        """The pictures that are drawn for it: each seed has so many candidates."""
+        return len(self.seeds) * self.candidates
 
     @property
     def shape(self) -> str:
@@ -74,30 +84,36 @@ class Job:
     @property
     def cost(self) -> int:
         """What drawing it costs, in thousands of pixel-steps."""
-        return max(1, self.height * self.width * self.steps // 1000) * len(self.seeds)
-
-    @property
-    def flow(self) -> str:
-        """Whom it takes turns with: inside a priority, every key gets the same."""
-        return f"{self.priority}|{self.key}"
+        return max(1, self.height * self.width * self.steps // 1000) * self.images
 
     def to_payload(self) -> str:
-        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)})
+        """The job as it is stored. A later field is left out where it says nothing: older releases would stumble."""
+        silent = set(LATER) - set(self._later())
+        told = {name: value for name, value in asdict(self).items() if name not in silent}
+        return json.dumps({"schema_version": self.form, **told})
 
     @classmethod
     def from_payload(cls, payload: str) -> Job:
-        """The job of a payload.
+        """The job of a payload. What is missing has its default, and what this release does not know is left out.
 
         Raises:
-            PayloadError: not written by this version of the service.
+            PayloadError: it asks for something that this release does not know, or is not a job.
         """
+        known = {field.name for field in fields(cls)}
         try:
             data = json.loads(payload)
-            if data.pop("schema_version") != SCHEMA_VERSION or set(data) != {f.name for f in fields(cls)}:
+            if data["schema_version"] not in READABLE:
                 raise PayloadError("the job was written by another version of the service")
-            return cls(**{**data, "seeds": tuple(data["seeds"])})
+            told = {name: value for name, value in data.items() if name in known}
+            return cls(**{**told, "seeds": tuple(data["seeds"])})
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise PayloadError("the job cannot be read") from error
+
+    def _later(self) -> list[str]:
+        """The fields of later forms that say something."""
+        return [
+            field.name for field in fields(self) if field.name in LATER and getattr(self, field.name) != field.default
+        ]
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,7 @@ class QueueOptions:
     accepted it wants to hear of more than its end. ``idempotency`` is the digest of a client's Idempotency-Key and of
     the client itself (empty: none), ``body`` that of what was asked. ``webhook`` is what to send where at its end.
     ``quota`` is the key's own one, in thousands of pixel-steps a minute (None: the usual one). ``solo``: it shares its
-    batch with nobody.
+    batch with nobody. ``key_pending`` is how many jobs of its key may wait (0: as many as may wait at all).
     """
 
     timeout_s: float
@@ -119,6 +135,7 @@ class QueueOptions:
     webhook: str = ""
     quota: int | None = None
     solo: bool = False
+    key_pending: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,7 +147,7 @@ class Verdict:
     ``quota_left`` are in thousands of pixel-steps.
     """
 
-    word: Literal["ok", "known", "attached", "mismatch", "quota", "full", "late", "gone"]
+    word: Literal["ok", "known", "attached", "mismatch", "quota", "full", "key_full", "late", "gone"]
     id: str
     wait_s: float
     quota_left: int
@@ -160,6 +177,8 @@ class Claimed:
 class Record:
     """A job as the queue knows it; ``result`` is what the worker left, empty before. Times are Unix times in seconds.
 
+    ``result`` has the form of ``result.read_result``. ``short`` is set if the job is done with the pictures of an
+    earlier round: why there are no better ones. ``idempotency``, ``body`` and ``webhook`` are as in ``QueueOptions``.
     ``key`` is who may see it, ``payload`` what was asked for. ``previews`` refers to looks at unfinished images in the
     result store, by "number:image". ``giving_up``: it runs, and its worker has been told to drop it.
     """
@@ -174,6 +193,10 @@ class Record:
     finished_s: float | None = None
     previews: Mapping[str, str] = field(default_factory=dict)
     giving_up: bool = False
+    short: str = ""
+    idempotency: str = ""
+    body: str = ""
+    webhook: str = ""
 
     @property
     def terminal(self) -> bool:
@@ -187,7 +210,7 @@ class Record:
         except PayloadError:
             return False
 
-    @property
+    @cached_property
     def job(self) -> Job:
         """What was asked for.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import secrets
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,10 +13,15 @@ import redis
 import redis.asyncio
 
 from service.queue.connection import bounded
-from service.queue.job import Job, Position, QueueOptions, Record, State, Verdict
+from service.queue.job import Job, Position, QueueOptions, Record, Verdict
+from service.queue.result import read_result
 from service.queue.scripts import Scripts
+from service.queue.states import State
 
-FIELDS = ["state", "result", "key", "payload", "created_us", "claimed_us", "finished_us", "previews", "cancel"]
+FIELDS = [
+    "state", "result", "key", "payload", "created_us", "claimed_us", "finished_us", "previews", "cancel", "short",
+    "idem", "body", "webhook",
+]  # fmt: skip
 MOST_OWNED = 1000  # as many as enqueue.lua keeps in the list of a key
 DAY_S = 86400
 SECRET_KEPT_S = 30 * DAY_S
@@ -99,20 +105,23 @@ class Producer:
     async def enqueue(self, job: Job, options: QueueOptions) -> Verdict:
         """Put a job into the queue; a second call with the same id changes nothing."""
         asked = {
-            "id": job.id, "lane": job.lane, "shape": job.shape, "images": len(job.seeds), "payload": job.to_payload(),
-            "key": job.key, "cost": job.cost, "flow": job.flow,
-            "bonus": job.priority * self._priority_images * job.cost // len(job.seeds),
+            "id": job.id, "lane": job.lane, "shape": job.shape, "images": job.images, "payload": job.to_payload(),
+            "key": job.key, "cost": job.cost, "priority": job.priority,
+            "bonus": job.priority * self._priority_images * job.cost // job.images,
             "reply": self._api, "webhook": options.webhook, "watch": options.watched, "client": options.client,
             "model": f"{job.model}/{job.version}" if self._managed else "",
             "idem": options.idempotency, "body": options.body, "solo": options.solo,
-            "timeout_ms": round(options.timeout_s * 1000),
+            "timeout_ms": round(options.timeout_s * 1000), "key_pending": options.key_pending,
         }  # fmt: skip
         quota = self._limits["quota"] if options.quota is None else options.quota
         document = json.dumps({**asked, **self._limits, "quota": quota})
         word, id, wait_ms, left = await (
             self._replicated(document) if self._replicas else self._run("enqueue", document)
         )
-        return Verdict(word, id, int(wait_ms) / 1000, int(left), quota)
+        wait_s = int(wait_ms) / 1000
+        if word in ("full", "key_full"):  # all that were refused together would come back together
+            wait_s *= random.uniform(1.0, 2.0)
+        return Verdict(word, id, wait_s, int(left), quota)
 
     async def _replicated(self, document: str) -> Any:
         """Enqueue, and wait until enough replicas hold the job; WAIT is about what its own connection has written."""
@@ -258,8 +267,8 @@ def _record(id: str, row: Mapping[str, str | None]) -> Record:
     result, payload, key = row["result"], row["payload"], row["key"]
     return Record(
         id,
-        State(str(row["state"])),
-        json.loads(result) if result else {},
+        _state(str(row["state"])),
+        read_result(result),
         key or "",
         payload or "",
         created_s=_seconds(row["created_us"]) or 0.0,
@@ -267,7 +276,16 @@ def _record(id: str, row: Mapping[str, str | None]) -> Record:
         finished_s=_seconds(row["finished_us"]),
         previews=json.loads(row["previews"] or "{}"),
         giving_up=row["state"] == "running" and row["cancel"] is not None,
+        short=row["short"] or "",
+        idempotency=row["idem"] or "",
+        body=row["body"] or "",
+        webhook=row["webhook"] or "",
     )
+
+
+def _state(name: str) -> State:
+    """A state that only another release knows is not this one's to end."""
+    return State(name) if name in list(State) else State.RUNNING
 
 
 def _seconds(micros: str | None) -> float | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import redis.asyncio
 from redis.exceptions import RedisError
 
+from service.errors import QueueFull, QuotaExceeded
 from service.queue.job import Record
 from service.queue.producer import Producer
 from service.queue.scripts import prefix
@@ -18,9 +20,6 @@ from service.queue.scripts import prefix
 BLOCK_S = 2.0
 POLL_S = 2.0
 FOLLOW_S = 1.0
-PAUSE_AFTER_ERROR_S = 0.2
-
-log = logging.getLogger(__name__)
 
 Enqueue = Callable[[], Awaitable[str]]
 
@@ -39,6 +38,7 @@ class Replies:
         self._stream = f"{prefix(queue)}r:{api}"
         self._observe = observe
         self._news: dict[str, set[asyncio.Queue[Record]]] = {}
+        self._last = "0"
 
     @contextmanager
     def news(self, id: str) -> Iterator[asyncio.Queue[Record]]:
@@ -72,52 +72,75 @@ class Replies:
                 with self.news(other) as others:
                     return await self.ended(other, others, enqueue, check_first=True)
 
-    async def follow(self, id: str, enqueue: Enqueue | None = None) -> AsyncIterator[Record]:
+    async def follow(
+        self, id: str, enqueue: Enqueue | None = None, *, within_s: float = math.inf
+    ) -> AsyncIterator[Record | None]:
         """A job's record now and whenever something may have happened to it, and at least every ``FOLLOW_S``.
 
-        It ends with the job, and without ``enqueue`` also if the server has forgotten it.
+        None stands for a moment in which nothing is known: the server is away, or has forgotten the job. It ends with
+        the job, after ``within_s``, and without ``enqueue`` also if the server has forgotten it. ``enqueue`` returns
+        the id to follow from then on, which may be another.
         """
+        deadline = time.monotonic() + within_s
+        while True:
+            successor: str | None = None
+            async for record, successor in self._follow_one(id, enqueue, deadline):  # noqa: B007 - the last one counts
+                yield record
+            if successor is None:
+                return
+            id = successor
+
+    async def _follow_one(
+        self, id: str, enqueue: Enqueue | None, deadline: float
+    ) -> AsyncIterator[tuple[Record | None, str | None]]:
+        """The records of one id; the last entry says which id follows, if any does."""
         with self.news(id) as news:
             with suppress(RedisError):  # looking at it now and then is enough
                 await self._producer.watch(id)
             record: Record | str | None = None
-            while True:
+            while time.monotonic() < deadline:
                 record = record or await self._look(id)
-                if record == "forgotten":
-                    if enqueue is None:
-                        return
-                    await _quietly(enqueue)
                 if isinstance(record, Record):
-                    yield record
+                    yield record, None
                     if record.terminal:
                         return
+                else:
+                    other = None
+                    if record == "forgotten":
+                        other = await _quietly(enqueue) if enqueue else None
+                    if other not in (None, id) or (record == "forgotten" and enqueue is None):
+                        yield None, other
+                        return
+                    yield None, None
                 record = await _next(news, FOLLOW_S)
 
-    async def read_forever(self) -> None:
-        """The reader: ends only when it is cancelled."""
-        last = "0"
-        while True:
-            try:
-                last = await self._read(last)
-            except RedisError as error:
-                log.warning("the reply stream cannot be read: %s", error)
-                await asyncio.sleep(PAUSE_AFTER_ERROR_S)
+    async def read(self) -> None:
+        """Read what the stream says next, waiting for it for a while; to be called for ever.
 
-    async def _read(self, last: str) -> str:
-        answer: Any = await self._client.xread({self._stream: last}, block=round(BLOCK_S * 1000), count=256)
+        Raises:
+            RedisError: the server is away; nothing was passed over.
+            ExceptionGroup: ``observe`` has failed for some records. Whoever waits for them has them all the same.
+        """
+        answer: Any = await self._client.xread({self._stream: self._last}, block=round(BLOCK_S * 1000), count=256)
         for _, entries in answer:
-            await self._deliver([fields for _, fields in entries])
-            last = entries[-1][0]
-        return last
+            await self._deliver([fields for _, fields in entries], entries[-1][0])
 
-    async def _deliver(self, notices: list[dict[str, str]]) -> None:
+    async def _deliver(self, notices: list[dict[str, str]], last: str) -> None:
         ended = {notice["id"] for notice in notices if notice["what"] == "end"}
         wanted = [notice["id"] for notice in notices if notice["id"] in ended or notice["id"] in self._news]
-        for record in (await self._producer.records(list(dict.fromkeys(wanted)))).values():
-            if record.id in ended:
-                self._observe(record)
+        records = (await self._producer.records(list(dict.fromkeys(wanted)))).values()
+        self._last = last
+        failures: list[Exception] = []
+        for record in records:
             for news in self._news.get(record.id, ()):
                 news.put_nowait(record)
+            if record.id in ended:
+                try:
+                    self._observe(record)
+                except Exception as error:
+                    failures.append(error)
+        if failures:
+            raise ExceptionGroup("some ends of jobs could not be noted", failures)
 
     async def _look(self, id: str) -> Record | str | None:
         """The job's record, or 'forgotten', or None while the server is away."""
@@ -139,8 +162,8 @@ async def _next(news: asyncio.Queue[Record], wait_s: float) -> Record | None:
 
 
 async def _quietly(enqueue: Enqueue) -> str | None:
-    """Enqueue again; a server that is away or refuses is asked another time."""
+    """Enqueue again; a server that is away, or has no room now, is asked another time."""
     try:
         return await enqueue()
-    except RedisError:
+    except (RedisError, QueueFull, QuotaExceeded):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +17,8 @@ CLOCK = ".clock"
 
 
 class FolderStore:
-    """A file appears under its name when it is complete. Ages are told by the folder's own clock, not the caller's."""
+    """A file appears under its name when it is complete and on the disk: a job that is done must not lose it with the
+    power. Ages are told by the folder's own clock, not the caller's."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -25,10 +27,15 @@ class FolderStore:
     def put(self, job: str, token: str, name: str, suffix: str, data: bytes) -> str:
         """See ``ResultStore``."""
         reference = reference_of(job, token, name, suffix)
-        path = self._path(reference)
-        unfinished = f"{path}.{uuid.uuid4().hex}.part"
-        self._files.pipe_file(unfinished, data)
-        self._files.mv(unfinished, path)
+        path = self._folder / reference
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+        with unfinished.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        _sync(path.parent)
         return reference
 
     def get(self, reference: str) -> bytes:
@@ -75,3 +82,12 @@ class FolderStore:
 
     def _path(self, reference: str) -> str:
         return f"{self._folder}/{reference}"
+
+
+def _sync(folder: Path) -> None:
+    """Make what was renamed in a folder outlive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

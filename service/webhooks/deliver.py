@@ -8,10 +8,13 @@ import logging
 import random
 import ssl
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -24,7 +27,8 @@ from service.webhooks.outbox import Delivery, Outbox
 from service.webhooks.signature import headers
 from service.webhooks.target import Target, TargetRefused, find_target, rules_of
 
-AT_ONCE = 16
+AT_ONCE, AT_ONE_HOST = 64, 8
+POSTPONE_S = 1.0  # until a host that has its share is looked at again
 POLL_EVERY_S = 0.3
 MAX_TRIES = 8  # with pauses that triple from 5 s to 10 min: for half an hour
 GROWTH, LONGEST_PAUSE_S, JITTER = 3, 600.0, 0.2
@@ -49,19 +53,44 @@ class Deliverer:
         self._metrics = metrics
         self._describe = describe
         self._tls: ssl.SSLContext | None = None
+        self._hosts: Counter[str] = Counter()
+        self.sending: set[asyncio.Task[None]] = set()
 
     async def deliver(self) -> None:
-        """Send everything whose time has come; returns when each of them has been sent or put off.
+        """Begin to send what is due, as far as there are hands; ``sending`` is what is under way.
+
+        Nobody waits for another's receiver: one host gets so many hands and no more, however slow it is.
 
         Raises:
             RedisError: the queue's server is away.
         """
-        while due := await self._outbox.take(AT_ONCE, LEASE_S):
-            records = await self._producer.records([each.id for each in due])
-            await asyncio.gather(*(self._one(each, records.get(each.id)) for each in due))
+        free = AT_ONCE - len(self.sending)
+        due = await self._outbox.take(free, LEASE_S) if free else []
+        records = await self._producer.records([each.id for each in due]) if due else {}
+        for each in due:
+            host = urlsplit(each.url).netloc
+            if self._hosts[host] >= AT_ONE_HOST:
+                await self._outbox.put_back(each.id, POSTPONE_S)
+                continue
+            self._hosts[host] += 1
+            task = asyncio.create_task(self._one(each, records.get(each.id)))
+            self.sending.add(task)
+            task.add_done_callback(partial(self._done, host))
+
+    def _done(self, host: str, task: asyncio.Task[None]) -> None:
+        self.sending.discard(task)
+        self._hosts[host] -= 1
+        if not self._hosts[host]:
+            del self._hosts[host]
+        if not task.cancelled() and (error := task.exception()) is not None:  # it is due again after its lease
+            log.warning("a webhook could not be settled: %s", error)
 
     async def _one(self, delivery: Delivery, record: Record | None) -> None:
-        if record is None or not record.readable or f"job.{record.state}" not in delivery.events:
+        if record is None or not record.readable:
+            self._metrics.webhook("lost")
+            log.warning("webhook of job %s is lost: its record is gone or cannot be read", delivery.id)
+            return await self._outbox.complete(delivery.id)
+        if f"job.{record.state}" not in delivery.events:
             return await self._outbox.complete(delivery.id)
         outcome, wait_s = await self._try(delivery, record)
         if outcome == "failed" and delivery.attempt >= MAX_TRIES:

@@ -36,7 +36,7 @@ class Outbox:
     async def take(self, limit: int, lease_s: float) -> list[Delivery]:
         """Deliveries whose time has come; nobody else gets them for ``lease_s``."""
         rows = await self._run("take", limit, round(lease_s * 1000))
-        return [_delivery(id, int(attempt), json.loads(asked)) for id, attempt, asked in rows]
+        return [_delivery(id, int(attempt), json.loads(asked or "{}")) for id, attempt, asked in rows]
 
     async def complete(self, id: str) -> None:
         """Delivered, or given up."""
@@ -46,9 +46,14 @@ class Outbox:
         """Try again after ``delay_s``."""
         await self._run("postpone", id, round(delay_s * 1000))
 
+    async def put_back(self, id: str, delay_s: float) -> None:
+        """It was not tried: the same after ``delay_s``, and no try is counted."""
+        await self._run("postpone", id, round(delay_s * 1000), 1)
+
     async def _run(self, verb: str, *args: str | int) -> Any:
         return await bounded(self._scripts.run(f"webhooks/{verb}", *args))
 
 
 def _delivery(id: str, attempt: int, asked: dict[str, Any]) -> Delivery:
-    return Delivery(id, attempt, asked["url"], tuple(asked["events"]), asked["base_url"])
+    """Tolerantly: what another release has put there must not hold up the rest."""
+    return Delivery(id, attempt, asked.get("url", ""), tuple(asked.get("events", ())), asked.get("base_url", ""))

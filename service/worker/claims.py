@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from service.models.loaded import LoadedModels
 from service.queue.consumer import Consumer
-from service.queue.job import Claimed, Job, PayloadError
+from service.queue.job import Claimed, Job, PayloadError, lane
 from service.worker.batch import Batch, Maker, maker_of
 from service.worker.device import Device
 from service.worker.execution import Failure
@@ -109,15 +109,15 @@ class Claims:
         return Batch(runtime, tuple(one for one, _ in jobs), tuple(job for _, job in jobs))
 
     def _run(self) -> None:
+        duty = self._heartbeat.background.duty("claims", vital=True)
         while not self._stopping.is_set():
             try:
                 self._turn()
-            except RedisError as error:
-                log.warning("the queue is out of reach: %s", error)
+            except Exception as error:  # whatever it is: a worker that claims nothing more would look well
+                duty.failed(error)
                 self._stopping.wait(PAUSE_AFTER_ERROR_S)
-            except Exception:  # whatever it is: a worker that claims nothing more would look well and do nothing
-                log.exception("claiming failed")
-                self._stopping.wait(PAUSE_AFTER_ERROR_S)
+            else:
+                duty.succeeded()
 
     def _turn(self) -> None:
         if self._ahead is not None:
@@ -168,6 +168,7 @@ def read(claimed: Claimed, runtime: Runtime) -> Job | Failure:
 
 def _lane_of(claimed: Claimed) -> str | None:
     try:
-        return Job.from_payload(claimed.payload).lane
+        job = Job.from_payload(claimed.payload)
     except PayloadError:
         return None
+    return lane(job.model, job.version)

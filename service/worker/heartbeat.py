@@ -10,6 +10,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from service.observe.background import Background
 from service.queue.consumer import Consumer
 from service.queue.job import Claimed
 from service.worker.accelerators import Accelerators
@@ -26,7 +27,7 @@ class Heartbeat:
 
     def __init__(
         self, consumer: Consumer, info: Mapping[str, Any], interval_s: float, accelerators: Accelerators | None = None,
-        counts: Callable[[], Mapping[str, int]] = dict,
+        counts: Callable[[], Mapping[str, int]] = dict, background: Background | None = None,
     ) -> None:  # fmt: skip
         self._consumer = consumer
         self._info = info
@@ -40,6 +41,8 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._wanted = threading.Event()
         self._end = threading.Event()
+        self.background = background or Background()
+        self._failures: Mapping[str, int] = {}
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
@@ -84,12 +87,15 @@ class Heartbeat:
 
     def beat(self) -> None:
         """One beat now."""
+        failures = self.background.failures
+        failed = {task: count - self._failures.get(task, 0) for task, count in failures.items()}
         try:
-            news = self._consumer.beat({**self._info, "gpus": self._gpus}, held := self.held())
+            news = self._consumer.beat({**self._info, "gpus": self._gpus}, held := self.held(), failed)
             self._report()
         except RedisError as error:
             log.warning("no heartbeat: %s", error)
             return
+        self._failures = failures
         with self._lock:
             known = {id: (id, token) for id, token in held if (id, token) in self._held}
             self._dropped.update({known[id]: reason for id, reason in news.items() if id in known})
@@ -103,6 +109,7 @@ class Heartbeat:
             self._reported = counts
 
     def _run(self) -> None:
+        duty = self.background.duty("heartbeat", vital=True)
         while not self._end.is_set():
             if not self._wanted.wait(self._interval_s):
                 self._measure()
@@ -111,8 +118,10 @@ class Heartbeat:
                 return
             try:
                 self.beat()
-            except Exception:  # whatever it is: a worker without leases would draw in vain
-                log.exception("a heartbeat failed")
+            except Exception as error:  # whatever it is: a worker without leases would draw in vain
+                duty.failed(error)
+            else:
+                duty.succeeded()
             self._end.wait(SOONEST_S)
 
     def _measure(self) -> None:

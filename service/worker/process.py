@@ -10,6 +10,7 @@ from types import FrameType
 
 from service.models.loader import open_models
 from service.models.single import queue_name
+from service.observe.background import Background
 from service.observe.logs import flush_logs
 from service.observe.tracing import open_tracing
 from service.queue.connection import connect
@@ -42,9 +43,12 @@ def run_worker(settings: Settings, name: str) -> int:
     """
     stopping = threading.Event()
     tracing, signer = open_tracing(settings, "worker"), open_signer(settings)
-    loaded = open_models(settings, stopping)
+    background = Background()
+    loaded = open_models(settings, stopping, background)
     consumer, leaver, beater = (_consumer(settings, name) for _ in range(3))
-    heartbeat = Heartbeat(beater, loaded.info, settings.lease_s / 3, Accelerators(), lambda: worker.counts())
+    heartbeat = Heartbeat(
+        beater, loaded.info, settings.lease_s / 3, Accelerators(), lambda: worker.counts(), background
+    )
     worker = Worker(
         loaded, consumer, heartbeat, open_store(settings), stopping, provenance=settings.provenance, tracing=tracing,
         signer=signer, call_timeout_s=settings.call_timeout_s,

@@ -14,7 +14,8 @@ import numpy as np
 from redis.exceptions import RedisError
 
 from service.queue.consumer import Consumer
-from service.queue.job import Claimed, Job, State
+from service.queue.job import Claimed, Job
+from service.queue.states import State
 from service.results.store import ResultStore
 from service.worker.batch import Maker
 from service.worker.execution import Failure

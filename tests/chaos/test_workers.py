@@ -31,6 +31,22 @@ def test_1_a_worker_is_killed_in_mid_batch(
     assert fleet.at_rest() and fleet.redis.zcard(f"{fleet.prefix}dead") == 0
 
 
+def test_1_a_worker_is_killed_in_a_call_that_takes_longer_than_two_leases(
+    fleet: Fleet, clients: Clients, ledger: Ledger, jobs: int, seed: int
+) -> None:
+    """At a random moment, and nothing is asked for meanwhile: no other job renews anything by the way."""
+    chosen, kills = random.Random(seed), max(2, jobs // 20)
+    for _ in range(kills):
+        clients.send(1, f"fake:sleep={3 * LEASE_S}")
+        fleet.wait_until_busy()
+        time.sleep(chosen.uniform(0, 3 * LEASE_S))
+        for worker in fleet.workers:
+            worker.send(signal.SIGKILL)
+        clients.settle()
+    ledger.close(1, "workers killed in a call of three leases", clients, f"{kills} kills")
+    assert fleet.at_rest() and fleet.redis.zcard(f"{fleet.prefix}dead") == 0
+
+
 def test_2_a_worker_is_frozen_longer_than_its_lease(fleet: Fleet, clients: Clients, ledger: Ledger, jobs: int) -> None:
     before, zombie = fleet.counter("fenced"), fleet.workers[0]
     clients.send(jobs, "fake:sleep=0.3")
@@ -146,6 +162,27 @@ def test_21_two_releases_share_a_queue(fleet: Fleet, clients: Clients, ledger: L
             lanes = {fleet.job(id)["lane"][0] for id in others.account.ids.values()}
             assert lanes == {str(SCHEMA_VERSION + 1)}
             assert {fleet.job(id)["lane"][0] for id in clients.account.ids.values()} == {str(SCHEMA_VERSION)}
+    finally:
+        fleet.remove(worker)
+        fleet.remove(api)
+        time.sleep(2 * LEASE_S)
+
+
+def test_21_a_release_that_says_more_shares_jobs_with_this_one(
+    fleet: Fleet, clients: Clients, ledger: Ledger, jobs: int
+) -> None:
+    """In the middle of a rolling upgrade each draws what the other was asked for, and answers for what it drew."""
+    api, worker = fleet.add("api", "a later release"), fleet.add("worker", "a later release")
+    try:
+        eventually(lambda: _status(api.url) == 200, "the later release answers", patience_s=120)
+        with Clients([api.url], 5) as others:
+            others.send(jobs, "fake:sleep=0.1")
+            clients.send(jobs, "fake:sleep=0.1")
+            ledger.close(21, "a later release beside this one (this one's clients)", clients)
+            ledger.close(21, "a later release beside this one (the later one's clients)", others)
+            drawn = {"mood" in fleet.job(id)["result"] for id in clients.account.ids.values()}
+            asked = {"mood" in fleet.job(id)["payload"] for id in others.account.ids.values()}
+        assert asked == {True} and drawn == {True, False}, "both have drawn for this one"
     finally:
         fleet.remove(worker)
         fleet.remove(api)

@@ -30,6 +30,7 @@ from service.queue.connection import connect, connect_async
 from service.queue.consumer import Consumer
 from service.queue.job import Job, QueueOptions, Record, Verdict, lane
 from service.queue.producer import Producer
+from service.queue.result import RESULT_VERSION
 from service.queue.scripts import prefix
 from student.runtimes.fake import fake_image
 
@@ -134,7 +135,9 @@ class Queue:
         return str(self.client.hget(f"{self.prefix}j:{id}", "state"))
 
     def result(self, id: str) -> dict[str, Any]:
-        return json.loads(str(self.client.hget(f"{self.prefix}j:{id}", "result")))  # type: ignore[no-any-return]
+        said: dict[str, Any] = json.loads(str(self.client.hget(f"{self.prefix}j:{id}", "result")))
+        assert said.pop("version") == RESULT_VERSION
+        return said
 
     def field(self, id: str, name: str) -> str | None:
         return self.client.hget(f"{self.prefix}j:{id}", name)  # type: ignore[return-value]
@@ -156,7 +159,7 @@ class Queue:
     def leftovers(self) -> set[str]:
         """Keys other than job records, notices and counters: a queue at rest has none."""
         keys = {key.removeprefix(self.prefix) for key in self.client.scan_iter(f"{self.prefix}*", count=1000)}
-        return {key for key in keys if key.split(":")[0] in ("p", "b", "pending", "work", "l", "d", "ab", "a")}
+        return {key for key in keys if key.split(":")[0] in ("p", "b", "o", "pending", "l", "d", "ab", "a")}
 
 
 class Service:

@@ -21,7 +21,7 @@ class OpenAIStream(EventStream):
         if event.number < PREVIEW or event.file is None:
             return None
         fields = {"created_at": int(record.created_s), **described(self._services, record.job)}
-        fields["b64_json"] = await in_base64(self._services, event.file)
+        fields["b64_json"] = await in_base64(self._services, event.file, event.data.get("sha256", ""))
         if event.number < COMPLETED:
             return {**fields, "partial_image_index": event.data["partial_image_index"]}
         return {**fields, "usage": usage(self._services, record.job, 1).model_dump(), "seed": event.data["seed"]}

@@ -139,7 +139,7 @@ async def _datum(services: Services, record: Record, index: int, base_url: str) 
     if record.job.response_format == "url":
         link = await services.links.to_image(base_url, record, index)
         return ImageDatum(url=link.url, **fields)
-    return ImageDatum(b64_json=await in_base64(services, image["file"]), **fields)
+    return ImageDatum(b64_json=await in_base64(services, image["file"], image["sha256"]), **fields)
 
 
 def as_openai(error: ServiceError) -> int:

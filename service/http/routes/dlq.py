@@ -78,7 +78,7 @@ async def retry_letter(id: JobId, request: Request, services: WithServices) -> R
         raise _unknown()
     if not letter.record.readable:
         raise Conflict("This job was written by another version of the service: it can only be dropped.")
-    verdict = await letters.retry(letter.record.job, services.settings.job_timeout_s)
+    verdict = await letters.retry(letter, services.settings.job_timeout_s)
     _check(verdict)
     return Retried(id=id, retried_as=verdict.id)
 

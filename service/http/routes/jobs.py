@@ -15,7 +15,8 @@ from service.http.presentation import job_status
 from service.http.responses import JobList, JobStatus, error_responses
 from service.http.routes.images import EVENTS, PICTURES
 from service.http.services import Services, WithServices
-from service.queue.job import Record, State
+from service.queue.job import Record
+from service.queue.states import State
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 MOST_LISTED = 100

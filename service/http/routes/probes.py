@@ -35,6 +35,8 @@ async def readyz(request: Request, services: WithServices) -> dict[str, str | in
     """The queue answers, and a worker holds the model that this process serves."""
     if services.stopping.is_set():
         raise Unavailable("The service is stopping.")
+    if (broken := services.background.broken) is not None:
+        raise Unavailable(f"A background task of this process does not run: {broken}.")
     try:
         workers = await asyncio.wait_for(services.producer.workers(), ASK_S)
     except (RedisError, TimeoutError):

@@ -1,17 +1,19 @@
--- Prepended to every script. KEYS[1] is the prefix of all keys of one model; its hash tag keeps them in one slot.
+-- Prepended to every script. KEYS[1] is the prefix of all keys of one queue; its hash tag keeps them in one slot.
 --   j:<id>      hash    the job: the truth about it
 --   a:<id>      set     the clients that wait for it on an open connection
 --   i:<digest>  string  the job that an Idempotency-Key stands for
 --   p:<bucket>  zset    waiting jobs of one bucket, by score (below)
 --   b           zset    buckets that hold something, by the score of their head
+--   o           zset    every waiting job, by score: what comes before a job is one ZCOUNT
 --   pending     zset    every waiting job, by the time of its acceptance
---   work        int     the cost of everything that waits
+--   wl, kc      hash    the cost of what waits, by lane; how many jobs wait, by key and priority
 --   l           zset    jobs that a worker holds, by the moment when its lease ends
 --   d           zset    jobs that have not ended, by their deadline
 --   ab          zset    jobs whose last client has gone, by the moment when they are given up
---   v, f        virtual time, and for each flow (priority and key) the virtual time at which its last job is over
---   rate        hash    work done and time that it took, of late: the drain rate
+--   v, f        virtual time, and for each key the virtual time at which its last job is over
+--   rt          hash    by lane, what its last jobs took (below); and when the last job of any lane was drawn
 --   q:<key>     hash    what is left of a key's quota
+--   k:<key>     zset    a key's newest jobs, by the time of their acceptance
 --   w:<lane>    list    wake-up tokens for the workers of a lane
 --   c:<worker>  string  the worker's last claim, so that a repeated call gets the same answer
 --   wk, wi:<worker>     workers by the moment when they count as gone; what each says about itself
@@ -26,31 +28,66 @@
 -- A bucket is <lane>|<size>|<steps>, with |solo behind it for a job that has been lost with a worker before.
 -- All times are the server's, in microseconds: it is the only clock. A cost is in thousands of pixel-steps.
 --
--- Order: start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996). A job of a flow starts where the flow's last one
--- is over, but not before the virtual time, which is the start of the job that was claimed last. So flows take turns by
--- cost, one that was idle has no claim on the past, and a score is fixed once. Priority lowers the score by a bounded
--- amount of work: that is how the others age.
+-- Which state may follow which is written in states.py, and a test holds these scripts to it.
+--
+-- Order: start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996). A key's job starts where the key's last one is
+-- over, but not before the virtual time, which is the score of the job that was claimed last. So keys take turns by
+-- cost, and one that was idle has no claim on the past. Inside a key a higher priority comes first; ahead of other keys
+-- it lowers the score by a bounded amount of work, so that everybody's turn comes.
+--
+-- Keys that jobs need while they live (p, b, o, pending, l, d, ...) empty with their jobs; the reaper keeps them for a
+-- week more at each look, so that none can end under a job that waits or runs.
 local P = KEYS[1]
 local CLAIM_KEPT_MS = 600000
 local STREAM_KEPT_MS = 3600000
 local WEEK_MS = 604800000
-local RATE_OVER_US = 30000000
+local WEBHOOK_KEPT_MS = 7200000  -- longer than all tries to send one can take
+local RECHECK_US = 5000000
 local DEAD_KEPT = 1000
 local USAGE_KEPT_MS = 34560000000  -- 400 days
-
-local function now_us()
-  local t = redis.call('TIME')
-  return t[1] * 1000000 + t[2]
-end
+local WINDOW, WINDOWS = 8, 9
+local LOWEST, HIGHEST = -5, 5
 
 -- Lua prints large numbers in scientific notation.
 local function int(x)
   return string.format('%.0f', x)
 end
 
+local clock
+local function now_us()
+  if not clock then
+    local t = redis.call('TIME')
+    clock = t[1] * 1000000 + t[2]
+  end
+  return clock
+end
+
 local function keep(key, ms)
   ms = tonumber(ms)
   if redis.call('PTTL', key) < ms then redis.call('PEXPIRE', key, int(ms)) end
+end
+
+local function pairs_of(flat)
+  local found = {}
+  for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
+  return found
+end
+
+local FIELDS = {
+  'state', 'token', 'cancel', 'bucket', 'lane', 'key', 'priority', 'cost', 'charged', 'images', 'score', 'start',
+  'attempts', 'worker', 'created_us', 'claimed_us', 'deadline_us', 'ttl_ms', 'reply', 'watchers', 'webhook', 'detached',
+  'best', 'advanced', 'payload',
+}
+
+-- A job's record as a table; state is nil if there is none.
+local function load(id)
+  local row, job = redis.call('HMGET', P .. 'j:' .. id, unpack(FIELDS)), {id = id}
+  for i, name in ipairs(FIELDS) do job[name] = row[i] or nil end
+  return job
+end
+
+local function set(id, ...)
+  redis.call('HSET', P .. 'j:' .. id, ...)
 end
 
 -- A bucket begins with its lane: three words.
@@ -73,29 +110,48 @@ local function index(bucket)
   end
 end
 
-local function push(id, bucket, ttl_ms)
-  local job = redis.call('HMGET', P .. 'j:' .. id, 'score', 'created_us', 'cost')
-  redis.call('HSET', P .. 'j:' .. id, 'state', 'queued', 'bucket', bucket)
-  redis.call('ZADD', P .. 'p:' .. bucket, job[1], id)
-  redis.call('ZADD', P .. 'pending', job[2], id)
-  redis.call('INCRBY', P .. 'work', job[3])
-  index(bucket)
-  for _, key in ipairs({'p:' .. bucket, 'b', 'pending', 'work', 'l', 'd', 'ab'}) do keep(P .. key, 2 * ttl_ms) end
+local function count_waiting(job, sign)
+  redis.call('HINCRBY', P .. 'wl', job.lane, int(sign * job.cost))
+  redis.call('HINCRBY', P .. 'kc', job.key .. '|' .. (job.priority or '0'), sign)
 end
 
-local function pull(id, bucket)
-  redis.call('ZREM', P .. 'p:' .. bucket, id)
-  local waited = redis.call('ZREM', P .. 'pending', id)
-  if waited == 1 then redis.call('DECRBY', P .. 'work', redis.call('HGET', P .. 'j:' .. id, 'cost') or 0) end
-  if redis.call('ZCARD', P .. 'pending') == 0 then redis.call('DEL', P .. 'work') end
-  index(bucket)
+-- Among the waiting jobs, with the score that it has.
+local function push(job, bucket)
+  redis.call('ZADD', P .. 'p:' .. bucket, job.score, job.id)
+  redis.call('ZADD', P .. 'b', 'LT', job.score, bucket)
+  redis.call('ZADD', P .. 'pending', job.created_us, job.id)
+  redis.call('ZADD', P .. 'o', job.score, job.id)
+  count_waiting(job, 1)
+end
+
+-- A waiting job's record has gone, and with it what it counts for: let the reaper count again.
+local function miscounted()
+  redis.call('DEL', P .. 'o')
+end
+
+-- Take jobs of one bucket out of the waiting ones; the index of buckets is the caller's.
+local function pull(bucket, jobs)
+  local ids = {}
+  for i, job in ipairs(jobs) do ids[i] = job.id end
+  redis.call('ZREM', P .. 'p:' .. bucket, unpack(ids))
+  redis.call('ZREM', P .. 'pending', unpack(ids))
+  local counted, costs, keys = redis.call('ZREM', P .. 'o', unpack(ids)), {}, {}
+  if counted < #jobs then return end  -- an older release has put some there: the reaper will count again
+  for _, job in ipairs(jobs) do
+    if not job.state then return miscounted() end
+    local key = job.key .. '|' .. (job.priority or '0')
+    costs[job.lane] = (costs[job.lane] or 0) + job.cost
+    keys[key] = (keys[key] or 0) + 1
+  end
+  for lane, cost in pairs(costs) do redis.call('HINCRBY', P .. 'wl', lane, int(-cost)) end
+  for key, count in pairs(keys) do redis.call('HINCRBY', P .. 'kc', key, -count) end
 end
 
 local function wake(lane)
   local key = P .. 'w:' .. lane
-  redis.call('LPUSH', key, 1)
-  redis.call('LTRIM', key, 0, 63)
-  redis.call('PEXPIRE', key, 60000)
+  local tokens = redis.call('LPUSH', key, 1)
+  if tokens == 1 then redis.call('PEXPIRE', key, 60000) end
+  if tokens > 64 then redis.call('LTRIM', key, 0, 63) end
 end
 
 local function notify(api, id, what)
@@ -104,145 +160,196 @@ local function notify(api, id, what)
   redis.call('PEXPIRE', stream, STREAM_KEPT_MS)
 end
 
-local function watchers(id)
-  local apis = redis.call('HGET', P .. 'j:' .. id, 'watchers')
-  return string.gmatch(apis or '', '%S+')
+local function tell_watchers(job, but)
+  for api in string.gmatch(job.watchers or '', '%S+') do
+    if api ~= but then notify(api, job.id, 'look') end
+  end
 end
 
-local function watch(id, api)
-  for known in watchers(id) do
+local function watch(job, api)
+  for known in string.gmatch(job.watchers or '', '%S+') do
     if known == api then return end
   end
-  local key = P .. 'j:' .. id
-  redis.call('HSET', key, 'watchers', (redis.call('HGET', key, 'watchers') or '') .. api .. ' ')
+  set(job.id, 'watchers', (job.watchers or '') .. api .. ' ')
 end
 
-local function tell_watchers(id, but)
-  for api in watchers(id) do
-    if api ~= but then notify(api, id, 'look') end
+-- What a key was charged for work that it did not get.
+local function refund(job)
+  local charged = tonumber(job.charged or 0)
+  if charged > 0 and redis.call('EXISTS', P .. 'q:' .. job.key) == 1 then
+    redis.call('HINCRBY', P .. 'q:' .. job.key, 'left', int(charged))
   end
 end
 
-local function close(id, state, result)
-  local key = P .. 'j:' .. id
-  local job = redis.call('HMGET', key, 'reply', 'ttl_ms', 'webhook')
-  redis.call('HSET', key, 'state', state, 'result', result, 'finished_us', int(now_us()))
-  redis.call('PEXPIRE', key, job[2])
-  for _, set in ipairs({'l', 'd', 'ab'}) do redis.call('ZREM', P .. set, id) end
-  redis.call('DEL', P .. 'a:' .. id)
-  if job[3] then
-    redis.call('ZADD', P .. 'wh', int(now_us()), id)
-    keep(P .. 'wh', job[2])
+-- The same for its turn. What it asks for next starts so much earlier; nothing starts before the virtual time.
+local function give_turn_back(job)
+  local last = redis.call('ZSCORE', P .. 'f', job.key)
+  if last then redis.call('ZADD', P .. 'f', int(math.max(0, tonumber(last) - job.cost)), job.key) end
+end
+
+-- A job that has pictures of an earlier round ends with them, and says what has kept it from better ones.
+local function close(job, state, result)
+  if state ~= 'done' and job.best then
+    set(job.id, 'short', state)
+    state, result = 'done', job.best
+  end
+  set(job.id, 'state', state, 'result', result, 'finished_us', int(now_us()))
+  local kept_ms = tonumber(job.ttl_ms)
+  if job.webhook then kept_ms = math.max(kept_ms, WEBHOOK_KEPT_MS) end
+  redis.call('PEXPIRE', P .. 'j:' .. job.id, int(kept_ms))
+  for _, name in ipairs({'l', 'd', 'ab'}) do redis.call('ZREM', P .. name, job.id) end
+  redis.call('DEL', P .. 'a:' .. job.id)
+  if state == 'failed' then refund(job) end
+  if job.webhook then
+    redis.call('ZADD', P .. 'wh', int(now_us()), job.id)
+    keep(P .. 'wh', WEEK_MS)
   end
   redis.call('HINCRBY', P .. 'n', 'finished', 1)
-  keep(P .. 'n', WEEK_MS)
-  notify(job[1], id, 'end')
-  tell_watchers(id, job[1])
+  notify(job.reply, job.id, 'end')
+  tell_watchers(job, job.reply)
+  return state
 end
 
--- End a job without a picture: one that waits at once, a running one when its worker notices the mark.
+-- Out of everything that a record which is gone may have left behind.
+local function forget(id)
+  for _, name in ipairs({'l', 'd', 'ab'}) do redis.call('ZREM', P .. name, id) end
+  redis.call('DEL', P .. 'a:' .. id)
+  if redis.call('ZREM', P .. 'pending', id) == 0 then return end
+  miscounted()
+  for _, bucket in ipairs(redis.call('ZRANGE', P .. 'b', 0, -1)) do
+    if redis.call('ZREM', P .. 'p:' .. bucket, id) == 1 then index(bucket) end
+  end
+end
+
+-- End a waiting job without a picture.
+local function close_waiting(job, why)
+  pull(job.bucket, {job})
+  index(job.bucket)
+  if tonumber(job.attempts) == 0 and not job.best then
+    refund(job)
+    give_turn_back(job)
+  end
+  return close(job, why, '')
+end
+
+-- End a job without a picture: one that waits at once, a running one when its worker notices the mark. A running one
+-- that no lease stands for ends at once, too: nobody is there to notice.
 -- → 'missing' or the job's state afterwards. The first reason counts; what has ended stays as it is.
 local function give_up(id, why)
-  local key = P .. 'j:' .. id
-  local job = redis.call('HMGET', key, 'state', 'bucket')
-  for _, set in ipairs({'d', 'ab'}) do redis.call('ZREM', P .. set, id) end
-  if job[1] == 'queued' then
-    pull(id, job[2])
-    close(id, why, '')
-    return why
+  local job = load(id)
+  redis.call('ZREM', P .. 'ab', id)
+  if not job.state then
+    forget(id)
+    return 'missing'
   end
-  if job[1] == 'running' then redis.call('HSETNX', key, 'cancel', why) end
-  return job[1] or 'missing'
+  if job.state == 'queued' then return close_waiting(job, why) end
+  if job.state ~= 'running' then
+    redis.call('ZREM', P .. 'd', id)
+    return job.state
+  end
+  if not job.cancel then set(id, 'cancel', why) end
+  if not redis.call('ZSCORE', P .. 'l', id) then return close(job, job.cancel or why, '') end
+  if why == 'expired' then redis.call('ZADD', P .. 'd', int(now_us() + RECHECK_US), id) end
+  return 'running'
 end
 
 -- Back to waiting, at its old place. A job that was given up while it ran ends here.
-local function requeue(id, attempts, solo)
-  local key = P .. 'j:' .. id
-  local job = redis.call('HMGET', key, 'bucket', 'ttl_ms', 'lane', 'cancel')
-  redis.call('ZREM', P .. 'l', id)
-  redis.call('HSET', key, 'attempts', attempts)
-  if job[4] then return close(id, job[4], '') end
-  local bucket = job[1]
+local function requeue(job, attempts, solo)
+  if job.cancel then
+    set(job.id, 'attempts', attempts)
+    return close(job, job.cancel, '')
+  end
+  local bucket = job.bucket
   if solo and string.sub(bucket, -5) ~= '|solo' then bucket = bucket .. '|solo' end
-  push(id, bucket, tonumber(job[2]))
-  wake(job[3])
+  redis.call('ZREM', P .. 'l', job.id)
+  set(job.id, 'state', 'queued', 'bucket', bucket, 'attempts', attempts)
+  push(job, bucket)
+  wake(job.lane)
+  return 'queued'
 end
 
 -- A job that was lost with its worker: it may have been the reason, so from now on it travels alone.
-local function bury_or_requeue(id, max_attempts)
-  local job = redis.call('HMGET', P .. 'j:' .. id, 'state', 'attempts', 'cancel')
-  if job[1] ~= 'running' then
-    redis.call('ZREM', P .. 'l', id)
+local function bury_or_requeue(job, max_attempts)
+  if job.state ~= 'running' then
+    redis.call('ZREM', P .. 'l', job.id)
     return
   end
-  if job[3] or tonumber(job[2]) < max_attempts then
+  if job.cancel or tonumber(job.attempts) < max_attempts then
     redis.call('HINCRBY', P .. 'n', 'redelivered', 1)
-    return requeue(id, job[2], true)
+    return requeue(job, job.attempts, true)
   end
   redis.call('HINCRBY', P .. 'n', 'dead', 1)
-  close(id, 'failed', cjson.encode({error = {
-    code = 'worker_lost', message = 'The worker died ' .. job[2] .. ' times while it drew this.'}}))
-  redis.call('ZADD', P .. 'dead', int(now_us()), id)
+  local message = 'The worker died ' .. job.attempts .. ' times while it drew this.'
+  close(job, 'failed', cjson.encode({version = 1, error = {code = 'worker_lost', message = message}}))
+  redis.call('ZADD', P .. 'dead', int(now_us()), job.id)
   redis.call('ZREMRANGEBYRANK', P .. 'dead', 0, -1 - DEAD_KEPT)
   redis.call('ZREMRANGEBYSCORE', P .. 'dead', '-inf', int(now_us() - WEEK_MS * 1000))
-  for _, kept in ipairs({'dead', 'j:' .. id}) do keep(P .. kept, WEEK_MS) end
+  for _, kept in ipairs({'dead', 'j:' .. job.id}) do keep(P .. kept, WEEK_MS) end
 end
 
-local function due(set, limit)
-  return redis.call('ZRANGEBYSCORE', P .. set, '-inf', int(now_us()), 'LIMIT', 0, limit)
+local function due(name, limit)
+  return redis.call('ZRANGEBYSCORE', P .. name, '-inf', int(now_us()), 'LIMIT', 0, limit)
 end
 
+-- → the number of jobs whose lease had run out.
 local function reap(limit, max_attempts)
   for _, id in ipairs(due('d', limit)) do give_up(id, 'expired') end
   for _, id in ipairs(due('ab', limit)) do give_up(id, 'cancelled') end
   local lost = due('l', limit)
-  for _, id in ipairs(lost) do bury_or_requeue(id, max_attempts) end
+  for _, id in ipairs(lost) do bury_or_requeue(load(id), max_attempts) end
   return #lost
 end
 
 -- True if the job is still this worker's: a worker that was taken for dead finds another token.
-local function mine(id, token)
-  local job = redis.call('HMGET', P .. 'j:' .. id, 'state', 'token')
-  return job[1] == 'running' and job[2] == token, job[1], job[2]
+local function mine(job, token)
+  return job.state == 'running' and job.token == token
+end
+
+-- What drawing takes, in microseconds a cost; nil while it is unknown. The median of the means of the last windows of
+-- jobs (median of means): one call that took a thousand times as long moves it by no more than one rank.
+local function pace_of(text)
+  if not text then return nil end
+  local lane = cjson.decode(text)
+  if #lane.means == 0 then return lane.work > 0 and lane.busy / lane.work or nil end
+  table.sort(lane.means)
+  return lane.means[math.ceil(#lane.means / 2)]
+end
+
+-- Note that a job's work is done. Its time is what passed since any last one was, or since it was claimed: so the times
+-- of workers side by side, and of batch mates, add up to time that passed once. A window ends with a batch.
+local function drained(job)
+  local said = redis.call('HMGET', P .. 'rt', job.lane, 'last_us')
+  local lane = said[1] and cjson.decode(said[1]) or {jobs = 0, work = 0, busy = 0, means = {}}
+  if lane.jobs >= WINDOW and lane.token ~= job.token then
+    table.insert(lane.means, lane.busy / lane.work)
+    if #lane.means > WINDOWS then table.remove(lane.means, 1) end
+    lane.jobs, lane.work, lane.busy = 0, 0, 0
+  end
+  lane.jobs, lane.work, lane.token = lane.jobs + 1, lane.work + job.cost, job.token
+  lane.busy = lane.busy + math.max(0, now_us() - math.max(tonumber(said[2] or 0), tonumber(job.claimed_us)))
+  redis.call('HSET', P .. 'rt', job.lane, cjson.encode(lane), 'last_us', int(now_us()))
+end
+
+-- How long so many of the waiting jobs will take, in milliseconds, each lane at its own pace; 0 while it is unknown.
+local function drain_ms(jobs, waiting)
+  if jobs == 0 or waiting == 0 then return 0 end
+  local paces, total_us = pairs_of(redis.call('HGETALL', P .. 'rt')), 0
+  for lane, work in pairs(pairs_of(redis.call('HGETALL', P .. 'wl'))) do
+    total_us = total_us + math.max(0, tonumber(work)) * (pace_of(paces[lane]) or 0)
+  end
+  return total_us * math.min(1, jobs / waiting) / 1000
+end
+
+-- Count what was drawn for a key, by day (UTC).
+local function count_usage(job)
+  local used = P .. 'u:' .. int(math.floor(now_us() / 86400000000))
+  redis.call('HINCRBY', used, job.key .. '|jobs', 1)
+  redis.call('HINCRBY', used, job.key .. '|images', job.images)
+  redis.call('HINCRBY', used, job.key .. '|work', job.cost)
+  keep(used, USAGE_KEPT_MS)
 end
 
 -- The number of waiting jobs that come before a score.
 local function ahead_of(score)
-  local count = 0
-  for _, bucket in ipairs(redis.call('ZRANGE', P .. 'b', 0, -1)) do
-    count = count + redis.call('ZCOUNT', P .. 'p:' .. bucket, '-inf', '(' .. score)
-  end
-  return count
-end
-
--- How long so many of the waiting jobs will take, in milliseconds, at the drain rate of late; 0 while it is unknown.
-local function drain_ms(jobs)
-  local rate = redis.call('HMGET', P .. 'rate', 'work', 'busy_us')
-  local waiting = redis.call('ZCARD', P .. 'pending')
-  if jobs == 0 or waiting == 0 or not rate[1] or tonumber(rate[1]) <= 0 then return 0 end
-  local work = tonumber(redis.call('GET', P .. 'work') or 0) * jobs / waiting
-  return work * tonumber(rate[2]) / tonumber(rate[1]) / 1000
-end
-
--- Count what was drawn for a key, by day (UTC).
-local function count_usage(id)
-  local job = redis.call('HMGET', P .. 'j:' .. id, 'key', 'images', 'cost')
-  local used = P .. 'u:' .. int(math.floor(now_us() / 86400000000))
-  redis.call('HINCRBY', used, job[1] .. '|jobs', 1)
-  redis.call('HINCRBY', used, job[1] .. '|images', job[2])
-  redis.call('HINCRBY', used, job[1] .. '|work', job[3])
-  keep(used, USAGE_KEPT_MS)
-end
-
--- Note that a job's work is done. Its time is what passed since the last one was, or since it was claimed: so the times
--- of workers side by side, and of batch mates, add up to time that passed once.
-local function drained(id)
-  local job = redis.call('HMGET', P .. 'j:' .. id, 'cost', 'claimed_us')
-  local key, now = P .. 'rate', now_us()
-  local last = tonumber(redis.call('HGET', key, 'last_us') or 0)
-  local work = redis.call('HINCRBY', key, 'work', job[1])
-  local busy = redis.call('HINCRBY', key, 'busy_us', int(math.max(0, now - math.max(last, tonumber(job[2])))))
-  redis.call('HSET', key, 'last_us', int(now))
-  if busy > RATE_OVER_US then redis.call('HSET', key, 'work', int(work / 2), 'busy_us', int(busy / 2)) end
-  redis.call('PEXPIRE', key, WEEK_MS)
+  return redis.call('ZCOUNT', P .. 'o', '-inf', '(' .. score)
 end

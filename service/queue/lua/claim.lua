@@ -1,17 +1,13 @@
--- worker, claim id, JSON of {lane: the most images that a batch of it holds}, lease_ms, max attempts
+-- worker, claim id, JSON of {lane: the most images that a batch of it holds}, lease_ms
 -- → {now_us, token, {{id, payload, attempts, created_us}, …}}: waiting jobs of one bucket, in order.
 -- The same claim id gets the same jobs again (those that are still held), never more.
-local worker, claim_id, lanes = ARGV[1], ARGV[2], cjson.decode(ARGV[3])
-local lease_ms, max_attempts = tonumber(ARGV[4]), tonumber(ARGV[5])
+local worker, claim_id, lanes, lease_ms = ARGV[1], ARGV[2], cjson.decode(ARGV[3]), tonumber(ARGV[4])
 local claim_key = P .. 'c:' .. worker
 
-local function answer(token, ids)
-  local jobs = {}
-  for _, id in ipairs(ids) do
-    local job = redis.call('HMGET', P .. 'j:' .. id, 'payload', 'attempts', 'created_us')
-    jobs[#jobs + 1] = {id, job[1], job[2], job[3]}
-  end
-  return {int(now_us()), token, jobs}
+local function answer(token, jobs)
+  local rows = {}
+  for i, job in ipairs(jobs) do rows[i] = {job.id, job.payload, job.attempts, job.created_us} end
+  return {int(now_us()), token, rows}
 end
 
 local last = redis.call('GET', claim_key)
@@ -19,75 +15,81 @@ last = last and cjson.decode(last)
 if last and last.claim_id == claim_id then
   local held = {}
   for _, id in ipairs(last.ids) do
-    if mine(id, last.token) then held[#held + 1] = id end
+    local job = load(id)
+    if mine(job, last.token) then held[#held + 1] = job end
   end
   return answer(last.token, held)
 end
 
-reap(32, max_attempts)
-
+-- The bucket of these lanes whose head comes first.
 local function first_bucket()
   for _, bucket in ipairs(redis.call('ZRANGE', P .. 'b', 0, -1)) do
     if lanes[lane_of(bucket)] then return bucket end
   end
 end
 
-local function nothing_waits()
-  for lane in pairs(lanes) do redis.call('DEL', P .. 'w:' .. lane) end
-end
-
-local bucket = first_bucket()
-if not bucket then
-  nothing_waits()
-  return {int(now_us()), '0', {}}
-end
-local ids, images, now, max_images = {}, 0, now_us(), 1
--- Not a mere counter: a server that lost its data, or a replica that lags, would give out a token a second time.
-local token = int(math.max(now, tonumber(redis.call('GET', P .. 'token') or 0) + 1))
-redis.call('SET', P .. 'token', token, 'PX', WEEK_MS)
-local virtual = tonumber(redis.call('GET', P .. 'v') or 0)
-
--- False ends the batch: the job does not fit into it any more.
-local function take(id, bucket)
-  local key = P .. 'j:' .. id
-  local job = redis.call('HMGET', key, 'state', 'images', 'deadline_us', 'attempts', 'start')
-  if job[1] ~= 'queued' then
-    pull(id, bucket)
-  elseif tonumber(job[3]) <= now then
-    pull(id, bucket)
-    close(id, 'expired', '')
-  elseif #ids > 0 and images + tonumber(job[2]) > max_images then
-    return false
-  else
-    pull(id, bucket)
-    redis.call('HSET', key, 'state', 'running', 'token', token, 'worker', worker, 'claimed_us', int(now),
-      'attempts', tonumber(job[4]) + 1)
-    redis.call('ZADD', P .. 'l', int(now + lease_ms * 1000), id)
-    if tonumber(job[5]) > virtual then virtual = tonumber(job[5]) end
-    tell_watchers(id)
-    ids[#ids + 1] = id
-    images = images + tonumber(job[2])
-  end
-  return true
-end
-
-while bucket do
+-- Take a batch from the head of a bucket, and what cannot be drawn any more out of its way.
+-- → the jobs, and the score of the first.
+local function fill(bucket)
+  local most = math.max(1, lanes[lane_of(bucket)])
   local solo = string.sub(bucket, -5) == '|solo'
-  max_images = math.max(1, lanes[lane_of(bucket)])
-  local fits = true
-  while fits and images < max_images and not (solo and #ids > 0) do
-    local head = redis.call('ZRANGE', P .. 'p:' .. bucket, 0, 0)[1]
-    if not head then break end
-    fits = take(head, bucket)
+  local jobs, late, images, head, after = {}, {}, 0, nil, nil
+  local found = redis.call('ZRANGE', P .. 'p:' .. bucket, 0, most, 'WITHSCORES')
+  local gone = {}
+  for i = 1, #found, 2 do
+    local full = images >= most or (solo and #jobs > 0)
+    local job = not full and load(found[i])
+    local fits = job and (#jobs == 0 or images + tonumber(job.images or 0) <= most)
+    if not fits then
+      after = found[i + 1]
+      break
+    elseif job.state ~= 'queued' then
+      gone[#gone + 1] = job
+    elseif tonumber(job.deadline_us) <= now_us() then
+      late[#late + 1] = job
+    else
+      jobs[#jobs + 1] = job
+      images = images + tonumber(job.images)
+      head = head or tonumber(found[i + 1])
+    end
   end
-  if #ids > 0 then break end
+  for _, job in ipairs(late) do close_waiting(job, 'expired') end
+  if #gone > 0 then pull(bucket, gone) end
+  if #jobs > 0 then pull(bucket, jobs) end
+  if after and #late == 0 then
+    redis.call('ZADD', P .. 'b', after, bucket)
+  elseif #found <= 2 * most and #late == 0 then
+    redis.call('ZREM', P .. 'b', bucket)
+  else
+    index(bucket)
+  end
+  return jobs, head
+end
+
+local bucket, jobs, head = first_bucket(), {}, nil
+while bucket do
+  jobs, head = fill(bucket)
+  if #jobs > 0 then break end
   bucket = first_bucket()
 end
+if not bucket then
+  local wakes = {}
+  for lane in pairs(lanes) do wakes[#wakes + 1] = P .. 'w:' .. lane end
+  redis.call('DEL', unpack(wakes))
+  return {int(now_us()), '0', {}}
+end
 
-if not first_bucket() then nothing_waits() end
-if #ids == 0 then return {int(now), token, {}} end
-keep(P .. 'l', lease_ms * 2)
-redis.call('SET', P .. 'v', int(virtual), 'PX', WEEK_MS)
-redis.call('ZREMRANGEBYSCORE', P .. 'f', '-inf', int(virtual))
+local now, said, ids = now_us(), redis.call('MGET', P .. 'token', P .. 'v'), {}
+-- Not a mere counter: a server that lost its data, or a replica that lags, would give out a token a second time.
+local token = int(math.max(now, tonumber(said[1] or 0) + 1))
+redis.call('MSET', P .. 'token', token, P .. 'v', int(math.max(tonumber(said[2] or 0), head)))
+local leases = {}
+for i, job in ipairs(jobs) do
+  job.attempts = int(job.attempts + 1)
+  set(job.id, 'state', 'running', 'token', token, 'worker', worker, 'claimed_us', int(now), 'attempts', job.attempts)
+  leases[2 * i - 1], leases[2 * i], ids[i] = int(now + lease_ms * 1000), job.id, job.id
+  tell_watchers(job)
+end
+redis.call('ZADD', P .. 'l', unpack(leases))
 redis.call('SET', claim_key, cjson.encode({claim_id = claim_id, token = token, ids = ids}), 'PX', CLAIM_KEPT_MS)
-return answer(token, ids)
+return answer(token, jobs)

@@ -1,14 +1,12 @@
 -- id, token, 'done' | 'failed', result → the job's state if this claim ended it (now or by an earlier call), else 'fenced'.
-local id, token, state, result = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local held, found, holder = mine(id, token)
-if not held then
-  if found and found ~= 'queued' and found ~= 'running' and holder == token then return found end
+local token, state, result = ARGV[2], ARGV[3], ARGV[4]
+local job = load(ARGV[1])
+if not mine(job, token) then
+  if job.state and job.state ~= 'queued' and job.state ~= 'running' and job.token == token then return job.state end
   redis.call('HINCRBY', P .. 'n', 'fenced', 1)
   return 'fenced'
 end
-if state == 'done' then drained(id) end
-local given_up = redis.call('HGET', P .. 'j:' .. id, 'cancel')
-if given_up then state, result = given_up, '' end
-if state == 'done' then count_usage(id) end
-close(id, state, result)
-return state
+if state == 'done' then drained(job) end
+if job.cancel then state, result = job.cancel, '' end
+if state == 'done' then count_usage(job) end
+return close(job, state, result)

@@ -4,13 +4,12 @@
 -- → the number of jobs handed back.
 local spared, max_attempts, returned = ARGV[1] == '1', tonumber(ARGV[2]), 0
 for i = 3, #ARGV, 2 do
-  local id = ARGV[i]
-  if mine(id, ARGV[i + 1]) then
-    local key = P .. 'j:' .. id
-    if spared and redis.call('HINCRBY', key, 'spared', 1) > max_attempts then
-      bury_or_requeue(id, max_attempts)
+  local job = load(ARGV[i])
+  if mine(job, ARGV[i + 1]) then
+    if spared and redis.call('HINCRBY', P .. 'j:' .. job.id, 'spared', 1) > max_attempts then
+      bury_or_requeue(job, max_attempts)
     else
-      requeue(id, tonumber(redis.call('HGET', key, 'attempts')) - 1, spared)
+      requeue(job, int(job.attempts - 1), spared)
     end
     returned = returned + 1
   end

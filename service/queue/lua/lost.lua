@@ -2,8 +2,9 @@
 -- → the number of jobs that it held.
 local worker, max_attempts, held = ARGV[1], tonumber(ARGV[2]), 0
 for _, id in ipairs(redis.call('ZRANGE', P .. 'l', 0, -1)) do
-  if redis.call('HGET', P .. 'j:' .. id, 'worker') == worker then
-    bury_or_requeue(id, max_attempts)
+  local job = load(id)
+  if job.worker == worker then
+    bury_or_requeue(job, max_attempts)
     held = held + 1
   end
 end

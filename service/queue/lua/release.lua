@@ -2,9 +2,9 @@
 -- → the number of jobs handed back.
 local worker, released = ARGV[1], 0
 for i = 2, #ARGV, 2 do
-  local id = ARGV[i]
-  if mine(id, ARGV[i + 1]) then
-    requeue(id, tonumber(redis.call('HGET', P .. 'j:' .. id, 'attempts')) - 1, false)
+  local job = load(ARGV[i])
+  if mine(job, ARGV[i + 1]) then
+    requeue(job, int(job.attempts - 1), false)
     released = released + 1
   end
 end

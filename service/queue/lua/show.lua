@@ -1,9 +1,9 @@
 -- id, token, then pairs of (name, reference): previews of a running job; one of the same name is replaced.
 -- → 1, or 0 if it is another worker's by now.
-local id = ARGV[1]
-if not mine(id, ARGV[2]) then return 0 end
-local previews = cjson.decode(redis.call('HGET', P .. 'j:' .. id, 'previews') or '{}')
+local job = load(ARGV[1])
+if not mine(job, ARGV[2]) then return 0 end
+local previews = cjson.decode(redis.call('HGET', P .. 'j:' .. job.id, 'previews') or '{}')
 for i = 3, #ARGV, 2 do previews[ARGV[i]] = ARGV[i + 1] end
-redis.call('HSET', P .. 'j:' .. id, 'previews', cjson.encode(previews))
-tell_watchers(id)
+set(job.id, 'previews', cjson.encode(previews))
+tell_watchers(job)
 return 1

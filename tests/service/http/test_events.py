@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from service.http.events import COMPLETED, END, PREVIEW, QUEUED, STARTED, events_of
-from service.queue.job import Record, State
+from service.queue.job import Record
+from service.queue.states import State
 from student.runtimes.fake import fake_preview
 from tests.service.http.test_http import check_error
 from tests.service.http.test_jobs import ASYNC, LONG, post_with, status

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from service.observe.background import Background
 from service.queue.connection import connect_async
 from service.queue.job import Job, QueueOptions, Record
 from service.queue.replies import Replies
+from service.queue.result import read_result
 from tests.service.support import Api, Queue, Service, call, eventually, post
 
 WAITING_FOR_EVER = {"REQUEST_TIMEOUT_S": "600"}
@@ -120,7 +122,7 @@ class Waiter:
         return (await self.queue.producer.enqueue(job, QueueOptions(60.0))).id
 
     async def result(self, job: Job, *, reading: bool, then: Callable[[], None]) -> Record:
-        reader = asyncio.create_task(self.replies.read_forever()) if reading else None
+        reader = asyncio.create_task(Background().forever("replies", self.replies.read)) if reading else None
 
         try:
             with self.replies.news(job.id) as news:
@@ -143,7 +145,11 @@ def draw(queue: Queue, job: Job) -> None:
 def test_an_answer_that_is_there_before_anybody_waits_is_found(queue: Queue) -> None:
     job, waiter = queue.job(), Waiter(queue)
     record = queue.runner.run(waiter.result(job, reading=True, then=lambda: draw(queue, job)))
-    assert (record.id, record.state, record.result) == (job.id, "done", RESULT)
+    assert (record.id, record.state, record.result) == (
+        job.id,
+        "done",
+        read_result(json.dumps({**RESULT, "version": 1})),
+    )
 
 
 def test_an_answer_whose_notice_is_lost_is_found(queue: Queue) -> None:

@@ -1,4 +1,7 @@
-"""A model of the queue in plain Python, driven side by side with the real one: after each step both say the same."""
+"""A model of the queue in plain Python, driven side by side with the real one: after each step both say the same.
+
+Where a job is follows from the table of states; the model adds who holds it, how often it was tried, and what waits.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import ClassVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.queue.job import TERMINAL
+from service.queue.states import TERMINAL, Event, State, after
 from tests.service.support import Queue
 
 MAX_ATTEMPTS = 3
@@ -27,16 +30,25 @@ class Expected:
 
     images: int
     cost: int
-    state: str = "queued"
+    state: State | None = None
+    mark: State | None = None
     attempts: int = 0
     token: str = ""
     worker: str = ""
-    marked: bool = False
     solo: bool = False
+    best: bool = False
 
     @property
     def ended(self) -> bool:
         return self.state in TERMINAL
+
+    @property
+    def seen(self) -> str:
+        """The state that its record shows: what has drawn something before is done, whatever it ends with."""
+        return "done" if self.ended and self.best else str(self.state)
+
+    def happen(self, event: Event) -> None:
+        self.state, self.mark = after(self.state, event, self.mark)
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -70,6 +82,7 @@ class QueueMachine(RuleBasedStateMachine):
         job = self.queue.job(seeds=tuple(range(images)))
         assert self.queue.enqueue(job) == "ok"
         self.jobs[job.id] = Expected(images, job.cost)
+        self.jobs[job.id].happen(Event.ENQUEUE)
 
     @precondition(lambda self: self.jobs)
     @rule(number=numbers)
@@ -85,7 +98,8 @@ class QueueMachine(RuleBasedStateMachine):
         for claimed in batch:
             job = self.jobs[claimed.id]
             assert job.state == "queued" and not (job.solo and len(batch) > 1)
-            job.state, job.token, job.worker = "running", claimed.token, worker
+            job.happen(Event.CLAIM)
+            job.token, job.worker = claimed.token, worker
             job.attempts += 1
             assert claimed.attempts == job.attempts <= MAX_ATTEMPTS
         assert len(batch) <= 1 or sum(self.jobs[claimed.id].images for claimed in batch) <= images
@@ -106,29 +120,48 @@ class QueueMachine(RuleBasedStateMachine):
             assert [(claimed.id, claimed.token) for claimed in again] == [(id, token) for id in kept]
 
     @precondition(lambda self: self.pick(0, "running"))
-    @rule(number=numbers, state=st.sampled_from(("done", "failed")))
-    def finish(self, number: int, state: str) -> None:
+    @rule(number=numbers, event=st.sampled_from((Event.DONE, Event.FAILED)))
+    def finish(self, number: int, event: Event) -> None:
         id = str(self.pick(number, "running"))
         job = self.jobs[id]
-        job.state = "cancelled" if job.marked else state
+        job.happen(event)
         for _ in range(2):
-            assert self.consumers[job.worker].finish(id, job.token, state, RESULT) == job.state
+            assert self.consumers[job.worker].finish(id, job.token, event.value.split()[1], RESULT) == job.seen
 
     @precondition(lambda self: self.pick(0, "running"))
-    @rule(number=numbers)
-    def finish_what_was_cancelled(self, number: int) -> None:
+    @rule(number=numbers, images=st.integers(1, 4))
+    def advance(self, number: int, images: int) -> None:
+        """It is drawn, and goes on at other steps."""
         id = str(self.pick(number, "running"))
-        self.jobs[id].marked = True
-        assert self.queue.cancel(id) == "running"
-        self.finish([job for job in self.jobs if self.jobs[job].state == "running"].index(id), "done")
+        job, going = self.jobs[id], self.queue.job(seeds=tuple(range(images)), steps=2)
+        job.happen(Event.ADVANCE)
+        job.best = True
+        for _ in range(2):
+            answer = self.consumers[job.worker].advance(
+                id, job.token, RESULT, shape=going.shape, images=going.images, cost=going.cost
+            )
+            assert answer == (job.seen if not job.ended else answer) and answer != "fenced"
+        self.stale.append((id, job.token))
+        if not job.ended:
+            job.attempts -= 1
+            job.images, job.cost, job.solo = images, going.cost, False
+
+    @precondition(lambda self: self.pick(0, "running"))
+    @rule(number=numbers, event=st.sampled_from((Event.CANCEL, Event.EXPIRE)))
+    def finish_what_was_given_up(self, number: int, event: Event) -> None:
+        id = str(self.pick(number, "running"))
+        self.give_up(id, event)
+        self.finish(self.running(id), Event.DONE)
 
     @precondition(lambda self: self.pick(0, "running"))
     @rule(number=numbers, gently=st.booleans())
     def lose_what_was_cancelled(self, number: int, gently: bool) -> None:
         id = str(self.pick(number, "running"))
-        self.jobs[id].marked = True
-        assert self.queue.cancel(id) == "running"
+        self.give_up(id, Event.CANCEL)
         (self.leave if gently else self.die)(self.jobs[id].worker)
+
+    def running(self, id: str) -> int:
+        return [job for job in self.jobs if self.jobs[job].state == "running"].index(id)
 
     @precondition(lambda self: self.stale)
     @rule(number=numbers)
@@ -137,7 +170,7 @@ class QueueMachine(RuleBasedStateMachine):
         id, token = (contested or self.stale)[number % len(contested or self.stale)]
         job = self.jobs[id]
         found = self.consumers["w0"].finish(id, token, "done", RESULT)
-        assert found == (job.state if job.ended and job.token == token else "fenced")
+        assert found == (job.seen if job.ended and job.token == token else "fenced")
         if job.token != token or job.state != "running":
             assert self.consumers["w0"].beat({}, [(id, token)]) == {id: "lost"}
             assert not self.consumers["w0"].show(id, token, {"0:0": "x"})
@@ -146,7 +179,7 @@ class QueueMachine(RuleBasedStateMachine):
     def beat(self, worker: str) -> None:
         held = self.held(worker)
         news = self.consumers[worker].beat({}, [(id, job.token) for id, job in held.items()])
-        assert news == {id: "cancelled" for id, job in held.items() if job.marked}
+        assert news == {id: job.mark for id, job in held.items() if job.mark}
 
     @rule(worker=workers)
     def leave(self, worker: str) -> None:
@@ -155,7 +188,7 @@ class QueueMachine(RuleBasedStateMachine):
         for id, job in held.items():
             self.stale.append((id, job.token))
             job.attempts -= 1
-            job.state = "cancelled" if job.marked else "queued"
+            job.happen(Event.RELEASE)
 
     @precondition(lambda self: self.pick(0, "running"))
     @rule(number=numbers)
@@ -170,7 +203,7 @@ class QueueMachine(RuleBasedStateMachine):
     def be_taken_for_dead(self, number: int, heir: str) -> None:
         """It falls silent, its job goes to another, and it comes back: in steps of their own that is too rare."""
         id = str(self.pick(number, "running"))
-        self.fall_silent([job for job in self.jobs if self.jobs[job].state == "running"].index(id))
+        self.fall_silent(self.running(id))
         while self.jobs[id].state == "queued":
             self.claim(heir, 8)
         self.come_back_from_the_dead(len(self.stale) - 1)
@@ -195,23 +228,32 @@ class QueueMachine(RuleBasedStateMachine):
     def was_lost(self, id: str) -> None:
         job = self.jobs[id]
         self.stale.append((id, job.token))
-        if job.marked:
-            job.state = "cancelled"
-        elif job.attempts < MAX_ATTEMPTS:
-            job.state, job.solo = "queued", True
-        else:
-            job.state = "failed"
+        last = job.attempts >= MAX_ATTEMPTS and not job.mark
+        job.happen(Event.LOSE_LAST if last else Event.LOSE)
+        job.solo = True
+        if last:
             self.dead.add(id)
 
     @precondition(lambda self: self.jobs)
+    @rule(number=numbers, event=st.sampled_from((Event.CANCEL, Event.EXPIRE)))
+    def give_up_any(self, number: int, event: Event) -> None:
+        self.give_up(str(self.pick(number)), event)
+
+    @precondition(lambda self: self.pick(0, "running"))
     @rule(number=numbers)
-    def cancel(self, number: int) -> None:
-        id = str(self.pick(number))
+    def give_up_what_nobody_holds(self, number: int) -> None:
+        """Whatever has taken the lease away: nobody would notice the mark."""
+        id = str(self.pick(number, "running"))
+        self.queue.client.zrem(f"{self.queue.prefix}l", id)
         job = self.jobs[id]
-        if job.state == "queued":
-            job.state = "cancelled"
-        job.marked = job.marked or job.state == "running"
-        assert self.queue.cancel(id) == job.state
+        self.stale.append((id, job.token))
+        job.state, job.mark = job.mark or State.EXPIRED, None
+        assert self.queue.cancel(id, "expired") == job.seen
+
+    def give_up(self, id: str, event: Event) -> None:
+        job = self.jobs[id]
+        job.happen(event)
+        assert self.queue.cancel(id, "cancelled" if event is Event.CANCEL else "expired") == job.seen
 
     @invariant()
     def same_as_the_queue(self) -> None:
@@ -219,13 +261,16 @@ class QueueMachine(RuleBasedStateMachine):
         pipeline = client.pipeline(transaction=False)
         for id in ids:
             pipeline.hmget(f"{prefix}j:{id}", "state", "attempts")
-        for name in ("pending", "l", "dead"):
+        for name in ("pending", "o", "l", "dead"):
             pipeline.zrange(f"{prefix}{name}", 0, -1)
-        pipeline.get(f"{prefix}work")
-        *rows, pending, leases, dead, work = pipeline.execute()
-        assert [tuple(row) for row in rows] == [(job.state, str(job.attempts)) for job in self.jobs.values()]
+        pipeline.hvals(f"{prefix}wl")
+        pipeline.hvals(f"{prefix}kc")
+        *rows, pending, order, leases, dead, work, keys = pipeline.execute()
+        assert [tuple(row) for row in rows] == [(job.seen, str(job.attempts)) for job in self.jobs.values()]
         waiting = {id: job for id, job in self.jobs.items() if job.state == "queued"}
-        assert set(pending) == set(waiting) and int(work or 0) == sum(job.cost for job in waiting.values())
+        assert set(pending) == set(waiting) == set(order)
+        assert sum(map(int, work)) == sum(job.cost for job in waiting.values())
+        assert sum(map(int, keys)) == len(waiting)
         assert set(leases) == {id for id, job in self.jobs.items() if job.state == "running"}
         assert set(dead) == self.dead
         assert sorted(self.queue.notices()) == sorted(id for id, job in self.jobs.items() if job.ended)

@@ -36,8 +36,8 @@ def test_a_dead_letter_is_tried_again_alone_as_another_job_and_only_once(queue: 
     [letter] = queue.runner.run(letters.newest(10))
     assert (letter.record.id, letter.attempts, letter.worker, letter.record.key) == (id, 3, "w2", "ann")
     mate = queue.add()
-    first = queue.runner.run(letters.retry(letter.record.job, 60.0))
-    again = queue.runner.run(letters.retry(letter.record.job, 60.0))
+    first = queue.runner.run(letters.retry(letter, 60.0))
+    again = queue.runner.run(letters.retry(letter, 60.0))
     assert (first.word, again.word) == ("ok", "known") and first.id == again.id != id
     assert queue.runner.run(letters.newest(10)) == []
     assert queue.state(id) == "failed", "what has ended stays so"
@@ -97,7 +97,7 @@ def test_the_whole_queue_runs_on_a_node_of_a_cluster(
         kill(queue, ids[1])
         letters = DeadLetterQueue(queue.producer)
         [letter] = runner.run(letters.newest(5))
-        assert runner.run(letters.retry(letter.record.job, 60.0)).word == "ok"
+        assert runner.run(letters.retry(letter, 60.0)).word == "ok"
         runner.run(queue.close())
     finally:
         server.stop()
@@ -150,7 +150,9 @@ def test_a_retry_keeps_the_webhook_and_the_idempotency_key(queue: Queue) -> None
     assert queue.enqueue(job, **options) == "ok"
     kill(queue, job.id)
     letters = DeadLetterQueue(queue.producer)
-    again = queue.runner.run(letters.retry(job, 60.0))
+    letter = queue.runner.run(letters.find(job.id))
+    assert letter
+    again = queue.runner.run(letters.retry(letter, 60.0))
     assert again.word == "ok" and again.id != job.id
     assert queue.field(again.id, "webhook") == options["webhook"]
     repeated = queue.ask(queue.job(), **options)

@@ -5,8 +5,10 @@ Each job of the tests costs COST, unless it has more images.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 
@@ -58,71 +60,205 @@ def test_a_priority_goes_ahead_by_a_bounded_amount_of_work(make_queue: Callable[
     assert [id for id in drawn if id != patient] == pushing
 
 
-def test_a_priority_goes_ahead_of_ones_own_backlog_and_a_negative_one_behind_everything(queue: Queue) -> None:
-    backlog = [queue.add(key="k") for _ in range(5)]
-    low, high = queue.add(key="k", priority=-1), queue.add(key="k", priority=1)
-    assert queue.draw(7) == [high, *backlog, low]
+def test_inside_a_key_the_higher_priority_comes_first_and_each_in_the_order_of_arrival(
+    make_queue: Callable[..., Queue],
+) -> None:
+    """However much of the key waits, and whatever its size: the bonus alone would not overtake so much."""
+    queue = make_queue(priority_images=1)
+    first = [queue.add(key="k", height=64 + 64 * (number % 2), seeds=(1, 2, 3, 4)) for number in range(20)]
+    low, high = queue.add(key="k", priority=-1), [queue.add(key="k", priority=1) for _ in range(3)]
+    second, highest = queue.add(key="k"), queue.add(key="k", priority=5)
+    assert queue.draw(26) == [highest, *high, *first, second, low]
+
+
+def test_priorities_multiply_no_share(make_queue: Callable[..., Queue]) -> None:
+    """Sixty jobs of two keys each: one asks for all of them alike, the other spreads them over six priorities."""
+    for priority_of in (lambda number: number // 10, lambda number: 5 - number // 10, lambda number: number % 6):
+        queue = make_queue(priority_images=1)
+        plain = set()
+        for number in range(60):
+            plain.add(queue.add(key="plain"))
+            queue.add(key="spread", priority=priority_of(number))
+        assert 25 <= sum(id in plain for id in queue.draw(60)) <= 35
+
+
+def test_a_bonus_that_reaches_ahead_makes_nobody_wait_who_comes_later(make_queue: Callable[..., Queue]) -> None:
+    """The virtual time follows what was drawn: a newcomer starts beside those who wait, not behind all of them."""
+    queue = make_queue(priority_images=10)
+    plain = [queue.add(key="plain") for _ in range(20)]
+    for _ in range(10):
+        queue.add(key="pushing", priority=1)
+    queue.draw(10)  # nine or ten of the pushing one's, whose last starts nine turns later
+    late = queue.add(key="late")
+    drawn = queue.draw(21)
+    assert drawn.index(late) <= 2 and {*plain} <= {*drawn} | {id for id in plain if queue.state(id) == "done"}
+
+
+def test_cancelled_work_gives_its_turn_back(queue: Queue) -> None:
+    for id in [queue.add(key="hasty") for _ in range(100)]:
+        queue.cancel(id)
+    for _ in range(60):
+        queue.add(key="other")
+    asked = queue.add(key="hasty")
+    assert asked in queue.draw(2)
+
+
+def test_work_that_ran_keeps_its_turn(queue: Queue) -> None:
+    worker = queue.consumer("w")
+    for _ in range(5):
+        id = queue.add(key="k")
+        [claimed] = worker.claim(queue.lane, 1)
+        queue.cancel(id)
+        worker.finish(id, claimed.token, "done", {})
+    assert queue.client.zscore(f"{queue.prefix}f", "k") == 5 * COST
+
+
+@pytest.mark.parametrize("why", ["cancelled", "expired"])
+def test_a_quota_is_given_back_for_what_never_ran(
+    make_queue: Callable[..., Queue], why: Literal["cancelled", "expired"]
+) -> None:
+    queue = make_queue(quota=4 * COST)
+    id = queue.add(key="k", seeds=(1, 2, 3))
+    queue.cancel(id, why)
+    assert queue.ask(queue.job(key="k")).quota_left == 3 * COST
+
+
+def test_a_quota_is_given_back_for_what_failed_and_not_for_what_was_drawn(make_queue: Callable[..., Queue]) -> None:
+    queue = make_queue(quota=10 * COST)
+    worker = queue.consumer("w")
+    for state in ("failed", "done"):
+        queue.add(key="k")
+        [claimed] = worker.claim(queue.lane, 1)
+        worker.finish(claimed.id, claimed.token, state, {"error": {}} if state == "failed" else {})
+    running = queue.add(key="k")
+    [claimed] = worker.claim(queue.lane, 1)
+    queue.cancel(running)
+    worker.finish(running, claimed.token, "done", {})
+    assert queue.ask(queue.job(key="k")).quota_left == 7 * COST, "the done one, the cancelled one that ran, and this"
+
+
+def test_a_key_cannot_fill_the_queue_for_others(make_queue: Callable[..., Queue]) -> None:
+    queue = make_queue(max_pending=100)
+    waiting = [queue.add(key="greedy") for _ in range(10)]
+    assert queue.enqueue(queue.job(key="greedy"), key_pending=10) == "key_full"
+    assert queue.enqueue(queue.job(key="other"), key_pending=10) == "ok"
+    assert queue.enqueue(queue.job(key="greedy"), key_pending=0) == "ok", "no bound of its own"
+    queue.cancel(waiting[0])
+    assert queue.enqueue(queue.job(key="greedy", priority=3), key_pending=10) == "key_full", "of whatever priority"
+    queue.draw(3)
+    assert queue.enqueue(queue.job(key="greedy"), key_pending=10) == "ok"
 
 
 def test_a_place_counts_what_comes_before(make_queue: Callable[..., Queue]) -> None:
     queue = make_queue()
     ids = [queue.add(height=height) for height in (64, 64, 128)]
-    places = [queue.runner.run(queue.producer.place(id)) for id in ids]
+    places = [queue.runner.run(queue.producer.position(id)) for id in ids]
     assert [place.position for place in places if place] == [0, 1, 2], "over all batch keys"
     queue.draw(1)
-    assert queue.runner.run(queue.producer.place(ids[0])) is None
-    later = queue.runner.run(queue.producer.place(ids[2]))
+    assert queue.runner.run(queue.producer.position(ids[0])) is None
+    later = queue.runner.run(queue.producer.position(ids[2]))
     assert later and later.position == 1
 
 
-def set_rate(queue: Queue, work: int, busy_s: float) -> None:
-    queue.client.hset(f"{queue.prefix}rate", mapping={"work": work, "busy_us": round(busy_s * 1e6)})
+def set_pace(queue: Queue, us_per_cost: float, lane: str | None = None) -> None:
+    """As if the jobs of a lane had taken so long of late."""
+    said = {"jobs": 0, "work": 0, "busy": 0, "means": [us_per_cost]}
+    queue.client.hset(f"{queue.prefix}rt", lane or queue.lane, json.dumps(said))
 
 
-def test_a_full_queue_says_when_it_will_have_been_worked_off(make_queue: Callable[..., Queue]) -> None:
-    queue = make_queue(max_pending=10)
-    ids = [queue.add() for _ in range(10)]
+def test_a_full_queue_says_when_there_will_be_room(make_queue: Callable[..., Queue]) -> None:
+    """For a tenth of its jobs, not for all of them; and not for everybody at the same moment."""
+    queue = make_queue(max_pending=20)
+    ids = [queue.add() for _ in range(20)]
     assert queue.ask(queue.job()).wait_s == 0, "nothing was measured yet"
-    set_rate(queue, work=10 * COST, busy_s=2.5)
-    verdict = queue.ask(queue.job())
-    assert (verdict.word, verdict.wait_s) == ("full", 2.5)
-    place = queue.runner.run(queue.producer.place(ids[4]))
+    set_pace(queue, 250_000 / COST)
+    found = {queue.ask(queue.job()).wait_s for _ in range(20)}
+    assert len(found) > 10 and min(found) >= 0.5 and max(found) <= 1.0
+    place = queue.runner.run(queue.producer.position(ids[4]))
     assert place and place.wait_s == pytest.approx(1.0)
 
 
-def finish_as_if_claimed(queue: Queue, worker: str, id: str, token: str, seconds_ago: float) -> None:
-    queue.client.hset(f"{queue.prefix}j:{id}", "claimed_us", round((time.time() - seconds_ago) * 1e6))
-    queue.consumer(worker).finish(id, token, "done", {})
+def test_a_key_without_room_is_told_when_its_own_turns_will_have_made_some(make_queue: Callable[..., Queue]) -> None:
+    queue = make_queue()
+    for number in range(30):
+        queue.add(key="greedy" if number < 20 else "other")
+    set_pace(queue, 1e6 / COST)
+    verdict = queue.ask(queue.job(key="greedy"), key_pending=20)
+    assert verdict.word == "key_full" and 3.0 <= verdict.wait_s <= 6.0, "two of its own, and one of the other's"
 
 
-def test_the_drain_rate_is_work_by_the_time_that_passed_once(queue: Queue) -> None:
-    """Two workers side by side, one with two batch mates, all for four seconds: three jobs in four seconds."""
-    ids = [queue.add() for _ in range(3)]
-    first, second = queue.consumer("a").claim(queue.lane, 2), queue.consumer("b").claim(queue.lane, 2)
-    for worker, batch in (("a", first), ("b", second)):
+def drain(queue: Queue, seconds: list[float], jobs_a_batch: int = 1) -> None:
+    """One worker draws batches that take so long: the moments of its claims are moved into the past."""
+    for took_s in seconds:
+        for _ in range(jobs_a_batch):
+            queue.add()
+        batch = queue.consumer("w").claim(queue.lane, jobs_a_batch)
+        queue.client.hdel(f"{queue.prefix}rt", "last_us")
         for claimed in batch:
-            finish_as_if_claimed(queue, worker, claimed.id, claimed.token, 4.0)
-    rate = queue.client.hgetall(f"{queue.prefix}rate")
-    assert int(rate["work"]) == len(ids) * COST
-    assert 4e6 <= int(rate["busy_us"]) < 6e6
+            queue.client.hset(f"{queue.prefix}j:{claimed.id}", "claimed_us", round((time.time() - took_s) * 1e6))
+            queue.consumer("w").finish(claimed.id, claimed.token, "done", {})
 
 
-def test_the_drain_rate_forgets(queue: Queue) -> None:
-    set_rate(queue, work=1_000_000, busy_s=30.0)
-    queue.add()
-    [claimed] = queue.consumer("w").claim(queue.lane, 1)
-    finish_as_if_claimed(queue, "w", claimed.id, claimed.token, 2.0)
-    rate = queue.client.hgetall(f"{queue.prefix}rate")
-    assert int(rate["work"]) == (1_000_000 + COST) // 2 and 16e6 <= int(rate["busy_us"]) < 18e6
+def predicted_s(queue: Queue, jobs: int) -> float:
+    """How long so many jobs will take, as it is told to the one behind them."""
+    ids = [queue.add() for _ in range(jobs + 1)]
+    place = queue.runner.run(queue.producer.position(ids[-1]))
+    for id in ids:
+        queue.cancel(id)
+    assert place
+    return place.wait_s
+
+
+@pytest.mark.parametrize("before", [0, 30])
+def test_a_prediction_survives_one_outlier_wherever_it_comes(queue: Queue, before: int) -> None:
+    drain(queue, [0.05] * before + [100.0] + [0.05] * 30)
+    assert 0.8 < predicted_s(queue, 20) < 2.0
+
+
+def test_a_prediction_follows_a_new_pace(queue: Queue) -> None:
+    drain(queue, [0.05] * 80)
+    drain(queue, [1.0] * 48)
+    assert 15 < predicted_s(queue, 20) < 25
+
+
+def test_batch_mates_share_the_time_of_their_call(queue: Queue) -> None:
+    drain(queue, [0.8] * 12, jobs_a_batch=8)
+    assert 1.8 < predicted_s(queue, 20) < 2.4
+
+
+def test_each_lane_has_a_pace_of_its_own(queue: Queue) -> None:
+    """A slow model ahead counts for what it is, and does not make the fast one slow."""
+    slow = queue.job(version="slow", key="a")
+    set_pace(queue, 50_000 / COST)
+    set_pace(queue, 10e6 / COST, slow.lane)
+    queue.add(key="a")
+    place = queue.runner.run(queue.producer.position(queue.add(key="a")))
+    assert place and place.wait_s == pytest.approx(0.05)
+    assert queue.enqueue(slow) == "ok"
+    place = queue.runner.run(queue.producer.position(queue.add(key="a")))
+    assert place and place.position == 3 and place.wait_s == pytest.approx((10.0 + 3 * 0.05) * 3 / 4, abs=0.001)
+
+
+def test_the_time_of_workers_side_by_side_passes_once(queue: Queue) -> None:
+    """Two workers, one with two batch mates, all for four seconds: three jobs in four seconds."""
+    for _ in range(3):
+        queue.add()
+    first, second = queue.consumer("a").claim(queue.lane, 2), queue.consumer("b").claim(queue.lane, 2)
+    for claimed in (*first, *second):
+        queue.client.hset(f"{queue.prefix}j:{claimed.id}", "claimed_us", round((time.time() - 4.0) * 1e6))
+    for claimed in (*first, *second):
+        queue.consumer("w").finish(claimed.id, claimed.token, "done", {})
+    said = json.loads(str(queue.client.hget(f"{queue.prefix}rt", queue.lane)))
+    assert said["work"] == 3 * COST and 4e6 <= said["busy"] < 6e6
 
 
 def test_a_job_that_would_wait_beyond_its_deadline_is_refused_and_leaves_nothing(queue: Queue) -> None:
-    set_rate(queue, work=COST, busy_s=1.0)
+    set_pace(queue, 1e6 / COST)
     assert queue.enqueue(queue.job(), timeout_s=0.5) == "ok", "nobody is before it, whatever the rate"
-    assert queue.enqueue(queue.job(), timeout_s=2.0) == "ok"
+    assert queue.enqueue(queue.job(), timeout_s=2.0) == "ok", "one is before it, and itself takes the other second"
     refused = queue.job()
     verdict = queue.ask(refused, timeout_s=1.5)
-    assert (verdict.word, verdict.wait_s) == ("late", 0.5)
+    assert (verdict.word, verdict.wait_s) == ("late", 1.5)
     assert not queue.client.exists(f"{queue.prefix}j:{refused.id}")
     assert queue.enqueue(queue.job(key="another"), timeout_s=1.5) == "ok", "its turn comes sooner"
     assert queue.enqueue(queue.job(priority=1), timeout_s=1.5) == "ok", "and so does this one's"
@@ -181,12 +317,12 @@ def test_a_repeated_call_costs_no_quota_and_no_turn(make_queue: Callable[..., Qu
     job = queue.job()
     assert [queue.enqueue(job), queue.enqueue(job)] == ["ok", "known"]
     assert queue.ask(queue.job()).quota_left == 8 * COST
-    assert queue.client.zscore(f"{queue.prefix}f", job.flow) == 2 * COST
+    assert queue.client.zscore(f"{queue.prefix}f", job.key) == 2 * COST
 
 
 def test_what_was_refused_took_no_turn_and_no_quota(make_queue: Callable[..., Queue]) -> None:
     queue = make_queue(quota=10 * COST, max_pending=1)
     queue.add()
     assert queue.enqueue(queue.job()) == "full"
-    assert queue.client.zscore(f"{queue.prefix}f", "0|anonymous") == COST
+    assert queue.client.zscore(f"{queue.prefix}f", "anonymous") == COST
     assert int(queue.client.hget(f"{queue.prefix}q:anonymous", "left") or 0) == 9 * COST

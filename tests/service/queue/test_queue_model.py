@@ -19,27 +19,48 @@ USUAL: dict[str, Any] = {
 }  # fmt: skip
 # What is changed, where, and into what. A model that misses one of these would miss the mistake of a person, too.
 MUTANTS = {
-    "a zombie may end a job": ("job[1] == 'running' and job[2] == token,", "job[1] == 'running',"),
-    "one attempt too many": ("tonumber(job[2]) < max_attempts", "tonumber(job[2]) <= max_attempts"),
-    "one attempt too few": ("tonumber(job[2]) < max_attempts", "tonumber(job[2]) < max_attempts - 1"),
-    "work is never taken off": ("redis.call('DECRBY', P .. 'work'", "redis.call('GET', P .. 'work'"),
+    "a zombie may end a job": ("job.state == 'running' and job.token == token", "job.state == 'running'"),
+    "one attempt too many": ("tonumber(job.attempts) < max_attempts", "tonumber(job.attempts) <= max_attempts"),
+    "one attempt too few": ("tonumber(job.attempts) < max_attempts", "tonumber(job.attempts) < max_attempts - 1"),
+    "work is never taken off": ("redis.call('HINCRBY', P .. 'wl', lane, int(-cost))", "local _ = lane"),
+    "a key's jobs are never taken off": ("redis.call('HINCRBY', P .. 'kc', key, -count)", "local _ = key"),
     "a repeated claim claims more": ("last.claim_id == claim_id", "last.claim_id == ''"),
-    "a lost job is not queued again": ("  push(id, bucket, tonumber(job[2]))\n", ""),
+    "a lost job is not queued again": ("  push(job, bucket)\n  wake(job.lane)\n", ""),
     "a lost job shares a batch": ("bucket = bucket .. '|solo'", "bucket = bucket .. ''"),
-    "a solo job takes mates": ("and not (solo and #ids > 0)", ""),
-    "enqueueing twice makes two": ("redis.call('EXISTS', key) == 1 then return {'known'", "false then return {'known'"),
-    "leaving counts as an attempt": ("'attempts')) - 1, false)", "'attempts')), false)"),
-    "a cancelled job is given out again": ("if job[4] then return close(id, job[4], '') end", ""),
-    "a cancelled job is done all the same": ("if given_up then state, result = given_up, '' end", ""),
-    "a cancel ends nothing": ("close(id, why, '')", ""),
-    "an ended job keeps its lease": ("ipairs({'l', 'd', 'ab'})", "ipairs({'d', 'ab'})"),
-    "finishing twice is fenced": ("and holder == token then return found", "and holder == '' then return found"),
-    "every claim has the same token": ("int(math.max(now, tonumber(redis.call('GET', P .. 'token') or 0) + 1))", "'7'"),
-    "a dead letter is not kept": ("redis.call('ZADD', P .. 'dead', int(now_us()), id)", ""),
-    "an end is told twice": ("  notify(job[1], id, 'end')\n", "  for _ = 1, 2 do notify(job[1], id, 'end') end\n"),
-    "a batch is too large": ("images + tonumber(job[2]) > max_images", "images > max_images"),
-    "a robbed worker keeps its jobs": ("'worker') == worker then", "'worker') == '' then"),
-}  # fmt: skip
+    "a solo job takes mates": ("or (solo and #jobs > 0)", ""),
+    "enqueueing twice makes two": ("redis.call('EXISTS', P .. 'j:' .. a.id) == 1 then", "false then"),
+    "leaving counts as an attempt": ("int(job.attempts - 1), false)\n    rel", "job.attempts, false)\n    rel"),
+    "a cancelled job is given out again": ("  if job.cancel then\n    set(", "  if false then\n    set("),
+    "a cancelled job is done all the same": ("if job.cancel then state, result = job.cancel, '' end", ""),
+    "a cancel ends nothing": ("return close(job, why, '')", "return why"),
+    "an ended job keeps its lease": (
+        "{'l', 'd', 'ab'}) do redis.call('ZREM', P .. name, job.id)",
+        "{'d', 'ab'}) do redis.call('ZREM', P .. name, job.id)",
+    ),
+    "finishing twice is fenced": (
+        "and job.token == token then return job.state",
+        "and job.token == '' then return job.state",
+    ),
+    "every claim has the same token": ("int(math.max(now, tonumber(said[1] or 0) + 1))", "'7'"),
+    "a dead letter is not kept": ("redis.call('ZADD', P .. 'dead', int(now_us()), job.id)", ""),
+    "an end is told twice": (
+        "  notify(job.reply, job.id, 'end')\n",
+        "  notify(job.reply, job.id, 'end')\n  notify(job.reply, job.id, 'end')\n",
+    ),
+    "a batch is too large": ("images + tonumber(job.images or 0) <= most", "images < most"),
+    "a robbed worker keeps its jobs": ("if job.worker == worker then", "if job.worker == '' then"),
+    "what nobody holds runs for ever": ("return close(job, job.cancel or why, '')", "return 'running'"),
+    "what was drawn is lost with the worker": ("if state ~= 'done' and job.best then", "if false then"),
+    "advancing twice advances twice": ("job.advanced == token and job.state", "false"),
+    "a zombie may advance a job": (
+        "if not mine(job, token) then\n  redis.call('HINCRBY'",
+        "if false then\n  redis.call('HINCRBY'",
+    ),
+    "an emptied bucket stays in the index": (
+        "redis.call('ZREM', P .. 'b', bucket)\n  else\n    index",
+        "local _ = 1\n  else\n    index",
+    ),
+}
 
 
 def run(url: str, runner: asyncio.Runner, examples: int, phases: tuple[Phase, ...], number: int = 1) -> None:

@@ -38,11 +38,33 @@ def test_a_file_that_is_being_written_is_not_there_yet(store: FolderStore, monke
     def crash(*_: object) -> None:
         raise OSError("the machine has stopped")
 
-    monkeypatch.setattr(store._files, "mv", crash)
+    monkeypatch.setattr(os, "fsync", crash)
     with pytest.raises(OSError, match="stopped"):
         store.put(JOB, "1", "0", "png", b"bytes")
     with pytest.raises(ResultMissing):
         store.get(f"ab/{JOB}/1/0.png")
+
+
+def test_an_image_is_on_the_disk_before_it_has_its_name_and_its_name_before_the_job_ends(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power loss leaves is what was synced: the bytes, then the rename, then the folder that holds it."""
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        done.append("folder" if path.is_dir() else f"{path.stat().st_size} bytes")
+        fsync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append("name")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    store.put(JOB, "1", "0", "png", b"bytes")
+    assert done == ["5 bytes", "name", "folder"]
 
 
 @pytest.mark.parametrize("reference", ["../../etc/passwd", f"ab/{JOB}/1/../../../x.png", "", f"ab/{JOB}/1/0.png/.."])

@@ -1,6 +1,6 @@
 -- limit, lease_ms → {{id, try, what was asked for}, …}: webhooks (zset wh, by the moment of the next try; close() puts
--- them there) whose time has come. They are tried again after the lease unless they are completed. One of a job that is
--- kept no longer is dropped.
+-- them there) whose time has come. They are tried again after the lease unless they are completed. Of a job whose record
+-- is gone nothing can be told: it comes once, with nothing asked.
 local due_now = {}
 for _, id in ipairs(due('wh', tonumber(ARGV[1]))) do
   local asked = redis.call('HGET', P .. 'j:' .. id, 'webhook')
@@ -9,6 +9,7 @@ for _, id in ipairs(due('wh', tonumber(ARGV[1]))) do
     due_now[#due_now + 1] = {id, redis.call('HINCRBY', P .. 'j:' .. id, 'webhook_tries', 1), asked}
   else
     redis.call('ZREM', P .. 'wh', id)
+    due_now[#due_now + 1] = {id, 0, ''}
   end
 end
 return due_now

@@ -1,0 +1,94 @@
+"""What a worker says about a job that it has ended, as it travels through the queue.
+
+It is read tolerantly, since the worker may be of another release: what is missing has a default, what is not known is
+left out, and what has a wrong type counts as missing. So no reader of a result has to expect anything but this form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+RESULT_VERSION = 1  # noted for people and later releases; nothing depends on it so far
+
+UNREADABLE = {"code": "generation_failed", "message": "The worker's answer cannot be read."}
+
+
+def write_result(result: Mapping[str, Any]) -> str:
+    """A result as it is stored."""
+    return json.dumps({"version": RESULT_VERSION, **result})
+
+
+def read_result(text: str | None) -> Mapping[str, Any]:
+    """A result in this release's form; empty if there is none.
+
+    ``error`` is there only if the job has failed; ``images``, ``timings``, ``calls``, ``runtime`` and ``batch_size``
+    always are.
+    """
+    if not text:
+        return {}
+    try:
+        said = json.loads(text)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        return {**_drawn({}), "error": UNREADABLE}
+    if "error" not in said:
+        return _drawn(said)
+    error = _mapping(said["error"])
+    told = {name: _typed(error, name, str, UNREADABLE[name]) for name in UNREADABLE}
+    return {**_drawn(said), "error": {**error, **told}}
+
+
+def _drawn(said: Mapping[str, Any]) -> dict[str, Any]:
+    timings = {"queue_s": 0.0, "inference_s": 0.0, "score_s": 0.0, "encode_s": 0.0}
+    return {
+        "version": _typed(said, "version", int, 0),
+        "runtime": _typed(said, "runtime", str, ""),
+        "batch_size": _typed(said, "batch_size", int, 1),
+        "images": [_image(entry) for entry in _list(said.get("images"))],
+        "timings": {**timings, **_numbers(said.get("timings"))},
+        "calls": [_call(entry) for entry in _list(said.get("calls"))],
+    }
+
+
+def _image(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One without a ``file`` is one whose bytes are missing."""
+    about: dict[str, Any] = {
+        name: _typed(entry, name, kind, default)
+        for name, kind, default in (
+            ("file", str, ""), ("seed", int, 0), ("width", int, 0), ("height", int, 0), ("sha256", str, ""),
+        )
+    }  # fmt: skip
+    return {**entry, **about, "reward": _numbers(entry.get("reward"))}
+
+
+def _call(entry: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = _numbers(entry)
+    return {
+        "images": int(numbers.get("images", 1)),
+        "inference_s": float(numbers.get("inference_s", 0.0)),
+        "splits": int(numbers.get("splits", 0)),
+    }
+
+
+def _typed(said: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+    value = said.get(name)
+    return value if isinstance(value, kind) and not isinstance(value, bool) else default
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[dict[str, Any]]:
+    return [_mapping(entry) for entry in value] if isinstance(value, list) else []
+
+
+def _numbers(value: object) -> dict[str, float]:
+    return {
+        name: number
+        for name, number in _mapping(value).items()
+        if isinstance(number, int | float) and not isinstance(number, bool)
+    }

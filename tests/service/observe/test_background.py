@@ -1,0 +1,64 @@
+"""No failure ends a background duty, or takes another with it; and each is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from service.observe.background import BROKEN_AFTER, Background
+from service.observe.metrics import Metrics
+from service.queue.producer import Depth
+
+
+def test_a_duty_that_fails_is_done_again_and_counted() -> None:
+    background, calls = Background(), 0
+
+    async def duty() -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (1, 3):
+            raise KeyError("a bug")
+
+    async def run() -> None:
+        task = asyncio.create_task(background.forever("duty", duty, vital=True))
+        while calls < 5:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    assert background.failures == {"duty": 2} and background.broken is None
+
+
+@pytest.mark.parametrize("vital", [True, False])
+def test_a_vital_duty_that_fails_again_and_again_is_told(vital: bool) -> None:
+    background, stopping, calls = Background(), threading.Event(), 0
+
+    def duty() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > BROKEN_AFTER:
+            stopping.set()
+        else:
+            raise ZeroDivisionError
+
+    duties = background.duty("duty", vital)
+    for _ in range(BROKEN_AFTER):
+        assert background.broken is None
+        duties.failed(ZeroDivisionError())
+    assert background.broken == ("duty fails (ZeroDivisionError)" if vital else None)
+    background.forever_in_thread("duty", duty, 0.001, stopping)
+    assert background.failures == {"duty": 2 * BROKEN_AFTER} and background.broken is None, "it works again"
+
+
+def test_the_failures_of_this_process_and_of_the_workers_are_one_metric() -> None:
+    metrics = Metrics("m", "1", {})
+    metrics.background.duty("replies").failed(KeyError("x"))
+    metrics.queue(Depth(0, 0, 0.0, 1, {"finished": 3, "failed:heartbeat": 2, "failed:replies": 1}))
+    text = metrics.text().decode()
+    assert 'fewstep_background_failures_total{task="heartbeat"} 2.0' in text
+    assert 'fewstep_background_failures_total{task="replies"} 2.0' in text
+    assert "fewstep_jobs_finished_total 3.0" in text
