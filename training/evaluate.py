@@ -253,6 +253,6 @@ def latent_features(model: Family) -> Callable[[Tensor], Tensor]:
 def _latents(model: Family, x_BCHW: Tensor) -> Tensor:
     """Of pictures in [-1, 1]."""
     x = x_BCHW.to(model.device, model.vae.dtype)
-    out = model.vae.encode(x[:, :, None] if model.name == "wan" else x)
+    out = model.vae.encode(x[:, :, None] if "temperal_downsample" in model.vae.config else x)
     latents: Tensor = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
     return latents.float().cpu()

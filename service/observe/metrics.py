@@ -31,6 +31,11 @@ COUNTERS = {
     "fenced": "Results that came from a worker which had been taken for dead.",
     "dead": "Jobs that were given up after too many lost workers.",
 }
+# What workers report of their devices, in milliseconds.
+DEVICE = {
+    "busy": "Seconds in which workers' devices drew.",
+    "starved": "Seconds in which workers' devices idled although a job waited for them.",
+}
 # No sample where no worker sees a GPU of NVIDIA's; the unit is the name's end.
 GPU = {
     "busy_ratio": "Share of the time in which the GPU computed (0 to 1).",
@@ -53,6 +58,10 @@ class QueueCounters(Collector):
         for name, documentation in COUNTERS.items():
             family = CounterMetricFamily(f"fewstep_jobs_{name}", documentation)
             family.add_metric([], self.counters.get(name, 0))
+            yield family
+        for name, documentation in DEVICE.items():
+            family = CounterMetricFamily(f"fewstep_device_{name}_seconds", documentation)
+            family.add_metric([], self.counters.get(f"device_{name}_ms", 0) / 1000)
             yield family
         yield self._failures()
 

@@ -304,7 +304,7 @@ def test_a_lora_of_another_model_and_unknown_keys_are_named(sources: Callable[[s
     unknown = {key.replace("transformer_blocks.0", "transformer_blocks.9"): value for key, value in right.items()}
     other = {**right, key: torch.zeros(2, 999)}
     for state, sentence in (
-        (unknown, "and the model has no layer transformer_blocks.9"),
+        (unknown, "transformer_blocks.9.attn.to_q.lora_A.weight, and the model has no layer"),
         (other, f"is of another model: {key} has 999 where this one has"),
         ({"base.encoder.weight": torch.zeros(2)}, "the LoRA x.safetensors"),
     ):

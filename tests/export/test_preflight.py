@@ -79,7 +79,7 @@ def test_an_engine_is_named_and_keyed_by_all_that_it_depends_on(bundle: Path, mo
     here: dict[str, Any] = {"gpu": (H100, ""), "version": "11.4.0"}
     monkeypatch.setattr(to_tensorrt, "find_gpu", lambda: here["gpu"])
     monkeypatch.setattr(to_tensorrt, "facts", lambda: {"gpu": here["gpu"][0].name, "compute_capability": "9.0"})
-    monkeypatch.setattr(TensorRT, "version", lambda self: here["version"])
+    monkeypatch.setattr(to_tensorrt, "library_version", lambda _: here["version"])
     assert target.folder(request) == "tensorrt-staged-bf16-h100-80gb-hbm3-11.4.0"
     keys = stage_keys(request)
     key = cache_key(request, target, keys)

@@ -194,9 +194,9 @@ def test_shipped_rewards_are_found_by_name(tmp_path: Path) -> None:
 
 
 def test_the_readmes_own_reward_is_the_tested_one() -> None:
-    """Ten lines that README.md shows are a reward when they are put into a module."""
-    readme = (ROOT / "README.md").read_text("utf-8")
-    [code] = [block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "differentiable" in block]
+    """Ten lines that docs/rewards.md shows are a reward when they are put into a module."""
+    page = (ROOT / "docs" / "rewards.md").read_text("utf-8")
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "differentiable" in block]
     names: dict[str, object] = {}
     exec(code, names)
     reward = names["Warmth"]()  # type: ignore[operator]

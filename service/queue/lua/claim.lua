@@ -22,6 +22,8 @@ if last and last.claim_id == claim_id then
 end
 
 -- The bucket of these lanes whose head comes first.
+local MOST_TURNS = 64  -- buckets of which nothing is left to draw: a script must end, whatever it finds
+
 local function first_bucket()
   for _, bucket in ipairs(redis.call('ZRANGE', P .. 'b', 0, -1)) do
     if lanes[lane_of(bucket)] then return bucket end
@@ -66,12 +68,13 @@ local function fill(bucket)
   return jobs, head
 end
 
-local bucket, jobs, head = first_bucket(), {}, nil
-while bucket do
+local bucket, jobs, head, turns = first_bucket(), {}, nil, 0
+while bucket and turns < MOST_TURNS do
   jobs, head = fill(bucket)
   if #jobs > 0 then break end
-  bucket = first_bucket()
+  bucket, turns = first_bucket(), turns + 1
 end
+if #jobs == 0 and bucket then return {int(now_us()), '0', {}} end
 if not bucket then
   local wakes = {}
   for lane in pairs(lanes) do wakes[#wakes + 1] = P .. 'w:' .. lane end

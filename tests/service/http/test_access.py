@@ -190,7 +190,7 @@ def test_a_key_is_a_flow_of_the_queue(make_api: Callable[..., Api], tmp_path: Pa
     ann = Caller(api.url, KeyStore(tmp_path / "data"), "ann")
     id = ann.later("p")
     assert api.hash_of(id)["key"] == ann.key.id
-    assert api.redis.zscore(f"{api.prefix}f", f"0|{ann.key.id}")
+    assert api.redis.zscore(f"{api.prefix}f", ann.key.id)
 
 
 def test_quotas_are_told_in_headers_and_a_key_may_have_its_own(make_api: Callable[..., Api], tmp_path: Path) -> None:

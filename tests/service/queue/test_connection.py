@@ -104,5 +104,5 @@ def test_a_listing_reads_no_more_than_it_shows(make_queue: Callable[..., Queue],
     found = runner.run(queue.producer.owned("ann", 10))
     assert [record.id for record in found] == ids[:15][::-1][:10]
     stats = queue.client.info("commandstats")
-    assert stats["cmdstat_zrevrange"]["calls"] == 2 and stats["cmdstat_hmget"]["calls"] == 20
+    assert stats["cmdstat_zrevrangebyscore"]["calls"] == 2 and stats["cmdstat_hmget"]["calls"] == 20
     assert runner.run(queue.producer.owned("nobody", 10)) == []

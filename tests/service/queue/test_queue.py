@@ -116,6 +116,8 @@ def test_a_zombie_cannot_touch_a_job_that_was_given_to_another(queue: Queue) -> 
     assert zombie.beat({}, [(id, old.token)]) == {id: "lost"}
     assert zombie.finish(id, old.token, "done", {"who": "zombie"}) == "fenced"
     assert zombie.release([(id, old.token)]) == 0
+    assert zombie.advance(id, old.token, RESULT, shape="64x64|2", images=1, cost=1) == "fenced"
+    assert zombie.hand_back([(id, old.token)]) == 0
     assert queue.state(id) == "running" and queue.field(id, "worker") == "heir"
     assert heir.finish(id, new.token, "done", {"who": "heir"}) == "done"
     assert zombie.finish(id, old.token, "done", {"who": "zombie"}) == "fenced"

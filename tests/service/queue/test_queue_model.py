@@ -52,10 +52,6 @@ MUTANTS = {
     "what nobody holds runs for ever": ("return close(job, job.cancel or why, '')", "return 'running'"),
     "what was drawn is lost with the worker": ("if state ~= 'done' and job.best then", "if false then"),
     "advancing twice advances twice": ("job.advanced == token and job.state", "false"),
-    "a zombie may advance a job": (
-        "if not mine(job, token) then\n  redis.call('HINCRBY'",
-        "if false then\n  redis.call('HINCRBY'",
-    ),
     "an emptied bucket stays in the index": (
         "redis.call('ZREM', P .. 'b', bucket)\n  else\n    index",
         "local _ = 1\n  else\n    index",
