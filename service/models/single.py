@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
@@ -12,7 +13,9 @@ from service.models.folder import Folder
 from service.settings import Settings
 from student.bundle import BundleError, Student, read_student
 from student.runtimes.runtime import Runtime
-from student.runtimes.scoring import ScoreFn
+
+if TYPE_CHECKING:
+    from student.runtimes.scoring import ScoreFn
 
 SEVERAL = "@models"  # no student can have this id
 

@@ -46,6 +46,11 @@ class Batch:
         return sum(len(job.seeds) for job in self.jobs)
 
     @property
+    def suspect(self) -> bool:
+        """Whether it was lost with a worker before, and may be the reason."""
+        return any(claimed.attempts > 1 for claimed in self.claimed)
+
+    @property
     def prompts(self) -> tuple[str, ...]:
         return tuple(job.prompt for job in self.jobs)
 

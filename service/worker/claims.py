@@ -42,6 +42,7 @@ class Claims:
         self._refuse = refuse
         self._margin_s = SHORTEST_MARGIN_S
         self._ahead: Batch | None = None
+        self._suspect = False  # what is drawn may end this process: nothing else is claimed meanwhile
         self._changed = threading.Condition()
         self._stopping = threading.Event()
 
@@ -67,6 +68,9 @@ class Claims:
         with self._changed:
             self._changed.wait_for(lambda: self._ahead is not None, patience_s)
             batch, self._ahead = self._ahead, None
+            if batch and patience_s:
+                self._device.begin(batch.shape, batch.images, batch.waiting_since)
+                self._suspect = batch.suspect
             self._changed.notify_all()
             return batch
 
@@ -122,6 +126,8 @@ class Claims:
     def _turn(self) -> None:
         if self._ahead is not None:
             return self._wait_for_taker()
+        if self._suspect and not self._device.wait_until_idle(WAIT_S):
+            return
         if not self._device.wait_until_free(self._margin_s, WAIT_S) or self._stopping.is_set():
             return
         if batch := self.claim():

@@ -46,6 +46,8 @@ class Device:
     def begin(self, shape: Shape, images: int, waiting_since: float) -> None:
         """The device draws from now on; the work had waited since that moment of the clock."""
         with self._changed:
+            if self._started is not None:
+                return  # whoever took the batch has said so
             now = self._clock()
             self._starved_s += max(0.0, now - max(self._idle_since, waiting_since))
             self._started, self._free_at = now, now + (self._predicted_s(shape, images) or 0.0)

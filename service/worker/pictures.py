@@ -13,8 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 from service.worker.provenance import Provenance
 
 DEFAULT_QUALITY = 95
-# PNG is lossless at any level; level 6 and above cost several times as much for a few per cent.
-PNG_LEVEL = 4
+# PNG is lossless at any level: a noisy photograph takes half the time at level 1, and 14 % more bytes than at 4.
+PNG_LEVEL = 1
 
 
 def encode(

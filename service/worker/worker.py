@@ -97,6 +97,8 @@ class Worker:
     def _draw(self, batch: Batch) -> None:
         trace = self._tracing.batch(batch.token, batch.jobs)
         watching = self._watching(batch)
+        if batch.suspect:
+            self.drain()  # it may end this process: nothing that is drawn shall be lost with it
         started_at = time.monotonic()
         drawn = trace.begin("draw")
         with keeping_private(*batch.prompts), self._drawing(batch):

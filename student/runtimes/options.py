@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from student.runtimes.scoring import OpenReward
+if TYPE_CHECKING:
+    from student.runtimes.scoring import OpenReward
 
 COMPILES = ("off", "on", "graphs")
 

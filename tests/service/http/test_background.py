@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from service.http.services import Services, background
+from service.observe.background import Background
 from service.queue.replies import Replies
 from tests.service.support import Queue
 
@@ -35,10 +36,11 @@ def test_lost_jobs_are_looked_for_old_images_swept_and_models_followed(runner: a
             loop.call_soon_threadsafe(done["sweep"].set)
 
         services = SimpleNamespace(
-            replies=SimpleNamespace(read_forever=lambda: forever("replies")),
-            models=SimpleNamespace(run=lambda: forever("models")),
+            replies=SimpleNamespace(read=lambda: forever("replies")),
+            models=SimpleNamespace(look_again=lambda: forever("models")),
             producer=SimpleNamespace(reap=lambda: note("reap"), take_turn=take_turn),
             results=SimpleNamespace(sweep=sweep),
+            background=Background(),
             settings=SimpleNamespace(result_ttl_s=77.0, results_quota_mb=3, sweep_s=60.0),
         )
         async with background(cast(Services, services)), asyncio.timeout(30):
@@ -54,7 +56,7 @@ def test_whoever_waits_for_a_job_is_woken_by_its_end(queue: Queue) -> None:
 
     async def woken() -> Any:
         replies = Replies(queue.async_client, queue.producer, queue.model, "api", seen.append)
-        reader = asyncio.create_task(replies.read_forever())
+        reader = asyncio.create_task(Background().forever("replies", replies.read))
         try:
             with replies.news(id) as news:
                 await asyncio.to_thread(queue_draw)

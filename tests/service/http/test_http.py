@@ -49,7 +49,7 @@ def test_an_answer_is_exactly_what_the_contract_says(live: Service) -> None:
     assert (answer["model"], answer["model_version"], answer["runtime"]) == ("fake", "1", "fake")
     assert answer["batch_size"] == 2 and answer["created"] > 1_700_000_000 and len(answer["id"]) == 32
     for image in answer["data"]:
-        assert set(image) == {"b64_json", "seed", "width", "height", "sha256", "reward"}
+        assert set(image) == {"b64_json", "seed", "width", "height", "sha256", "reward", "reward_percentile"}
         assert (image["width"], image["height"]) == (64, 64)
     check_answer(answer, "a red heart", [41, 42])
     timings = answer["timings"]

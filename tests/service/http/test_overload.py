@@ -54,7 +54,7 @@ def test_a_flood_is_refused_without_the_queue(
 
     async def post(**headers: str) -> httpx.Response:
         transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://h") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.post("/generate", json={"prompt": "p"}, headers={"Prefer": "respond-async", **headers})
 
     async def flood() -> None:

@@ -121,7 +121,7 @@ def test_a_picture_can_be_seen_large_and_the_gallery_leafed_through(page: Page) 
     page.wait_for(f"{DRAWN} === 2")
     page.value("document.querySelector('.picture .frame').click()")
     assert page.value("document.getElementById('viewer').open")
-    told = "[...document.querySelectorAll('#viewer .told dd')].map(dd => dd.textContent)"
+    told = "[...document.querySelectorAll('#viewer .details dd')].map(dd => dd.textContent)"
     first = page.value(told)
     assert first[0] == "7" and "64 × 64" in first and "fake 1" in first
     page.press("ArrowRight")
@@ -301,7 +301,7 @@ def test_the_description_names_every_status_that_can_come(live: Service) -> None
     api = httpx.get(f"{live.url}/openapi.json", trust_env=False).json()
     operation = api["paths"]["/generate"]["post"]
     assert set(operation["responses"]) == {
-        "200", "202", "400", "401", "403", "404", "409", "413", "422", "429", "500", "503", "504",
+        "200", "202", "400", "401", "403", "404", "408", "409", "413", "415", "422", "429", "500", "503", "504",
     }  # fmt: skip
     assert set(operation["responses"]["200"]["content"]) == {
         "application/json",

@@ -26,7 +26,7 @@ def open_request(api: Api) -> socket.socket:
     """A request on a connection that the test can break."""
     body = json.dumps({"prompt": "p"}).encode()
     connection = socket.create_connection(api.address)
-    head = "POST /generate HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+    head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
     connection.sendall(head.format(len(body)).encode() + body)
     return connection
 
@@ -89,7 +89,7 @@ def test_whoever_waits_when_it_stops_is_told_so(make_api: Callable[..., Api]) ->
         response = waiting.result()
     [id] = api.ids()
     assert response.status_code == 503 and response.headers["Location"] == f"/jobs/{id}"
-    assert response.json()["error"]["message"].startswith("The service is stopping; the job goes on without it")
+    assert response.json()["error"]["message"].startswith("The service is stopping, and the job will continue")
     api.process.wait(10)
     assert api.states() == ["queued"] and api.hash_of(id)["detached"] == "1"
 
@@ -175,7 +175,7 @@ def test_a_client_that_goes_away_while_its_picture_is_drawn_gets_none(live: Serv
     body = json.dumps({"prompt": "fake:sleep=1.5 gone", "seed": 1}).encode()
     host, port = live.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
-    head = "POST /generate HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+    head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
     connection.sendall(head.format(len(body)).encode() + body)
 
     def job() -> str:

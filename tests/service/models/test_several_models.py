@@ -141,9 +141,9 @@ def test_a_server_that_has_lost_its_data_is_told_again_what_is_served(service: S
 
 def test_what_was_accepted_is_drawn_before_a_model_is_dropped(service: Service, folder: Path) -> None:
     assert admin(service, "dogs/9", "load").json()["state"] == "serving"
-    with ThreadPoolExecutor(5) as pool:
+    with ThreadPoolExecutor(8) as pool:
         slow = [pool.submit(post, service.url, prompt=f"{k} fake:sleep=0.4", model="dogs", model_version="9", n=8)
-                for k in range(4)]  # fmt: skip
+                for k in range(7)]  # fmt: skip
         eventually(lambda: service.redis.zcard("fewstep:{@models}:pending") >= 2, "two of them wait")
         first = admin(service, "dogs/9", "unload", wait_s=0)
         assert (first.status_code, first.json()["state"]) == (202, "unloading")

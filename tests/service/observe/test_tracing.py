@@ -61,7 +61,7 @@ class Traced:
             app = build_app(self.settings, self.tracing)
             transport = httpx.ASGITransport(app)
             async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport) as client:
-                url = "http://service/generate"
+                url = "http://localhost/generate"
                 bodies = [{"prompt": prompt, "seed": 1} for prompt in prompts]
                 asked = [asyncio.create_task(client.post(url, json=body, headers=headers)) for body in bodies]
                 while (await app.state.services.producer.depth()).waiting < len(prompts):
