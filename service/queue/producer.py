@@ -225,15 +225,20 @@ class Producer:
         oldest_s = max(0.0, (now_us - head[0][1]) / 1e6) if head else 0.0
         return Depth(waiting, running, oldest_s, workers, {name: int(count) for name, count in counters.items()})
 
-    async def shared_secret(self, name: str) -> bytes:
-        """Random bytes that every process of this queue finds under this name; the first one to ask makes them."""
+    async def shared_secret(self, name: str) -> bytes | None:
+        """Random bytes that every process of this queue finds under this name; the first one to ask makes them.
+
+        None: there are none yet, and the server takes no writes just now.
+        """
         key = f"{self._prefix}secret:{name}"
         pipeline = self._client.pipeline(transaction=False)
         pipeline.set(key, secrets.token_hex(32), nx=True)
         pipeline.expire(key, SECRET_KEPT_S)
         pipeline.get(key)
-        *_, found = await bounded(pipeline.execute())
-        return bytes.fromhex(found)
+        *_, found = await bounded(pipeline.execute(raise_on_error=False))
+        if isinstance(found, Exception):
+            raise found
+        return bytes.fromhex(found) if found else None
 
     async def take_turn(self, duty: str, for_s: float) -> bool:
         """Whether this process is the one that does a duty now: for so long nobody else is given it."""

@@ -54,6 +54,7 @@ class Finisher:
         self._backlog = Backlog()
         self._scoring = ThreadPoolExecutor(1, "score")
         self._settling = ThreadPoolExecutor(min(MOST_ENCODERS, os.cpu_count() or 1), "settle")
+        self._showing = ThreadPoolExecutor(1, "previews")  # one thread: a later look never comes before an earlier one
         self._previews: dict[tuple[str, int], list[Future[None]]] = defaultdict(list)
 
     def submit(
@@ -89,7 +90,7 @@ class Finisher:
     def show(self, batch: Batch, number: int, look: int, index: int, image_CHW: FloatArray) -> None:
         """Show a preview of a job's image; it is there before the job has ended."""
         claimed, job = batch.claimed[number], batch.jobs[number]
-        shown = self._settling.submit(self._settler.show, batch.maker, claimed, job, look, index, image_CHW)
+        shown = self._showing.submit(self._settler.show, batch.maker, claimed, job, look, index, image_CHW)
         self._previews[batch.token, number].append(shown)
 
     def drain(self, patience_s: float | None = None) -> bool:
