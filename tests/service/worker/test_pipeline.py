@@ -64,6 +64,16 @@ def test_the_next_batch_is_claimed_while_the_device_draws_and_never_more_than_on
     assert held == [16] and bench.runtime.calls == [8, 8, 8]
 
 
+def test_whoever_takes_a_batch_has_the_device_from_that_moment(bench: Bench) -> None:
+    """Else the next one would be claimed at once, half empty, and not shortly before the device is free."""
+    id = bench.queue.add(prompt="p", seeds=(1,))
+    with bench.worker.claims as claims:
+        batch = claims.next(20.0)
+        assert batch is not None and [job.id for job in batch.jobs] == [id]
+        assert not bench.worker.device.idle
+    bench.worker.device.end()
+
+
 def test_the_drawing_thread_never_talks_to_the_queue_or_the_store(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
