@@ -74,6 +74,33 @@ def test_whoever_takes_a_batch_has_the_device_from_that_moment(bench: Bench) -> 
     bench.worker.device.end()
 
 
+def test_a_job_that_was_lost_with_a_worker_is_drawn_with_nothing_unsettled_in_the_process(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspect = bench.queue.add(prompt="suspect", seeds=(1,))
+    lost = bench.queue.consumer("lost")
+    assert len(lost.claim(bench.queue.lane, 8)) == 1
+    first, put, calls = bench.queue.add(prompt="first", seeds=(2,)), bench.store.put, list[int]()
+
+    def put_slowly(job: str, *rest: Any) -> str:
+        if job == first:
+            assert bench.queue.consumer("w2").lost("lost") == 1
+            time.sleep(0.5)
+            calls.append(len(bench.runtime.calls))
+        return put(job, *rest)
+
+    monkeypatch.setattr(bench.store, "put", put_slowly)
+    with running(bench):
+        eventually(lambda: all_done(bench, [first, suspect]), "both are drawn")
+    assert calls == [1] and bench.runtime.calls == [1, 1]
+
+
+def test_the_device_is_counted_in_milliseconds(bench: Bench) -> None:
+    bench.queue.add(prompt="fake:sleep=0.2", seeds=(1,))
+    bench.worker.step()
+    assert 200 <= bench.worker.counts()["device_busy_ms"] < 60_000
+
+
 def test_the_drawing_thread_never_talks_to_the_queue_or_the_store(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
