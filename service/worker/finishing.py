@@ -85,7 +85,9 @@ class Finisher:
 
     def give_up(self, batch: Batch, number: int) -> None:
         """End a job that nobody wants any more, before its mates are drawn."""
-        self.refuse(batch.maker, batch.claimed[number], DROPPED)
+        self._backlog.add(0, wait=False)
+        ending = self._settling.submit(self._give_up, batch, number)
+        ending.add_done_callback(lambda _: self._backlog.remove(0))
 
     def show(self, batch: Batch, number: int, look: int, index: int, image_CHW: FloatArray) -> None:
         """Show a preview of a job's image; it is there before the job has ended."""
@@ -121,8 +123,15 @@ class Finisher:
             judged = judge(batch.runtime, call.images_BCHW, prompts, seeds, batch.jobs[0].steps, self._policy)
         return Scored(call, judged, time.perf_counter() - started)
 
-    def _settle(self, batch: Batch, number: int, outcome: Drawing | Failure, calls: Sequence[dict[str, Any]]) -> None:
+    def _give_up(self, batch: Batch, number: int) -> None:
+        self._wait_for_previews(batch, number)  # one that is still being written would outlive what is removed here
+        self._settler.fail(batch.maker, batch.claimed[number], DROPPED)
+
+    def _wait_for_previews(self, batch: Batch, number: int) -> None:
         wait(self._previews.pop((batch.token, number), ()))
+
+    def _settle(self, batch: Batch, number: int, outcome: Drawing | Failure, calls: Sequence[dict[str, Any]]) -> None:
+        self._wait_for_previews(batch, number)
         claimed, job = batch.claimed[number], batch.jobs[number]
         with keeping_private(job.prompt):
             try:

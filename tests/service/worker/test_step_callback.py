@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,9 +96,19 @@ def test_a_job_is_dropped_at_the_next_step_and_the_call_ends_with_its_last_job(b
 
         return original(prompts, seeds, steps, watch_and_cancel)
 
+    put, written = bench.store.put, threading.Event()
+
+    def put_slowly(*arguments: Any) -> str:
+        time.sleep(0.3)  # the preview of the first step is still being written when the job is given up
+        reference = put(*arguments)
+        written.set()
+        return reference
+
+    bench.store.put = put_slowly  # type: ignore[method-assign]
     bench.runtime.draw_watched = draw_watched  # type: ignore[method-assign]
     bench.worker.step()
     assert seen == [0, 1], "the third step was not begun"
+    assert written.wait(5), "the preview has been written"
     assert bench.queue.state(id) == why and bench.files() == [] and bench.queue.notices() == [id]
 
 
