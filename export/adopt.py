@@ -27,8 +27,9 @@ def adopt(
     from export.errors import ExportError  # the heavy imports wait until the arguments are read
 
     try:
-        from export.adoption import Adoption, add_rewards_to_card
+        from export.adoption import Adoption
         from export.adoption import adopt as make
+        from export.card import add_rewards_to_card
         from export.lora import Lora
         from export.measure import Measurement, add_scorers, check_images, read_prompt_file
         from export.source import find_source

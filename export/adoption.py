@@ -6,33 +6,30 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from export.card import TERMS, adopted_card, licence
 from export.errors import ExportError
-from export.lora import Lora, merge
+from export.lora import Lora
+from export.parts import write_pipeline
 from export.preflight import available_bytes
-from export.source import Source, Weights, class_of, header, hollow_pipeline
-from export.store import link
-from export.writing import whole_folder, write_atomically
+from export.request import Say
+from export.source import SCHEDULER, Source, Weights, header, hollow_pipeline
+from export.writing import whole_folder
 from student.bundle import NAME, ImageSize, Student, read_student, write_student
 from student.families.family import Family, SizeError
 from student.families.find import family_of
-from student.pipeline import shift_no_more
 
 ORIGIN = "origin.json"
-SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 GIVES_SIGMAS = frozenset({"flux", "flux2", "qwen_image", "z_image"})  # pipelines that pass sigmas from 1 to 1/n
 SCHNELL_TOKENS = 256  # FLUX.1-schnell was distilled with prompts of so many
 SPARE_BYTES = 64 * 2**20  # configurations, tokenizers, the card
-TERMS = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -77,9 +74,9 @@ def adopt(asked: Adoption) -> Student:
     student = manifest(asked, pipe)
     check_room(asked)
     with whole_folder(asked.out) as unfinished:
-        _write_pipeline(asked, pipe, unfinished)
+        write_pipeline(asked.source, asked.loras, pipe, unfinished, asked.say)
         (unfinished / ORIGIN).write_text(json.dumps(_origin(asked), indent=2) + "\n", "utf-8")
-        (unfinished / "README.md").write_text(card(asked, student), "utf-8")
+        (unfinished / "README.md").write_text(adopted_card(asked.source, asked.loras, student), "utf-8")
         for name in TERMS:
             if (asked.source.folder / name).is_file():
                 shutil.copyfile(asked.source.folder / name, unfinished / name)
@@ -211,121 +208,6 @@ def _gb(value: int) -> str:
     return f"{value / 1e9:.2f} GB"
 
 
-def _write_pipeline(asked: Adoption, pipe: Any, folder: Path) -> None:
-    shift_no_more(pipe)
-    for name in asked.source.parts:
-        place = folder / name
-        place.mkdir()
-        if name == "transformer" and asked.loras:
-            _write_merged(asked, pipe, place)
-        elif name in asked.source.weights:
-            _link_weights(asked.source, name, place)
-        else:
-            part = getattr(pipe, name)
-            part.save_pretrained(place)
-    index = {key: value for key, value in asked.source.index.items() if key != "_name_or_path"}
-    index["scheduler"] = ["diffusers", SCHEDULER]
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
-
-
-def _link_weights(source: Source, name: str, place: Path) -> None:
-    """The part's weights under plain names, and its configuration, which says float32: every part is opened so."""
-    for file, plain in source.weights[name].plain_names().items():
-        link(file.resolve(), place / plain)
-    if sharded := source.weights[name].plain_index():
-        (place / sharded[0]).write_text(json.dumps(sharded[1], indent=2) + "\n", "utf-8")
-    for config in (source.folder / name).glob("*.json"):
-        if ".index" in config.name or config.name in {path.name for path in place.iterdir()}:
-            continue
-        data = json.loads(config.read_text("utf-8"))
-        data.pop("_name_or_path", None)
-        for key in ("dtype", "torch_dtype"):
-            if key in data:
-                data[key] = "float32"
-        (place / config.name).write_text(json.dumps(data, indent=2) + "\n", "utf-8")
-
-
-def _write_merged(asked: Adoption, pipe: Any, place: Path) -> None:
-    library, kind = asked.source.parts["transformer"]
-    folder = asked.source.folder / "transformer"
-    weights = asked.source.weights["transformer"]
-    options: dict[str, Any] = {"variant": weights.variant} if weights.variant else {}
-    dtype = _stored_type(weights)
-    transformer: Any = class_of(library, kind, asked.source.name)
-    pipe.register_modules(transformer=transformer.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options))
-    for lora in asked.loras:
-        layers = merge(pipe, lora)
-        asked.say(f"merged {lora.name} with weight {lora.weight:g} into {layers} layers")
-    pipe.transformer.save_pretrained(place)
-
-
-def _stored_type(weights: Weights) -> torch.dtype:
-    """What most of the numbers are on disk."""
-    counts: dict[str, int] = {}
-    for file in weights.files:
-        for row in header(file).values():
-            first, last = row["data_offsets"]
-            counts[row["dtype"]] = counts.get(row["dtype"], 0) + last - first
-    most = max(counts, key=lambda name: counts[name], default="F32")
-    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(most, torch.float32)
-
-
 def _origin(asked: Adoption) -> dict[str, Any]:
     loras = [{"name": lora.name, "weight": lora.weight} for lora in asked.loras]
     return {"identity": asked.identity(), "model": asked.source.name, "loras": loras, "licence": licence(asked.source)}
-
-
-def licence(source: Source) -> str:
-    """What the source's own card calls its terms."""
-    front = front_matter(source.folder / "README.md")
-    name = front.get("license_name") if front.get("license") == "other" else front.get("license")
-    return name or front.get("license") or ("see LICENSE" if _terms(source) else "unknown")
-
-
-def _terms(source: Source) -> bool:
-    return any((source.folder / name).is_file() for name in TERMS)
-
-
-def front_matter(readme: Path) -> Mapping[str, str]:
-    """The plain ``key: value`` lines between the dashes that a card begins with."""
-    if not readme.is_file():
-        return {}
-    found = re.match(r"---\s*\n(.*?)\n---", readme.read_text("utf-8", "replace"), re.DOTALL)
-    lines = re.findall(r"^([A-Za-z_]+):[ \t]*(\S.*)$", found[1], re.MULTILINE) if found else []
-    return {key: value.strip().strip("\"'") for key, value in lines}
-
-
-def card(asked: Adoption, student: Student) -> str:
-    """A model card in the hub's form: where it came from, under which terms, and how it is drawn."""
-    front = front_matter(asked.source.folder / "README.md")
-    terms = {key: front[key] for key in ("license", "license_name", "license_link") if key in front}
-    lines = ["---", *(f"{key}: {value}" for key, value in terms.items()), "library_name: diffusers"]
-    lines += ["pipeline_tag: text-to-image" if student.image.frames is None else "pipeline_tag: text-to-video"]
-    lines += [f"base_model: {asked.source.name}", "tags:", "- fewstep", "---", "", f"# {student.id}", ""]
-    lines += [f"{asked.source.name}, adopted by fewstep as it is: nothing was trained."]
-    lines += [f"Merged into it: {lora.name}, weight {lora.weight:g}." for lora in asked.loras]
-    lines += [f"Terms: {licence(asked.source)}, as its authors' card says; they hold for this copy too.", ""]
-    lines += ["| steps | sigmas of its own scheduler |", "|---|---|"]
-    sigmas = {steps: ", ".join(f"{sigma:.6g}" for sigma in student.sigmas[steps]) for steps in student.steps}
-    lines += [f"| {steps} | {row} |" for steps, row in sigmas.items()]
-    size = f"{student.image.width}x{student.image.height}"
-    baked = ", ".join(f"{name} {value:g}" for name, value in student.baked.items()) or "no guidance"
-    lines += ["", f"Drawn at {size} pixels, with {baked} and prompts of up to {student.max_tokens} tokens.", ""]
-    return "\n".join(lines)
-
-
-def add_rewards_to_card(bundle: Path, student: Student) -> None:
-    """The table of scores under the card's own text."""
-    path = bundle / "README.md"
-    if not path.is_file() or not student.scorers:
-        return
-    title = "## Rewards"
-    before, _, rest = path.read_text("utf-8").partition(f"\n{title}\n")
-    after = rest.partition("\n## ")[2]
-    rows = [
-        f"| {name} | {scorer.reward or scorer.file} | {scorer.mean:.5g} | {scorer.std:.4g} |"
-        for name, scorer in student.scorers.items()
-    ]
-    head = ["| scorer | reward | raw mean of its own pictures (0) | deviation (1) |", "|---|---|---|---|"]
-    text = "\n".join([before.rstrip(), "", title, "", *head, *rows]) + "\n" + (f"\n## {after}" if after else "")
-    write_atomically(path, text.encode())

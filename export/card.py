@@ -1,13 +1,19 @@
-"""The table of runtimes in a student's model card: what each is, weighs, and how near it is to torch."""
+"""The model card of a student: where it came from, how it scores, and its runtimes."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from export.compile import Outcome
+from export.lora import Lora
+from export.source import Source
 from export.writing import write_atomically
+from student.bundle import Student
 
-TITLE = "## Runtimes"
+TERMS = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
+RUNTIMES = "## Runtimes"
 HEAD = (
     "| runtime | size | made in | worst pixel, of 1 | PSNR | reward change (first scorer) |",
     "|---|---|---|---|---|---|",
@@ -42,11 +48,67 @@ def update_card(bundle: Path, outcome: Outcome) -> None:
     if not card.is_file() or not outcome.made:
         return
     text = card.read_text("utf-8")
-    before, _, section = text.partition(f"\n{TITLE}\n")
+    before, _, section = text.partition(f"\n{RUNTIMES}\n")
     table, _, after = section.partition("\n## ")
     lines = [line for line in table.splitlines() if line.startswith("| ") and not line.startswith(HEAD[0][:11])]
     names = {line.split("|")[1].strip(): line for line in lines}
     names[outcome.manifest.name] = row_of(outcome)
     there = [names[name] for name in sorted(names) if (outcome.folder.parent / name).is_dir()]
-    new = "\n".join((before.rstrip(), "", TITLE, "", *HEAD, *there)) + "\n"
+    new = "\n".join((before.rstrip(), "", RUNTIMES, "", *HEAD, *there)) + "\n"
     write_atomically(card, (new + (f"\n## {after}" if after else "")).encode())
+
+
+def licence(source: Source) -> str:
+    """What the source's own card calls its terms."""
+    front = front_matter(source.folder / "README.md")
+    name = front.get("license_name") if front.get("license") == "other" else front.get("license")
+    return name or front.get("license") or ("see LICENSE" if _terms(source) else "unknown")
+
+
+def _terms(source: Source) -> bool:
+    return any((source.folder / name).is_file() for name in TERMS)
+
+
+def front_matter(readme: Path) -> Mapping[str, str]:
+    """The plain ``key: value`` lines between the dashes that a card begins with."""
+    if not readme.is_file():
+        return {}
+    found = re.match(r"---\s*\n(.*?)\n---", readme.read_text("utf-8", "replace"), re.DOTALL)
+    lines = re.findall(r"^([A-Za-z_]+):[ \t]*(\S.*)$", found[1], re.MULTILINE) if found else []
+    return {key: value.strip().strip("\"'") for key, value in lines}
+
+
+def adopted_card(source: Source, loras: Sequence[Lora], student: Student) -> str:
+    """A model card in the hub's form: where it came from, under which terms, and how it is drawn."""
+    front = front_matter(source.folder / "README.md")
+    terms = {key: front[key] for key in ("license", "license_name", "license_link") if key in front}
+    lines = ["---", *(f"{key}: {value}" for key, value in terms.items()), "library_name: diffusers"]
+    lines += ["pipeline_tag: text-to-image" if student.image.frames is None else "pipeline_tag: text-to-video"]
+    lines += [f"base_model: {source.name}", "tags:", "- fewstep", "---", "", f"# {student.id}", ""]
+    lines += [f"{source.name}, adopted by fewstep as it is: nothing was trained."]
+    lines += [f"Merged into it: {lora.name}, weight {lora.weight:g}." for lora in loras]
+    lines += [f"Terms: {licence(source)}, as its authors' card says; they hold for this copy too.", ""]
+    lines += ["| steps | sigmas of its own scheduler |", "|---|---|"]
+    sigmas = {steps: ", ".join(f"{sigma:.6g}" for sigma in student.sigmas[steps]) for steps in student.steps}
+    lines += [f"| {steps} | {row} |" for steps, row in sigmas.items()]
+    size = f"{student.image.width}x{student.image.height}"
+    baked = ", ".join(f"{name} {value:g}" for name, value in student.baked.items()) or "no guidance"
+    lines += ["", f"Drawn at {size} pixels, with {baked} and prompts of up to {student.max_tokens} tokens.", ""]
+    return "\n".join(lines)
+
+
+def add_rewards_to_card(bundle: Path, student: Student) -> None:
+    """The table of scores under the card's own text."""
+    path = bundle / "README.md"
+    if not path.is_file() or not student.scorers:
+        return
+    title = "## Rewards"
+    before, _, rest = path.read_text("utf-8").partition(f"\n{title}\n")
+    after = rest.partition("\n## ")[2]
+    rows = [
+        f"| {name} | {scorer.reward or scorer.file} | {scorer.mean:.5g} | {scorer.std:.4g} |"
+        for name, scorer in student.scorers.items()
+    ]
+    head = ["| scorer | reward | raw mean of its own pictures (0) | deviation (1) |", "|---|---|---|---|"]
+    text = "\n".join([before.rstrip(), "", title, "", *head, *rows]) + "\n" + (f"\n## {after}" if after else "")
+    write_atomically(path, text.encode())

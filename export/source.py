@@ -22,6 +22,7 @@ from export.errors import ExportError
 from student.families.find import FAMILIES
 from student.pipeline import read_index
 
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 LFS = b"version https://git-lfs.github.com/spec/"
 BASES = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call their weights
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")  # of a tokenizer

@@ -12,7 +12,7 @@ from service.http.services import Services
 from service.models.choice import LATEST, Choice
 from service.models.controller import ModelController, Version
 from service.models.folder import Name
-from service.queue.producer import Worker
+from service.queue.status import Worker
 
 OWNER = "fewstep"
 

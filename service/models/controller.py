@@ -16,7 +16,8 @@ from service.models.choice import Choice, Served
 from service.models.folder import Folder, Name
 from service.models.registry import Entry, ModelRegistry, ModelState, ModelStates
 from service.models.single import open_student, token_counter
-from service.queue.producer import Producer, Worker
+from service.queue.producer import Producer
+from service.queue.status import Worker
 from service.settings import Settings
 from student.bundle import BundleError
 from student.runtimes.sizes import sizes_of

@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 
 from service.observe.background import Background
 from service.queue.job import Record
-from service.queue.producer import Depth
 from service.queue.states import State
+from service.queue.status import Depth
 from student.bundle import Student
 
 # The first is below what a few-step student needs for one image.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import random
 import secrets
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any, Literal
 
 import redis
@@ -17,6 +16,7 @@ from service.queue.job import Job, Position, QueueOptions, Record, Verdict
 from service.queue.result import read_result
 from service.queue.scripts import Scripts
 from service.queue.states import State
+from service.queue.status import Depth, Usage, Worker, read_usages, read_worker
 
 FIELDS = [
     "state", "result", "key", "payload", "created_us", "claimed_us", "finished_us", "previews", "cancel", "short",
@@ -27,54 +27,6 @@ DAY_S = 86400
 SECRET_KEPT_S = 30 * DAY_S
 MOST_WORKERS = 1000  # of those alive, that are asked what they say
 REPLICATED_WITHIN_MS = 500
-
-
-@dataclass(frozen=True)
-class Worker:
-    """What a live worker says about itself.
-
-    ``models`` tells of each model that it holds by ``id/version``: runtime, max_batch, shows_steps; ``refused`` of each
-    that it could not load: the reason, and which try it was. The fields beside them are those of its first model.
-    ``gpus`` says by UUID how those are that it sees: busy (0 to 1), used_bytes, total_bytes, power_w, temperature_c.
-    """
-
-    id: str
-    runtime: str
-    host: str
-    max_batch: int
-    shows_steps: bool
-    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    load_s: float = 0.0
-    warm_up_s: float = 0.0
-    gpus: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-    def shows(self, model: str) -> bool:
-        """Whether it shows the steps of ``id/version``. One of an older release tells of its only model alone."""
-        return bool(self.models.get(model, {}).get("shows_steps")) if self.models else self.shows_steps
-
-
-@dataclass(frozen=True)
-class Depth:
-    """The queue at one moment; the counters only grow (until the server loses its data)."""
-
-    waiting: int
-    running: int
-    oldest_s: float
-    workers: int
-    counters: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What was drawn for a key on one day; ``day_s`` is the Unix time of its beginning, ``work`` the cost in thousands
-    of pixel-steps."""
-
-    key: str
-    day_s: int
-    jobs: int
-    images: int
-    work: int
 
 
 class Producer:
@@ -200,7 +152,7 @@ class Producer:
         return [
             usage
             for number, counts in zip(numbers, await bounded(pipeline.execute()), strict=True)
-            for usage in _usages(number * DAY_S, counts)
+            for usage in read_usages(number * DAY_S, counts)
         ]
 
     async def workers(self) -> list[Worker]:
@@ -210,7 +162,7 @@ class Producer:
         names = [str(name) for name in await bounded(living)]
         said = await bounded(self._client.mget([f"{self._prefix}wi:{name}" for name in names])) if names else []
         alive = [(name, json.loads(info)) for name, info in zip(names, said, strict=True) if info]
-        return [_worker(name, info) for name, info in alive]
+        return [read_worker(name, info) for name, info in alive]
 
     async def depth(self) -> Depth:
         """How full the queue is."""
@@ -253,21 +205,6 @@ class Producer:
         return await bounded(self._scripts.run(name, *args))
 
 
-def _worker(name: str, info: Mapping[str, Any]) -> Worker:
-    return Worker(
-        name,
-        info["runtime"],
-        info["host"],
-        info["max_batch"],
-        info.get("shows_steps", False),
-        info.get("models", {}),
-        info.get("refused", {}),
-        info.get("load_s", 0.0),
-        info.get("warm_up_s", 0.0),
-        info.get("gpus", {}),
-    )
-
-
 def _record(id: str, row: Mapping[str, str | None]) -> Record:
     result, payload, key = row["result"], row["payload"], row["key"]
     return Record(
@@ -295,12 +232,6 @@ def _state(name: str) -> State:
 
 def _seconds(micros: str | None) -> float | None:
     return int(micros) / 1e6 if micros else None
-
-
-def _usages(day_s: int, counts: Mapping[str, str]) -> Iterator[Usage]:
-    for key in sorted({name.rpartition("|")[0] for name in counts}):
-        jobs, images, work = (int(counts.get(f"{key}|{what}", 0)) for what in ("jobs", "images", "work"))
-        yield Usage(key, day_s, jobs, images, work)
 
 
 async def _all(names: AsyncIterator[Any]) -> list[str]:

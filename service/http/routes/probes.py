@@ -15,7 +15,7 @@ from service.http.responses import error_responses
 from service.http.services import Services, WithServices
 from service.models.folder import Name
 from service.observe.metrics import Memory
-from service.queue.producer import Worker
+from service.queue.status import Worker
 
 ASK_S = 0.5
 

@@ -9,7 +9,7 @@ import pytest
 
 from service.observe.background import BROKEN_AFTER, Background
 from service.observe.metrics import Metrics
-from service.queue.producer import Depth
+from service.queue.status import Depth
 
 
 def test_a_duty_that_fails_is_done_again_and_counted() -> None:

@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.observe.metrics import COUNTERS, GPU, Memory, Metrics
 from service.queue.consumer import Consumer
 from service.queue.job import Record
-from service.queue.producer import Depth
 from service.queue.states import State
+from service.queue.status import Depth
 from service.worker.accelerators import Accelerators
 from student.bundle import RewardReference
 from student.runtimes.fake import FakeRuntime, fake_student

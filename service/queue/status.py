@@ -1,0 +1,78 @@
+"""What the queue reports about itself: its depth, its live workers, and what each key used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a live worker says about itself.
+
+    ``models`` tells of each model that it holds by ``id/version``: runtime, max_batch, shows_steps; ``refused`` of each
+    that it could not load: the reason, and which try it was. The fields beside them are those of its first model.
+    ``gpus`` says by UUID how those are that it sees: busy (0 to 1), used_bytes, total_bytes, power_w, temperature_c.
+    """
+
+    id: str
+    runtime: str
+    host: str
+    max_batch: int
+    shows_steps: bool
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    load_s: float = 0.0
+    warm_up_s: float = 0.0
+    gpus: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def shows(self, model: str) -> bool:
+        """Whether it shows the steps of ``id/version``. One of an older release tells of its only model alone."""
+        return bool(self.models.get(model, {}).get("shows_steps")) if self.models else self.shows_steps
+
+
+@dataclass(frozen=True)
+class Depth:
+    """The queue at one moment; the counters only grow (until the server loses its data)."""
+
+    waiting: int
+    running: int
+    oldest_s: float
+    workers: int
+    counters: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What was drawn for a key on one day; ``day_s`` is the Unix time of its beginning, ``work`` the cost in thousands
+    of pixel-steps."""
+
+    key: str
+    day_s: int
+    jobs: int
+    images: int
+    work: int
+
+
+def read_worker(name: str, info: Mapping[str, Any]) -> Worker:
+    """A worker as it describes itself in its heartbeats."""
+    return Worker(
+        name,
+        info["runtime"],
+        info["host"],
+        info["max_batch"],
+        info.get("shows_steps", False),
+        info.get("models", {}),
+        info.get("refused", {}),
+        info.get("load_s", 0.0),
+        info.get("warm_up_s", 0.0),
+        info.get("gpus", {}),
+    )
+
+
+def read_usages(day_s: int, counts: Mapping[str, str]) -> Iterator[Usage]:
+    """The counters of one day, by key."""
+    for key in sorted({name.rpartition("|")[0] for name in counts}):
+        jobs, images, work = (int(counts.get(f"{key}|{what}", 0)) for what in ("jobs", "images", "work"))
+        yield Usage(key, day_s, jobs, images, work)
