@@ -22,9 +22,10 @@ from export.preflight import available_bytes
 from export.request import Say
 from export.source import SCHEDULER, Source, Weights, header, hollow_pipeline
 from export.writing import whole_folder
-from student.bundle import NAME, ImageSize, Student, read_student, write_student
+from student.bundle import NAME, ImageSize, Student, read_student
 from student.families.family import Family, SizeError
 from student.families.find import family_of
+from student.files import write_student
 
 ORIGIN = "origin.json"
 GIVES_SIGMAS = frozenset({"flux", "flux2", "qwen_image", "z_image"})  # pipelines that pass sigmas from 1 to 1/n

@@ -1,21 +1,57 @@
-"""What the inputs of a graph's products are like: measured by running it on inputs like those that it will get."""
+"""Calibration of eight-bit scales: what the step's graph will be fed, and the values that its products get from it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 
 from export.graph import save
+from export.request import Request
+from student.families.family import Family
+from student.noise import noise
 from student.runtimes.session import open_session
+from student.runtimes.stages import text_outputs
+from student.sampler import denoise
+from student.tokens import PromptTokens
 
 Array = NDArray[np.float32]
+FEED_BATCH = 4
 SAMPLES = 2**14  # values kept of one tensor at one feed
+
+
+@torch.no_grad()
+def calibration_feeds(model: Family, request: Request, tokens: PromptTokens) -> Iterator[dict[str, Any]]:
+    """What the step's stage will be fed: torch's own path from the noise of seeds, at every trained step count."""
+    student, names = request.student, text_outputs(request.student.family)
+    for first in range(0, len(request.prompts), FEED_BATCH):
+        prompts = request.prompts[first : first + FEED_BATCH]
+        condition = model.encode_ids(*(torch.from_numpy(ids) for ids in tokens.encode(prompts)))
+        parts = [part for part in (condition.tokens_BLE, condition.pooled_BP) if part is not None]
+        text = {name: part.numpy() for name, part in zip(names, parts, strict=True)}
+        start = torch.from_numpy(noise(range(1000 + first, 1000 + first + len(prompts)), student.latents.shape))
+        for steps in student.steps:
+            seen: list[dict[str, Any]] = []
+            denoise(
+                lambda x, sigma, condition=condition: model.velocity(x, sigma, condition),  # type: ignore[misc]
+                start,
+                student.sigmas[steps],
+                _recorder(seen, text),
+            )
+            yield from seen
+
+
+def _recorder(seen: list[dict[str, Any]], text: Mapping[str, Any]) -> Callable[[int, float, Any, Any], None]:
+    def remember(_: int, sigma: float, x: Any, v: Any) -> None:
+        seen.append({"latents": x.numpy(), "sigma": torch.full((len(x),), sigma).numpy(), **text})
+
+    return remember
 
 
 @dataclass
@@ -26,7 +62,7 @@ class Seen:
     high: float = 0.0
     samples: list[Array] = field(default_factory=list)
 
-    def look(self, values: Array) -> None:
+    def add(self, values: Array) -> None:
         """Add the tensor at one feed."""
         flat = values.ravel()
         self.low, self.high = min(self.low, float(flat.min())), max(self.high, float(flat.max()))
@@ -52,7 +88,7 @@ def observe(model: ir.Model, names: Sequence[str], feeds: Iterable[Mapping[str, 
         for feed in feeds:
             answers = dict(zip(computed, session.run(computed, feed) if computed else (), strict=True))
             for name in names:
-                seen[name].look(np.asarray(answers[name] if name in answers else feed[name], np.float32))
+                seen[name].add(np.asarray(answers[name] if name in answers else feed[name], np.float32))
     finally:
         del model.graph.outputs[len(outputs) :]
         for left_over in (work, work.with_name(f"{work.name}.data")):

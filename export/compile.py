@@ -8,25 +8,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from export.calibrate import calibration_feeds
 from export.errors import ExportError, NoOnnxForm
-from export.feeds import calibration_feeds
 from export.fused import fused_part
 from export.graph import OPSET, Part, shapes_of
 from export.quantise import PRECISIONS as QUANTISED
 from export.quantise import quantise
 from export.request import Request
 from export.staged import resized, staged_parts
-from export.store import CONVERTED, Store, Stored, key_of
+from export.store import CONVERTED, Store, Stored, key_of, versions
 from export.targets import Converted, Target
 from export.to_tensorrt import TensorRT, profiles
-from export.tolerances import TOLERANCES
-from export.verify import Score, prove
-from export.versions import versions
+from export.verify import TOLERANCES, Score, prove
 from export.writing import whole_folder
 from rewards.serving import open_reward
-from student.bundle import BundleError, Student, sha256
+from student.bundle import BundleError, Student
 from student.families.family import Family
 from student.families.find import family_of_student
+from student.files import sha256
 from student.pipeline import open_pipeline
 from student.runtimes.compiled import FusedGraphs
 from student.runtimes.manifest import (
@@ -82,7 +81,7 @@ def compile_student(request: Request, target: Target) -> Outcome:
     if reason := target.refuse(request):
         raise ExportError(reason)
     store = Store(request.bundle, fresh=request.force)
-    outcome = _Making(request, target, store).run(folder, keys, whole_key)
+    outcome = _Compilation(request, target, store).run(folder, keys, whole_key)
     store.clear()
     return outcome
 
@@ -118,7 +117,7 @@ def _current(folder: Path, request: Request, whole_key: str) -> RuntimeManifest 
     return manifest if manifest.cache_key == whole_key else None
 
 
-class _Making:
+class _Compilation:
     """One export under way."""
 
     def __init__(self, request: Request, target: Target, store: Store) -> None:
@@ -127,7 +126,7 @@ class _Making:
         self._tokens = PromptTokens(request.bundle, self._student.max_tokens, self._student.family)
         self._pipe = open_pipeline(request.bundle)
         self._made: list[Made] = []
-        self._left_wide: dict[str, str] = {}
+        self._not_quantised: dict[str, str] = {}
         self._in_torch: dict[str, str] = {}
 
     def run(self, folder: Path, keys: Mapping[str, str], whole_key: str) -> Outcome:
@@ -192,7 +191,7 @@ class _Making:
         file = folder / (f"{name}.onnx" if precision == "int8" else f".{name}.{precision}.onnx")
         choice = quantise(graph, file, feeds, precision)
         self._request.say(f"{name}: {choice}")
-        self._left_wide |= choice.reasons()
+        self._not_quantised |= choice.reasons()
         if precision == "int8":
             return Converted(file, file)
         return self._target.convert(self._request, name, file, folder / name)
@@ -265,7 +264,7 @@ class _Making:
             versions=versions(),
             stages=rows if staged else {},
             stage_errors=errors,
-            wide={**self._target.wide(request.precision), **self._left_wide},
+            wide={**self._target.kept_float32(request.precision), **self._not_quantised},
             requires=self._target.requires(request),
             in_torch=self._in_torch,
             profiles=profiles(request.engine.batches) if isinstance(self._target, TensorRT) else (),

@@ -28,7 +28,7 @@ ELEMENTWISE = frozenset(("Add", "Sub", "Mul", "Div", "Max", "Min", "Neg"))
 _SQUARES = "a sum of squares leaves float16 from values of 256 on, and loses digits in bfloat16"
 _EXPONENTIALS = "a sum of exponentials loses its small terms"
 _ANGLES = "angles of positions and times go into the thousands, where a narrow type has no fractions"
-WIDE_OPERATORS: Mapping[str, str] = {
+FLOAT32_OPERATORS: Mapping[str, str] = {
     **dict.fromkeys(SQUARES, _SQUARES),
     **dict.fromkeys(
         ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization"), _SQUARES
@@ -41,7 +41,7 @@ NOT_IN_BF16: Mapping[str, str] = {
     "Resize": "TensorRT has none in bfloat16",
     "operators without a bfloat16 form": f"opset {OPSET} has none of Conv, Einsum and a few others",
 }
-WIDE_STAGES: Mapping[str, Mapping[str, str]] = {
+FLOAT32_STAGES: Mapping[str, Mapping[str, str]] = {
     "fp16": {
         "text": "T5's residuals leave float16 (65504)",
         "decoder": "an autoencoder's activations leave float16 (FLUX's and SDXL's are known to)",
@@ -52,44 +52,46 @@ WIDE_STAGES: Mapping[str, Mapping[str, str]] = {
 PASSING = frozenset(("Shape", "Cast", "ConstantOfShape", "Range", "Size"))
 
 
-def wide_reasons(precision: str) -> dict[str, str]:
+def float32_reasons(precision: str) -> dict[str, str]:
     """What is kept in float32 in this precision, and why: for the manifest."""
     if precision not in TYPES:
         return {}
-    stages = {f"the {stage} stage": reason for stage, reason in WIDE_STAGES[precision].items()}
-    return {**wide_operators(precision), **stages}
+    stages = {f"the {stage} stage": reason for stage, reason in FLOAT32_STAGES[precision].items()}
+    return {**float32_operators(precision), **stages}
 
 
-def wide_operators(precision: str) -> Mapping[str, str]:
+def float32_operators(precision: str) -> Mapping[str, str]:
     """The operators that stay in float32, with the reason of each."""
-    return {**WIDE_OPERATORS, **NOT_IN_BF16} if precision == "bf16" else WIDE_OPERATORS
+    return {**FLOAT32_OPERATORS, **NOT_IN_BF16} if precision == "bf16" else FLOAT32_OPERATORS
 
 
-def narrow(model: ir.Model, precision: str, keep: Iterable[str] | None = None, emulate: bool = False) -> ir.Model:
-    """The graph in the narrow type, but for the operators of ``keep`` (``wide_operators``) and what leads to angles.
+def narrow(model: ir.Model, precision: str, keep: Iterable[str] | None = None, round_only: bool = False) -> ir.Model:
+    """The graph in the narrow type, but for the operators of ``keep`` (``float32_operators``) and what leads to angles.
 
-    With ``emulate`` each result is rounded to the narrow type and computed on in float32: what shows on a CPU what
+    With ``round_only`` each result is rounded to the narrow type and computed on in float32: what shows on a CPU what
     the rounding does. (ONNX Runtime has few float16 kernels there, and takes out the Casts around what it lacks: a
     float16 graph that overflows on a GPU passes.)
     """
-    widen_weights(model.graph)
-    _Narrowing(model.graph, precision, frozenset(wide_operators(precision) if keep is None else keep), emulate).run()
+    weights_to_float32(model.graph)
+    _Narrowing(
+        model.graph, precision, frozenset(float32_operators(precision) if keep is None else keep), round_only
+    ).run()
     tidy = passes.RemoveUnusedNodesPass()(model).model
     return passes.TopologicalSortPass()(tidy).model
 
 
-def widen_weights(graph: ir.Graph) -> None:
+def weights_to_float32(graph: ir.Graph) -> None:
     """Undo ``export.graph._halve``: each weight that is stored as float16 with a Cast becomes float32 again."""
     for node in list(graph):
         stored = node.inputs[0] if node.op_type == "Cast" else None
         if stored is None or not (node.name or "").startswith("widen.") or stored.const_value is None:
             continue
-        wide = node.outputs[0]
-        name = str(wide.name)
+        full = node.outputs[0]
+        name = str(full.name)
         value = _initializer(graph, name, stored.const_value.numpy().astype(np.float32), FLOAT)
-        wide.replace_all_uses_with(value)
+        full.replace_all_uses_with(value)
         graph.remove(node, safe=True)
-        wide.name, value.name = f"{name}.was", name
+        full.name, value.name = f"{name}.was", name
         graph.initializers.pop(str(stored.name))
         graph.register_initializer(value)
 
@@ -110,27 +112,27 @@ class _Narrowing:
     graph: ir.Graph
     precision: str
     keep: frozenset[str]
-    emulate: bool
+    round_only: bool
     made: dict[tuple[ir.Value, ir.DataType], ir.Value] = field(default_factory=dict)
     squares: set[ir.Node] = field(default_factory=set)
 
     def run(self) -> None:
         angles = _ancestors(self.graph, ("Sin", "Cos"))
-        narrow_type = FLOAT if self.emulate else TYPES[self.precision]
+        narrow_type = FLOAT if self.round_only else TYPES[self.precision]
         for node in list(self.graph):
             if node.op_type in PASSING:
                 continue
-            wide = node.op_type in self.keep or node in angles or not _has_form(node.op_type, self.precision)
-            wide = wide or self._is_among_squares(node)
-            if wide and node.op_type in (*SQUARES, *ELEMENTWISE):
+            full = node.op_type in self.keep or node in angles or not _has_form(node.op_type, self.precision)
+            full = full or self._is_among_squares(node)
+            if full and node.op_type in (*SQUARES, *ELEMENTWISE):
                 self.squares.add(node)
             for index, value in enumerate(node.inputs):
                 if value is not None and _is_float(value):
-                    node.replace_input_with(index, self._as(value, FLOAT if wide else narrow_type, node, wide))
+                    node.replace_input_with(index, self._as(value, FLOAT if full else narrow_type, node, full))
             for out in node.outputs:
-                if not wide and out.dtype == FLOAT:
+                if not full and out.dtype == FLOAT:
                     self._narrow_output(node, out, narrow_type)
-        self._widen_outputs()
+        self._outputs_to_float32()
 
     def _is_among_squares(self, node: ir.Node) -> bool:
         if node.op_type not in ELEMENTWISE:
@@ -138,12 +140,12 @@ class _Narrowing:
         givers = [value.producer() for value in node.inputs if value is not None and not value.is_initializer()]
         return bool(givers) and all(giver in self.squares for giver in givers)
 
-    def _as(self, value: ir.Value, dtype: ir.DataType, user: ir.Node, wide: bool) -> ir.Value:
+    def _as(self, value: ir.Value, dtype: ir.DataType, user: ir.Node, full: bool) -> ir.Value:
         """The value in this type: a converted constant, or the result of a Cast before ``user``."""
         if value.is_initializer():
-            return value if wide else self._constant(value)
+            return value if full else self._constant(value)
         if value.dtype == dtype:
-            if self.emulate and not wide and value.producer() is None:
+            if self.round_only and not full and value.producer() is None:
                 return self._rounded(value, user)
             return value
         if (value, dtype) not in self.made:
@@ -168,8 +170,8 @@ class _Narrowing:
             if self.precision == "fp16":
                 array = array.clip(-65504, 65504)  # "minus infinity" of a mask stays a number
             short = array.astype(NUMPY[self.precision])
-            dtype = FLOAT if self.emulate else TYPES[self.precision]
-            new = short.astype(np.float32) if self.emulate else short
+            dtype = FLOAT if self.round_only else TYPES[self.precision]
+            new = short.astype(np.float32) if self.round_only else short
             self.made[key] = _initializer(self.graph, f"{value.name}.{self.precision}", new, dtype)
             self.graph.register_initializer(self.made[key])
         return self.made[key]
@@ -185,7 +187,7 @@ class _Narrowing:
         return self.made[key]
 
     def _narrow_output(self, node: ir.Node, out: ir.Value, dtype: ir.DataType) -> None:
-        if not self.emulate:
+        if not self.round_only:
             out.type = ir.TensorType(dtype)
             return
         users = list(out.uses())
@@ -195,7 +197,7 @@ class _Narrowing:
         for user, index in users:
             user.replace_input_with(index, up.outputs[0])
 
-    def _widen_outputs(self) -> None:
+    def _outputs_to_float32(self) -> None:
         for index, out in enumerate(self.graph.outputs):
             if out.dtype != TYPES[self.precision]:
                 continue

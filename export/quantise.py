@@ -16,9 +16,9 @@ import onnx_ir as ir
 
 from export.calibrate import Array, Seen, observe
 from export.graph import save
-from export.narrow import widen_weights
+from export.narrow import weights_to_float32
 from export.qdq import layers, quantised
-from export.tolerances import TOLERANCES
+from export.verify import TOLERANCES
 from student.runtimes.session import open_session
 
 PRECISIONS = ("int8", "fp8")
@@ -26,8 +26,8 @@ JUDGED = 16  # feeds that the choice is made by; calibration takes all
 # Per cent of an input's values that are cut off on each side, so that a few large ones do not make all others coarse.
 # Which is best is measured at the answer: the starter student's large values matter, and cutting any off harms it.
 CUTS = (0.0, 0.001, 0.01, 0.1)
-MARGIN = 0.8  # of the gate's tolerance, which looks at more pictures than the choice does
-WIDE = {
+MARGIN = 0.8  # of the gate's tolerance, which is measured on more images than the choice
+NOT_QUANTISED = {
     "the text stage": "runs once, and every step reads it",
     "the decoder stage": "its errors are pixels",
     "products of two activations": "attention weights are small where they matter",
@@ -38,7 +38,7 @@ LEFT_OUT = "alone in eight bits it moves the answer by {:.2g}"
 
 @dataclass(frozen=True)
 class Choice:
-    """What was found: the worst relative error with every layer quantised and with those of ``left_out`` wide.
+    """What was found: the worst relative error with every layer quantised and with those of ``left_out`` in float32.
 
     ``sensitivity`` is the error that each layer makes when it alone is quantised; empty where no layer had to be
     left out.
@@ -51,7 +51,7 @@ class Choice:
     sensitivity: Mapping[str, float] | None = None
 
     def reasons(self) -> dict[str, str]:
-        """For the manifest: the layers that stay wide, and why."""
+        """For the manifest: the layers that are not quantised, and why."""
         return {name: LEFT_OUT.format((self.sensitivity or {})[name]) for name in self.left_out}
 
     def __str__(self) -> str:
@@ -63,19 +63,19 @@ def quantise(graph: Path, target: Path, feeds: Iterable[Mapping[str, Any]], prec
     """Write the quantised form of ``graph``; ``feeds`` are inputs like those that it will get (calibration)."""
     calibration = list(feeds)
     work = target.with_name(f".{target.stem}.work.onnx")
-    wide = _wide(graph)
-    inputs = sorted({f"{node.inputs[0].name}" for node in layers(wide.graph).values() if node.inputs[0]})
-    seen = observe(wide, inputs, calibration, work)
+    model = _float32(graph)
+    inputs = sorted({f"{node.inputs[0].name}" for node in layers(model.graph).values() if node.inputs[0]})
+    seen = observe(model, inputs, calibration, work)
     judge = _Judge(graph, seen, _spread(calibration), precision, work)
     cut = min(CUTS, key=lambda cut: judge.error((), cut))
     most = MARGIN * TOLERANCES[precision].stage
-    choice = choose(list(layers(wide.graph)), lambda left_out: judge.error(left_out, cut), most)
-    save(quantised(_wide(graph), seen, precision, choice.left_out, cut), target)
+    choice = choose(list(layers(model.graph)), lambda left_out: judge.error(left_out, cut), most)
+    save(quantised(_float32(graph), seen, precision, choice.left_out, cut), target)
     return choice
 
 
 def choose(names: Sequence[str], error: Callable[[Sequence[str]], float], most: float) -> Choice:
-    """The fewest of the most sensitive layers that must stay wide for an error of ``most``.
+    """The fewest of the most sensitive layers that must not be quantised for an error of ``most``.
 
     ``error(left_out)`` measures. Layers are ranked by the error that each makes alone; how many of the worst are left
     out is found by halving, so that a graph of n layers is measured n + log n times, and not at all if all may go.
@@ -109,11 +109,11 @@ class _Judge:
         self, graph: Path, seen: Mapping[str, Seen], feeds: Sequence[Mapping[str, Any]], precision: str, work: Path
     ) -> None:
         self._graph, self._seen, self._feeds, self._precision, self._work = graph, seen, feeds, precision, work
-        self._right = self._answers(_wide(graph))
+        self._right = self._answers(_float32(graph))
 
     def error(self, left_out: Sequence[str], cut: float) -> float:
         """The worst relative norm over the feeds."""
-        ours = self._answers(quantised(_wide(self._graph), self._seen, self._precision, left_out, cut))
+        ours = self._answers(quantised(_float32(self._graph), self._seen, self._precision, left_out, cut))
         gaps = [
             float(np.linalg.norm(mine - right) / np.linalg.norm(right))
             for mine, right in zip(ours, self._right, strict=True)
@@ -131,7 +131,7 @@ class _Judge:
                 left_over.unlink(missing_ok=True)
 
 
-def _wide(graph: Path) -> ir.Model:
+def _float32(graph: Path) -> ir.Model:
     model = ir.load(graph)
-    widen_weights(model.graph)
+    weights_to_float32(model.graph)
     return model

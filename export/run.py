@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from student.bundle import BundleError, read_student, verify_files
+from student.bundle import BundleError, read_student
+from student.files import verify_files
 
 if TYPE_CHECKING:
     from export.compile import Outcome

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from export.errors import ExportError
 from export.graph import OPSET, Signature, save, trace
-from export.tolerances import FP32
-from export.verify import BATCHES, PROMPTS, difference
-from export.versions import versions
+from export.store import versions
+from export.verify import BATCHES, FP32, PROMPTS, difference
 from export.writing import write_atomically
 from rewards.interface import Reward, RewardError
 from rewards.registry import find
 from rewards.tokenized import load
 from rewards.twostage import TwoStage, Words
-from student.bundle import BundleError, Student, hash_weights, sha256
+from student.bundle import BundleError, Student
+from student.files import hash_weights, sha256
 from student.runtimes.manifest import Parity
 from student.runtimes.resize import matrices
 from student.runtimes.scoring import (

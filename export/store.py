@@ -9,18 +9,25 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-from export.versions import versions
-from student.bundle import BundleError, sha256
+from student.bundle import BundleError
+from student.files import sha256
 from student.runtimes.manifest import RUNTIMES, Graph, read_manifest
 
 WORK = ".work"
+LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 # Whoever changes how a graph comes about changes one of these files, and with it every key.
 TRACED = ("fused.py", "graph.py", "staged.py")
 CONVERTED = (
-    "narrow.py", "calibrate.py", "qdq.py", "quantise.py", "feeds.py", "targets.py", "to_tensorrt.py", "engine.py",
+    "narrow.py", "calibrate.py", "qdq.py", "quantise.py", "targets.py", "to_tensorrt.py", "engine.py",
 )  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """The installed version of each library that a graph depends on."""
+    return {library: version(library) for library in LIBRARIES}
 
 
 def key_of(facts: object, code: Sequence[str] = TRACED) -> str:
@@ -47,7 +54,7 @@ class Store:
         self._work = self._runtimes / WORK
         if fresh:
             self.clear()
-        self._finished = {} if fresh else self._look()
+        self._finished = {} if fresh else self._read_finished()
 
     def find(self, key: str) -> Path | None:
         """A whole file of this key, or None."""
@@ -73,7 +80,7 @@ class Store:
         """Forget what is under way."""
         shutil.rmtree(self._work, ignore_errors=True)
 
-    def _look(self) -> dict[str, tuple[Path, Graph]]:
+    def _read_finished(self) -> dict[str, tuple[Path, Graph]]:
         found: dict[str, tuple[Path, Graph]] = {}
         for folder in sorted(self._runtimes.glob("[!.]*")):
             with contextlib.suppress(BundleError):
@@ -83,7 +90,7 @@ class Store:
         return found
 
 
-def place(stored: Path, target: Path) -> None:
+def link_graph(stored: Path, target: Path) -> None:
     """The same file, and its weights if they lie beside it, under another name; not copied where that can be had."""
     for suffix in ("", ".data"):
         source = stored.with_name(stored.name + suffix)

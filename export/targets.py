@@ -15,12 +15,12 @@ import onnx_ir as ir
 
 from export.errors import ExportError
 from export.graph import save
-from export.narrow import WIDE_STAGES, narrow, wide_reasons
+from export.narrow import FLOAT32_STAGES, float32_reasons, narrow
 from export.preflight import missing_library
+from export.quantise import NOT_QUANTISED
 from export.quantise import PRECISIONS as EIGHT_BITS
-from export.quantise import WIDE as WIDE_IN_EIGHT_BITS
 from export.request import Request
-from export.store import place
+from export.store import link_graph
 from student.runtimes.stages import Opener
 
 FORMS = ("staged", "fused")
@@ -51,7 +51,7 @@ class Target(Protocol):
     def folder(self, request: Request) -> str: ...
     def convert(self, request: Request, stage: str, graph: Path, target: Path) -> Converted: ...
     def opener(self, request: Request) -> Opener | None: ...
-    def wide(self, precision: str) -> dict[str, str]: ...
+    def kept_float32(self, precision: str) -> dict[str, str]: ...
     def requires(self, request: Request) -> dict[str, str]: ...
 
 
@@ -71,7 +71,10 @@ def check_request(target: Target, form: str, precision: str, family: str) -> Non
 
 @dataclass(frozen=True)
 class Onnx:
-    """Graphs for ONNX Runtime; bfloat16 and fp8 ones are for TensorRT (no CPU kernel). They are proven by emulation."""
+    """Graphs for ONNX Runtime; bfloat16 and fp8 ones are for TensorRT (no CPU kernel).
+
+    The narrow ones are proven on a CPU with each result rounded.
+    """
 
     name: str = "onnx"
     precisions: Mapping[str, tuple[str, ...]] = field(
@@ -93,7 +96,7 @@ class Onnx:
 
         return lambda path: open_session(path, request.threads)
 
-    def wide(self, precision: str) -> dict[str, str]:
+    def kept_float32(self, precision: str) -> dict[str, str]:
         return reasons(precision)
 
     def requires(self, request: Request) -> dict[str, str]:
@@ -114,7 +117,7 @@ class OpenVino:
         return f"{self.name}-{request.form}-{request.precision}"
 
     def convert(self, request: Request, stage: str, graph: Path, target: Path) -> Converted:
-        place(graph, target.with_suffix(".onnx"))
+        link_graph(graph, target.with_suffix(".onnx"))
         return Converted(target.with_suffix(".onnx"), target.with_suffix(".onnx"))
 
     def opener(self, request: Request) -> Opener | None:
@@ -122,7 +125,7 @@ class OpenVino:
 
         return opener(request.threads, request.precision)
 
-    def wide(self, precision: str) -> dict[str, str]:
+    def kept_float32(self, precision: str) -> dict[str, str]:
         return {}
 
     def requires(self, request: Request) -> dict[str, str]:
@@ -130,18 +133,18 @@ class OpenVino:
 
 
 def reasons(precision: str) -> dict[str, str]:
-    """What is kept wider than this precision, and why: for the manifest."""
-    quantised = WIDE_IN_EIGHT_BITS if precision in EIGHT_BITS else {}
-    return {**wide_reasons(AROUND.get(precision, precision)), **quantised}
+    """What is kept in a higher precision, and why: for the manifest."""
+    quantised = NOT_QUANTISED if precision in EIGHT_BITS else {}
+    return {**float32_reasons(AROUND.get(precision, precision)), **quantised}
 
 
 def narrowed(request: Request, stage: str, graph: Path, target: Path) -> Converted:
-    """The graph in the request's narrow type, or as it is where this stage stays wide."""
+    """The graph in the request's narrow type, or as it is where this stage stays float32."""
     precision = AROUND.get(request.precision, request.precision)
-    if precision not in WIDE_STAGES or stage in WIDE_STAGES[precision]:
-        place(graph, target)
+    if precision not in FLOAT32_STAGES or stage in FLOAT32_STAGES[precision]:
+        link_graph(graph, target)
         return Converted(target, target)
     save(narrow(ir.load(graph), precision), target)
     proof = target.with_name(f".{stage}.proof.onnx")
-    save(narrow(ir.load(graph), precision, emulate=True), proof)
+    save(narrow(ir.load(graph), precision, round_only=True), proof)
     return Converted(target, proof)

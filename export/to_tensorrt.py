@@ -78,7 +78,7 @@ class TensorRT:
 
         return lambda path: open_engine(path, self.name)
 
-    def wide(self, precision: str) -> dict[str, str]:
+    def kept_float32(self, precision: str) -> dict[str, str]:
         return reasons(precision)
 
     def requires(self, request: Request) -> dict[str, str]:

@@ -7,6 +7,7 @@ against diffusers' own loop, and the paired change of the rewards.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from export.errors import ExportError
-from export.tolerances import FP32, Tolerance
 from student.bundle import Student
 from student.families.find import family_of_student
 from student.noise import noise
@@ -24,7 +24,6 @@ from student.runtimes.manifest import Change, Parity, StageError
 from student.runtimes.stages import DECODER, STAGES, STEP, TEXT, StagedGraphs, text_outputs
 from student.sampler import denoise
 
-FP32_TOLERANCE = FP32.image
 BATCHES = (1, 7)  # the smallest, and an odd one that no kernel is made for
 LARGEST_PSNR_DB = 200.0  # stands for equality, which has no figure
 PROMPTS = (
@@ -57,6 +56,33 @@ MORE_PROMPTS = (
 )
 Score = Callable[[Any, Sequence[str]], Mapping[str, NDArray[np.float32]]]
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Most that is accepted of each.
+
+    ``stage``: relative norm of a stage's answer, fed what torch's stage was fed. ``image``: absolute difference of one
+    value of a picture in [0, 1]; ``psnr_db``: floor over all pictures; ``picture_db``: floor of every single one, so
+    that a broken picture among good ones is seen. ``reward``: fall of the mean paired reward, in
+    the teacher's deviations. ``score``: difference of one standardised score of a compiled scorer.
+    """
+
+    stage: float
+    image: float
+    psnr_db: float | None
+    reward: float
+    score: float = 1e-3
+    picture_db: float | None = None
+
+
+FP32 = Tolerance(stage=1e-4, image=1e-3, psnr_db=None, reward=0.01)
+FP16 = Tolerance(stage=1e-2, image=0.25, psnr_db=40.0, reward=0.03, picture_db=30.0)
+BF16 = Tolerance(stage=5e-2, image=1.0, psnr_db=30.0, reward=0.05, picture_db=20.0)
+INT8 = Tolerance(stage=1e-1, image=1.0, psnr_db=25.0, reward=0.05, picture_db=16.0)
+FP8 = Tolerance(stage=1e-1, image=1.0, psnr_db=25.0, reward=0.05, picture_db=16.0)
+TOLERANCES: Mapping[str, Tolerance] = {"fp32": FP32, "fp16": FP16, "bf16": BF16, "int8": INT8, "fp8": FP8}
+FP32_TOLERANCE = FP32.image
 
 
 def prove(

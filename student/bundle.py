@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -172,7 +172,7 @@ def _check_scorers(scorers: Mapping[str, Scorer]) -> None:
 
 
 def read_student(bundle: Path) -> Student:
-    """The manifest of a bundle; the files that it names are not opened (see ``verify_files``).
+    """The manifest of a bundle; the files that it names are not opened (see ``student.files.verify_files``).
 
     Raises:
         BundleError: no bundle there, or a manifest that does not say what this version needs.
@@ -186,16 +186,6 @@ def read_student(bundle: Path) -> Student:
         raise BundleError(f"{path}: {error}") from error
 
 
-def write_student(bundle: Path, student: Student) -> Student:
-    """Write ``student.json`` (atomically) beside the pipeline that it describes, with the sha256 of each file.
-
-    Returns the student with its ``files`` filled in.
-    """
-    complete = replace(student, files=hash_files(bundle))
-    rewrite_student(bundle, complete)
-    return complete
-
-
 def rewrite_student(bundle: Path, student: Student) -> None:
     """Write ``student.json`` (atomically) as it is given: the pipeline's files have not changed."""
     text = json.dumps(to_json(student), indent=2, allow_nan=False) + "\n"
@@ -205,53 +195,6 @@ def rewrite_student(bundle: Path, student: Student) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(bundle / MANIFEST)
-
-
-def hash_files(bundle: Path, inside: Collection[str] = ()) -> dict[str, str]:
-    """sha256 of each file that ``DiffusionPipeline.from_pretrained(bundle)`` reads, by path inside the bundle.
-
-    With ``inside``, only of those in these of its folders.
-    """
-    index = bundle / "model_index.json"
-    if not index.is_file():
-        raise BundleError(f"{bundle} is not a diffusers pipeline: it has no model_index.json")
-    parts = [name for name in json.loads(index.read_text("utf-8")) if not name.startswith("_")]
-    wanted = [bundle / name for name in parts if not inside or name in inside]
-    found = sorted(path for part in wanted for path in part.rglob("*") if path.is_file())
-    return {path.relative_to(bundle).as_posix(): sha256(path) for path in ([] if inside else [index]) + found}
-
-
-def verify_files(bundle: Path, student: Student, inside: Collection[str] = ()) -> None:
-    """Compare the bundle's files with the hashes in its manifest: all of them, or those ``inside`` some folders.
-
-    Raises:
-        BundleError: names the first file that is missing, changed, or unknown to the manifest.
-    """
-    found = hash_files(bundle, inside)
-    for name, expected in student.files.items():
-        if inside and name.partition("/")[0] not in inside:
-            continue
-        if name not in found:
-            raise BundleError(f"{bundle}/{name} is missing, but {MANIFEST} names it")
-        if found[name] != expected:
-            raise BundleError(f"{bundle}/{name} has changed since {MANIFEST} was written (sha256 differs)")
-    for name in found:
-        if name not in student.files:
-            raise BundleError(f"{bundle}/{name} is not named in {MANIFEST}")
-
-
-def hash_weights(folder: Path) -> str:
-    """One sha256 for the weights and the configuration of a model's folder; cards and pictures do not count."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
-    if not files:
-        raise BundleError(f"{folder} holds no weights")
-    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_json(student: Student) -> dict[str, Any]:

@@ -27,6 +27,7 @@ TORCH = {"torch", "diffusers", "transformers"}
 # what a worker imports for the ONNX or the fake runtime; student/runtimes/torch.py and what it needs are not among it
 WITHOUT_TORCH = (
     "student/bundle.py",
+    "student/files.py",
     "student/noise.py",
     "student/schedule.py",
     "student/sampler.py",

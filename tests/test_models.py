@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from student.bundle import read_student, verify_files
+from student.bundle import read_student
+from student.files import verify_files
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 STUDENT = MODELS / "shapes"

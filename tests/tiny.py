@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from rewards import shapes
-from student.bundle import ImageSize, Latents, RewardReference, Scorer, Student, hash_weights, write_student
+from student.bundle import ImageSize, Latents, RewardReference, Scorer, Student
+from student.files import hash_weights, write_student
 from student.pipeline import save_pipeline
 from student.schedule import sigmas
 

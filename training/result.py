@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rewards.weighted import Calibration
-from student.bundle import RewardReference, Scorer, Student, write_student
+from student.bundle import RewardReference, Scorer, Student
 from student.families.family import Family
+from student.files import write_student
 from student.pipeline import open_pipeline, read_index, save_pipeline, shift_no_more
 from student.reference import distribution, with_distribution
 from training import figures

@@ -19,8 +19,8 @@ from rewards.gradient import require_pixel_gradient
 from rewards.interface import Reward, RewardError
 from rewards.registry import find, parse
 from rewards.weighted import Term, Weighted, require_gradient
-from student.bundle import hash_weights
 from student.families.family import Family
+from student.files import hash_weights
 from training.evaluate import JudgeFn, Measure, add_weights, latent_features
 
 TRAINED, HELDOUT = "trained", "heldout"

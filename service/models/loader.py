@@ -18,7 +18,8 @@ from service.observe.background import Background
 from service.queue.connection import connect
 from service.queue.job import lane
 from service.settings import Settings
-from student.bundle import BundleError, verify_files
+from student.bundle import BundleError
+from student.files import verify_files
 from student.runtimes.runtime import Runtime
 
 POLL_EVERY_S = 0.2

@@ -16,7 +16,8 @@ from typing import Protocol
 
 import numpy as np
 
-from student.bundle import BundleError, Student, verify_files
+from student.bundle import BundleError, Student
+from student.files import verify_files
 from student.noise import noise
 from student.runtimes.batches import independent, split
 from student.runtimes.machine import check_machine, facts

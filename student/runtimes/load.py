@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from student.bundle import BundleError, Student, read_student, verify_files
+from student.bundle import BundleError, Student, read_student
+from student.files import verify_files
 from student.runtimes.manifest import RUNTIMES
 from student.runtimes.options import Options
 from student.runtimes.runtime import Runtime

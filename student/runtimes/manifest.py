@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from student.bundle import BundleError, Student, sha256
+from student.bundle import BundleError, Student
+from student.files import sha256
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from student.bundle import BundleError, Scorer, Student, sha256
+from student.bundle import BundleError, Scorer, Student
+from student.files import sha256
 from student.runtimes.resize import matrices
 from student.runtimes.runtime import FloatArray
 from student.runtimes.session import OrtSession, open_session

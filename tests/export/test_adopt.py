@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from export import adopt as command
 from export import adoption
 from export.measure import KEPT
-from student.bundle import read_student, verify_files
+from student.bundle import read_student
+from student.files import verify_files
 from student.noise import noise
 from student.pipeline import open_pipeline, reproduce
 from student.runtimes.load import load

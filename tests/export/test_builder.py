@@ -18,7 +18,7 @@ from export.builder import build_engine
 from export.engine import Order
 from export.errors import ExportError
 from export.graph import Signature, export_graph, save, shapes_of
-from export.narrow import WIDE_STAGES, narrow
+from export.narrow import FLOAT32_STAGES, narrow
 from export.quantise import quantise
 from export.to_tensorrt import profiles
 from tests.export.conftest import MAKERS, Compile
@@ -134,7 +134,7 @@ def test_every_graph_of_every_family_builds(compile_family: Compile, tmp_path: P
     folder = compile_family(family) / "runtimes" / "onnx-staged-fp32"
     for stage in ("text", "step", "decoder"):
         graph, target = folder / f"{stage}.onnx", tmp_path / f"{stage}.onnx"
-        keep = None if stage not in WIDE_STAGES["bf16"] else {node.op_type for node in ir.load(graph).graph}
+        keep = None if stage not in FLOAT32_STAGES["bf16"] else {node.op_type for node in ir.load(graph).graph}
         save(narrow(ir.load(graph), "bf16", keep=keep), target)
         one = Order("tensorrt_rtx", str(target), str(tmp_path / f"{stage}.engine"), shapes_of(target)[0],
                     profiles((4,)), GIB, level=1)  # fmt: skip

@@ -106,7 +106,8 @@ def test_what_is_constant_is_folded() -> None:
 EXPORT_FUSED = """
 import pathlib, sys
 from export.fused import fused_part
-from student.bundle import read_student, sha256
+from student.bundle import read_student
+from student.files import sha256
 from student.pipeline import open_pipeline
 from student.tokens import PromptTokens
 bundle = pathlib.Path(sys.argv[1])
@@ -126,7 +127,7 @@ def test_the_same_student_gives_the_same_bytes_and_no_path_of_this_machine(compi
         check=True,
         env={"PYTHONHASHSEED": "77", "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
     )
-    from student.bundle import sha256
+    from student.files import sha256
 
     graph = compiled / "runtimes" / "onnx-fused-fp32" / "2-steps.onnx"
     assert done.stdout.strip() == sha256(graph)

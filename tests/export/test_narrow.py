@@ -1,4 +1,4 @@
-"""From float32 to narrower types: what becomes narrow, what stays wide, and the numbers that rounding makes."""
+"""From float32 to narrower types: what becomes narrow, what stays float32, and the numbers that rounding makes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from export.graph import Signature, export_graph, save
-from export.narrow import WIDE_OPERATORS, narrow, wide_reasons, widen_weights
+from export.narrow import FLOAT32_OPERATORS, float32_reasons, narrow, weights_to_float32
 
 
 class Normed(nn.Module):
@@ -53,32 +53,32 @@ def load(graph: bytes) -> ir.Model:
 
 
 @pytest.fixture(scope="module")
-def wide(graph: bytes) -> np.ndarray:
+def reference(graph: bytes) -> np.ndarray:
     out: np.ndarray = ort.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(["y"], feed())[0]
     return out
 
 
-def test_weights_come_out_of_their_cast_unchanged(graph: bytes, wide: np.ndarray, tmp_path: Path) -> None:
+def test_weights_come_out_of_their_cast_unchanged(graph: bytes, reference: np.ndarray, tmp_path: Path) -> None:
     model = load(graph)
-    widen_weights(model.graph)
+    weights_to_float32(model.graph)
     types = {value.name: value.dtype for value in model.graph.initializers.values()}
     assert types["linear.weight"] == ir.DataType.FLOAT
     assert not any((node.name or "").startswith("widen.") for node in model.graph)
-    np.testing.assert_array_equal(run(model, tmp_path / "wide.onnx"), wide)
+    np.testing.assert_array_equal(run(model, tmp_path / "float32.onnx"), reference)
 
 
 @pytest.mark.parametrize(("precision", "most"), [("fp16", 5e-3), ("bf16", 4e-2)])
 def test_the_numbers_are_near_and_finite(
-    graph: bytes, wide: np.ndarray, tmp_path: Path, precision: str, most: float
+    graph: bytes, reference: np.ndarray, tmp_path: Path, precision: str, most: float
 ) -> None:
-    ours = run(narrow(load(graph), precision, emulate=True), tmp_path / "short.onnx")
-    assert 0 < np.abs(ours - wide).max() < most
+    ours = run(narrow(load(graph), precision, round_only=True), tmp_path / "short.onnx")
+    assert 0 < np.abs(ours - reference).max() < most
 
 
-def test_without_the_wide_operators_the_squares_overflow(graph: bytes, tmp_path: Path) -> None:
-    kept = set(WIDE_OPERATORS) - {"Pow", "ReduceMean"}
-    ours = run(narrow(load(graph), "fp16", keep=kept, emulate=True), tmp_path / "short.onnx")
-    right = run(narrow(load(graph), "fp16", emulate=True), tmp_path / "right.onnx")
+def test_without_the_float32_operators_the_squares_overflow(graph: bytes, tmp_path: Path) -> None:
+    kept = set(FLOAT32_OPERATORS) - {"Pow", "ReduceMean"}
+    ours = run(narrow(load(graph), "fp16", keep=kept, round_only=True), tmp_path / "short.onnx")
+    right = run(narrow(load(graph), "fp16", round_only=True), tmp_path / "right.onnx")
     assert np.abs(ours - right).max() > 0.01  # the mean of squares is infinite, and what is divided by it is 0
 
 
@@ -90,7 +90,7 @@ def test_what_is_narrow_and_what_is_wide(graph: bytes, tmp_path: Path, precision
     by_kind = {node.op_type: node for node in model.graph}
     assert by_kind["Gemm"].outputs[0].dtype == short and by_kind["Gemm"].inputs[1].dtype == short
     (rooted,) = (value.producer() for value in by_kind["Sqrt"].inputs)
-    assert rooted.op_type == "Add" and rooted.outputs[0].dtype == ir.DataType.FLOAT  # the eps is added wide
+    assert rooted.op_type == "Add" and rooted.outputs[0].dtype == ir.DataType.FLOAT  # the eps is added reference
     for kind in ("Pow", "ReduceMean", "Softmax", "Sin"):
         assert by_kind[kind].outputs[0].dtype == ir.DataType.FLOAT, kind
     (angle,) = (value.producer() for value in by_kind["Sin"].inputs)
@@ -108,5 +108,5 @@ def test_two_conversions_are_equal_to_the_byte(graph: bytes, tmp_path: Path) -> 
 
 def test_every_exception_has_a_reason() -> None:
     for precision in ("fp16", "bf16"):
-        assert all(len(reason) > 20 for reason in wide_reasons(precision).values())
-    assert wide_reasons("fp32") == {}
+        assert all(len(reason) > 20 for reason in float32_reasons(precision).values())
+    assert float32_reasons("fp32") == {}

@@ -16,7 +16,8 @@ from export.card import update_card
 from export.compile import Made, Outcome
 from export.graph import Part
 from export.writing import whole_folder
-from student.bundle import read_student, verify_files
+from student.bundle import read_student
+from student.files import verify_files
 from student.runtimes.manifest import check_runtime, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,8 @@ from export.errors import ExportError
 from rewards.preprocess import Preprocess
 from rewards.registry import find
 from rewards.twostage import TwoStage
-from student.bundle import Scorer, read_student, sha256
+from student.bundle import Scorer, read_student
+from student.files import sha256
 from student.runtimes.scoring import CompiledScorer, Scorers, check_scorer, served
 from tests import tiny
 from tests.rewards import published, small

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from export import store as storing
-from export.store import Store, key_of, place
+from export.store import Store, key_of, link_graph
 
 
 def write(text: bytes) -> object:
@@ -45,7 +45,7 @@ def test_weights_beside_a_graph_go_with_it(tmp_path: Path) -> None:
 
     stored = Store(tmp_path).get("k", write_both)
     (tmp_path / "runtime").mkdir()
-    place(stored.path, tmp_path / "runtime" / "step.onnx")
+    link_graph(stored.path, tmp_path / "runtime" / "step.onnx")
     assert {path.name: path.read_bytes() for path in (tmp_path / "runtime").iterdir()} == {
         "step.onnx": b"graph",
         "k.onnx.data": b"weights",

@@ -14,9 +14,11 @@ from export.errors import ExportError
 from export.graph import save
 from export.narrow import narrow
 from export.scorers import prove_scorer
-from export.tolerances import BF16, FP16, FP32
 from export.verify import (
     BATCHES,
+    BF16,
+    FP16,
+    FP32,
     FP32_TOLERANCE,
     difference,
     image_parity,
@@ -231,11 +233,11 @@ def test_narrow_steps_pass_and_an_overflow_in_float16_does_not(staged: Path, tmp
     student, pipe = read_student(staged), open_pipeline(staged)
     step = staged / "runtimes" / "onnx-staged-fp32" / "step.onnx"
     for precision, tolerance in (("fp16", FP16), ("bf16", BF16)):
-        save(narrow(ir.load(step), precision, emulate=True), tmp_path / f"{precision}.onnx")
+        save(narrow(ir.load(step), precision, round_only=True), tmp_path / f"{precision}.onnx")
         parity, errors = prove(_stages(staged, step=tmp_path / f"{precision}.onnx"), pipe, student, tolerance)
         assert 1e-5 < errors["step"].relative < tolerance.stage
         assert all(one.psnr_db and one.psnr_db > (tolerance.psnr_db or 0) for one in parity.values())
     _spoil(step, tmp_path / "large.onnx", "MatMul", 1e6)
-    save(narrow(ir.load(tmp_path / "large.onnx"), "fp16", emulate=True), tmp_path / "overflow.onnx")
+    save(narrow(ir.load(tmp_path / "large.onnx"), "fp16", round_only=True), tmp_path / "overflow.onnx")
     with pytest.raises(ExportError, match="the stage 'step' drifted from step 1 on .relative error inf"):
         prove(_stages(staged, step=tmp_path / "overflow.onnx"), pipe, student, FP16)

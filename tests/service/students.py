@@ -6,7 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from student.bundle import Student, write_student
+from student.bundle import Student
+from student.files import write_student
 from student.runtimes.fake import fake_image, fake_student
 from student.runtimes.runtime import FloatArray
 

@@ -10,18 +10,8 @@ from typing import Any
 import pytest
 from diffusers import DiffusionPipeline, FluxPipeline
 
-from student.bundle import (
-    BundleError,
-    Scorer,
-    Student,
-    from_json,
-    hash_files,
-    hash_weights,
-    read_student,
-    to_json,
-    verify_files,
-    write_student,
-)
+from student.bundle import BundleError, Scorer, Student, from_json, read_student, to_json
+from student.files import hash_files, hash_weights, verify_files, write_student
 from tests import tiny
 
 SCORERS = {

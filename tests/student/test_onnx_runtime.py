@@ -153,7 +153,7 @@ def _retrained(bundle: Path) -> None:
     """Other weights with a manifest that is right about them: the compiled runtime is stale."""
     _append("vae/config.json")(bundle)
     student = to_json(read_student(bundle))
-    from student.bundle import hash_files
+    from student.files import hash_files
 
     (bundle / "student.json").write_text(json.dumps(student | {"files": hash_files(bundle)}))
 
@@ -194,7 +194,7 @@ def test_a_runtime_that_does_not_match_is_refused(copy: Path, spoil: Callable[[P
 def test_a_graph_that_onnxruntime_cannot_read_is_one_sentence(copy: Path) -> None:
     graph = copy / "scorers" / "trained.onnx"
     graph.write_bytes(b"not a graph")
-    from student.bundle import sha256
+    from student.files import sha256
 
     _edit(copy / "scorers" / "trained.json", lambda d: d.update(sha256=sha256(graph)))
     with pytest.raises(BundleError, match=r"trained\.onnx does not open in onnxruntime \S+: [^\n]+$"):

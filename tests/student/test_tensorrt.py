@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from export import run as command
-from student.bundle import BundleError, read_student, sha256
+from student.bundle import BundleError, read_student
+from student.files import sha256
 from student.runtimes import tensorrt as module
 from student.runtimes.engine import Engine, EngineSession
 from student.runtimes.machine import library_version

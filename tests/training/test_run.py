@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from student.bundle import read_student, verify_files
+from student.bundle import read_student
+from student.files import verify_files
 from student.runtimes.load import load
 from tests.training.shapes import small
 from training import checkpoint

@@ -138,7 +138,7 @@ def test_a_service_that_cannot_start_says_why_in_one_sentence(
 
 def test_a_worker_that_cannot_load_its_student_ends_the_start(tmp_path: Path) -> None:
     """The manifest is right, so the supervisor begins; the weights are not there."""
-    from student.bundle import write_student
+    from student.files import write_student
     from student.runtimes.fake import fake_student
 
     bundle = tmp_path / "bundle"

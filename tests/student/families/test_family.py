@@ -15,9 +15,10 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 from torch.nn.functional import pad
 
-from student.bundle import BundleError, ImageSize, Student, hash_files, read_student, write_student
+from student.bundle import BundleError, ImageSize, Student, read_student
 from student.families.family import Condition, Family
 from student.families.find import FAMILIES, family_of, open_family
+from student.files import hash_files, write_student
 from student.noise import noise
 from student.pipeline import open_pipeline, reproduce, save_pipeline, shift_no_more
 from student.sampler import denoise

@@ -34,8 +34,9 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from student.bundle import ImageSize, Student, write_student
+from student.bundle import ImageSize, Student
 from student.families.find import family_of
+from student.files import write_student
 from student.pipeline import save_pipeline, shift_no_more
 from tests.student.families.parts import CHANNELS, autoencoder, ready
 from tests.student.families.tiny_chat import flux2, qwen_image, z_image

@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from student.bundle import read_student, verify_files
+from student.bundle import read_student
 from student.families.family import Family
 from student.families.find import open_family
 from student.families.flux import Flux
 from student.families.wan import Wan
+from student.files import verify_files
 from student.noise import noise
 from student.pipeline import open_pipeline, read_index, reproduce, shift_no_more
 from student.sampler import denoise

@@ -1,0 +1,68 @@
+"""The files of a student bundle and their sha256, by which a changed or missing one is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from student.bundle import MANIFEST, BundleError, Student, rewrite_student
+
+
+def write_student(bundle: Path, student: Student) -> Student:
+    """Write ``student.json`` (atomically) beside the pipeline that it describes, with the sha256 of each file.
+
+    Returns the student with its ``files`` filled in.
+    """
+    complete = replace(student, files=hash_files(bundle))
+    rewrite_student(bundle, complete)
+    return complete
+
+
+def hash_files(bundle: Path, inside: Collection[str] = ()) -> dict[str, str]:
+    """sha256 of each file that ``DiffusionPipeline.from_pretrained(bundle)`` reads, by path inside the bundle.
+
+    With ``inside``, only of those in these of its folders.
+    """
+    index = bundle / "model_index.json"
+    if not index.is_file():
+        raise BundleError(f"{bundle} is not a diffusers pipeline: it has no model_index.json")
+    parts = [name for name in json.loads(index.read_text("utf-8")) if not name.startswith("_")]
+    wanted = [bundle / name for name in parts if not inside or name in inside]
+    found = sorted(path for part in wanted for path in part.rglob("*") if path.is_file())
+    return {path.relative_to(bundle).as_posix(): sha256(path) for path in ([] if inside else [index]) + found}
+
+
+def verify_files(bundle: Path, student: Student, inside: Collection[str] = ()) -> None:
+    """Compare the bundle's files with the hashes in its manifest: all of them, or those ``inside`` some folders.
+
+    Raises:
+        BundleError: names the first file that is missing, changed, or unknown to the manifest.
+    """
+    found = hash_files(bundle, inside)
+    for name, expected in student.files.items():
+        if inside and name.partition("/")[0] not in inside:
+            continue
+        if name not in found:
+            raise BundleError(f"{bundle}/{name} is missing, but {MANIFEST} names it")
+        if found[name] != expected:
+            raise BundleError(f"{bundle}/{name} has changed since {MANIFEST} was written (sha256 differs)")
+    for name in found:
+        if name not in student.files:
+            raise BundleError(f"{bundle}/{name} is not named in {MANIFEST}")
+
+
+def hash_weights(folder: Path) -> str:
+    """One sha256 for the weights and the configuration of a model's folder; cards and pictures do not count."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+    if not files:
+        raise BundleError(f"{folder} holds no weights")
+    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
