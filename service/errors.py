@@ -34,6 +34,7 @@ STATUS = {
     "missing_api_key": 401,
     "invalid_api_key": 401,
     "insufficient_scope": 403,
+    "priority_too_high": 403,
     "untrusted_request": 403,
     "link_expired": 403,
     "not_found": 404,

@@ -17,11 +17,12 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from service.errors import StartupError
+from service.queue.job import PRIORITIES
 
 SCOPES = ("generate", "read", "metrics", "admin")
 USUAL_SCOPES = ("generate", "read")
@@ -40,7 +41,7 @@ class KeysError(StartupError):
 @dataclass(frozen=True)
 class Key:
     """What is kept of a key. Times are Unix times in seconds; ``quota`` is in megapixel-steps a minute (None: as set
-    for all)."""
+    for all); ``max_priority`` is the highest priority that it may ask for (None: by its scopes)."""
 
     id: str
     name: str
@@ -49,10 +50,21 @@ class Key:
     created: int
     revoked: int | None = None
     quota: float | None = None
+    max_priority: int | None = None
 
     @property
     def active(self) -> bool:
         return self.revoked is None
+
+    @property
+    def highest_priority(self) -> int:
+        """The highest priority that it may ask for: without a setting of its own, any for an admin, and else 0."""
+        return usual_priority(self.scopes) if self.max_priority is None else self.max_priority
+
+
+def usual_priority(scopes: Sequence[str]) -> int:
+    """The highest priority that a caller with these scopes may ask for."""
+    return max(PRIORITIES) if "admin" in scopes else 0
 
 
 class KeyStore:
@@ -87,16 +99,19 @@ class KeyStore:
         """
         return list(_read(self._path).values())
 
-    def create(self, name: str, scopes: Sequence[str] = USUAL_SCOPES, quota: float | None = None) -> tuple[Key, str]:
+    def create(
+        self, name: str, scopes: Sequence[str] = USUAL_SCOPES, quota: float | None = None,
+        max_priority: int | None = None,
+    ) -> tuple[Key, str]:  # fmt: skip
         """A new key and its text, which is kept nowhere.
 
         Raises:
-            KeysError: no such scope, a wrong name or quota, or the file cannot be written.
+            KeysError: no such scope, a wrong name, quota or priority, or the file cannot be written.
         """
-        _check(name, scopes, quota)
+        _check(name, scopes, quota, max_priority)
         id, secret = secrets.token_hex(6), secrets.token_hex(24)
         ordered = tuple(scope for scope in SCOPES if scope in scopes)
-        key = Key(id, name, ordered, _digest(secret), int(time.time()), quota=quota)
+        key = Key(id, name, ordered, _digest(secret), int(time.time()), None, quota, max_priority)
         with self._changing() as keys:
             keys[id] = key
         return key, f"fewstep_{id}_{secret}"
@@ -153,7 +168,7 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode("ascii")).hexdigest()
 
 
-def _check(name: str, scopes: Sequence[str], quota: float | None) -> None:
+def _check(name: str, scopes: Sequence[str], quota: float | None, max_priority: int | None) -> None:
     if not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
         raise KeysError(f"A key's name has 1 to {MAX_NAME_CHARS} printable characters.")
     if not scopes or (unknown := set(scopes) - set(SCOPES)):
@@ -161,6 +176,8 @@ def _check(name: str, scopes: Sequence[str], quota: float | None) -> None:
         raise KeysError(f"There is no scope{shown}; scopes are {', '.join(SCOPES)}.")
     if quota is not None and not 0 < quota < 1e12:
         raise KeysError("A quota is a number of megapixel-steps a minute above 0.")
+    if max_priority is not None and max_priority not in PRIORITIES:
+        raise KeysError(f"A key's highest priority is a whole number from {min(PRIORITIES)} to {max(PRIORITIES)}.")
 
 
 def _read(path: Path) -> dict[str, Key]:
@@ -169,7 +186,7 @@ def _read(path: Path) -> dict[str, Key]:
         data: dict[str, Any] = json.loads(path.read_text("utf-8"))
         if data["format_version"] != FORMAT_VERSION:
             raise KeysError(f"{path} was written by another version of fewstep.")
-        keys = [Key(**{**entry, "scopes": tuple(entry["scopes"])}) for entry in data["keys"]]
+        keys = [_key(entry) for entry in data["keys"]]
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
@@ -179,9 +196,20 @@ def _read(path: Path) -> dict[str, Key]:
     return {key.id: key for key in keys}
 
 
+def _key(entry: dict[str, Any]) -> Key:
+    """A key of the file; what only a later release knows is left out."""
+    known = {field.name: entry[field.name] for field in fields(Key) if field.name in entry}
+    return Key(**{**known, "scopes": tuple(entry["scopes"])})
+
+
+def _entry(key: Key) -> dict[str, Any]:
+    """A key as it is written. A later field is left out where it says nothing: older releases read no other fields."""
+    return {name: value for name, value in asdict(key).items() if name != "max_priority" or value is not None}
+
+
 def _write(path: Path, keys: dict[str, Key]) -> None:
     """Whoever reads meanwhile sees all of the old file or all of the new one."""
-    text = json.dumps({"format_version": FORMAT_VERSION, "keys": [asdict(key) for key in keys.values()]}, indent=2)
+    text = json.dumps({"format_version": FORMAT_VERSION, "keys": [_entry(key) for key in keys.values()]}, indent=2)
     unfinished = path.with_suffix(".part")
     unfinished.unlink(missing_ok=True)
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

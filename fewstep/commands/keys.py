@@ -22,7 +22,8 @@ DataDir = Annotated[
     Path | None, typer.Option(help="The service's data directory; without it, what FEWSTEP_DATA_DIR says.")
 ]
 USAGE = ("DAY", "KEY", "JOBS", "IMAGES", "MEGAPIXEL-STEPS")
-SHOWN = ("id", "name", "scopes", "quota", "created", "revoked")
+SHOWN = ("id", "name", "scopes", "quota", "highest_priority", "created", "revoked")
+HEAD = ("id", "name", "scopes", "quota", "priority", "created", "revoked")
 
 
 @app.command()
@@ -32,12 +33,15 @@ def create(
         list[str], typer.Option("--scope", "-s", help="generate, read, metrics or admin; may be repeated.")
     ] = ["generate", "read"],  # noqa: B006 - typer copies it
     quota: Annotated[float | None, typer.Option(help="Megapixel-steps a minute, instead of FEWSTEP_QUOTA.")] = None,
+    max_priority: Annotated[
+        int | None, typer.Option(help="The highest priority of its requests, -5 to 5; unset: 0, for an admin 5.")
+    ] = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
     """Create a key and print it. It is shown only this once: what is stored is its hash."""
     with _store(data_dir) as store:
-        key, text = store.create(name, scope, quota)
+        key, text = store.create(name, scope, quota, max_priority)
     if json:
         return print_json({"key": text, **_described(key)})
     typer.echo(text)
@@ -52,7 +56,7 @@ def list_keys(data_dir: DataDir = None, json: Json = False) -> None:
     if json:
         return print_json({"keys": keys})
     rows = [[_cell(name, key[name]) for name in SHOWN] for key in keys]
-    typer.echo(table(SHOWN, rows) if rows else "There is no key: the service needs none, and serves this machine only.")
+    typer.echo(table(HEAD, rows) if rows else "There is no key: the service needs none, and serves this machine only.")
 
 
 @app.command()

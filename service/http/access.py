@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Forbidden, ServiceError, Unauthorized, error_body
 from service.http.trust import check_keyless, is_local
-from service.keys import SCOPES, Key, KeyStore
+from service.keys import SCOPES, Key, KeyStore, usual_priority
 from service.observe.context import ANONYMOUS, current_request
 from service.settings import Settings
 
@@ -68,7 +68,8 @@ async def operator(request: Request) -> None:
 
 
 class Access:
-    """Lets a request pass that is allowed, and notes whose it is: ``state.key`` (an id) and ``state.scopes``.
+    """Lets a request pass that is allowed, and notes whose it is: ``state.key`` (an id), ``state.scopes``, and what it
+    may ask for, ``state.highest_priority``.
 
     Without a file of keys this machine may do everything; others reach the service only if the operator said
     --insecure, and then they may draw and read.
@@ -88,7 +89,10 @@ class Access:
             body = error_body(error, scope["state"]["request_id"])
             return await JSONResponse(body, error.status, headers=error.headers)(scope, receive, send)
         scopes = key.scopes if key else () if self._keys.required else SCOPES if is_local(scope) else OPEN_SCOPES
-        scope["state"].update(key=key.id if key else ANONYMOUS, scopes=scopes, keyed=self._keys.required)
+        highest = key.highest_priority if key else usual_priority(scopes)
+        scope["state"].update(
+            key=key.id if key else ANONYMOUS, scopes=scopes, keyed=self._keys.required, highest_priority=highest
+        )
         if key and (info := current_request.get()):
             info.key, info.quota = key.id, key.quota
         await self._app(scope, receive, send)

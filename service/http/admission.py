@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 
-from service.errors import InvalidRequest, TooLarge
+from service.errors import Forbidden, InvalidRequest, TooLarge
 from service.http.schema import SEED_LIMIT, GenerateRequest
 from service.queue.job import Job
 from student.bundle import Student
@@ -31,7 +31,21 @@ def check(
         raise InvalidRequest(f"prompt has {tokens} tokens; the student reads {student.max_tokens} at most.", "prompt")
 
 
-def new_job(student: Student, body: GenerateRequest, key: str, request_id: str) -> Job:
+def priority_of(body: GenerateRequest, highest: int) -> int:
+    """The priority of a request whose caller may ask for ``highest``; one that names none gets what it may, up to 0.
+
+    Raises:
+        Forbidden: it asks for more.
+    """
+    if "priority" not in body.model_fields_set:
+        return min(body.priority, highest)
+    if body.priority > highest:
+        message = f"priority is {body.priority}: you may ask for {highest} at most."
+        raise Forbidden(message, "priority", code="priority_too_high")
+    return body.priority
+
+
+def new_job(student: Student, body: GenerateRequest, key: str, request_id: str, priority: int = 0) -> Job:
     """The job of a request that was checked, with every seed drawn; its id cannot be guessed."""
     width, height = size_of(student, body)
     return Job(
@@ -48,7 +62,7 @@ def new_job(student: Student, body: GenerateRequest, key: str, request_id: str) 
         quality=body.output_compression,
         response_format=body.response_format,
         previews=body.partial_images,
-        priority=body.priority,
+        priority=priority,
         user=body.user,
         metadata=dict(body.metadata or {}),
         request_id=request_id,

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from service.errors import DeadlineExceeded, InvalidRequest, ModelGone, Unavailable
-from service.http.admission import check, new_job
+from service.http.admission import check, new_job, priority_of
 from service.http.caller import client_gone
 from service.http.events import EventStream
 from service.http.jobs import find
@@ -60,7 +60,8 @@ Render = Callable[[Services, Record, "Caller"], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, and how the answer is wanted. ``idempotency_key`` is the header as it came.
+    """Who asks, and how the answer is wanted. ``idempotency_key`` is the header as it came, ``highest_priority`` what
+    the caller may ask for.
 
     ``render`` and ``stream`` put the answer into a form: our own, or another API's.
     """
@@ -70,6 +71,7 @@ class Caller:
     request_id: str
     preference: Preference
     idempotency_key: str | None
+    highest_priority: int
     render: Render = own_form
     stream: type[EventStream] = EventStream
 
@@ -142,7 +144,8 @@ def _submission(services: Services, served: Served, body: GenerateRequest, calle
         quota=_own_quota(),
         key_pending=0 if caller.key == ANONYMOUS else settings.key_pending,
     )
-    return Submission(services, new_job(served.student, body, caller.key, caller.request_id), options)
+    priority = priority_of(body, caller.highest_priority)
+    return Submission(services, new_job(served.student, body, caller.key, caller.request_id, priority), options)
 
 
 def _own_quota() -> int | None:

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
+from service.queue.job import PRIORITIES
+
 MAX_PROMPT_CHARS = 32_000  # as OpenAI's; what a student reads is counted in tokens
 MAX_IMAGES = 10
 MAX_SIDE_PX = 16384
 MAX_PREVIEWS = 3
-MAX_PRIORITY = 5
 MAX_TIMEOUT_S = 3600
 MAX_METADATA = 16
 SEED_LIMIT = 2**32
@@ -107,10 +108,11 @@ class GenerateRequest(Strict):
     )
     priority: int = Field(
         0,
-        ge=-MAX_PRIORITY,
-        le=MAX_PRIORITY,
+        ge=min(PRIORITIES),
+        le=max(PRIORITIES),
         description="Higher goes first, by a bounded amount of work, so that nothing waits for ever. Within a "
-        "priority, keys take turns.",
+        "priority, keys take turns. A key may be limited to less; without a limit of its own, one that is no admin's "
+        "may ask for 0 at most.",
     )
     timeout_s: float | None = Field(
         None,

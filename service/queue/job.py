@@ -16,6 +16,7 @@ SCHEMA_VERSION = 3
 # Fields that came later, with the form that its readers must know. One that may be ignored keeps the form as it is.
 LATER: Mapping[str, int] = {"candidates": 4}
 READABLE = (SCHEMA_VERSION, *sorted(set(LATER.values()) - {SCHEMA_VERSION}))
+PRIORITIES = range(-5, 6)  # as enqueue.lua counts them
 
 
 class PayloadError(ValueError):

@@ -106,5 +106,6 @@ async def post_generate(
         request_id=request.state.request_id,
         preference=read_preference(",".join(prefer or [])),
         idempotency_key=idempotency_key,
+        highest_priority=request.state.highest_priority,
     )
     return await generate(services, body, caller, request.receive)

@@ -40,6 +40,7 @@ async def post_images(
         request_id=request.state.request_id,
         preference=Preference(),
         idempotency_key=idempotency_key,
+        highest_priority=request.state.highest_priority,
         render=answer,
         stream=OpenAIStream,
     )

@@ -274,3 +274,30 @@ def test_a_broken_file_of_keys_ends_the_start(tmp_path: Path) -> None:
     ended = serve(tmp_path / "data")
     [line] = ended.stderr.splitlines()
     assert ended.returncode == 1 and "keys.json is not a file of keys" in line
+
+
+def test_a_key_asks_for_no_higher_priority_than_it_may(make_api: Callable[..., Api], tmp_path: Path) -> None:
+    api, keys, later = make_api(), KeyStore(tmp_path / "data"), {"Prefer": "respond-async"}
+    usual, urgent = Caller(api.url, keys, "usual"), Caller(api.url, keys, "urgent", max_priority=2)
+    admin, humble = Caller(api.url, keys, "root", scopes=SCOPES), Caller(api.url, keys, "humble", max_priority=-2)
+
+    def ask(caller: Caller, **fields: int) -> httpx.Response:
+        return caller("POST", "/generate", headers=later, json={"prompt": "p", **fields})
+
+    allowed = [(usual, 0), (usual, -5), (urgent, 2), (admin, 5), (humble, -2)]
+    assert [ask(caller, priority=priority).json().get("priority") for caller, priority in allowed] == [0, -5, 2, 5, -2]
+    assert [ask(caller).json()["priority"] for caller in (usual, urgent, admin, humble)] == [0, 0, 0, -2]
+    waiting = api.waiting()
+    for caller, highest in ((usual, 0), (urgent, 2), (humble, -2)):
+        refused = ask(caller, priority=highest + 1)
+        message = check_error(refused, 403, "priority_too_high", "priority")
+        assert message == f"priority is {highest + 1}: you may ask for {highest} at most."
+    assert api.waiting() == waiting
+
+
+def test_without_keys_priorities_are_for_this_machine(make_api: Callable[..., Api]) -> None:
+    api, body = make_api(INSECURE="true"), {"prompt": "p", "priority": 1}
+    later = {"Prefer": "respond-async"}
+    assert call("POST", f"{api.url}/generate", headers=later, json=body).json()["priority"] == 1
+    elsewhere = call("POST", f"{api.url}/generate", headers={**later, "X-Forwarded-For": "192.0.2.1"}, json=body)
+    check_error(elsewhere, 403, "priority_too_high", "priority")
