@@ -33,7 +33,7 @@ class Engine:
         self._runtime = load(bundle, RUNTIME, threads)
         student = self._runtime.student
         self._made_by = Provenance(student.id, student.version)
-        self._steps = max(student.steps)
+        self._steps = student.steps[0]
 
     def answer(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
         """One answer for each request, as JSON has it."""

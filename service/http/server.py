@@ -18,8 +18,8 @@ from fastapi import FastAPI
 
 from service.exposure import check_exposure
 from service.http.app import build_app
+from service.http.protocol import bounded_protocol
 from service.http.services import Services
-from service.http.wire import MAX_HEAD_BYTES, bounded_protocol
 from service.keys import KeyStore
 from service.settings import Settings
 
@@ -70,7 +70,7 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=math.ceil(settings.grace_s) + STOP_MARGIN_S,
         timeout_keep_alive=KEEP_ALIVE_S,
         http=bounded_protocol(settings.head_timeout_s),
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        ws="none",
         limit_concurrency=raise_descriptor_limit() - DESCRIPTORS_APART,
     )
     for number in (signal.SIGINT, signal.SIGTERM):

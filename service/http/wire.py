@@ -4,20 +4,16 @@ nobody here reads, and clients that send nothing for too long."""
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-import h11
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.errors import ServiceError, UnsupportedMediaType, error_body
 from service.http.description import OPENAI_PATHS
 
 JSON_PATHS = ("/generate", *OPENAI_PATHS)
-MAX_HEAD_BYTES = 32768
 STREAMS = "/events"
 
 
@@ -88,42 +84,3 @@ def _without_body(send: Send) -> Send:
         await send(message)
 
     return send_head
-
-
-def bounded_protocol(head_timeout_s: float) -> type[H11Protocol]:
-    """uvicorn's HTTP/1.1, with a bound on the time that a client takes to send the head of a request."""
-
-    class Bounded(H11Protocol):
-        _head_timer: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._await_head()
-
-        def data_received(self, data: bytes) -> None:
-            before = self.cycle
-            super().data_received(data)
-            if self.cycle is not before:
-                self._head_arrived()
-            elif self._head_timer is None and self.conn.their_state is h11.IDLE:
-                self._await_head()
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
-                self._await_head()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._head_arrived()
-            super().connection_lost(exc)
-
-        def _await_head(self) -> None:
-            self._head_arrived()
-            self._head_timer = self.loop.call_later(head_timeout_s, self.transport.close)
-
-        def _head_arrived(self) -> None:
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
-
-    return Bounded

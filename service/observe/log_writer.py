@@ -7,10 +7,13 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Iterable, Iterator
 
 MOST_LINES = 10_000  # that wait for the reader; whatever comes then is dropped and counted
 FLUSH_S = 0.5  # how long the end of the process waits for the reader
 POLL_EVERY_S = 0.005
+GATHER_S = 0.01  # lines that come within this time of each other are written together: each wake-up costs the others
+ATOMIC_BYTES = 4096  # what a pipe takes in one piece (PIPE_BUF), so that processes that share it never mix lines
 
 
 class LogWriter(logging.Handler):
@@ -51,14 +54,16 @@ class LogWriter(logging.Handler):
 
     def _write(self) -> None:
         while True:
-            line = self._lines.get()
-            try:
-                self._put(f"{line}\n")
-                self._confess()
-            except OSError:  # nobody will ever read it
-                self.dropped += 1
-            finally:
-                self._taken_out += 1
+            lines = [self._lines.get()]
+            time.sleep(GATHER_S)
+            lines += [self._lines.get() for _ in range(self._lines.qsize())]
+            for piece in _pieces(lines):
+                try:
+                    self._put(piece)
+                    self._confess()
+                except OSError:  # nobody will ever read it
+                    self.dropped += piece.count(b"\n")
+            self._taken_out += len(lines)
 
     def _confess(self) -> None:
         """Say how many lines are missing here."""
@@ -69,9 +74,23 @@ class LogWriter(logging.Handler):
             record = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"})
             record.msg = words
             record.__dict__.update(about)
-            self._put(f"{self.format(record)}\n")
+            self._put(_encoded(self.format(record)))
 
-    def _put(self, text: str) -> None:
-        data = text.encode("utf-8", "backslashreplace")
+    def _put(self, data: bytes) -> None:
         while data:
             data = data[os.write(self._descriptor, data) :]
+
+
+def _encoded(line: str) -> bytes:
+    return f"{line}\n".encode("utf-8", "backslashreplace")
+
+
+def _pieces(lines: Iterable[str]) -> Iterator[bytes]:
+    """Whole lines, as many together as one write takes in one piece; a longer line goes alone."""
+    piece = b""
+    for line in map(_encoded, lines):
+        if piece and len(piece) + len(line) > ATOMIC_BYTES:
+            yield piece
+            piece = b""
+        piece += line
+    yield piece

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import STATUS, Cancelled, DeadlineExceeded, GenerationFailed, ServiceError, TooManyStreams
-from service.http import server, wire
+from service.http import protocol, server
 from service.http.streams import Streams
 from service.keys import KeyStore
 from tests.service.http.test_http import check_error
@@ -102,9 +102,34 @@ def live_impatient(make_api: Callable[..., Api]) -> Api:
 
 def test_a_head_is_bounded(live: Service) -> None:
     host = live.url.removeprefix("http://")
-    lines = "".join(f"X-{k}: {'y' * 1000}\r\n" for k in range(wire.MAX_HEAD_BYTES // 1000 + 5))
+    lines = "".join(f"X-{k}: {'y' * 1000}\r\n" for k in range(protocol.MAX_HEAD_BYTES // 1000 + 5))
     answer = exchange(live.url, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n{lines}".encode())
-    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.startswith(b"HTTP/1.1 400") and b"at most 32768 bytes" in answer
+    endless = exchange(live.url, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\nX: {'y' * 40_000}".encode())
+    assert endless.startswith(b"HTTP/1.1 400") and b"at most 32768 bytes" in endless, "one header without an end"
+
+
+def test_bytes_that_are_no_http_are_refused_in_the_form_of_every_error(live: Service) -> None:
+    for text in (b"\x16\x03\x01 hello\r\n\r\n", b"GET /\xff HTTP/1.1\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\n\r\n"):
+        head, _, body = exchange(live.url, text).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400") and json.loads(body)["error"]["code"] == "bad_request"
+
+
+def test_a_client_that_offers_another_protocol_is_answered_in_this_one_and_then_let_go(live: Service) -> None:
+    host = live.url.removeprefix("http://")
+    offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    body = json.dumps({"prompt": "p"})
+    head = f"Host: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{offer}\r\n"
+    answer = exchange(live.url, f"POST /generate HTTP/1.1\r\n{head}{body}".encode())
+    assert answer.startswith(b"HTTP/1.1 200") and b"connection: close" in answer.lower()
+
+
+def test_requests_in_one_piece_are_answered_in_their_order(live: Service) -> None:
+    host = live.url.removeprefix("http://")
+    one = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n"
+    last = f"GET /nothing HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    answer = exchange(live.url, (one + one + last).encode())
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"404"]
 
 
 def test_the_process_asks_for_descriptors_and_takes_no_more_clients_than_it_has(live: Service) -> None:

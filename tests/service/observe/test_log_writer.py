@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from service.observe.log_writer import LogWriter
 from tests.service.support import PATIENCE_S, REPOSITORY, call, clean_environment, eventually, post
 
@@ -43,6 +45,32 @@ def test_lines_that_nobody_reads_are_dropped_counted_and_told_of() -> None:
     numbers = [int(number) for number in re.findall(r"^line (\d+) x{80}$", text, re.M)]
     told = [int(number) for number in re.findall(r"^(\d+) log lines were dropped", text, re.M)]
     assert numbers == sorted(set(numbers)) and len(numbers) + sum(told) == 2000 and sum(told) == writer.dropped
+    for end in (reading, writing):
+        os.close(end)
+
+
+def test_lines_that_come_together_leave_together_and_no_write_splits_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    written: list[bytes] = []
+    write = os.write
+
+    def noted(descriptor: int, data: bytes) -> int:
+        if descriptor == writing:
+            written.append(bytes(data))
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", noted)
+    writer, log = LogWriter(writing), logging.Logger("alone")
+    log.addHandler(writer)
+    sizes = [50] * 100 + [5000] + [50] * 100
+    for number, size in enumerate(sizes):
+        log.warning("%s", str(number).rjust(size, "-"))
+    writer.flush()
+    lines = b"".join(written).decode().splitlines()
+    assert [int(line.strip("-")) for line in lines] == list(range(201)) and [len(line) for line in lines] == sizes
+    assert len(written) <= 20, "not one write for each line"
+    assert all(piece.endswith(b"\n") for piece in written)
+    assert all(len(piece) <= SMALLEST_PIPE_BYTES or piece.count(b"\n") == 1 for piece in written)
     for end in (reading, writing):
         os.close(end)
 
