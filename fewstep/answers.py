@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fewstep.errors import WrongUse
 
 Status = Literal["queued", "running", "done", "failed", "cancelled", "expired"]
+Scoring = Literal["pending", "done", "lost", "skipped"]  # where scores come after the pictures (FEWSTEP_SCORE=after)
 FINAL: frozenset[Status] = frozenset({"done", "failed", "cancelled", "expired"})
 
 
@@ -70,6 +71,7 @@ class Answer(Lenient):
     batch_size: int
     data: list[Picture]
     timings: Timings
+    scoring: Scoring | None = None
 
 
 class QueuePlace(Lenient):
@@ -105,6 +107,7 @@ class Job(Lenient):
     runtime: str | None = None
     batch_size: int | None = None
     timings: Timings | None = None
+    scoring: Scoring | None = None
     error: Problem | None = None
     started: float | None = None
     finished: float | None = None
@@ -138,8 +141,8 @@ class Models(Lenient):
 
 class Event(Lenient):
     """One server-sent event of a job's life: queued, started, image_generation.partial_image,
-    image_generation.completed, done or error. ``number`` is fixed for each event of a job; news of a job's place
-    in the queue have none."""
+    image_generation.completed, done or error, and scored where that comes later. ``number`` is fixed for each event of
+    a job; news of a job's place in the queue have none."""
 
     name: str
     number: int | None

@@ -14,7 +14,7 @@ from fewstep.retries import Retries
 
 SILENCE_S = 60.0  # a stream says every 15 s that it is alive; one that says nothing for so long is broken
 RENEWED_S = 1.0
-ENDS = frozenset({"done", "error"})
+ENDS = frozenset({"done", "error", "scored"})  # scored comes after done, for whoever asks for more
 NO_CONTENT = 204
 
 

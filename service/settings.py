@@ -81,8 +81,9 @@ class Settings(BaseSettings):
     )
     score: str = Field(
         default="always",
-        pattern=r"^(always|off|0(\.\d+)?|\.\d+|1(\.0+)?)$",
-        description="Which pictures are scored: always, a share of them (0.1, by the seed) or off.",
+        pattern=r"^(always|after|off|0(\.\d+)?|\.\d+|1(\.0+)?)$",
+        description="Which pictures are scored: always, a share of them (0.1, by the seed) or off; after: all, and "
+        "no answer waits for it.",
     )
     offload: Literal["auto", "off", "encoders", "cpu"] = Field(
         default="auto",

@@ -29,8 +29,9 @@ from service.http.tasks import end
 from service.queue.job import Record
 from service.queue.states import State
 
-QUEUED, STARTED, PREVIEW, COMPLETED, END = 0, 1, 10, 100, 1000
+QUEUED, STARTED, PREVIEW, COMPLETED, END, SCORED = 0, 1, 10, 100, 1000, 2000
 NOTHING = -1
+SCORES = ("seed", "reward", "reward_percentile")
 END_MARGIN_S = 2.0  # the queue ends a job at its deadline, and is looked at every second
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -57,7 +58,21 @@ def events_of(record: Record) -> list[Event]:
         events += [_completed(record, k) for k in range(len(record.result["images"]))]
     if record.terminal:
         events.append(Event(END, "done" if record.state is State.DONE else "error"))
+    if record.scoring and record.settled:
+        events.append(_scored(record))
     return events
+
+
+def last_of(record: Record) -> int:
+    """The number of the last event that a job will have."""
+    return SCORED if record.scoring else END
+
+
+def _scored(record: Record) -> Event:
+    """What has become of scores that come later than the pictures."""
+    images = record.result.get("images", ())
+    told = [{"index": k, **{name: image[name] for name in SCORES if name in image}} for k, image in enumerate(images)]
+    return Event(SCORED, "scored", {"scoring": record.scoring, "data": told})
 
 
 def _preview(name: str, file: str) -> Event:
@@ -81,6 +96,7 @@ class EventStream(Response):
     """
 
     media_type = "text/event-stream"
+    scores = True  # whether it goes on after the end of a job whose scores come later
 
     def __init__(
         self, services: Services, id: str, base_url: str, *, after: int = NOTHING,
@@ -132,7 +148,7 @@ class EventStream(Response):
         again = self._submission.enqueue if self._submission else None
         within_s = self._submission.options.timeout_s + END_MARGIN_S if self._submission else math.inf
         ended = False
-        async for record in self._services.replies.follow(self._id, again, within_s=within_s):
+        async for record in self._services.replies.follow(self._id, again, within_s=within_s, scores=self.scores):
             if record is not None:
                 ended = record.terminal
                 async for text in self._told(record):

@@ -7,13 +7,21 @@ import base64
 import hashlib
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from service.errors import Cancelled, DeadlineExceeded, GenerationFailed, ServiceError, Unavailable, error_detail
-from service.http.responses import ErrorDetail, GeneratedImage, GenerateResponse, JobStatus, QueuePosition, Timings
+from service.http.responses import (
+    ErrorDetail,
+    GeneratedImage,
+    GenerateResponse,
+    JobStatus,
+    QueuePosition,
+    Scoring,
+    Timings,
+)
 from service.http.services import Services
 from service.models.folder import Name
 from service.queue.job import Job, Record
@@ -42,6 +50,7 @@ async def generated(services: Services, record: Record, base_url: str) -> Genera
         batch_size=result["batch_size"],
         data=[await _image(services, record, k, base_url, inline) for k in range(len(result["images"]))],
         timings=timings(record),
+        scoring=scoring_of(record),
     )
 
 
@@ -74,8 +83,15 @@ async def job_status(services: Services, record: Record, base_url: str, show_key
         runtime=result.get("runtime") if done else None,
         batch_size=result.get("batch_size") if done else None,
         timings=timings(record) if done else None,
+        scoring=scoring_of(record),
         error=ErrorDetail(**error_detail(error)) if error else None,
     )
+
+
+def scoring_of(record: Record) -> Scoring | None:
+    """Where the scores are that come later than the pictures; None if none do."""
+    known: tuple[Scoring, ...] = get_args(Scoring)
+    return next((word for word in known if word == record.scoring), None)
 
 
 async def position_of(services: Services, record: Record) -> QueuePosition | None:

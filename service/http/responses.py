@@ -39,6 +39,13 @@ class Timings(Strict):
     total_s: float = Field(description="From acceptance to the end.")
 
 
+LATE_SCORES = (
+    "Where scores come after the pictures (FEWSTEP_SCORE=after): pending; done (reward has them); lost, with their "
+    "worker; skipped, as too many pictures waited for theirs."
+)
+Scoring = Literal["pending", "done", "lost", "skipped"]
+
+
 class GenerateResponse(Strict):
     """The images, in the order of their seeds."""
 
@@ -50,6 +57,7 @@ class GenerateResponse(Strict):
     batch_size: int = Field(description="Images in the largest call of the runtime that this request was part of.")
     data: list[GeneratedImage]
     timings: Timings = Field(description="How long each stage took.")
+    scoring: Scoring | None = Field(None, description=LATE_SCORES)
 
 
 class ErrorDetail(Strict):
@@ -97,6 +105,7 @@ class JobStatus(Strict):
         description="When it is done: images in the largest call of the runtime that it was part of."
     )
     timings: Timings | None = Field(description="When it is done: how long each stage took.")
+    scoring: Scoring | None = Field(description=LATE_SCORES)
     error: ErrorDetail | None = Field(description="When it is failed, cancelled or expired: why.")
 
 

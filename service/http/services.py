@@ -112,7 +112,7 @@ async def open_services(
         settings=settings,
         models=one or ModelController(settings, Folder(settings.required_models), registry, producer),
         producer=producer,
-        replies=Replies(reader, producer, queue, api, metrics.record),
+        replies=Replies(reader, producer, queue, api, metrics.record, metrics.scores),
         results=open_store(settings),
         metrics=metrics,
         background=metrics.background,

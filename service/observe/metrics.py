@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -111,6 +112,7 @@ class Metrics:
         self._unscored = self._counter("reward_errors", "Pictures that a scorer failed on.", scored)
         self._mean = self._gauge("reward_reference_mean", "Mean score on held-out prompts, of the bundle.", scored)
         self._std = self._gauge("reward_reference_std", "Standard deviation of the same.", scored)
+        self._late = self._counter("late_scores", "Jobs whose scores come after the pictures, by end.", [*named, "end"])
         self._splits = self._counter("oom_splits", "Calls that were halved for want of memory.", drawn)
         self.inflight = self._gauge("inflight_requests", "Requests for images that wait for an answer.")
         self._waiting = self._gauge("queue_depth", "Jobs that wait for a worker.")
@@ -167,10 +169,26 @@ class Metrics:
             return
         self._queue_wait.labels(*names).observe(result["timings"]["queue_s"])
         for stage, seconds in result["timings"].items():
-            self._stage.labels(*names, stage.removesuffix("_s")).observe(seconds)
+            if stage != "score_s" or not record.scoring:
+                self._stage.labels(*names, stage.removesuffix("_s")).observe(seconds)
         self._job.labels(*names).observe((record.finished_s or record.created_s) - record.created_s)
         self._images.labels(*names).inc(len(result["images"]))
-        for image in result["images"]:
+        if record.scoring == "skipped":
+            self._late.labels(*names, record.scoring).inc()
+        elif not record.scoring:
+            self._rewards(names, result["images"])
+
+    def scores(self, record: Record) -> None:
+        """Count scores that have come later than their pictures, or were lost; call it once for each job."""
+        job = record.job if record.readable else None
+        names = (job.model, job.version) if job else self._names
+        self._late.labels(*names, record.scoring).inc()
+        if record.scoring == "done":
+            self._stage.labels(*names, "score").observe(record.result["timings"]["score_s"])
+            self._rewards(names, record.result["images"])
+
+    def _rewards(self, names: tuple[str, str], images: Iterable[Mapping[str, Any]]) -> None:
+        for image in images:
             for scorer, score in image["reward"].items():
                 self._reward.labels(*names, scorer).observe(score)
                 self._above.labels(*names, scorer).inc(max(score, 0.0))

@@ -3,7 +3,7 @@
 import { Refusal, cancel, follow, submit } from "./api.js";
 import { $, copy, element, milliseconds, rewardRows, say } from "./dom.js";
 import { showCode } from "./snippets.js";
-import { remember } from "./viewer.js";
+import { remember, rescore } from "./viewer.js";
 
 const LOOKS = 3;
 let useSeed = () => {};
@@ -51,6 +51,12 @@ function complete(figure, event, part) {
   remember(figure, { source: img.src, name: `${event.seed}.${event.output_format}`, prompt, seed: event.seed, reward: event.reward, details });
 }
 
+/** Scores that came later than their picture. */
+function score(figure, reward) {
+  figure.querySelector(".rewards").replaceChildren(...rewardRows(reward));
+  rescore(figure, reward);
+}
+
 /** A request and where its pictures go. `body` is what is posted, `seen` tells how its waiting goes. */
 function part(body, count, seen) {
   const figures = Array.from({ length: count }, () => copy("picture"));
@@ -67,6 +73,7 @@ function tell(one, event) {
   if (name === "image_generation.partial_image") preview(one.figures[data.index], data);
   if (name === "image_generation.completed") complete(one.figures[data.index], data, one);
   if (name === "done") one.job = data.job;
+  if (name === "scored") for (const image of data.data) score(one.figures[image.index], image.reward);
   if (name === "error") throw new Refusal(0, data.error);
 }
 

@@ -11,6 +11,12 @@ export function remember(figure, known) {
   figure.querySelector(".frame").addEventListener("click", () => show(figure));
 }
 
+/** Its scores have come later than the picture. */
+export function rescore(figure, reward) {
+  const known = shown.get(figure);
+  if (known) known.reward = reward;
+}
+
 function show(figure) {
   const known = shown.get(figure);
   const box = $("viewer");

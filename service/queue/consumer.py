@@ -58,9 +58,23 @@ class Consumer:
         said = (json.dumps(info), self._lease_ms, self._max_attempts, json.dumps(failed or {}))
         return dict(self._scripts.run("beat", self.worker, *said, *_flat(held)))
 
-    def finish(self, id: str, token: str, state: str, result: Mapping[str, Any]) -> str:
-        """End a job; returns its final state, or 'fenced' if it is another worker's by now."""
-        return str(self._scripts.run("finish", id, token, state, write_result(result)))
+    def finish(
+        self, id: str, token: str, state: str, result: Mapping[str, Any], *, scores_follow: bool = False
+    ) -> str:  # fmt: skip
+        """End a job; returns its final state, or 'fenced' if it is another worker's by now.
+
+        ``scores_follow``: those of its pictures come later, by ``score``; ``beat`` renews the time for it as it does a
+        lease, and without it they count as lost.
+        """
+        within_ms = self._lease_ms if scores_follow else 0
+        return str(self._scripts.run("finish", id, token, state, write_result(result), within_ms))
+
+    def score(self, id: str, token: str, scores: Mapping[str, Any]) -> str:
+        """Add the scores to a job that is done; a repeated call changes nothing.
+
+        Returns 'done', or 'fenced' if they come too late.
+        """
+        return str(self._scripts.run("score", id, token, write_result(scores)))
 
     def advance(
         self, id: str, token: str, result: Mapping[str, Any], *, shape: str, images: int, cost: int

@@ -181,7 +181,9 @@ class Record:
     ``result`` has the form of ``result.read_result``. ``short`` is set if the job is done with the pictures of an
     earlier round: why there are no better ones. ``idempotency``, ``body`` and ``webhook`` are as in ``QueueOptions``.
     ``key`` is who may see it, ``payload`` what was asked for. ``previews`` refers to looks at unfinished images in the
-    result store, by "number:image". ``giving_up``: it runs, and its worker has been told to drop it.
+    result store, by "number:image". ``giving_up``: it runs, and its worker has been told to drop it. ``scoring`` is set
+    if the scores come after the pictures: 'pending', 'done', 'lost' (with their worker) or 'skipped' (there were too
+    many to score).
     """
 
     id: str
@@ -198,6 +200,12 @@ class Record:
     idempotency: str = ""
     body: str = ""
     webhook: str = ""
+    scoring: str = ""
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has ended, and nothing that belongs to it is still to come."""
+        return self.terminal and self.scoring != "pending"
 
     @property
     def terminal(self) -> bool:

@@ -13,14 +13,14 @@ import redis.asyncio
 
 from service.queue.connection import bounded
 from service.queue.job import Job, Position, QueueOptions, Record, Verdict
-from service.queue.result import read_result
+from service.queue.result import read_result, with_scores
 from service.queue.scripts import Scripts
 from service.queue.states import State
 from service.queue.status import Depth, Usage, Worker, read_usages, read_worker
 
 FIELDS = [
     "state", "result", "key", "payload", "created_us", "claimed_us", "finished_us", "previews", "cancel", "short",
-    "idem", "body", "webhook",
+    "idem", "body", "webhook", "scoring", "scores",
 ]  # fmt: skip
 MOST_OWNED = 1000  # as many as enqueue.lua keeps in the list of a key
 DAY_S = 86400
@@ -206,11 +206,11 @@ class Producer:
 
 
 def _record(id: str, row: Mapping[str, str | None]) -> Record:
-    result, payload, key = row["result"], row["payload"], row["key"]
+    result, payload, key = with_scores(read_result(row["result"]), row["scores"]), row["payload"], row["key"]
     return Record(
         id,
         _state(str(row["state"])),
-        read_result(result),
+        result,
         key or "",
         payload or "",
         created_s=_seconds(row["created_us"]) or 0.0,
@@ -222,6 +222,7 @@ def _record(id: str, row: Mapping[str, str | None]) -> Record:
         idempotency=row["idem"] or "",
         body=row["body"] or "",
         webhook=row["webhook"] or "",
+        scoring=row["scoring"] or str(result.get("scoring", "")),
     )
 
 

@@ -27,16 +27,18 @@ Enqueue = Callable[[], Awaitable[str]]
 class Replies:
     """Reads the reply stream of this process and wakes whoever waits for a job.
 
-    ``observe`` is called once for each record of a job that a worker has ended, whether somebody waits or not.
+    ``observe`` is called once for each record of a job that a worker has ended, whether somebody waits or not, and
+    ``observe_scores`` once for each whose scores have come later than that, or count as lost.
     """
 
     def __init__(
-        self, client: redis.asyncio.Redis, producer: Producer, queue: str, api: str, observe: Callable[[Record], None]
-    ) -> None:
+        self, client: redis.asyncio.Redis, producer: Producer, queue: str, api: str,
+        observe: Callable[[Record], None], observe_scores: Callable[[Record], None] = lambda record: None,
+    ) -> None:  # fmt: skip
         self._client = client
         self._producer = producer
         self._stream = f"{prefix(queue)}r:{api}"
-        self._observe = observe
+        self._observers = {"end": observe, "score": observe_scores}
         self._news: dict[str, set[asyncio.Queue[Record]]] = {}
         self._last = "0"
 
@@ -73,25 +75,26 @@ class Replies:
                     return await self.ended(other, others, enqueue, check_first=True)
 
     async def follow(
-        self, id: str, enqueue: Enqueue | None = None, *, within_s: float = math.inf
+        self, id: str, enqueue: Enqueue | None = None, *, within_s: float = math.inf, scores: bool = True
     ) -> AsyncIterator[Record | None]:
         """A job's record now and whenever something may have happened to it, and at least every ``FOLLOW_S``.
 
         None stands for a moment in which nothing is known: the server is away, or has forgotten the job. It ends with
-        the job, after ``within_s``, and without ``enqueue`` also if the server has forgotten it. ``enqueue`` returns
+        the job (with its ``scores``, where they come later), after ``within_s``, and without ``enqueue`` also if the
+        server has forgotten it. ``enqueue`` returns
         the id to follow from then on, which may be another.
         """
         deadline = time.monotonic() + within_s
         while True:
             successor: str | None = None
-            async for record, successor in self._follow_one(id, enqueue, deadline):  # noqa: B007 - the last one counts
+            async for record, successor in self._follow_one(id, enqueue, deadline, scores):  # noqa: B007 - the last one counts
                 yield record
             if successor is None:
                 return
             id = successor
 
     async def _follow_one(
-        self, id: str, enqueue: Enqueue | None, deadline: float
+        self, id: str, enqueue: Enqueue | None, deadline: float, scores: bool
     ) -> AsyncIterator[tuple[Record | None, str | None]]:
         """The records of one id; the last entry says which id follows, if any does."""
         with self.news(id) as news:
@@ -102,7 +105,7 @@ class Replies:
                 record = record or await self._look(id)
                 if isinstance(record, Record):
                     yield record, None
-                    if record.terminal:
+                    if record.settled or (record.terminal and not scores):
                         return
                 else:
                     other = None
@@ -126,17 +129,19 @@ class Replies:
             await self._deliver([fields for _, fields in entries], entries[-1][0])
 
     async def _deliver(self, notices: list[dict[str, str]], last: str) -> None:
-        ended = {notice["id"] for notice in notices if notice["what"] == "end"}
-        wanted = [notice["id"] for notice in notices if notice["id"] in ended or notice["id"] in self._news]
+        told = {what: {notice["id"] for notice in notices if notice["what"] == what} for what in self._observers}
+        wanted = [notice["id"] for notice in notices if notice["id"] in self._news or notice["what"] in told]
         records = (await self._producer.records(list(dict.fromkeys(wanted)))).values()
         self._last = last
         failures: list[Exception] = []
         for record in records:
             for news in self._news.get(record.id, ()):
                 news.put_nowait(record)
-            if record.id in ended:
+            for what, observe in self._observers.items():
+                if record.id not in told[what]:
+                    continue
                 try:
-                    self._observe(record)
+                    observe(record)
                 except Exception as error:
                     failures.append(error)
         if failures:

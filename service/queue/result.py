@@ -41,6 +41,25 @@ def read_result(text: str | None) -> Mapping[str, Any]:
     return {**_drawn(said), "error": {**error, **told}}
 
 
+def with_scores(result: Mapping[str, Any], text: str | None) -> Mapping[str, Any]:
+    """A result and the scores that have come later, if they have."""
+    if not text or not result:
+        return result
+    try:
+        said = _mapping(json.loads(text))
+    except ValueError:
+        return result
+    scores = _list(said.get("images"))
+    images = [{**image, **_scores(scores[k] if k < len(scores) else {})} for k, image in enumerate(result["images"])]
+    score_s = _numbers(said).get("score_s", 0.0)
+    return {**result, "images": images, "timings": {**result["timings"], "score_s": score_s}}
+
+
+def _scores(said: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = {name: _numbers(said.get(name)) for name in ("reward", "reward_percentile")}
+    return {**said, **numbers}
+
+
 def _drawn(said: Mapping[str, Any]) -> dict[str, Any]:
     timings = {"queue_s": 0.0, "inference_s": 0.0, "score_s": 0.0, "encode_s": 0.0}
     return {
@@ -50,6 +69,7 @@ def _drawn(said: Mapping[str, Any]) -> dict[str, Any]:
         "images": [_image(entry) for entry in _list(said.get("images"))],
         "timings": {**timings, **_numbers(said.get("timings"))},
         "calls": [_call(entry) for entry in _list(said.get("calls"))],
+        "scoring": _typed(said, "scoring", str, ""),
     }
 
 

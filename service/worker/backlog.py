@@ -24,6 +24,15 @@ class Backlog:
             self._batches += 1
             self._bytes += num_bytes
 
+    def offer(self, num_bytes: int) -> bool:
+        """Take on a batch if there is room for it; whether there was."""
+        with self._changed:
+            if self._batches and not self._fits(num_bytes):
+                return False
+            self._batches += 1
+            self._bytes += num_bytes
+            return True
+
     def remove(self, num_bytes: int) -> None:
         """A batch has been settled."""
         with self._changed:

@@ -7,9 +7,8 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +19,13 @@ from service.worker.backlog import Backlog
 from service.worker.batch import Batch, Maker
 from service.worker.batching import largest_call
 from service.worker.execution import Drawn, Executed, Failure, drawn_of
+from service.worker.late_scores import Guard, LateScores
 from service.worker.scoring import Judged, ScorePolicy, judge
-from service.worker.settling import DROPPED, Drawing, Settler
+from service.worker.settling import DROPPED, Drawing, Scoring, Settler
 from student.runtimes.runtime import FloatArray
 
 MOST_ENCODERS = 4
 UNDELIVERED = Failure("generation_failed", "The picture was drawn, but could not be delivered.")
-
-Guard = Callable[[str], AbstractContextManager[None]]
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +45,9 @@ class Finisher:
     ``guard(what)`` is entered around each call of the scorers.
     """
 
-    def __init__(self, settler: Settler, guard: Guard, policy: ScorePolicy) -> None:
+    def __init__(self, settler: Settler, late: LateScores, guard: Guard, policy: ScorePolicy) -> None:
         self._settler = settler
+        self._late = late
         self._guard = guard
         self._policy = policy
         self._backlog = Backlog()
@@ -75,7 +74,10 @@ class Finisher:
             self._backlog.remove(num_bytes)
 
         numbers = [n for n in range(len(batch.jobs)) if n not in executed.undrawn and n not in ended]
-        self._scoring.submit(self._finish, batch, executed, started_at, numbers, done)
+        if self._policy.after and batch.runtime.student.scorers:
+            self._settle_unscored(batch, executed, started_at, numbers, done)
+        else:
+            self._scoring.submit(self._finish, batch, executed, started_at, numbers, done)
 
     def refuse(self, maker: Maker, claimed: Claimed, failure: Failure) -> None:
         """End a job that was claimed and is not to be drawn."""
@@ -96,25 +98,50 @@ class Finisher:
         self._previews[batch.token, number].append(shown)
 
     def drain(self, patience_s: float | None = None) -> bool:
-        """Return when everything is settled (True), or after ``patience_s`` (False)."""
-        return self._backlog.wait_until_empty(patience_s)
+        """Return when everything is settled and scored (True), or after ``patience_s`` (False)."""
+        end = None if patience_s is None else time.monotonic() + patience_s
+        settled = self._backlog.wait_until_empty(patience_s)
+        return self._late.wait_until_empty(end and max(0.0, end - time.monotonic())) and settled
 
     def _finish(
         self, batch: Batch, executed: Executed, started_at: float, numbers: Sequence[int], done: Callable[[], None]
     ) -> None:
-        """Score a batch, then have its jobs settled side by side; the calls, measured once, go with the first."""
+        """Score a batch, then have its jobs settled side by side."""
         try:
             scored = [self._scored(batch, call) for call in executed.calls]
             outcomes = {number: _outcome(batch, number, executed, scored, started_at) for number in numbers}
         except Exception:
             log.exception("a batch cannot be finished")
             outcomes = dict.fromkeys(numbers, UNDELIVERED)
-        reports = {number: _reports(executed) for number in numbers[:1]}
-        settling = [
-            self._settling.submit(self._settle, batch, number, outcomes[number], reports.get(number, ()))
-            for number in numbers
-        ]
-        when_all(settling, done)
+        when_all(list(self._settle_all(batch, executed, outcomes).values()), done)
+
+    def _settle_unscored(
+        self, batch: Batch, executed: Executed, started_at: float, numbers: Sequence[int], done: Callable[[], None]
+    ) -> None:
+        """Have the jobs settled at once, and what has become of them scored afterwards, if there is room for it."""
+        calls = executed.calls
+        later = self._late.admits(calls)
+        scored = [Scored(call, (Judged(),) * len(call.slots), 0.0) for call in calls]
+        scoring: Scoring = "pending" if later else "skipped"
+        outcomes = {n: _outcome(batch, n, executed, scored, started_at, scoring) for n in numbers}
+        settling = self._settle_all(batch, executed, outcomes)
+
+        def then() -> None:
+            done()
+            if later:
+                self._late.score(batch, calls, [n for n, ending in settling.items() if ending.result()])
+
+        when_all(list(settling.values()), then)
+
+    def _settle_all(
+        self, batch: Batch, executed: Executed, outcomes: Mapping[int, Drawing | Failure]
+    ) -> dict[int, Future[bool]]:
+        """By the job's number, whether its scores are awaited; the calls, measured once, go with the first."""
+        reports = {number: _reports(executed) for number in list(outcomes)[:1]}
+        return {
+            number: self._settling.submit(self._settle, batch, number, outcome, reports.get(number, ()))
+            for number, outcome in outcomes.items()
+        }
 
     def _scored(self, batch: Batch, call: Drawn) -> Scored:
         started = time.perf_counter()
@@ -130,19 +157,20 @@ class Finisher:
     def _wait_for_previews(self, batch: Batch, number: int) -> None:
         wait(self._previews.pop((batch.token, number), ()))
 
-    def _settle(self, batch: Batch, number: int, outcome: Drawing | Failure, calls: Sequence[dict[str, Any]]) -> None:
+    def _settle(self, batch: Batch, number: int, outcome: Drawing | Failure, calls: Sequence[dict[str, Any]]) -> bool:
         self._wait_for_previews(batch, number)
         claimed, job = batch.claimed[number], batch.jobs[number]
         with keeping_private(job.prompt):
             try:
-                self._settler.settle(batch.maker, claimed, job, outcome, calls)
+                return self._settler.settle(batch.maker, claimed, job, outcome, calls)
             except Exception:  # whatever it is: a job that nobody ends would run until its lease does
                 log.exception("job %s cannot be settled", job.id)
                 self._settler.fail(batch.maker, claimed, UNDELIVERED)
+                return False
 
 
 def _outcome(
-    batch: Batch, number: int, executed: Executed, scored: Sequence[Scored], started_at: float
+    batch: Batch, number: int, executed: Executed, scored: Sequence[Scored], started_at: float, scoring: Scoring = ""
 ) -> Drawing | Failure:
     if number in executed.failures:
         return executed.failures[number]
@@ -159,6 +187,7 @@ def _outcome(
         queue_s=batch.claimed[number].queue_s + started_at - batch.claimed_at,
         inference_s=sum(one.call.inference_s for one in rode_in),
         score_s=sum(one.score_s for one in rode_in),
+        scoring=scoring,
     )
 
 
@@ -168,7 +197,7 @@ def _reports(executed: Executed) -> tuple[dict[str, Any], ...]:
     )
 
 
-def when_all(futures: Sequence[Future[None]], then: Callable[[], None]) -> None:
+def when_all(futures: Sequence[Future[bool]], then: Callable[[], None]) -> None:
     """Call ``then`` once, when all of these have ended."""
     if not futures:
         return then()

@@ -14,7 +14,7 @@ from typing import Literal
 from student.reference import Verdict, verdicts
 from student.runtimes.runtime import FloatArray, Runtime
 
-POLICY = re.compile(r"always|off|0(\.\d+)?|\.\d+|1(\.0+)?")
+POLICY = re.compile(r"always|after|off|0(\.\d+)?|\.\d+|1(\.0+)?")
 GOLDEN = 2654435769  # 2^32 divided by the golden ratio: multiples of it lie evenly among the whole numbers below 2^32
 RANGE = 2**32
 
@@ -23,20 +23,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScorePolicy:
-    """FEWSTEP_SCORE: the share of the pictures that are scored."""
+    """FEWSTEP_SCORE: the share of the pictures that are scored, and whether their answer waits for it."""
 
     share: float = 1.0
+    after: bool = False
 
     @staticmethod
     def parse(text: str) -> ScorePolicy:
-        """``always``, ``off``, or a share such as ``0.1``.
+        """``always``, ``after`` (the answer does not wait), ``off``, or a share such as ``0.1``.
 
         Raises:
             ValueError: none of them.
         """
         if POLICY.fullmatch(text) is None:
-            raise ValueError(f"score is {text!r}: accepted is always, off or a share from 0 to 1")
-        return ScorePolicy({"always": 1.0, "off": 0.0}[text] if text in ("always", "off") else float(text))
+            raise ValueError(f"score is {text!r}: accepted is always, after, off or a share from 0 to 1")
+        shares = {"always": 1.0, "after": 1.0, "off": 0.0}
+        return ScorePolicy(shares[text] if text in shares else float(text), after=text == "after")
 
     def scores(self, seed: int) -> bool:
         """Whether the picture of this seed is scored: the same answer for the same seed, whoever asks."""

@@ -6,9 +6,9 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from redis.exceptions import RedisError
@@ -29,8 +29,11 @@ from student.runtimes.runtime import FloatArray
 PAUSE_AFTER_ERROR_S = 0.2
 SETTLE_FOR_S = 60.0
 STORE_PAUSES_S = (0.1, 0.4)  # a store that is away for a moment is tried again, then the job fails
+Scoring = Literal["", "pending", "skipped"]  # scores come with the pictures; later; or, as too many wait, not at all
 DROPPED = Failure("generation_failed", "The job was dropped.")  # finish answers 'cancelled', 'expired' or 'fenced'
 WITHOUT_PICTURES = ("fenced", State.FAILED, State.CANCELLED, State.EXPIRED)
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ class Drawing:
     queue_s: float
     inference_s: float
     score_s: float
+    scoring: Scoring = ""
 
 
 class Settler:
@@ -63,36 +67,46 @@ class Settler:
 
     def settle(
         self, maker: Maker, claimed: Claimed, job: Job, outcome: Drawing | Failure, calls: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Store and announce the pictures of a job, or fail it; ``calls`` are the measured calls to report with it."""
+    ) -> bool:
+        """Store and announce the pictures of a job, or fail it; ``calls`` are the measured calls to report with it.
+
+        Returns whether scores are awaited for it now: then the heartbeat still holds it.
+        """
         if self._heartbeat.dropped(claimed):
             outcome = DROPPED
+        if isinstance(outcome, Drawing):
+            outcome = self._stored(maker, claimed, job, outcome)
         if isinstance(outcome, Failure):
-            return self.fail(maker, claimed, outcome, calls)
-        if not all(np.isfinite(image).all() for image in outcome.images):
-            broken = Failure("generation_failed", "The picture came out broken (its values are not finite).")
-            return self.fail(maker, claimed, broken, calls)
+            self.fail(maker, claimed, outcome, calls)
+            return False
+        follow = outcome["scoring"] == "pending"
+        ended = self._finish(maker, claimed, State.DONE, outcome, calls, scores_follow=follow)
+        # An unknown end (None) may be a good one: what it points at is left to the sweeper.
+        if ended in WITHOUT_PICTURES:
+            self._discard(claimed)
+        return follow and ended == State.DONE
+
+    def _stored(self, maker: Maker, claimed: Claimed, job: Job, drawing: Drawing) -> dict[str, Any] | Failure:
+        """What is told of the pictures once they are stored, or why they cannot be handed out."""
+        if not all(np.isfinite(image).all() for image in drawing.images):
+            return Failure("generation_failed", "The picture came out broken (its values are not finite).")
         started = time.perf_counter()
         try:
-            images = self._keep_all(maker, claimed, job, outcome)
+            images = self._keep_all(maker, claimed, job, drawing)
         except SigningError as error:
             log.error("job %s cannot be signed: %s", job.id, error)
-            failure = Failure("generation_failed", "The picture could not be signed.")
-            return self.fail(maker, claimed, failure, calls)
+            return Failure("generation_failed", "The picture could not be signed.")
         except OSError as error:
             log.error("job %s cannot be stored: %s", job.id, error)
-            failure = Failure("storage_failed", "The picture was drawn, but could not be stored.")
-            return self.fail(maker, claimed, failure, calls)
+            return Failure("storage_failed", "The picture was drawn, but could not be stored.")
         timings = {
-            "queue_s": outcome.queue_s,
-            "inference_s": outcome.inference_s,
-            "score_s": outcome.score_s,
+            "queue_s": drawing.queue_s,
+            "inference_s": drawing.inference_s,
+            "score_s": drawing.score_s,
             "encode_s": time.perf_counter() - started,
         }
-        result = {"images": images, "timings": timings, "batch_size": outcome.batch_size}
-        # An unknown end (None) may be a good one: what it points at is left to the sweeper.
-        if self._finish(maker, claimed, State.DONE, result, calls) in WITHOUT_PICTURES:
-            self._discard(claimed)
+        told = {"images": images, "timings": timings, "batch_size": drawing.batch_size}
+        return {**told, "scoring": drawing.scoring}
 
     def fail(self, maker: Maker, claimed: Claimed, failure: Failure, calls: Sequence[Mapping[str, Any]] = ()) -> None:
         """End a job without pictures."""
@@ -150,22 +164,34 @@ class Settler:
         state: State,
         result: Mapping[str, Any],
         calls: Sequence[Mapping[str, Any]],
+        *,
+        scores_follow: bool = False,
     ) -> str | None:
         """Tell the queue, through an outage of the server if need be; None if its answer stayed out."""
         report = {"runtime": maker.runtime, "calls": list(calls), **result}
-        deadline = time.monotonic() + SETTLE_FOR_S
+        ended: str | None = None
         try:
-            while True:
-                try:
-                    ended = self._consumer.finish(claimed.id, claimed.token, state, report)
-                except RedisError as error:
-                    log.warning("job %s cannot be settled yet: %s", claimed.id, error)
-                    if time.monotonic() > deadline:
-                        return None  # another worker will draw it again
-                    time.sleep(PAUSE_AFTER_ERROR_S)
-                else:
-                    about = {"job_id": claimed.id, "batch": claimed.token, "attempt": claimed.attempts, "state": ended}
-                    log.info("job settled", extra=about)
-                    return ended
+            ended = until_answered(
+                lambda: self._consumer.finish(claimed.id, claimed.token, state, report, scores_follow=scores_follow),
+                f"job {claimed.id} cannot be settled yet",
+            )  # without an answer another worker will draw it again
         finally:
-            self._heartbeat.let_go(claimed)
+            if not (scores_follow and ended == State.DONE):
+                self._heartbeat.let_go(claimed)
+        if ended is not None:
+            about = {"job_id": claimed.id, "batch": claimed.token, "attempt": claimed.attempts, "state": ended}
+            log.info("job settled", extra=about)
+        return ended
+
+
+def until_answered(call: Callable[[], T], trouble: str) -> T | None:
+    """What the queue's server answers, through an outage of ``SETTLE_FOR_S``; None if the answer stayed out."""
+    deadline = time.monotonic() + SETTLE_FOR_S
+    while True:
+        try:
+            return call()
+        except RedisError as error:
+            log.warning("%s: %s", trouble, error)
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(PAUSE_AFTER_ERROR_S)

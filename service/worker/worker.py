@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from service.models.loaded import LoadedModels
 from service.observe.logs import keeping_private
@@ -19,6 +19,7 @@ from service.worker.device import Device
 from service.worker.execution import DeviceLost, Executed, execute
 from service.worker.finishing import Finisher
 from service.worker.heartbeat import Heartbeat
+from service.worker.late_scores import LateScores
 from service.worker.scoring import ScorePolicy
 from service.worker.settling import Settler
 from service.worker.signing import ImageSigner
@@ -56,7 +57,8 @@ class Worker:
         self.device = Device()
         self._bounds = Bounds(self.device, call_timeout_s)
         settler = Settler(consumer, store, heartbeat, stopping, provenance=provenance, signer=signer)
-        self._finisher = Finisher(settler, lambda what: self._watchdog.watching(what, self._bounds.longest_s), policy)
+        late = LateScores(consumer, heartbeat, self._guard_scorer, policy)
+        self._finisher = Finisher(settler, late, self._guard_scorer, policy)
         self.claims = Claims(loaded, consumer, heartbeat, self.device, self._finisher.refuse)
 
     def run(self) -> None:
@@ -75,7 +77,7 @@ class Worker:
                 self.drain()
 
     def step(self) -> None:
-        """Draw what waits, as one batch, and see it settled; if nothing does, wait a moment for it."""
+        """Draw what waits, as one batch, and see it settled and scored; if nothing does, wait a moment for it."""
         if batch := self.claims.claim():
             self._draw(batch)
         else:
@@ -83,7 +85,7 @@ class Worker:
         self.drain()
 
     def drain(self, patience_s: float | None = None) -> bool:
-        """Return when everything that was drawn is settled (True), or after ``patience_s`` (False)."""
+        """Return when everything that was drawn is settled and scored (True), or after ``patience_s`` (False)."""
         return self._finisher.drain(patience_s)
 
     def counts(self) -> dict[str, int]:
@@ -132,6 +134,9 @@ class Worker:
     def _guard(self, batch: Batch, images: int) -> Iterator[None]:
         with self._watchdog.watching(f"a call for {images} pictures", self._bounds.of(batch.shape, images)):
             yield
+
+    def _guard_scorer(self, what: str) -> AbstractContextManager[None]:
+        return self._watchdog.watching(what, self._bounds.longest_s)
 
     def _report(self, batch: Batch, executed: Executed) -> None:
         for call in executed.calls:

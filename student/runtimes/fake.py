@@ -1,9 +1,9 @@
 """A runtime without a network: each picture is a hash of what was asked for, so that a mix-up is seen at once.
 
 The whole service can be tried and tested with it. Words in a prompt make it misbehave: ``fake:sleep=0.2`` (the call
-takes 0.2 s longer), ``fake:step=0.2`` (each of its steps does), ``fake:raise`` (the call fails), ``fake:nan`` (that
-picture is not finite), ``fake:oom`` (a call of more than two images has no memory), ``fake:die`` (the process is
-gone in the middle of the call).
+takes 0.2 s longer), ``fake:step=0.2`` (each of its steps does), ``fake:score=0.2`` (scoring it does), ``fake:raise``
+(the call fails), ``fake:nan`` (that picture is not finite), ``fake:oom`` (a call of more than two images has no
+memory), ``fake:die`` (the process is gone in the middle of the call).
 
 Legend: B images, C = 3 colour channels, H x W pixels.
 """
@@ -30,6 +30,7 @@ MAX_BATCH = 8
 STEPS = (4, 1, 2)  # the first is what a request without a count gets
 SLEEP = re.compile(r"fake:sleep=([0-9.]+)")
 STEP = re.compile(r"fake:step=([0-9.]+)")
+SCORE = re.compile(r"fake:score=([0-9.]+)")
 
 
 def fake_student() -> Student:
@@ -99,6 +100,7 @@ class FakeRuntime:
 
     def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
         """Two figures of each picture: its redness is the trained score, its blueness the held-out one."""
+        _sleep(SCORE, " ".join(prompts))
         means_BC = images_BCHW.mean(axis=(2, 3), dtype=np.float32) * 4 - 2
         return {"trained": means_BC[:, 0], "heldout": means_BC[:, 2]}
 

@@ -178,7 +178,7 @@ class Fleet:
 
     def at_rest(self) -> bool:
         """Nothing waits, runs, or is left over."""
-        return not any(self.redis.exists(f"{self.prefix}{key}") for key in ("pending", "o", "l", "d", "ab", "b"))
+        return not any(self.redis.exists(f"{self.prefix}{key}") for key in ("pending", "o", "l", "d", "sc", "ab", "b"))
 
     def close(self) -> None:
         self._end.set()

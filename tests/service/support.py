@@ -144,7 +144,11 @@ class Queue:
 
     def notices(self) -> list[str]:
         """The ids whose end was announced to the API, in order, with repetitions."""
-        return [fields["id"] for _, fields in self.client.xrange(f"{self.prefix}r:api") if fields["what"] == "end"]
+        return self.notices_of("end")
+
+    def notices_of(self, what: str) -> list[str]:
+        """The ids of which the API was told this, in order, with repetitions."""
+        return [fields["id"] for _, fields in self.client.xrange(f"{self.prefix}r:api") if fields["what"] == what]
 
     def let_deadlines_pass(self, set: str = "d") -> None:
         """As if every deadline (or, of set "ab", every time of grace) had passed."""
@@ -159,7 +163,7 @@ class Queue:
     def leftovers(self) -> set[str]:
         """Keys other than job records, notices and counters: a queue at rest has none."""
         keys = {key.removeprefix(self.prefix) for key in self.client.scan_iter(f"{self.prefix}*", count=1000)}
-        return {key for key in keys if key.split(":")[0] in ("p", "b", "o", "pending", "l", "d", "ab", "a")}
+        return {key for key in keys if key.split(":")[0] in ("p", "b", "o", "pending", "l", "d", "sc", "ab", "a")}
 
 
 class Service:

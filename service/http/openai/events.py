@@ -14,6 +14,8 @@ from service.queue.job import Record
 class OpenAIStream(EventStream):
     """The stream of ``stream: true``."""
 
+    scores = False  # its clients read to the end of the stream
+
     async def _data(self, event: Event, record: Record) -> dict[str, Any] | None:
         if event.number == END:
             error = failure(record)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from service.errors import Forbidden
 from service.http.access import operator
 from service.http.caller import base_url_of, key_of, owner_of
-from service.http.events import END, NOTHING, EventStream
+from service.http.events import NOTHING, EventStream, last_of
 from service.http.jobs import cancelled, find, image_of, page_of
 from service.http.presentation import job_status
 from service.http.responses import JobList, JobStatus, error_responses
@@ -37,7 +37,7 @@ PICTURE: dict[int | str, dict[str, Any]] = {
     **error_responses(403, 404, 409, 422, 503),
 }
 STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The events after Last-Event-ID, up to done or error.", "content": EVENTS},
+    200: {"description": "The events after Last-Event-ID, up to done or error (or scored).", "content": EVENTS},
     204: {"description": "The last event was seen: there is nothing to reconnect for."},
     **error_responses(404, 422, 429, 503),
 }
@@ -92,13 +92,14 @@ async def cancel_job(id: JobId, request: Request, services: WithServices) -> Job
 @router.get("/{id}/events", response_class=Response, responses=STREAM)
 async def get_events(id: JobId, request: Request, services: WithServices, last_event_id: LastEvent = None) -> Response:
     """A job's life as server-sent events: queued (again whenever its place changes), started,
-    image_generation.partial_image, image_generation.completed for each image, and done or error.
+    image_generation.partial_image, image_generation.completed for each image, and done or error; where the scores come
+    later than the pictures, scored after that.
 
     Numbers are fixed: whoever reconnects with Last-Event-ID misses nothing and gets nothing twice.
     """
     record = await _find(request, services, id)
     after = NOTHING if last_event_id is None else last_event_id
-    if after >= END:
+    if after >= last_of(record):
         return Response(status_code=204)
     services.streams.check(key_of(request))
     return EventStream(services, record.id, base_url_of(request, services.settings), after=after)

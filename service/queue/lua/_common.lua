@@ -9,6 +9,7 @@
 --   wl, kc      hash    the cost of what waits, by lane; how many jobs wait, by key and priority
 --   l           zset    jobs that a worker holds, by the moment when its lease ends
 --   d           zset    jobs that have not ended, by their deadline
+--   sc          zset    jobs that are done and whose scores are still to come, by the moment when they count as lost
 --   ab          zset    jobs whose last client has gone, by the moment when they are given up
 --   v, f        virtual time, and for each key the virtual time at which its last job is over
 --   rt          hash    by lane, what its last jobs took (below); and when the last job of any lane was drawn
@@ -17,7 +18,8 @@
 --   w:<lane>    list    wake-up tokens for the workers of a lane
 --   c:<worker>  string  the worker's last claim, so that a repeated call gets the same answer
 --   wk, wi:<worker>     workers by the moment when they count as gone; what each says about itself
---   r:<api>     stream  notices for an API process: 'end' of a job that it accepted, 'look' at one that it watches
+--   r:<api>     stream  notices for an API process: 'end' of a job that it accepted, 'score' when the scores of one that
+--                       is done have come or count as lost, 'look' at one that it watches
 --   n           hash    counters: finished, redelivered, fenced, dead
 --   m           hash    what is to become of each model, by <id>/<version> (only with FEWSTEP_MODELS)
 --   ma          hash    the version of each model that 'latest' means
@@ -76,7 +78,7 @@ end
 local FIELDS = {
   'state', 'token', 'cancel', 'bucket', 'lane', 'key', 'priority', 'cost', 'charged', 'images', 'score', 'start',
   'attempts', 'worker', 'created_us', 'claimed_us', 'deadline_us', 'ttl_ms', 'reply', 'watchers', 'webhook', 'detached',
-  'best', 'advanced', 'payload',
+  'best', 'advanced', 'scoring', 'payload',
 }
 
 -- A job's record as a table; state is nil if there is none.
@@ -187,6 +189,32 @@ local function give_turn_back(job)
   if last then redis.call('ZADD', P .. 'f', int(math.max(0, tonumber(last) - job.cost)), job.key) end
 end
 
+-- Whether a worker that has ended a job still owes its scores.
+local function owes_scores(job, token)
+  return job.state == 'done' and job.scoring == 'pending' and job.token == token
+end
+
+local function owe_scores(id, lease_ms)
+  redis.call('ZADD', P .. 'sc', int(now_us() + lease_ms * 1000), id)
+  keep(P .. 'sc', WEEK_MS)
+end
+
+-- The scores of a job that is done have come, or count as lost.
+local function end_scoring(job, scoring, scores)
+  set(job.id, 'scoring', scoring, 'scores', scores)
+  redis.call('ZREM', P .. 'sc', job.id)
+  notify(job.reply, job.id, 'score')
+  tell_watchers(job, job.reply)
+end
+
+local function lose_scores(job)
+  if job.scoring == 'pending' then
+    end_scoring(job, 'lost', '')
+  else
+    redis.call('ZREM', P .. 'sc', job.id)
+  end
+end
+
 -- A job that has pictures of an earlier round ends with them, and says what has kept it from better ones.
 local function close(job, state, result)
   if state ~= 'done' and job.best then
@@ -295,6 +323,7 @@ end
 local function reap(limit, max_attempts)
   for _, id in ipairs(due('d', limit)) do give_up(id, 'expired') end
   for _, id in ipairs(due('ab', limit)) do give_up(id, 'cancelled') end
+  for _, id in ipairs(due('sc', limit)) do lose_scores(load(id)) end
   local lost = due('l', limit)
   for _, id in ipairs(lost) do bury_or_requeue(load(id), max_attempts) end
   return #lost

@@ -1,5 +1,6 @@
--- id, token, 'done' | 'failed', result → the job's state if this claim ended it (now or by an earlier call), else 'fenced'.
-local token, state, result = ARGV[2], ARGV[3], ARGV[4]
+-- id, token, 'done' | 'failed', result, for how many ms the worker is trusted to hand in scores later (0: none follow)
+-- → the job's state if this claim ended it (now or by an earlier call), else 'fenced'.
+local token, state, result, scores_ms = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5] or 0)
 local job = load(ARGV[1])
 if not mine(job, token) then
   if job.state and job.state ~= 'queued' and job.state ~= 'running' and job.token == token then return job.state end
@@ -9,4 +10,8 @@ end
 if state == 'done' then drained(job) end
 if job.cancel then state, result = job.cancel, '' end
 if state == 'done' then count_usage(job) end
+if state == 'done' and scores_ms > 0 then
+  set(job.id, 'scoring', 'pending')
+  owe_scores(job.id, scores_ms)
+end
 return close(job, state, result)

@@ -8,6 +8,10 @@ for _, id in ipairs(redis.call('ZRANGE', P .. 'l', 0, -1)) do
     held = held + 1
   end
 end
+for _, id in ipairs(redis.call('ZRANGE', P .. 'sc', 0, -1)) do
+  local job = load(id)
+  if job.worker == worker then lose_scores(job) end
+end
 redis.call('ZREM', P .. 'wk', worker)
 redis.call('DEL', P .. 'wi:' .. worker, P .. 'c:' .. worker)
 return held

@@ -22,7 +22,7 @@ ASYNC = {"Prefer": "respond-async"}
 LONG = {"REQUEST_TIMEOUT_S": "600"}
 STATUS_FIELDS = {
     "id", "status", "created", "model", "model_version", "prompt", "seeds", "user", "metadata", "priority",
-    "cancelling", "queue", "data", "runtime", "batch_size", "timings", "error",
+    "cancelling", "queue", "data", "runtime", "batch_size", "timings", "scoring", "error",
     "started", "finished", "expires_at", "key",
 }  # fmt: skip
 

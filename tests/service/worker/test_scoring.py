@@ -20,6 +20,7 @@ from student.runtimes.runtime import FloatArray
     [
         ("always", ScorePolicy(1.0)),
         ("off", ScorePolicy(0.0)),
+        ("after", ScorePolicy(1.0, after=True)),
         ("0.1", ScorePolicy(0.1)),
         (".25", ScorePolicy(0.25)),
         ("1", ScorePolicy(1.0)),
@@ -30,9 +31,9 @@ def test_the_setting_is_read(text: str, expected: ScorePolicy) -> None:
     assert ScorePolicy.parse(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "2", "-0.1", "1.5", "sometimes", "0.1.2", "10%", "after"])
+@pytest.mark.parametrize("text", ["", "2", "-0.1", "1.5", "sometimes", "0.1.2", "10%", "later", "after0.1"])
 def test_another_setting_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="accepted is always, off or a share"):
+    with pytest.raises(ValueError, match="accepted is always, after, off or a share"):
         ScorePolicy.parse(text)
 
 

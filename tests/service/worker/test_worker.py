@@ -44,7 +44,7 @@ class Spy(FakeRuntime):
 class Bench:
     """A worker and all that it needs."""
 
-    def __init__(self, queue: Queue, folder: Path) -> None:
+    def __init__(self, queue: Queue, folder: Path, **options: Any) -> None:
         self.queue = queue
         self.runtime = Spy(queue.model)
         self.store = FolderStore(folder)
@@ -52,7 +52,7 @@ class Bench:
         beater = Consumer(connect(queue.url), queue.model, "w", lease_s=LEASE_S, max_attempts=3)
         self.heartbeat = Heartbeat(beater, {"runtime": "fake", "host": "h", "max_batch": 8}, LEASE_S / 6)
         self.stopping = threading.Event()
-        self.worker = Worker(self.runtime, self.consumer, self.heartbeat, self.store, self.stopping)
+        self.worker = Worker(self.runtime, self.consumer, self.heartbeat, self.store, self.stopping, **options)
         self.folder = folder
 
     def dropped(self, id: str) -> str | None:
