@@ -74,13 +74,12 @@ class Settler:
         """
         if self._heartbeat.dropped(claimed):
             outcome = DROPPED
-        if isinstance(outcome, Drawing):
-            outcome = self._stored(maker, claimed, job, outcome)
-        if isinstance(outcome, Failure):
-            self.fail(maker, claimed, outcome, calls)
+        told = outcome if isinstance(outcome, Failure) else self._stored(maker, claimed, job, outcome)
+        if isinstance(told, Failure):
+            self.fail(maker, claimed, told, calls)
             return False
-        follow = outcome["scoring"] == "pending"
-        ended = self._finish(maker, claimed, State.DONE, outcome, calls, scores_follow=follow)
+        follow = told["scoring"] == "pending"
+        ended = self._finish(maker, claimed, State.DONE, told, calls, scores_follow=follow)
         # An unknown end (None) may be a good one: what it points at is left to the sweeper.
         if ended in WITHOUT_PICTURES:
             self._discard(claimed)

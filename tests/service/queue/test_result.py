@@ -12,7 +12,7 @@ IMAGE = {"file": "f", "seed": 1, "width": 64, "height": 64, "sha256": "0" * 64, 
 TIMINGS = {"queue_s": 1.0, "inference_s": 2.0, "score_s": 0.5, "encode_s": 0.25}
 RESULT = {
     "runtime": "r", "batch_size": 2, "images": [IMAGE], "timings": TIMINGS,
-    "calls": [{"images": 2, "inference_s": 0.5, "splits": 1}],
+    "calls": [{"images": 2, "inference_s": 0.5, "splits": 1}], "scoring": "skipped",
 }  # fmt: skip
 
 

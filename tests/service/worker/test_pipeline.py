@@ -250,8 +250,8 @@ def test_an_unknown_end_never_costs_a_picture(bench: Bench, monkeypatch: pytest.
     id = bench.queue.add(prompt="p", seeds=(1,))
     finish = bench.consumer.finish
 
-    def finish_and_lose_the_answer(*arguments: Any) -> str:
-        finish(*arguments)
+    def finish_and_lose_the_answer(*arguments: Any, **options: Any) -> str:
+        finish(*arguments, **options)
         if stopping:
             bench.stopping.set()
         raise RedisConnectionError("the answer is lost")
@@ -268,11 +268,11 @@ def test_a_stopping_worker_still_settles_what_it_drew(bench: Bench, monkeypatch:
     finish = bench.consumer.finish
     failures = iter([RedisConnectionError("away"), RedisConnectionError("still away")])
 
-    def sometimes(*arguments: Any) -> str:
+    def sometimes(*arguments: Any, **options: Any) -> str:
         bench.stopping.set()
         if failure := next(failures, None):
             raise failure
-        return finish(*arguments)
+        return finish(*arguments, **options)
 
     monkeypatch.setattr(bench.consumer, "finish", sometimes)
     bench.worker.step()

@@ -277,9 +277,9 @@ def test_bytes_are_stored_before_the_job_is_done(bench: Bench, monkeypatch: pyte
     finish = bench.consumer.finish
     stored: list[int] = []
 
-    def look_then_finish(*arguments: Any) -> str:
+    def look_then_finish(*arguments: Any, **options: Any) -> str:
         stored.append(len(bench.files()))
-        return finish(*arguments)
+        return finish(*arguments, **options)
 
     monkeypatch.setattr(bench.consumer, "finish", look_then_finish)
     bench.worker.step()
@@ -291,10 +291,10 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(bench: Bench, monkeypat
     finish = bench.consumer.finish
     failures = iter([RedisConnectionError("away"), RedisConnectionError("still away")])
 
-    def sometimes(*arguments: Any) -> str:
+    def sometimes(*arguments: Any, **options: Any) -> str:
         if failure := next(failures, None):
             raise failure
-        return finish(*arguments)
+        return finish(*arguments, **options)
 
     monkeypatch.setattr(bench.consumer, "finish", sometimes)
     bench.worker.step()
