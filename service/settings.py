@@ -94,7 +94,11 @@ class Settings(BaseSettings):
         default="off", description="Whether the torch runtime compiles the network, and records it as CUDA graphs."
     )
     threads: int = Field(default=0, ge=0, description="Threads of one worker; 0: its share of the cores.")
-    workers: int = Field(default=1, ge=1, le=64, description="Worker processes that serve starts.")
+    workers: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
+        default=1,
+        description="Worker processes that serve starts, each with one of the GPUs in turn; auto: one for each GPU, "
+        "and one without any.",
+    )
     apis: int = Field(default=1, ge=1, le=64, description="HTTP processes that serve starts, on one socket.")
     max_pending: int = Field(default=1000, ge=1, description="Jobs that may wait; beyond, requests are answered 503.")
     max_pending_per_key: int = Field(
@@ -216,7 +220,8 @@ class Settings(BaseSettings):
     @property
     def thread_count(self) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.threads or max(1, cores // self.workers)
+        workers = 1 if self.workers == "auto" else self.workers  # serve tells its workers how many they are
+        return self.threads or max(1, cores // workers)
 
     @property
     def required_redis_url(self) -> str:

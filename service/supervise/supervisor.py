@@ -14,9 +14,10 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from redis.exceptions import RedisError
 
@@ -25,6 +26,7 @@ from service.exposure import check_exposure
 from service.keys import KeyStore
 from service.listener import listen
 from service.models.single import check_models, queue_name
+from service.observe.accelerators import VISIBLE, visible_gpus
 from service.queue.connection import check_server, connect
 from service.queue.consumer import Consumer
 from service.settings import PREFIX, REPOSITORY, SECRETS_DIR, Settings
@@ -43,9 +45,13 @@ log = logging.getLogger("fewstep")
 
 @dataclass
 class Child:
-    """A process that is started again when it dies; a longer pause each time unless it ran steadily."""
+    """A process that is started again when it dies; a longer pause each time unless it ran steadily.
+
+    ``gpu`` is what CUDA_VISIBLE_DEVICES shows it; empty: what it shows this process.
+    """
 
     role: str
+    gpu: str = ""
     name: str = ""
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
@@ -68,8 +74,9 @@ class Supervisor:
         check_exposure(settings, self._listener.getsockname()[0], KeyStore(settings.data_dir))
         self._lock = _claim_data_dir(settings.data_dir)
         self._server: EmbeddedServer | None = None
-        roles = ["api"] * settings.apis + ["worker"] * settings.workers
-        self._children = [Child(role) for role in roles]
+        workers = workers_of(settings.workers, visible_gpus())
+        self._children = [Child("api") for _ in range(settings.apis)] + workers
+        self._workers = len(workers)
         self._redis_url = settings.redis_url or ""
         self._stopping = False
 
@@ -125,22 +132,24 @@ class Supervisor:
         child.started = time.monotonic()
         child.process = spawn(
             command,
-            env=self._environment(),
+            env=self._environment(child),
             pass_fds=[self._listener.fileno()] if child.role == "api" else [],
             folder=REPOSITORY,
         )
         self._write_run_file()
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, child: Child) -> dict[str, str]:
         settings = self._settings  # its paths are absolute; the children run in another directory
         what = {"MODELS": str(settings.models)} if settings.models else {"MODEL": str(settings.model)}
         chosen = {"REDIS_URL": self._redis_url, "DATA_DIR": str(settings.data_dir), **what}
+        chosen["WORKERS"] = str(self._workers)
         chosen["INSECURE"] = str(settings.insecure).lower()
         paths = {"C2PA_CERT": settings.c2pa_cert, "C2PA_KEY": settings.c2pa_key}
         chosen |= {name: str(path) for name, path in paths.items() if path is not None}
         if folder := os.environ.get(SECRETS_DIR):
             chosen["SECRETS_DIR"] = str(Path(folder).expanduser().absolute())
-        return {**os.environ, **{PREFIX + name: value for name, value in chosen.items()}}
+        gpu = {VISIBLE: child.gpu} if child.gpu else {}
+        return {**os.environ, **{PREFIX + name: value for name, value in chosen.items()}, **gpu}
 
     def _wait_until_ready(self) -> dict[str, Any]:
         """What /readyz says once it says yes; empty if we are told to stop meanwhile.
@@ -219,6 +228,12 @@ class Supervisor:
             self._server.stop()
         (self._settings.data_dir / "run.json").unlink(missing_ok=True)
         os.close(self._lock)
+
+
+def workers_of(wanted: int | Literal["auto"], gpus: Sequence[str]) -> list[Child]:
+    """The workers to start: so many, each on one of the GPUs in turn; ``auto``: one on each, or one without any."""
+    count = max(1, len(gpus)) if wanted == "auto" else wanted
+    return [Child("worker", gpu=gpus[number % len(gpus)] if gpus else "") for number in range(count)]
 
 
 def _claim_data_dir(folder: Path) -> int:

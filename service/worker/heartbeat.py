@@ -10,10 +10,10 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from service.observe.accelerators import Accelerators
 from service.observe.background import Background
 from service.queue.consumer import Consumer
 from service.queue.job import Claimed
-from service.worker.accelerators import Accelerators
 
 SOONEST_S = 0.02  # between two beats, however often news is asked for
 

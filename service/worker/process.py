@@ -10,6 +10,7 @@ from types import FrameType
 
 from service.models.loader import open_models
 from service.models.single import queue_name
+from service.observe.accelerators import Accelerators
 from service.observe.background import Background
 from service.observe.logs import flush_logs
 from service.observe.tracing import open_tracing
@@ -17,7 +18,6 @@ from service.queue.connection import connect
 from service.queue.consumer import Consumer
 from service.results.choose import open_store
 from service.settings import Settings
-from service.worker.accelerators import Accelerators
 from service.worker.claims import WAIT_S
 from service.worker.execution import DeviceLost
 from service.worker.heartbeat import Heartbeat

@@ -10,12 +10,12 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.observe.accelerators import Accelerators
 from service.observe.metrics import COUNTERS, GPU, Memory, Metrics
 from service.queue.consumer import Consumer
 from service.queue.job import Record
 from service.queue.states import State
 from service.queue.status import Depth
-from service.worker.accelerators import Accelerators
 from student.bundle import RewardReference
 from student.runtimes.fake import FakeRuntime, fake_student
 from tests.service.support import eventually, post, running_service

@@ -1,22 +1,38 @@
-"""What the GPUs of a worker say about themselves, by NVIDIA's management library; nothing where there is none."""
+"""Which GPUs there are and what they say of themselves, by NVIDIA's management library; without it, nothing."""
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 MILLI = 1000
 
 log = logging.getLogger(__name__)
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that a process started here may use, each as CUDA_VISIBLE_DEVICES names it; empty without any.
+
+    What is already chosen there (indices, UUIDs or MIG instances) is followed; else they are all of the machine.
+    """
+    chosen = os.environ.get(VISIBLE)
+    if chosen is None:
+        return tuple(_open()[1])
+    names = [name.strip() for name in chosen.split(",")]
+    return tuple(names[: names.index("-1")] if "-1" in names else [name for name in names if name])
 
 
 class Accelerators:
     """The GPUs that this process can see. One that stops answering is told of no more."""
 
     def __init__(self) -> None:
-        self._library, self._devices = _open()
+        self._library, devices = _open()
+        chosen = [name for name in os.environ.get(VISIBLE, "").split(",") if name.startswith("GPU-")]
+        self._devices = {uuid: devices[uuid] for uuid in devices if not chosen or uuid.startswith(tuple(chosen))}
 
     def look(self) -> dict[str, dict[str, float]]:
         """By the GPU's UUID: its busy share (0 to 1), memory in bytes, watts, degrees Celsius."""
