@@ -75,6 +75,12 @@ FROM build AS gpu-dependencies
 COPY requirements/gpu.lock /tmp/gpu.lock
 RUN /tmp/installer/bin/pip --python /opt/venv/bin/python3 --disable-pip-version-check --quiet \
         install --no-cache-dir --no-deps --require-hashes -r /tmp/gpu.lock
+# TensorRT's libraries are in NVIDIA's own index alone: NVIDIA_INDEX=https://pypi.nvidia.com adds them, of the release of
+# the bindings. Without it the image draws through TensorRT-RTX, ONNX Runtime and torch.
+ARG NVIDIA_INDEX=
+RUN [ -z "$NVIDIA_INDEX" ] || /tmp/installer/bin/pip --python /opt/venv/bin/python3 --disable-pip-version-check --quiet \
+        install --no-cache-dir --no-deps --extra-index-url "$NVIDIA_INDEX" \
+        $(sed -n 's/^tensorrt-cu13-bindings==\([0-9.]*\).*/tensorrt-cu13==\1 tensorrt-cu13-libs==\1/p' /tmp/gpu.lock)
 
 FROM bare AS worker-gpu
 COPY --from=gpu-dependencies /opt/venv /opt/venv

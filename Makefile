@@ -79,14 +79,15 @@ docker-test:
 	@$(PYTHON) -m deploy.docker_test
 
 # Needs uv. torch is left out: its CPU build has another hash in every index.
-COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+UV = uv
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock:
 	$(COMPILE) pyproject.toml -o requirements/serve.lock
 	$(COMPILE) pyproject.toml --extra s3 -c requirements/serve.lock -o requirements/s3.lock
 	$(COMPILE) pyproject.toml requirements/torch-needs.in --extra dev -c requirements/serve.lock \
 		--overrides requirements/without-torch.txt --no-emit-package torch -o requirements/dev.lock
-	$(COMPILE:--universal=--python-platform x86_64-manylinux_2_28) pyproject.toml --extra gpu --extra s3 \
-		-c requirements/serve.lock -o requirements/gpu.lock
+	$(COMPILE:--universal=--python-platform x86_64-manylinux_2_28) pyproject.toml requirements/gpu.in \
+		--extra gpu --extra s3 -c requirements/serve.lock --no-emit-package onnxruntime -o requirements/gpu.lock
 	$(COMPILE) requirements/audit.in -o requirements/audit.lock
 
 clean:

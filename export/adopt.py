@@ -24,9 +24,9 @@ def adopt(
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Make a student of a published few-step model: linked weights, its own sigmas and guidance, measured rewards."""
-    from export.errors import ExportError  # the heavy imports wait until the arguments are read
+    from export.errors import ExportError
 
-    try:
+    try:  # the heavy imports wait until the arguments are read
         from export.adoption import Adoption
         from export.adoption import adopt as make
         from export.card import add_rewards_to_card
@@ -51,6 +51,9 @@ def adopt(
             add_rewards_to_card(out, student)
     except (BundleError, ExportError, OSError, ValueError) as error:
         typer.echo(f"adopt: {error}", err=True)
+        raise typer.Exit(1) from None
+    except ModuleNotFoundError as error:
+        typer.echo(f"adopt: {error.name} is not installed: pip install 'fewstep[export]'", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("adopt: interrupted; what is finished is kept, and the same command goes on from there", err=True)

@@ -29,7 +29,12 @@ class Estimate:
     disk_bytes: int
 
 
-PACKAGES = {"tensorrt_rtx": "fewstep[tensorrt-rtx]", "openvino": "fewstep[openvino]"}
+NVIDIA = "https://pypi.nvidia.com"
+PACKAGES = {
+    "tensorrt": f"tensorrt-cu13 --extra-index-url {NVIDIA}",
+    "tensorrt_rtx": "fewstep[tensorrt-rtx]",
+    "openvino": "fewstep[openvino]",
+}
 
 
 def missing_library(*names: str) -> str | None:

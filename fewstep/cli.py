@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from fewstep.commands import bench, dlq, generate, jobs, keys, models, serve, worker
+from fewstep.commands import adopt, bench, dlq, generate, jobs, keys, models, serve, worker
 from fewstep.errors import FewstepError
 from fewstep.options import JSON_META
 from fewstep.output import print_error
@@ -56,6 +56,7 @@ app = typer.Typer(
 )
 app.command("serve", **serve.SETTINGS)(serve.serve)
 app.command("worker", **worker.SETTINGS)(worker.worker)
+app.command("adopt", **adopt.SETTINGS)(adopt.adopt)
 app.command("generate")(generate.generate)
 app.command("bench")(bench.bench)
 app.add_typer(jobs.app, name="jobs")

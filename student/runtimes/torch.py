@@ -26,13 +26,14 @@ from student.runtimes.machine import find_gpu
 from student.runtimes.manifest import RUNTIMES
 from student.runtimes.options import Options
 from student.runtimes.placement import Placement, numbers_of, place
-from student.runtimes.runtime import FloatArray, check_call
+from student.runtimes.runtime import FloatArray, Watch, check_call
 from student.runtimes.scoring import Scorers
 from student.runtimes.sizes import Size, at_size, own_size, size_name, sizes_of
 from student.sampler import denoise
 from student.tokens import PromptTokens
 
 DEFAULT = Options()
+WHOLE = (slice(None),)
 COMPILE = {"off": None, "on": "default", "graphs": "reduce-overhead"}
 
 
@@ -46,19 +47,40 @@ class TorchModel:
             family.transformer.compile(mode=mode, dynamic=False)
 
     @torch.no_grad()
-    def draw(self, ids_BL: Sequence[Tensor], x: Tensor, sigmas: Sequence[float]) -> Tensor:
-        """Pictures (B, ...) in [0, 1], float32, on the device; ``ids_BL`` and the noise ``x`` lie in main memory."""
-        condition = self.encode(ids_BL)
+    def draw(
+        self, ids_BL: Sequence[Tensor], x: Tensor, sigmas: Sequence[float], parts: Sequence[slice] = WHOLE,
+        watch: Watch | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Pictures (B, ...) in [0, 1], float32, on the device; ``ids_BL`` and the noise ``x`` lie in main memory.
+
+        Each network is called for these ``parts`` of the rows one after the other; ``watch`` as for ``draw_watched``.
+        """
+        conditions = [self.encode([ids[part] for ids in ids_BL]) for part in parts]
         start = x.to(self.placement.device)
         steps = torch.tensor(sigmas, dtype=torch.float32).to(start.device)  # in one copy, not one a step
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
-            if self._recorded:
-                # What the last step gave has been used.
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            return self.family.velocity(x, steps[sigmas.index(sigma)], condition)
+            step, rows = steps[sigmas.index(sigma)], zip(parts, conditions, strict=True)
+            return _joined([self._velocity(x[part], step, condition, len(parts) > 1) for part, condition in rows])
 
-        return self.family.decode(denoise(velocity, start, sigmas))
+        def look(i: int, sigma: float, x: Tensor, v: Tensor) -> None:
+            if watch is not None and i < len(sigmas) - 1:
+                watch(i, lambda rows: self._pictures(x - sigma * v, rows))
+
+        x = denoise(velocity, start, sigmas, look)
+        return _joined([self.family.decode(x[part]) for part in parts])
+
+    def _pictures(self, x: Tensor, rows: Sequence[int]) -> FloatArray:
+        images: FloatArray = _joined([self.family.decode(x[row, None]) for row in rows]).cpu().numpy()
+        return images
+
+    def _velocity(self, x: Tensor, sigma: Tensor, condition: Condition, kept: bool) -> Tensor:
+        """``kept``: while others are computed; a recorded network would write over it."""
+        if not self._recorded:
+            return self.family.velocity(x, sigma, condition)
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        v = self.family.velocity(x, sigma, condition)
+        return v.clone() if kept else v
 
     def encode(self, ids_BL: Sequence[Tensor]) -> Condition:
         """Ids in main memory -> condition on the device."""
@@ -81,6 +103,10 @@ class TorchModel:
         return condition
 
 
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
 class _Encoding(nn.Module):
     """The encoders as a module, to be called with other weights."""
 
@@ -94,6 +120,7 @@ class _Encoding(nn.Module):
 
 class TorchRuntime:
     """On a GPU in the largest batches that leave bytes as they are, as measured there once; image by image on a CPU.
+    It shows its steps.
 
     Torch picks another matrix kernel for another batch, and bytes would follow it.
     """
@@ -117,12 +144,21 @@ class TorchRuntime:
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None) -> FloatArray:
         """See ``Runtime.draw`` and ``SizedRuntime.draw``; every size that the family draws is accepted."""
+        return self._drawn(prompts, seeds, steps, size or own_size(self.student), None)
+
+    def draw_watched(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch, size: Size | None = None
+    ) -> FloatArray:
+        """See ``StepwiseRuntime.draw_watched``."""
+        return self._drawn(prompts, seeds, steps, size or own_size(self.student), watch)
+
+    def _drawn(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size, watch: Watch | None
+    ) -> FloatArray:
         check_call(self.student, prompts, seeds, steps, self.max_batch)
-        size = size or own_size(self.student)
         together = self.batches[size].together if size in self.batches else (1,)
-        student = self._at(size)
-        parts = [self._draw(student, prompts[part], seeds[part], steps) for part in split(len(prompts), together)]
-        images_BCHW: FloatArray = torch.cat(parts).numpy()
+        parts = split(len(prompts), together)
+        images_BCHW: FloatArray = self._draw(self._at(size), prompts, seeds, steps, parts, watch).numpy()
         return images_BCHW
 
     def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
@@ -138,10 +174,13 @@ class TorchRuntime:
             raise ValueError(f"{self.student.id} does not draw {size_name(size)}: {error}") from error
         return at_size(self.student, size, (latents.height, latents.width))
 
-    def _draw(self, student: Student, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Tensor:
+    def _draw(
+        self, student: Student, prompts: Sequence[str], seeds: Sequence[int], steps: int,
+        parts: Sequence[slice] = WHOLE, watch: Watch | None = None,
+    ) -> Tensor:  # fmt: skip
         ids_BL = [torch.from_numpy(rows) for rows in self._tokens.encode(prompts)]
         x = torch.from_numpy(noise(seeds, student.latents.shape))
-        return self._model.draw(ids_BL, x, student.sigmas[steps]).cpu()
+        return self._model.draw(ids_BL, x, student.sigmas[steps], parts, watch).cpu()
 
     def _measured(self, bundle: Path, options: Options) -> dict[Size, Measured]:
         """What each size's batches cost on this GPU, from the bundle or measured now; nothing on a CPU."""

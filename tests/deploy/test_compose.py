@@ -30,6 +30,18 @@ def stages() -> dict[str, str]:
     return {name: f"{base}\n{body}" for base, name, body in found}
 
 
+def test_the_gpu_image_takes_tensorrts_libraries_of_the_release_of_its_bindings_where_it_is_given_nvidias_index() -> (
+    None
+):
+    stage = stages()["gpu-dependencies"]
+    assert re.search(r"^ARG NVIDIA_INDEX=$", stage, re.M) and '[ -z "$NVIDIA_INDEX" ] ||' in stage
+    [expression] = re.findall(r"\$\((sed -n '.*' )/tmp/gpu.lock\)", stage)
+    lock = ROOT / "requirements" / "gpu.lock"
+    found = subprocess.run(f"{expression} '{lock}'", shell=True, capture_output=True, text=True, check=True).stdout
+    [release] = re.findall(r"^tensorrt-cu13-bindings==(\S+)", lock.read_text("utf-8"), re.M)
+    assert found.split() == [f"tensorrt-cu13=={release}", f"tensorrt-cu13-libs=={release}"]
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_container_is_hardened_and_nothing_but_ports_on_this_host_is_published(service: str) -> None:
     asked = SERVICES[service]

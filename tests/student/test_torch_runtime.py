@@ -9,9 +9,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 from student.bundle import read_student
+from student.families.find import family_of_student
+from student.noise import noise
 from student.pipeline import open_pipeline, reproduce, save_pipeline
 from student.runtimes.load import load
+from student.runtimes.runtime import Preview, StepwiseRuntime
 from student.runtimes.torch import TorchRuntime
+from student.sampler import denoise
 from tests import tiny
 
 SEEDS = (0, 1, 2, 3, 2**32 - 1, 5, 5)
@@ -98,3 +102,44 @@ def test_a_student_without_scorers_is_served_and_not_scored(name: str, tmp_path:
     runtime = load(tmp_path / "tiny", "torch")
     images = runtime.draw(["a star"], [3], 2)
     assert images.std() > 0.02 and runtime.score(images, ["a star"]) == {}
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_watching_shows_what_the_network_takes_the_picture_for_and_changes_no_byte(
+    bundle: Path, runtime: TorchRuntime, steps: int
+) -> None:
+    """The answer key is the family's own loop: x0 = x - sigma v after each call but the last."""
+    seen: list[np.ndarray] = []
+    rows = [2, 0]
+
+    def watch(step: int, preview: Preview) -> None:
+        assert step == len(seen)
+        seen.append(preview(rows))
+
+    images = runtime.draw_watched(tiny.PROMPTS, SEEDS, steps, watch)
+    assert np.array_equal(images, runtime.draw(tiny.PROMPTS, SEEDS, steps)) and len(seen) == steps - 1
+    family, student = family_of_student(open_pipeline(bundle), runtime.student), runtime.student
+    for at, row in enumerate(rows):
+        expected: list[np.ndarray] = []
+
+        def note(i: int, sigma: float, x: torch.Tensor, v: torch.Tensor, into: list[np.ndarray] = expected) -> None:
+            into.append(family.decode(x - sigma * v).numpy()[0])
+
+        with torch.no_grad():
+            condition = family.encode([tiny.PROMPTS[row]])
+            x = torch.from_numpy(noise([SEEDS[row]], student.latents.shape))
+            denoise(lambda x, s, c=condition: family.velocity(x, s, c), x, student.sigmas[steps], note)  # type: ignore[misc]
+        for step, pictures in enumerate(seen):
+            np.testing.assert_allclose(pictures[at], expected[step], atol=1e-5)
+
+
+def test_whoever_watches_can_end_the_drawing(runtime: TorchRuntime) -> None:
+    steps: list[int] = []
+
+    def stop(step: int, preview: Preview) -> None:
+        steps.append(step)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        runtime.draw_watched(tiny.PROMPTS, SEEDS, 4, stop)
+    assert steps == [0] and isinstance(runtime, StepwiseRuntime)
