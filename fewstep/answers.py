@@ -21,8 +21,33 @@ class Lenient(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
 
+class Candidate(Lenient):
+    """One picture that was drawn for an image; the one of ``rank`` 1 was kept."""
+
+    seed: int
+    steps: int
+    round: int
+    rank: int
+    reward: dict[str, float]
+
+
+class Floor(Lenient):
+    """The floor that was asked for (``min_reward``, ``asked_score``), and the one in effect, which load may lower."""
+
+    scorer: str
+    min_reward: float | str
+    asked_score: float
+    score: float
+    percentile: float | None = None
+    lowered: bool = False
+
+
 class Picture(Lenient):
-    """One image. ``reward`` is the standardised score by scorer: 0 is the teacher's mean."""
+    """One image. ``reward`` is the standardised score by scorer: 0 is the teacher's mean.
+
+    If it was chosen (``best_of``, ``min_reward``): ``reported`` are its scores by the scorers that did not choose it,
+    ``candidates`` all that was drawn for it.
+    """
 
     seed: int
     width: int
@@ -31,6 +56,10 @@ class Picture(Lenient):
     reward: dict[str, float]
     b64_json: str | None = None
     url: str | None = None
+    steps: int | None = None
+    reported: dict[str, float] | None = None
+    below_floor: bool | None = None
+    candidates: list[Candidate] | None = None
 
     @property
     def data(self) -> bytes:
@@ -72,6 +101,9 @@ class Answer(Lenient):
     data: list[Picture]
     timings: Timings
     scoring: Scoring | None = None
+    rank_by: str | None = None
+    floor: Floor | None = None
+    ended_by: str | None = None
 
 
 class QueuePlace(Lenient):
@@ -108,6 +140,9 @@ class Job(Lenient):
     batch_size: int | None = None
     timings: Timings | None = None
     scoring: Scoring | None = None
+    rank_by: str | None = None
+    floor: Floor | None = None
+    ended_by: str | None = None
     error: Problem | None = None
     started: float | None = None
     finished: float | None = None

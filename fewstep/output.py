@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 
-from fewstep.answers import Job
+from fewstep.answers import Answer, Job, Picture
 from fewstep.errors import FewstepError
 
 HIDDEN = {"b64_json"}
@@ -49,6 +49,24 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def rewards(reward: dict[str, float]) -> str:
     """Standardised scores in one line."""
     return "  ".join(f"{name} {score:+.2f}" for name, score in reward.items())
+
+
+def choice(picture: Picture) -> str:
+    """How a picture was chosen, in a few words; empty where it was not."""
+    if picture.candidates is None:
+        return ""
+    below = ", below the floor" if picture.below_floor else ""
+    return f"  ({picture.steps} steps, best of {len(picture.candidates)}{below})"
+
+
+def remarks(answer: Answer) -> list[str]:
+    """What else is to be known of an answer whose pictures were chosen."""
+    floor, lines = answer.floor, []
+    if floor is not None and floor.lowered:
+        lines.append(f"The floor fell from {floor.asked_score:+.2f} to {floor.score:+.2f} under load.")
+    if answer.ended_by is not None:
+        lines.append(f"What was below the floor was not drawn again to the end: {answer.ended_by}.")
+    return lines
 
 
 def milliseconds(seconds: float) -> str:

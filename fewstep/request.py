@@ -13,6 +13,10 @@ class Options(TypedDict, total=False):
     num_inference_steps: int | None
     guidance_scale: float | None
     n: int | None
+    best_of: int | None
+    rank_by: str | None
+    min_reward: float | str | None
+    cascade: Sequence[int] | None
     seed: int | Sequence[int] | None
     width: int | None
     height: int | None

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -92,10 +92,27 @@ class RewardReference:
 
 
 @dataclass(frozen=True)
+class WithinPrompt:
+    """How the standardised scores of ``seeds`` pictures of one prompt differ, pooled over ``prompts`` of them.
+
+    ``spread`` is their standard deviation within the prompt by scorer, ``correlation`` that of two scorers within the
+    prompt, by both names in their order ("heldout trained"). ``gain[scorer][N - 1]`` is by how much the highest of N is
+    above the prompt's mean. See ``student.within_prompt``.
+    """
+
+    prompts: int
+    seeds: int
+    spread: Mapping[str, float]
+    correlation: Mapping[str, float]
+    gain: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
 class Student:
     """The contents of ``student.json``.
 
     ``baked`` holds the arguments, beside those that every call needs, with which diffusers' pipeline must be called.
+    ``within_prompt`` is by step count and size (as ``RewardReference.at``); None where it was not measured.
     ``chosen_at`` is the number of optimizer steps after which its weights were the best (0: before the first).
 
     Raises:
@@ -114,6 +131,7 @@ class Student:
     teacher: str
     scorers: Mapping[str, Scorer]
     reward_reference: Mapping[str, RewardReference] = field(default_factory=dict)
+    within_prompt: Mapping[str, WithinPrompt] | None = None
     evaluation: tuple[Mapping[str, Any], ...] = ()
     chosen_at: int | None = None
     files: Mapping[str, str] = field(default_factory=dict)
@@ -203,8 +221,9 @@ def to_json(student: Student) -> dict[str, Any]:
     for part in (data["latents"], data["image"]):
         if part["frames"] is None:
             del part["frames"]  # the fingerprint of a picture's student is older than videos
-    if data["chosen_at"] is None:
-        del data["chosen_at"]
+    for name in ("chosen_at", "within_prompt"):
+        if data[name] is None:
+            del data[name]
     for row in data["scorers"].values():
         if row["reward"] is None:
             del row["reward"]
@@ -234,6 +253,9 @@ _CONVERT: dict[str, Any] = {
     "image": lambda value: _build(ImageSize, value, "image"),
     "scorers": lambda value: {name: _build(Scorer, row, f"scorers.{name}") for name, row in value.items()},
     "reward_reference": lambda value: {name: _reference(row, name) for name, row in value.items()},
+    "within_prompt": lambda value: {
+        key: _build(WithinPrompt, row, f"within_prompt.{key}") for key, row in value.items()
+    },
     "evaluation": tuple,
 }
 

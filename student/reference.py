@@ -51,6 +51,15 @@ def percentile(reference: RewardReference, score: float) -> float | None:
     return float(np.interp(score, np.maximum.accumulate(values), shares, left=0.0, right=100.0))
 
 
+def score_at(reference: RewardReference, share: float) -> float | None:
+    """The score below which ``share`` per cent of the student's own pictures lie: the inverse of ``percentile``."""
+    if not reference.percentiles:
+        return None
+    points = sorted((float(point), value) for point, value in reference.percentiles.items())
+    shares, values = zip(*points, strict=True)
+    return float(np.interp(share, shares, np.maximum.accumulate(values)))
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What an answer says of one picture, by scorer; a scorer that failed on it is missing in both."""

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
@@ -38,7 +38,7 @@ DIVERSITY_SEEDS = 8
 CACHE = Path.home() / ".cache" / "fewstep" / "evaluation"
 PIXELS_AT_ONCE = 16 * 512 * 512  # that the autoencoder reads in one call: a video's frames are many and large
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy")
-FORMAT = 2  # of what is kept: raised when the same models, prompts and sizes would give other figures
+FORMAT = 3  # of what is kept: raised when the same models, prompts and sizes would give other figures
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Evaluation:
     """One sampler's figures: per-prompt values, so that differences can be paired.
 
     ``scores[name][i]`` is prompt i's raw score, ``judge[name][i]`` is 1 where that part holds,
-    ``diversity[i]`` the Vendi score of 8 seeds of prompt i.
+    ``diversity[i]`` the Vendi score of 8 seeds of prompt i, and ``varied[name][i]`` the raw scores of these.
     """
 
     label: str
@@ -55,6 +55,7 @@ class Evaluation:
     scores: Mapping[str, list[float]]
     judge: Mapping[str, list[float]]
     diversity: list[float]
+    varied: Mapping[str, list[list[float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,25 +99,39 @@ class Measure:
 
         rows = over_pictures(sampler, plan.prompts, plan.seeds(), plan.shape, plan.batch, measured)
         scores, judged = (_joined([row[part] for row in rows]) for part in (0, 1))
-        return Evaluation(label, len(sampler.sigmas), sampler.guidance, scores, judged, self.diversity(sampler, plan))
+        diversity, varied = self._of_varied(sampler, plan, self.scorers)
+        return Evaluation(label, len(sampler.sigmas), sampler.guidance, scores, judged, diversity, varied)
 
     def diversity(self, sampler: Sampler, plan: Plan) -> list[float]:
         """The Vendi score of the DIVERSITY_SEEDS images of each of the plan's varied prompts."""
+        return self._of_varied(sampler, plan, {})[0]
+
+    def _of_varied(
+        self, sampler: Sampler, plan: Plan, scorers: Mapping[str, ScoreFn]
+    ) -> tuple[list[float], dict[str, list[list[float]]]]:
+        """The same, and what these images score by each of ``scorers``."""
         prompts = [prompt for prompt in plan.varied for _ in range(DIVERSITY_SEEDS)]
         # Whole groups, in as many calls as every other share's.
         share = max(DIVERSITY_SEEDS, plan.batch // DIVERSITY_SEEDS * DIVERSITY_SEEDS)
 
-        def scores_of(first: int) -> list[float]:
-            features = []
+        def measured(first: int) -> tuple[list[float], Rows]:
+            features: list[Tensor] = []
+            scores: Rows = {name: [] for name in scorers}
             for at in range(first, min(first + share, len(prompts)), plan.batch):
                 texts = prompts[at : min(at + plan.batch, first + share)]
                 seeds = [plan.varied_seed + at + i for i in range(len(texts))]
-                features.append(self.features(sampler.draw(texts, seeds, plan.shape, plan.batch)))
+                images = sampler.draw(texts, seeds, plan.shape, plan.batch)
+                features.append(self.features(images))
+                with sampler.types():
+                    for name, score in scorers.items():
+                        scores[name] += score(images, texts).double().tolist()
             features_ND = torch.cat(features).flatten(1).double().numpy()
-            return [vendi(group) for group in np.split(features_ND, len(features_ND) // DIVERSITY_SEEDS)]
+            return [vendi(group) for group in np.split(features_ND, len(features_ND) // DIVERSITY_SEEDS)], scores
 
-        parts = in_turns(range(0, len(prompts), share), scores_of, f"diversity, {len(sampler.sigmas)} steps")
-        return [score for part in parts for score in part]
+        parts = in_turns(range(0, len(prompts), share), measured, f"diversity, {len(sampler.sigmas)} steps")
+        flat = _joined([scores for _, scores in parts])
+        grouped = {name: np.reshape(values, (-1, DIVERSITY_SEEDS)).tolist() for name, values in flat.items()}
+        return [score for part, _ in parts for score in part], grouped
 
 
 def _joined(rows: Sequence[Rows]) -> Rows:

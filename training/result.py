@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rewards.weighted import Calibration
-from student.bundle import RewardReference, Scorer, Student
+from student import within_prompt
+from student.bundle import RewardReference, Scorer, Student, WithinPrompt
 from student.families.family import Family
 from student.files import write_student
 from student.pipeline import open_pipeline, read_index, save_pipeline, shift_no_more
@@ -106,6 +107,7 @@ def manifest(setup: Setup, table: Sequence[Evaluation], chosen_at: int) -> Stude
             for name, (role, term, kept) in known.items()
         },
         reward_reference={name: _reference(rows, name, kept) for name, (_, _, kept) in known.items()},
+        within_prompt=_within_prompt(rows, {name: kept for name, (_, _, kept) in known.items()}),
         evaluation=tuple(_row(setup, row) for row in table),
         chosen_at=chosen_at,
     )
@@ -123,6 +125,16 @@ def _reference(rows: Sequence[Evaluation], name: str, kept: Calibration) -> Rewa
         found = with_distribution(found, str(row.nfe), distribution(kept.standardise(row.scores[name])))
     assert found is not None
     return found
+
+
+def _within_prompt(rows: Sequence[Evaluation], known: Mapping[str, Calibration]) -> dict[str, WithinPrompt] | None:
+    """How its pictures of one prompt differ in their scores, at each of its step counts: those of the diversity."""
+    found = {}
+    for row in rows:
+        scores = {name: [kept.standardise(group) for group in row.varied[name]] for name, kept in known.items()}
+        if scores and len(row.diversity) > 1:
+            found[str(row.nfe)] = within_prompt.measure(scores)
+    return found or None
 
 
 def _row(setup: Setup, row: Evaluation) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import sys
 from contextlib import suppress
@@ -15,7 +16,7 @@ from fewstep.answers import Answer
 from fewstep.client import Client
 from fewstep.errors import FewstepError, WrongUse
 from fewstep.options import ApiKey, Json, Url, client, write_file
-from fewstep.output import milliseconds, plain, print_json, rewards
+from fewstep.output import choice, milliseconds, plain, print_json, remarks, rewards
 from fewstep.request import Options
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -40,6 +41,12 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The first image's seed.", show_default="random")] = None,
     steps: Annotated[int | None, typer.Option(help="One of the model's step counts.", show_default="its most")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, for models that take one.")] = None,
+    best_of: Annotated[int, typer.Option(min=1, max=16, help="Candidates of each image; the best is kept.")] = 1,
+    rank_by: Annotated[str | None, typer.Option(help="The scorer that chooses.", show_default="the trained")] = None,
+    min_reward: Annotated[
+        str | None, typer.Option(help="Draw images below this again: a score, or a percentile such as p20.")
+    ] = None,
+    cascade: Annotated[str | None, typer.Option(help="Step counts for that, such as 2,4,8.")] = None,
     model: Annotated[str | None, typer.Option(help="The id of a served model.")] = None,
     model_version: Annotated[str | None, typer.Option(help="One of its versions, or latest.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
@@ -57,7 +64,8 @@ def generate(
     options: dict[str, Any] = {
         "n": count, "seed": seed, "num_inference_steps": steps, "model": model, "model_version": model_version,
         "size": size, "output_format": _format(output, format), "output_compression": quality, "priority": priority,
-        "timeout_s": timeout, "guidance_scale": guidance, "webhook_url": webhook,
+        "timeout_s": timeout, "guidance_scale": guidance, "webhook_url": webhook, "rank_by": rank_by,
+        "best_of": best_of if best_of > 1 else None, "min_reward": _floor(min_reward), "cascade": _steps(cascade),
     }  # fmt: skip
     with client(url, api_key) as service:
         if detach:
@@ -65,6 +73,22 @@ def generate(
             return print_json(job) if json else typer.echo(job.id)
         _check(output, count)
         _save(_generated(service, prompt, cast(Options, options)), output, json)
+
+
+def _floor(text: str | None) -> float | str | None:
+    """A score is a number; a percentile is left to the service to read."""
+    try:
+        score = None if text is None else float(text)
+    except ValueError:
+        return text
+    return text if score is not None and not math.isfinite(score) else score
+
+
+def _steps(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise WrongUse(f"--cascade is {text!r}: step counts with commas between them are accepted.") from None
 
 
 def _generated(service: Client, prompt: str, options: Options) -> Answer:
@@ -108,9 +132,11 @@ def _save(answer: Answer, output: Path, json: bool) -> None:
         whole = plain(answer)
         return print_json({**whole, "data": [{"file": str(f), **d} for f, d in zip(files, whole["data"], strict=True)]})
     for picture, file in zip(answer.data, files, strict=True):
-        typer.echo(f"{file}  seed {picture.seed}  {rewards(picture.reward)}")
+        typer.echo(f"{file}  seed {picture.seed}  {rewards(picture.reward)}{choice(picture)}")
     steps = f"{answer.model} {answer.model_version}, batch of {answer.batch_size}"
     typer.echo(f"{milliseconds(answer.timings.total_s)} in all, {steps}", err=True)
+    for line in remarks(answer):
+        typer.echo(line, err=True)
 
 
 def _file(output: Path, seed: int, count: int) -> Path:

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Sequence
 
 from service.errors import Forbidden, InvalidRequest, TooLarge
+from service.http.quality import candidates_of, check_quality, first_steps, job_fields
 from service.http.schema import SEED_LIMIT, GenerateRequest
 from service.queue.job import Job
 from student.bundle import Student
@@ -14,9 +15,10 @@ from student.runtimes.sizes import Size, own_size, refusal
 
 def check(
     student: Student, body: GenerateRequest, count_tokens: Callable[[str], int], max_pixels: int,
-    sizes: Sequence[Size] = (),
+    sizes: Sequence[Size] = (), scored: bool = True,
 ) -> None:  # fmt: skip
-    """Return if the student can draw this; ``sizes`` are those that it was compiled for beside its own.
+    """Return if the student can draw this; ``sizes`` are those that it was compiled for beside its own, ``scored`` says
+    whether the service computes scores.
 
     Raises:
         InvalidRequest, TooLarge: it cannot, and why; ``param`` names the field.
@@ -26,6 +28,7 @@ def check(
     _check_fields_together(body)
     _check_size(student, body, max_pixels, (own_size(student), *sizes))
     _check_student(student, body)
+    check_quality(student, body, scored)
     tokens = count_tokens(body.prompt)
     if tokens > student.max_tokens:
         raise InvalidRequest(f"prompt has {tokens} tokens; the student reads {student.max_tokens} at most.", "prompt")
@@ -48,6 +51,7 @@ def priority_of(body: GenerateRequest, highest: int) -> int:
 def new_job(student: Student, body: GenerateRequest, key: str, request_id: str, priority: int = 0) -> Job:
     """The job of a request that was checked, with every seed drawn; its id cannot be guessed."""
     width, height = size_of(student, body)
+    seeds = _seeds(body)
     return Job(
         id=secrets.token_hex(16),
         key=key,
@@ -55,9 +59,9 @@ def new_job(student: Student, body: GenerateRequest, key: str, request_id: str, 
         version=student.version,
         height=height,
         width=width,
-        steps=body.num_inference_steps or student.steps[0],
+        steps=first_steps(student, body),
         prompt=body.prompt,
-        seeds=_seeds(body),
+        seeds=seeds,
         output_format=body.output_format,
         quality=body.output_compression,
         response_format=body.response_format,
@@ -66,6 +70,7 @@ def new_job(student: Student, body: GenerateRequest, key: str, request_id: str, 
         user=body.user,
         metadata=dict(body.metadata or {}),
         request_id=request_id,
+        **job_fields(student, body, seeds),
     )
 
 
@@ -104,10 +109,10 @@ def _check_fields_together(body: GenerateRequest) -> None:
 def _check_size(student: Student, body: GenerateRequest, max_pixels: int, sizes: Sequence[Size]) -> None:
     width, height = size_of(student, body)
     sides = [name for name in ("size", "width", "height") if getattr(body, name) is not None]
-    if width * height * body.count > max_pixels:
+    drawn = body.count * candidates_of(body)
+    if width * height * drawn > max_pixels:
         raise TooLarge(
-            f"{body.count} x {width}x{height} are {width * height * body.count} pixels; "
-            f"one request may ask for {max_pixels}.",
+            f"{drawn} x {width}x{height} are {width * height * drawn} pixels; one request may ask for {max_pixels}.",
             sides[0] if sides else _count_field(body),
         )
     if (height, width) not in sizes:

@@ -83,7 +83,10 @@ def _preview(name: str, file: str) -> Event:
 
 def _completed(record: Record, index: int) -> Event:
     image = record.result["images"][index]
-    names = ("seed", "width", "height", "sha256", "reward", "reward_percentile")
+    names = (
+        "seed", "width", "height", "sha256", "reward", "reward_percentile", "steps", "reported", "below_floor",
+        "candidates",
+    )  # fmt: skip
     data = {"index": index, **{name: image[name] for name in names if name in image}}
     return Event(COMPLETED + index, "image_generation.completed", data, image["file"])
 

@@ -30,6 +30,7 @@ from service.models.choice import Served
 from service.models.folder import Name
 from service.observe.context import ANONYMOUS, current_request
 from service.queue.job import QueueOptions, Record
+from service.queue.states import State
 
 CHANGES = 3  # as many models may be swapped while one request is accepted
 
@@ -92,7 +93,14 @@ async def generate(services: Services, body: GenerateRequest, caller: Caller, re
 
 async def _generate(services: Services, body: GenerateRequest, caller: Caller, receive: Receive) -> Response:
     served = services.models.choice.pick(body.model, body.model_version)
-    check(served.student, body, served.count_tokens, services.settings.max_pixels, served.sizes)
+    check(
+        served.student,
+        body,
+        served.count_tokens,
+        services.settings.max_pixels,
+        served.sizes,
+        services.settings.score != "off",
+    )
     await _check_manner(services, served, body, caller.preference)
     submission = _submission(services, served, body, caller)
     if body.stream:
@@ -196,7 +204,10 @@ async def _attend(
             await _tell(services.producer.detach(id, options.client))
             raise StillWaiting(id)
         if id == submission.job.id:
-            await _tell(services.producer.cancel(id, "expired"))
+            if (
+                await _tell(services.producer.cancel(id, "expired")) == State.DONE
+            ):  # with what earlier rounds have drawn
+                return (await services.producer.records([id]))[id]
         else:  # the deadline of the job that it was attached to is another's business
             await _leaving(submission, id)()
         raise DeadlineExceeded(f"The picture was not ready within {options.timeout_s:g} s.")
@@ -219,11 +230,13 @@ def _leaving(submission: Submission, id: str) -> Any:
     return leave
 
 
-async def _tell(call: Awaitable[object]) -> None:
+async def _tell(call: Awaitable[object]) -> object:
+    """What the queue answers; None if it is away."""
     try:
-        await call
+        return await call
     except RedisError as error:
         log.warning("the queue could not be told that nobody waits: %s", error)
+        return None
 
 
 async def _accepted(services: Services, id: str, caller: Caller) -> Response:

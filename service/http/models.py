@@ -7,14 +7,31 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from service.errors import Conflict
+from service.http.quality import default_scorer
 from service.http.schema import Strict
 from service.http.services import Services
 from service.models.choice import LATEST, Choice
 from service.models.controller import ModelController, Version
 from service.models.folder import Name
 from service.queue.status import Worker
+from student import within_prompt
+from student.bundle import Student
+from student.runtimes.sizes import own_size
 
 OWNER = "fewstep"
+PREDICTED = (2, 4, 8, 16)
+
+
+class Gain(Strict):
+    """What best_of is predicted to buy at one step count, over a single picture of the same prompt."""
+
+    steps: int = Field(description="The step count.")
+    best_of: int = Field(description="Candidates of an image; each costs what a picture costs.")
+    rank_by: str = Field(description="The scorer that chooses.")
+    gain: dict[str, float] = Field(
+        description="By scorer, the chosen picture's expected standardised score above the mean of its prompt: on the "
+        "scorer that chooses, and on the others as far as they agree with it within a prompt."
+    )
 
 
 class ServedVersion(Strict):
@@ -27,6 +44,9 @@ class ServedVersion(Strict):
     height: int = Field(description="Pixels.")
     max_prompt_tokens: int
     scorers: list[str] = Field(description="The scorers whose rewards its images may have.")
+    best_of: list[Gain] = Field(
+        description="What best_of is predicted to buy, as measured when the bundle was made; empty where it was not."
+    )
     runtime: str | None = Field(description="How it is run; null while no worker holds it.")
     shows_steps: bool = Field(description="Whether partial_images can be had.")
     workers: int = Field(description="How many workers hold it.")
@@ -115,6 +135,24 @@ def describe(version: Version) -> ModelVersion:
     )
 
 
+def gains(student: Student) -> list[Gain]:
+    """The predictions for a student's own size, for the scorer that chooses unless another is named."""
+    if not student.within_prompt or not student.scorers:
+        return []
+    chooser, found = default_scorer(student), []
+    for steps in sorted(student.steps):
+        known = within_prompt.of(student, steps, own_size(student))
+        for count in PREDICTED if known else ():
+            assert known is not None
+            predicted = {
+                name: round(gain, 3)
+                for name in sorted(student.scorers)
+                if (gain := within_prompt.predicted_gain(known, chooser, name, count)) is not None
+            }
+            found.append(Gain(steps=steps, best_of=count, rank_by=chooser, gain=predicted))
+    return found
+
+
 def _model(choice: Choice, id: str, versions: Sequence[str], workers: Sequence[Worker]) -> Model:
     latest = str(choice.latest(id))
     rows = [_version(choice, Name(id, each), latest, workers) for each in versions]
@@ -132,6 +170,7 @@ def _version(choice: Choice, name: Name, latest: str, workers: Sequence[Worker])
         height=student.image.height,
         max_prompt_tokens=student.max_tokens,
         scorers=sorted(student.scorers),
+        best_of=gains(student),
         runtime=holding[0]["runtime"] if holding else None,
         shows_steps=any(held["shows_steps"] for held in holding),
         workers=len(holding),

@@ -14,7 +14,9 @@ from starlette.responses import Response
 
 from service.errors import Cancelled, DeadlineExceeded, GenerationFailed, ServiceError, Unavailable, error_detail
 from service.http.responses import (
+    Candidate,
     ErrorDetail,
+    Floor,
     GeneratedImage,
     GenerateResponse,
     JobStatus,
@@ -51,7 +53,23 @@ async def generated(services: Services, record: Record, base_url: str) -> Genera
         data=[await _image(services, record, k, base_url, inline) for k in range(len(result["images"]))],
         timings=timings(record),
         scoring=scoring_of(record),
+        **chosen(record),
     )
+
+
+def chosen(record: Record) -> dict[str, Any]:
+    """How the pictures were chosen, where they were."""
+    floor = record.result.get("floor")
+    return {
+        "rank_by": record.job.rank_by or None,
+        "floor": Floor(**_known(Floor, floor)) if floor else None,
+        "ended_by": record.short or None,
+    }
+
+
+def drawn_images(record: Record) -> int:
+    """How many pictures were drawn for a job that is done, candidates among them."""
+    return sum(len(image.get("candidates", ())) or 1 for image in record.result["images"])
 
 
 async def job_status(services: Services, record: Record, base_url: str, show_key: bool = False) -> JobStatus:
@@ -84,6 +102,7 @@ async def job_status(services: Services, record: Record, base_url: str, show_key
         batch_size=result.get("batch_size") if done else None,
         timings=timings(record) if done else None,
         scoring=scoring_of(record),
+        **chosen(record),
         error=ErrorDetail(**error_detail(error)) if error else None,
     )
 
@@ -139,6 +158,8 @@ async def image_file(services: Services, record: Record, index: int) -> Response
         "ETag": f'"{image["sha256"]}"',
         "X-Content-Type-Options": "nosniff",
     }
+    if image.get("below_floor"):
+        headers["X-Below-Floor"] = "true"
     if (score := main_score(_student_of(services, job), image["reward"])) is not None:
         headers["X-Reward-Score"] = f"{score:.6f}"
     return Response(data, media_type=MEDIA_TYPES[job.output_format], headers=headers)
@@ -194,16 +215,23 @@ async def _image(services: Services, record: Record, index: int, base_url: str, 
     if not inline:
         return await _linked(services, record, index, base_url)
     image = record.result["images"][index]
-    return GeneratedImage(b64_json=await in_base64(services, image["file"], image["sha256"]), **_public_fields(image))
+    return GeneratedImage(
+        b64_json=await in_base64(services, image["file"], image["sha256"]), **public_fields(GeneratedImage, image)
+    )
 
 
 async def _linked(services: Services, record: Record, index: int, base_url: str) -> GeneratedImage:
     link = await services.links.to_image(base_url, record, index)
-    return GeneratedImage(url=link.url, expires_at=link.expires, **_public_fields(record.result["images"][index]))
+    fields = public_fields(GeneratedImage, record.result["images"][index])
+    return GeneratedImage(url=link.url, expires_at=link.expires, **fields)
 
 
-def _public_fields(image: dict[str, Any]) -> dict[str, Any]:
-    return _known(GeneratedImage, image)
+def public_fields(form: type[BaseModel], image: Mapping[str, Any]) -> dict[str, Any]:
+    """What a client learns of a picture, as far as a form knows of it."""
+    public = _known(form, image)
+    if "candidates" in public:
+        public["candidates"] = [Candidate(**_known(Candidate, one)) for one in public["candidates"]]
+    return public
 
 
 def _known(form: type[BaseModel], said: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,33 @@ from service.errors import STATUS, ServiceError, error_body
 from service.http.schema import Strict
 
 
+class Candidate(Strict):
+    """One picture that was drawn for an image."""
+
+    seed: int = Field(description="Posting this seed alone, with these steps, gives this picture.")
+    steps: int = Field(description="Its network calls.")
+    round: int = Field(description="In which round it was drawn, from 1.")
+    rank: int = Field(description="Its place among the candidates of its image; the image is the one of rank 1.")
+    reward: dict[str, float] = Field(description="As of the image.")
+    reward_percentile: dict[str, float] = Field(default_factory=dict, description="As of the image.")
+    reward_failed: list[str] | None = Field(None, description="The scorers that failed on it.")
+    broken: bool | None = Field(None, description="true: its values are not finite, and it cannot be kept.")
+
+
+class Floor(Strict):
+    """The floor that decided which images were drawn again."""
+
+    scorer: str = Field(description="Whose scores it is about.")
+    min_reward: float | str = Field(description="As it was sent.")
+    asked_score: float = Field(description="The same as a standardised score.")
+    score: float = Field(description="The floor in effect, when this was last decided: lower under load.")
+    percentile: float | None = Field(description="The same as a percentile of the student's own pictures.")
+    lowered: bool = Field(description="Whether load has lowered it.")
+    utilization: float | None = Field(
+        None, description="The share of the workers' time that first rounds took then; null where nobody had to ask."
+    )
+
+
 class GeneratedImage(Strict):
     """One image and where it came from."""
 
@@ -27,6 +54,24 @@ class GeneratedImage(Strict):
         default_factory=dict,
         description="Per cent of the student's own pictures at these steps that score lower, by scorer.",
     )
+    steps: int | None = Field(None, description="Its network calls; with best_of or min_reward.")
+    reported: dict[str, float] | None = Field(
+        None,
+        description="With best_of or min_reward: its score by the scorers that did not choose it, which "
+        "alone are free of the choice.",
+    )
+    below_floor: bool | None = Field(
+        None, description="With min_reward: true if nothing that was drawn has reached the floor that was asked for."
+    )
+    candidates: list[Candidate] | None = Field(
+        None, description="With best_of or min_reward: all that was drawn for it, in that order."
+    )
+
+
+EndedBy = Literal["expired", "cancelled", "failed"] | None
+ENDED_BY = Field(
+    None, description="What kept an image below its floor from being drawn again; the images are the best so far."
+)
 
 
 class Timings(Strict):
@@ -58,6 +103,9 @@ class GenerateResponse(Strict):
     data: list[GeneratedImage]
     timings: Timings = Field(description="How long each stage took.")
     scoring: Scoring | None = Field(None, description=LATE_SCORES)
+    rank_by: str | None = Field(None, description="With best_of or min_reward: the scorer that chose.")
+    floor: Floor | None = Field(None, description="With min_reward: the floor in effect.")
+    ended_by: EndedBy = ENDED_BY
 
 
 class ErrorDetail(Strict):
@@ -106,6 +154,9 @@ class JobStatus(Strict):
     )
     timings: Timings | None = Field(description="When it is done: how long each stage took.")
     scoring: Scoring | None = Field(description=LATE_SCORES)
+    rank_by: str | None = Field(None, description="With best_of or min_reward: the scorer that chooses.")
+    floor: Floor | None = Field(None, description="When it is done, with min_reward: the floor in effect.")
+    ended_by: EndedBy = ENDED_BY
     error: ErrorDetail | None = Field(description="When it is failed, cancelled or expired: why.")
 
 

@@ -12,6 +12,8 @@ MAX_PROMPT_CHARS = 32_000  # as OpenAI's; what a student reads is counted in tok
 MAX_IMAGES = 10
 MAX_SIDE_PX = 16384
 MAX_PREVIEWS = 3
+MAX_BEST_OF = 16
+MAX_CASCADE = 8
 MAX_TIMEOUT_S = 3600
 MAX_METADATA = 16
 SEED_LIMIT = 2**32
@@ -33,6 +35,18 @@ Seeds = Annotated[
     Annotated[Seed, Tag("one")] | Annotated[list[Seed], Field(min_length=1, max_length=MAX_IMAGES), Tag("many")],
     Discriminator(_one_or_many),
 ]
+
+
+def _score_or_percentile(floor: Any) -> str:
+    return "percentile" if isinstance(floor, str) else "score"
+
+
+Floor = Annotated[
+    Annotated[float, Field(allow_inf_nan=False), Tag("score")]
+    | Annotated[str, Field(pattern=r"^p[1-9][0-9]?$"), Tag("percentile")],
+    Discriminator(_score_or_percentile),
+]
+Cascade = Annotated[list[Annotated[int, Field(ge=1, le=1000)]], Field(min_length=2, max_length=MAX_CASCADE)]
 WebhookEvent = Literal["job.done", "job.failed", "job.cancelled", "job.expired"]
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
@@ -91,6 +105,34 @@ class GenerateRequest(Strict):
         1, ge=1, le=MAX_IMAGES, description="How many images to draw. Unset: as many as there are seeds."
     )
     n: int = Field(1, ge=1, le=MAX_IMAGES, description="Another name for num_images_per_prompt.", examples=[2])
+    best_of: int = Field(
+        1,
+        ge=1,
+        le=MAX_BEST_OF,
+        description="Draw so many candidates of each image and keep the one with the highest score. Each counts "
+        "towards cost and quota. The kept one's seed alone gives the same bytes again.",
+        examples=[4],
+    )
+    rank_by: str | None = Field(
+        None,
+        max_length=64,
+        description="The scorer that chooses among candidates. Unset: the one that the student was trained on.",
+        examples=["trained"],
+    )
+    min_reward: Floor | None = Field(
+        None,
+        description="The floor of each image's score by the scorer that chooses: a standardised score, or p1 to p99, a "
+        "percentile of the student's own pictures at the first step count. Images below it, and only they, are drawn "
+        "again: best_of times, then at the next step count of cascade. Under load the floor falls; the answer says "
+        "how far.",
+        examples=["p20", 0.5],
+    )
+    cascade: Cascade | None = Field(
+        None,
+        description="Step counts that the student was trained for, in growing order: every image is drawn with the "
+        "first, and images below min_reward are drawn again, with another seed, at the next.",
+        examples=[[2, 4, 8]],
+    )
     model: str | None = Field(None, max_length=128, description="The id of a served student. Unset: the only one.")
     model_version: str | None = Field(
         None, max_length=128, description="One of its versions, or latest. Unset: the newest.", examples=["latest"]

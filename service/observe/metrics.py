@@ -86,6 +86,15 @@ class Memory:
     appends: bool
 
 
+def as_drawn(images: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """The pictures whose scores tell of the student and not of a choice: of several candidates all of the first round.
+
+    Those of later rounds are of images whose first ones were bad.
+    """
+    for image in images:
+        yield from [one for one in image.get("candidates", ()) if one.get("round") == 1] or [image]
+
+
 class Metrics:
     """All metrics of one API process, in a registry of its own."""
 
@@ -108,7 +117,11 @@ class Metrics:
         self._reward = self._histogram("reward_score", "Standardised scores.", scored, SCORES)
         # The library gives no sum of values that may be negative, and without it no mean over a time can be had.
         self._above = self._counter("reward_above", "Sum of the scores above 0.", scored)
-        self._below = self._counter("reward_below", "Sum of the scores below 0, without their sign.", scored)
+        self._beneath = self._counter("reward_below", "Sum of the scores below 0, without their sign.", scored)
+        gained = "Score of the kept candidate above the mean of all that were drawn for its image."
+        self._gain = self._histogram("best_of_gain", gained, [*scored, "role"], SCORES)
+        self._candidates = self._counter("candidates", "Pictures drawn for images that were chosen among them.", named)
+        self._below = self._counter("images_below_floor", "Images that have not reached their min_reward.", named)
         self._unscored = self._counter("reward_errors", "Pictures that a scorer failed on.", scored)
         self._mean = self._gauge("reward_reference_mean", "Mean score on held-out prompts, of the bundle.", scored)
         self._std = self._gauge("reward_reference_std", "Standard deviation of the same.", scored)
@@ -173,6 +186,7 @@ class Metrics:
                 self._stage.labels(*names, stage.removesuffix("_s")).observe(seconds)
         self._job.labels(*names).observe((record.finished_s or record.created_s) - record.created_s)
         self._images.labels(*names).inc(len(result["images"]))
+        self._record_choice(names, result["images"], job.rank_by if job else "")
         if record.scoring == "skipped":
             self._late.labels(*names, record.scoring).inc()
         elif not record.scoring:
@@ -187,14 +201,25 @@ class Metrics:
             self._stage.labels(*names, "score").observe(record.result["timings"]["score_s"])
             self._rewards(names, record.result["images"])
 
-    def _rewards(self, names: tuple[str, str], images: Iterable[Mapping[str, Any]]) -> None:
-        for image in images:
+    def _rewards(self, names: tuple[str, str], images: Sequence[Mapping[str, Any]]) -> None:
+        for image in as_drawn(images):
             for scorer, score in image["reward"].items():
                 self._reward.labels(*names, scorer).observe(score)
                 self._above.labels(*names, scorer).inc(max(score, 0.0))
-                self._below.labels(*names, scorer).inc(max(-score, 0.0))
+                self._beneath.labels(*names, scorer).inc(max(-score, 0.0))
             for scorer in image.get("reward_failed", ()):
                 self._unscored.labels(*names, scorer).inc()
+
+    def _record_choice(self, names: tuple[str, str], images: Sequence[Mapping[str, Any]], rank_by: str) -> None:
+        """Count what was drawn for pictures that were chosen, and what that has gained."""
+        for image in images:
+            self._below.labels(*names).inc(bool(image.get("below_floor")))
+            candidates = image.get("candidates", ())
+            self._candidates.labels(*names).inc(len(candidates))
+            for scorer, score in image["reward"].items() if candidates else ():
+                scores = [one["reward"][scorer] for one in candidates if scorer in one["reward"]]
+                role = "choosing" if scorer == rank_by else "reporting"
+                self._gain.labels(*names, scorer, role).observe(score - sum(scores) / len(scores))
 
     def queue(self, depth: Depth) -> None:
         """Note how full the queue is."""

@@ -38,7 +38,7 @@ export async function quietly(path) {
   return answered(await (storedKey() ? fetch(path) : plainFetch(path)));
 }
 
-/** What can be chosen: [{model, version, latest, steps, shows}], from OpenAI's list with this service's fields. */
+/** What can be chosen: [{model, version, latest, steps, shows, scorers, bestOf}], from OpenAI's list with this service's fields. */
 export async function choices() {
   const { data } = await (await quietly("v1/models")).json();
   return data.flatMap((entry) => (entry.versions ?? [entry]).map((one) => ({
@@ -47,6 +47,8 @@ export async function choices() {
     latest: one.latest ?? true,
     steps: [...(one.steps ?? [])].sort((a, b) => a - b),
     shows: one.shows_steps,
+    scorers: one.scorers ?? [],
+    bestOf: one.best_of ?? [],
   })));
 }
 

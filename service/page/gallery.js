@@ -2,6 +2,7 @@
 
 import { Refusal, cancel, follow, submit } from "./api.js";
 import { $, copy, element, milliseconds, rewardRows, say } from "./dom.js";
+import { candidateRows, choice, floorFacts } from "./quality.js";
 import { showCode } from "./snippets.js";
 import { remember, rescore } from "./viewer.js";
 
@@ -20,6 +21,7 @@ function facts(job) {
     `drawn in ${milliseconds(inference_s)}`,
     `scored in ${milliseconds(score_s)}`,
     `batch of ${job.batch_size}`,
+    ...floorFacts(job),
   ].join(" · ");
 }
 
@@ -37,13 +39,15 @@ function complete(figure, event, part) {
   img.alt = `${prompt} (seed ${event.seed})`;
   figure.classList.remove("unfinished", "waiting");
   figure.querySelector(".rewards").append(...rewardRows(event.reward));
+  figure.querySelector(".rewards").after(...choice(event));
   const seed = figure.querySelector(".seed");
   seed.textContent = `seed ${event.seed}`;
   seed.addEventListener("click", () => useSeed(event.seed));
   const details = () => ({
-    steps: part.body.num_inference_steps ?? "the model's most",
+    steps: event.steps ?? part.body.num_inference_steps ?? "the model's most",
     size: `${event.width} × ${event.height}`,
     model: part.job ? `${part.job.model} ${part.job.model_version}` : "",
+    ...candidateRows(event),
     "in all": part.job?.timings ? milliseconds(part.job.timings.total_s) : "",
     "drawn in": part.job?.timings ? milliseconds(part.job.timings.inference_s) : "",
     "batch of": part.job?.batch_size ?? "",

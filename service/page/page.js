@@ -3,6 +3,7 @@
 import { choices } from "./api.js";
 import { $, element } from "./dom.js";
 import { compare, draw, startGallery } from "./gallery.js";
+import { quality, showQuality } from "./quality.js";
 import { startPanel } from "./panel.js";
 import { startViewer } from "./viewer.js";
 
@@ -18,7 +19,7 @@ const LOOK_AGAIN_MS = 5000;
 const MOST_VARIANTS = 6;
 let lookAgain = 0;
 let listed = null; // the first question for what follows
-let offered = []; // [{model, version, latest, steps, shows}]
+let offered = []; // as choices() has it
 
 /** What is served, and whether it is ready; looks again for as long as it is not. */
 async function showAbout() {
@@ -65,10 +66,14 @@ function showSteps() {
   $("steps").replaceChildren(...steps.map((count) => option(count, count)));
   $("steps").value = String(steps.includes(kept) ? kept : steps.at(-1));
   $("steps-field").hidden = steps.length < 2;
+  showHints();
   const variants = offered.flatMap((one, k) => one.steps.map((count) => ({ k, count })));
   $("compare-field").hidden = variants.length < 2;
   $("variants").querySelector(".chips").replaceChildren(...variants.map(chip));
 }
+
+const chosenSteps = () => Number($("steps").value) || null;
+const showHints = () => showQuality(chosen(), chosenSteps());
 
 /** One way to draw, to be compared: all step counts of the chosen model are, to begin with. */
 function chip({ k, count }) {
@@ -105,7 +110,9 @@ function variants() {
 async function start() {
   const count = Number($("count").value);
   if (!$("compare").checked) {
-    return draw(body(chosen(), Number($("steps").value) || null), count, looks(chosen()));
+    const asked = { ...body(chosen(), chosenSteps()), ...quality(chosen(), chosenSteps()) };
+    if (asked.cascade) delete asked.num_inference_steps;
+    return draw(asked, count, looks(chosen()));
   }
   const asked = variants();
   if (asked.length < 2) throw new Error("Choose at least two ways to compare.");
@@ -157,9 +164,11 @@ document.addEventListener("keydown", (event) => {
   }
 });
 $("model").addEventListener("change", showSteps);
+for (const id of ["steps", "best-of", "floor", "more-steps"]) $(id).addEventListener("change", showHints);
 $("compare").addEventListener("change", () => {
   $("variants").hidden = !$("compare").checked;
   $("steps").disabled = $("compare").checked;
+  for (const input of $("quality").querySelectorAll("select")) input.disabled = $("compare").checked;
 });
 
 startGallery(use);

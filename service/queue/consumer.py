@@ -39,8 +39,8 @@ class Consumer:
         arguments = (claim_id or uuid.uuid4().hex, json.dumps(served), self._lease_ms)
         now_us, token, jobs = self._scripts.run("claim", self.worker, *arguments)
         return [
-            Claimed(id, token, payload, int(attempts), (int(now_us) - int(created_us)) / 1e6)
-            for id, payload, attempts, created_us in jobs
+            Claimed(id, token, payload, int(attempts), (int(now_us) - int(since_us)) / 1e6, best)
+            for id, payload, attempts, since_us, best in jobs
         ]
 
     def wait(self, lanes: Iterable[str], seconds: float) -> None:
@@ -85,6 +85,12 @@ class Consumer:
         round that follows (see ``Job``). Returns 'queued'; 'done' if it was given up meanwhile; or 'fenced'.
         """
         return str(self._scripts.run("advance", id, token, shape, images, cost, write_result(result)))
+
+    def load(self, id: str, cost: int) -> tuple[float, bool]:
+        """The share of the workers' time that first rounds take (above 1: they cannot keep up), and whether a further
+        round of this job, at that cost, would end after its deadline."""
+        millionths, late = self._scripts.run("load", id, cost)
+        return int(millionths) / 1e6, bool(late)
 
     def show(self, id: str, token: str, previews: Mapping[str, str]) -> bool:
         """Tell whoever watches a job of previews in the result store; False if it is another worker's by now."""

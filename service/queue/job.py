@@ -14,7 +14,7 @@ from service.queue.states import TERMINAL, State
 # that it asks for: during a rolling upgrade the workers of both releases draw what both understand.
 SCHEMA_VERSION = 3
 # Fields that came later, with the form that its readers must know. One that may be ignored keeps the form as it is.
-LATER: Mapping[str, int] = {"candidates": 4}
+LATER: Mapping[str, int] = {"candidates": 4, "candidate_seeds": 4, "rank_by": 4, "min_reward": 4, "cascade": 4}
 READABLE = (SCHEMA_VERSION, *sorted(set(LATER.values()) - {SCHEMA_VERSION}))
 PRIORITIES = range(-5, 6)  # as enqueue.lua counts them
 
@@ -37,6 +37,11 @@ def readable_lanes(of: str) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Job:
     """One request: ``len(seeds)`` images of one prompt.
+
+    Of each image ``candidates`` are drawn, with ``candidate_seeds[image]`` (empty: the image's own seed), and the one
+    that the scorer ``rank_by`` likes best is kept. With ``min_reward`` (a standardised score, or "p20": that percentile
+    of the student's own) they are drawn one after the other until one is that good, then others at the next step count
+    of ``cascade``; ``steps`` is the first. See ``rounds``.
 
     ``key`` names who asked: whoever may read or cancel the job. ``quality`` is that of JPEG and WebP (None: usual).
     ``previews`` is how many looks at each unfinished image are wanted. ``traceparent`` is the W3C header of
@@ -62,6 +67,10 @@ class Job:
     request_id: str = ""
     traceparent: str = ""
     candidates: int = 1
+    candidate_seeds: tuple[tuple[int, ...], ...] = ()
+    rank_by: str = ""
+    min_reward: float | str | None = None
+    cascade: tuple[int, ...] = ()
 
     @property
     def form(self) -> int:
@@ -74,8 +83,9 @@ class Job:
 
     @property
     def images(self) -> int:
-        """The pictures that are drawn for it: each seed has so many candidates."""
-        return len(self.seeds) * self.candidates
+        """The pictures that are drawn for it: each image has so many candidates. Those of the first round, if there is
+        a ``min_reward``: whether there is another one, nobody knows yet."""
+        return len(self.seeds) * (self.candidates if self.min_reward is None else 1)
 
     @property
     def shape(self) -> str:
@@ -106,7 +116,10 @@ class Job:
             if data["schema_version"] not in READABLE:
                 raise PayloadError("the job was written by another version of the service")
             told = {name: value for name, value in data.items() if name in known}
-            return cls(**{**told, "seeds": tuple(data["seeds"])})
+            lists: dict[str, Any] = {name: tuple(told[name]) for name in ("seeds", "cascade") if name in told}
+            candidates = tuple(tuple(seeds) for seeds in told.get("candidate_seeds", ()))
+            found: dict[str, Any] = {**told, **lists, "seeds": lists["seeds"], "candidate_seeds": candidates}
+            return cls(**found)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise PayloadError("the job cannot be read") from error
 
@@ -165,13 +178,17 @@ class Position:
 
 @dataclass(frozen=True)
 class Claimed:
-    """A job that a worker holds: ``token`` proves it, ``queue_s`` is how long it waited for this claim."""
+    """A job that a worker holds: ``token`` proves it, ``queue_s`` is how long it waited for this claim.
+
+    ``best`` is what earlier rounds have left (empty: there was none).
+    """
 
     id: str
     token: str
     payload: str
     attempts: int
     queue_s: float
+    best: str = ""
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ def _drawn(said: Mapping[str, Any]) -> dict[str, Any]:
         "timings": {**timings, **_numbers(said.get("timings"))},
         "calls": [_call(entry) for entry in _list(said.get("calls"))],
         "scoring": _typed(said, "scoring", str, ""),
+        **({"floor": said["floor"]} if isinstance(said.get("floor"), dict) else {}),
     }
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from service.queue.job import Claimed, Job
+from service.queue.rounds import Round
 from service.worker.device import Shape
 from service.worker.provenance import Provenance
 from student.runtimes.runtime import Runtime
@@ -25,12 +27,20 @@ def maker_of(runtime: Runtime) -> Maker:
 
 @dataclass(frozen=True)
 class Batch:
-    """Jobs of one batch key, and the runtime that draws them; ``claimed_at`` is of ``time.monotonic``."""
+    """Jobs of one batch key, and the runtime that draws them; ``claimed_at`` is of ``time.monotonic``.
+
+    ``rounds`` says of each job what is drawn of it now.
+    """
 
     runtime: Runtime
     claimed: tuple[Claimed, ...]
-    jobs: tuple[Job, ...]
+    rounds: tuple[Round, ...]
     claimed_at: float = field(default_factory=time.monotonic)
+
+    @cached_property
+    def jobs(self) -> tuple[Job, ...]:
+        """What is drawn now, as jobs of which it is all."""
+        return tuple(drawn.job for drawn in self.rounds)
 
     @property
     def token(self) -> str:
@@ -44,6 +54,11 @@ class Batch:
     @property
     def images(self) -> int:
         return sum(len(job.seeds) for job in self.jobs)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether pictures of it are chosen by their scores: these cannot wait."""
+        return any(drawn.asked.rank_by for drawn in self.rounds)
 
     @property
     def suspect(self) -> bool:

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from service.models.loaded import LoadedModels
 from service.queue.consumer import Consumer
 from service.queue.job import Claimed, Job, PayloadError, lane
+from service.queue.rounds import Round, round_of
 from service.worker.batch import Batch, Maker, maker_of
 from service.worker.device import Device
 from service.worker.execution import Failure
@@ -101,16 +102,16 @@ class Claims:
 
     def _readable(self, claimed: Sequence[Claimed], lanes: Mapping[str, Runtime]) -> Batch | None:
         runtime = lanes.get(_lane_of(claimed[0]) or "") or next(iter(lanes.values()))
-        jobs: list[tuple[Claimed, Job]] = []
+        rounds: list[tuple[Claimed, Round]] = []
         for one in claimed:
-            job = read(one, runtime)
-            if isinstance(job, Failure):
-                self._refuse(maker_of(runtime), one, job)
+            found = read(one, runtime)
+            if isinstance(found, Failure):
+                self._refuse(maker_of(runtime), one, found)
             else:
-                jobs.append((one, job))
-        if not jobs:
+                rounds.append((one, found))
+        if not rounds:
             return None
-        return Batch(runtime, tuple(one for one, _ in jobs), tuple(job for _, job in jobs))
+        return Batch(runtime, tuple(one for one, _ in rounds), tuple(found for _, found in rounds))
 
     def _run(self) -> None:
         duty = self._heartbeat.background.duty("claims", vital=True)
@@ -158,10 +159,11 @@ def hand_back(consumer: Consumer, heartbeat: Heartbeat, claimed: Sequence[Claime
         heartbeat.let_go(one)
 
 
-def read(claimed: Claimed, runtime: Runtime) -> Job | Failure:
-    """The job, or why this runtime does not draw it."""
+def read(claimed: Claimed, runtime: Runtime) -> Round | Failure:
+    """What is to be drawn of the job, or why this runtime does not draw it."""
     try:
-        job = Job.from_payload(claimed.payload)
+        found = round_of(Job.from_payload(claimed.payload), claimed.best)
+        job = found.job
     except PayloadError as error:
         return Failure("generation_failed", f"The worker cannot take this job: {error}.")
     student = runtime.student
@@ -169,7 +171,7 @@ def read(claimed: Claimed, runtime: Runtime) -> Job | Failure:
         return Failure("generation_failed", f"The worker's student was not trained for {job.steps} steps.")
     if (job.height, job.width) not in getattr(runtime, "sizes", [own_size(student)]):
         return Failure("generation_failed", f"The worker's student does not draw {job.width}x{job.height} pixels.")
-    return job
+    return found
 
 
 def _lane_of(claimed: Claimed) -> str | None:

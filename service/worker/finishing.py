@@ -19,6 +19,7 @@ from service.worker.backlog import Backlog
 from service.worker.batch import Batch, Maker
 from service.worker.batching import largest_call
 from service.worker.execution import Drawn, Executed, Failure, drawn_of
+from service.worker.floor import floor_of
 from service.worker.late_scores import Guard, LateScores
 from service.worker.scoring import Judged, ScorePolicy, judge
 from service.worker.settling import DROPPED, Drawing, Scoring, Settler
@@ -74,7 +75,7 @@ class Finisher:
             self._backlog.remove(num_bytes)
 
         numbers = [n for n in range(len(batch.jobs)) if n not in executed.undrawn and n not in ended]
-        if self._policy.after and batch.runtime.student.scorers:
+        if self._policy.after and batch.runtime.student.scorers and not batch.chooses:
             self._settle_unscored(batch, executed, started_at, numbers, done)
         else:
             self._scoring.submit(self._finish, batch, executed, started_at, numbers, done)
@@ -147,7 +148,8 @@ class Finisher:
         started = time.perf_counter()
         with self._guard("a scorer"), keeping_private(*batch.prompts):
             prompts, seeds = zip(*[(slot.prompt, slot.seed) for slot in call.slots], strict=True)
-            judged = judge(batch.runtime, call.images_BCHW, prompts, seeds, batch.jobs[0].steps, self._policy)
+            always = [row for row, slot in enumerate(call.slots) if batch.rounds[slot.job].asked.rank_by]
+            judged = judge(batch.runtime, call.images_BCHW, prompts, seeds, batch.jobs[0].steps, self._policy, always)
         return Scored(call, judged, time.perf_counter() - started)
 
     def _give_up(self, batch: Batch, number: int) -> None:
@@ -159,12 +161,12 @@ class Finisher:
 
     def _settle(self, batch: Batch, number: int, outcome: Drawing | Failure, calls: Sequence[dict[str, Any]]) -> bool:
         self._wait_for_previews(batch, number)
-        claimed, job = batch.claimed[number], batch.jobs[number]
-        with keeping_private(job.prompt):
+        claimed, drawn = batch.claimed[number], batch.rounds[number]
+        with keeping_private(drawn.asked.prompt):
             try:
-                return self._settler.settle(batch.maker, claimed, job, outcome, calls)
+                return self._settler.settle(batch.maker, claimed, drawn, outcome, calls)
             except Exception:  # whatever it is: a job that nobody ends would run until its lease does
-                log.exception("job %s cannot be settled", job.id)
+                log.exception("job %s cannot be settled", claimed.id)
                 self._settler.fail(batch.maker, claimed, UNDELIVERED)
                 return False
 
@@ -188,6 +190,7 @@ def _outcome(
         inference_s=sum(one.call.inference_s for one in rode_in),
         score_s=sum(one.score_s for one in rode_in),
         scoring=scoring,
+        floor=floor_of(batch.runtime.student, batch.rounds[number].asked),
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -61,31 +61,31 @@ class Judged:
 
 def judge(
     runtime: Runtime, images_BCHW: FloatArray, prompts: Sequence[str], seeds: Sequence[int], steps: int,
-    policy: ScorePolicy | Literal["all"] = "all",
+    policy: ScorePolicy | Literal["all"] = "all", always: Collection[int] = (),
 ) -> tuple[Judged, ...]:  # fmt: skip
     """Score the pictures of one call of the runtime that the policy wants scored; the others have no reward.
 
+    Those in the rows ``always`` are scored whatever the policy says: something is chosen by their scores.
     Where that fails each picture is tried alone: whatever goes wrong here costs a score and no picture.
     """
     try:
-        return _judge(runtime, images_BCHW, prompts, seeds, steps, policy)
+        rows = [b for b, seed in enumerate(seeds) if b in always or policy == "all" or policy.scores(seed)]
+        return _judge(runtime, images_BCHW, prompts, rows, steps)
     except Exception as error:  # a scorer may fail in any way, a user's own in particular
         log.warning("%d pictures cannot be scored (%s)", len(seeds), type(error).__name__)
     if len(seeds) == 1:
         return (Judged(reward_failed=tuple(runtime.student.scorers)),)
     alone = [
-        judge(runtime, images_BCHW[b : b + 1], prompts[b : b + 1], seeds[b : b + 1], steps, policy)
+        judge(runtime, images_BCHW[b : b + 1], [prompts[b]], [seeds[b]], steps, "all" if b in always else policy)
         for b in range(len(seeds))
     ]
     return tuple(one for judged in alone for one in judged)
 
 
 def _judge(
-    runtime: Runtime, images_BCHW: FloatArray, prompts: Sequence[str], seeds: Sequence[int], steps: int,
-    policy: ScorePolicy | Literal["all"],
-) -> tuple[Judged, ...]:  # fmt: skip
-    rows = [b for b, seed in enumerate(seeds) if policy == "all" or policy.scores(seed)]
-    found = [Judged() for _ in seeds]
+    runtime: Runtime, images_BCHW: FloatArray, prompts: Sequence[str], rows: Sequence[int], steps: int
+) -> tuple[Judged, ...]:
+    found = [Judged() for _ in prompts]
     if not rows:
         return tuple(found)
     scores = runtime.score(images_BCHW[rows], [prompts[b] for b in rows])

@@ -15,14 +15,17 @@ from redis.exceptions import RedisError
 
 from service.queue.consumer import Consumer
 from service.queue.job import Claimed, Job
+from service.queue.rounds import Round
 from service.queue.states import State
 from service.results.store import ResultStore
 from service.worker.batch import Maker
 from service.worker.execution import Failure
+from service.worker.floor import Floor, Load
 from service.worker.heartbeat import Heartbeat
 from service.worker.pictures import encode
 from service.worker.provenance import Provenance
 from service.worker.scoring import Judged
+from service.worker.selection import Kept, select, with_earlier, with_floor
 from service.worker.signing import ImageSigner, SigningError
 from student.runtimes.runtime import FloatArray
 
@@ -40,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Drawing:
-    """The pictures of one job, as arrays, and what they cost; batch mates share the times of their calls."""
+    """The pictures of one round of a job, as arrays, and what they cost; batch mates share the times of their calls."""
 
     images: tuple[FloatArray, ...]
     judged: tuple[Judged, ...]
@@ -49,6 +52,7 @@ class Drawing:
     inference_s: float
     score_s: float
     scoring: Scoring = ""
+    floor: Floor | None = None
 
 
 class Settler:
@@ -66,37 +70,49 @@ class Settler:
         self._signer = signer
 
     def settle(
-        self, maker: Maker, claimed: Claimed, job: Job, outcome: Drawing | Failure, calls: Sequence[Mapping[str, Any]]
-    ) -> bool:
-        """Store and announce the pictures of a job, or fail it; ``calls`` are the measured calls to report with it.
+        self, maker: Maker, claimed: Claimed, drawn: Round, outcome: Drawing | Failure,
+        calls: Sequence[Mapping[str, Any]],
+    ) -> bool:  # fmt: skip
+        """Store and announce what a round of a job has given, or fail it; ``calls`` are the measured ones to report.
 
         Returns whether scores are awaited for it now: then the heartbeat still holds it.
         """
         if self._heartbeat.dropped(claimed):
             outcome = DROPPED
-        told = outcome if isinstance(outcome, Failure) else self._stored(maker, claimed, job, outcome)
-        if isinstance(told, Failure):
-            self.fail(maker, claimed, told, calls)
+        stored = outcome if isinstance(outcome, Failure) else self._stored(maker, claimed, drawn, outcome)
+        if isinstance(stored, Failure):
+            self.fail(maker, claimed, stored, calls)
             return False
+        told, following = stored
+        report = {"runtime": maker.runtime, **told, "calls": [*drawn.best.get("calls", []), *calls]}
         follow = told["scoring"] == "pending"
-        ended = self._finish(maker, claimed, State.DONE, told, calls, scores_follow=follow)
+        if following is not None:
+            ended = self._advance(claimed, following, report)
+        else:
+            ended = self._finish(claimed, State.DONE, report, scores_follow=follow)
         # An unknown end (None) may be a good one: what it points at is left to the sweeper.
         if ended in WITHOUT_PICTURES:
             self._discard(claimed)
         return follow and ended == State.DONE
 
-    def _stored(self, maker: Maker, claimed: Claimed, job: Job, drawing: Drawing) -> dict[str, Any] | Failure:
-        """What is told of the pictures once they are stored, or why they cannot be handed out."""
-        if not all(np.isfinite(image).all() for image in drawing.images):
+    def _stored(
+        self, maker: Maker, claimed: Claimed, drawn: Round, drawing: Drawing
+    ) -> tuple[dict[str, Any], Round | None] | Failure:
+        """What is told of the pictures that are kept, once they are stored, and the round that follows; or why they
+        cannot be handed out."""
+        kept = select(drawn, drawing.judged, [bool(np.isfinite(image).all()) for image in drawing.images])
+        pictures = [one for one in kept if one is not None]
+        if len(pictures) < len(kept):
             return Failure("generation_failed", "The picture came out broken (its values are not finite).")
+        floor, following = self._judged_by_floor(claimed, drawn, pictures, drawing.floor)
         started = time.perf_counter()
         try:
-            images = self._keep_all(maker, claimed, job, drawing)
+            images = self._keep_all(maker, claimed, drawn, drawing, pictures)
         except SigningError as error:
-            log.error("job %s cannot be signed: %s", job.id, error)
+            log.error("job %s cannot be signed: %s", claimed.id, error)
             return Failure("generation_failed", "The picture could not be signed.")
         except OSError as error:
-            log.error("job %s cannot be stored: %s", job.id, error)
+            log.error("job %s cannot be stored: %s", claimed.id, error)
             return Failure("storage_failed", "The picture was drawn, but could not be stored.")
         timings = {
             "queue_s": drawing.queue_s,
@@ -104,12 +120,35 @@ class Settler:
             "score_s": drawing.score_s,
             "encode_s": time.perf_counter() - started,
         }
-        told = {"images": images, "timings": timings, "batch_size": drawing.batch_size}
-        return {**told, "scoring": drawing.scoring}
+        told = {"images": images, "timings": timings, "batch_size": drawing.batch_size, "scoring": drawing.scoring}
+        told = with_earlier(drawn, told)
+        return (told if floor is None else with_floor(told, pictures, floor)), following
+
+    def _judged_by_floor(
+        self, claimed: Claimed, drawn: Round, kept: Sequence[Kept], floor: Floor | None
+    ) -> tuple[Floor | None, Round | None]:
+        """The floor in effect, and the round that follows; the queue is only asked where one might."""
+        if floor is None:
+            return None, None
+        following = drawn.following([image for image, one in enumerate(kept) if floor.sends_on(one.score)])
+        if following is None:
+            return floor, None
+        load = self._load(claimed, following)
+        floor = floor.under(load, drawn.asked)
+        going = [] if load.late else [image for image, one in enumerate(kept) if floor.sends_on(one.score)]
+        return floor, drawn.following(going)
+
+    def _load(self, claimed: Claimed, following: Round) -> Load:
+        try:
+            return Load(*self._consumer.load(claimed.id, following.job.cost))
+        except RedisError as error:
+            log.warning("the load is unknown, and the floor of job %s stays: %s", claimed.id, error)
+            return Load(0.0, False)
 
     def fail(self, maker: Maker, claimed: Claimed, failure: Failure, calls: Sequence[Mapping[str, Any]] = ()) -> None:
         """End a job without pictures."""
-        self._finish(maker, claimed, State.FAILED, {"error": asdict(failure)}, calls)
+        report = {"runtime": maker.runtime, "calls": list(calls), "error": asdict(failure)}
+        self._finish(claimed, State.FAILED, report)
         self._discard(claimed)
 
     def show(self, maker: Maker, claimed: Claimed, job: Job, number: int, index: int, image_CHW: FloatArray) -> None:
@@ -121,29 +160,38 @@ class Settler:
         except (OSError, RedisError) as error:
             log.warning("a preview of job %s is left out: %s", job.id, error)
 
-    def _keep_all(self, maker: Maker, claimed: Claimed, job: Job, drawing: Drawing) -> list[dict[str, Any]]:
-        """Encode and store every picture of a job; a store that fails is tried a few times."""
+    def _keep_all(
+        self, maker: Maker, claimed: Claimed, drawn: Round, drawing: Drawing, kept: Sequence[Kept]
+    ) -> list[dict[str, Any]]:
+        """Encode and store what is new among the kept pictures of a job; a store that fails is tried a few times."""
+
+        def all_of_them() -> list[dict[str, Any]]:
+            return [self._keep(maker, claimed, drawn, k, drawing, one) for k, one in enumerate(kept)]
+
         for pause_s in STORE_PAUSES_S:
             try:
-                return [self._keep(maker, claimed, job, k, drawing) for k in range(len(drawing.images))]
+                return all_of_them()
             except OSError as error:
-                log.warning("job %s cannot be stored yet: %s", job.id, error)
+                log.warning("job %s cannot be stored yet: %s", claimed.id, error)
                 self._stopping.wait(pause_s)
-        return [self._keep(maker, claimed, job, k, drawing) for k in range(len(drawing.images))]
+        return all_of_them()
 
-    def _keep(self, maker: Maker, claimed: Claimed, job: Job, index: int, drawing: Drawing) -> dict[str, Any]:
-        """Encode and store one picture; returns what the client learns about it."""
-        image_CHW = drawing.images[index]
+    def _keep(
+        self, maker: Maker, claimed: Claimed, drawn: Round, index: int, drawing: Drawing, kept: Kept
+    ) -> dict[str, Any]:
+        """Encode and store one picture, unless it is there already; returns what the client learns about it."""
+        if kept.row is None:
+            return {**drawn.best["images"][index], **kept.about}
+        job, image_CHW = drawn.asked, drawing.images[kept.row]
         data = encode(image_CHW, job.output_format, job.quality, self._made_by(maker))
         if self._signer is not None:
             data = self._signer.sign(data, job.output_format, maker.origin)
         return {
             "file": self._store.put(job.id, claimed.token, str(index), job.output_format, data),
-            "seed": job.seeds[index],
             "width": image_CHW.shape[2],
             "height": image_CHW.shape[1],
             "sha256": hashlib.sha256(data).hexdigest(),
-            **drawing.judged[index].told(),
+            **kept.about,
         }
 
     def _made_by(self, maker: Maker) -> Provenance | None:
@@ -157,17 +205,9 @@ class Settler:
             log.warning("what job %s has stored is left to the sweeper: %s", claimed.id, error)
 
     def _finish(
-        self,
-        maker: Maker,
-        claimed: Claimed,
-        state: State,
-        result: Mapping[str, Any],
-        calls: Sequence[Mapping[str, Any]],
-        *,
-        scores_follow: bool = False,
+        self, claimed: Claimed, state: State, report: Mapping[str, Any], *, scores_follow: bool = False
     ) -> str | None:
         """Tell the queue, through an outage of the server if need be; None if its answer stayed out."""
-        report = {"runtime": maker.runtime, "calls": list(calls), **result}
         ended: str | None = None
         try:
             ended = until_answered(
@@ -177,10 +217,28 @@ class Settler:
         finally:
             if not (scores_follow and ended == State.DONE):
                 self._heartbeat.let_go(claimed)
-        if ended is not None:
-            about = {"job_id": claimed.id, "batch": claimed.token, "attempt": claimed.attempts, "state": ended}
-            log.info("job settled", extra=about)
-        return ended
+        return _noted(claimed, ended)
+
+    def _advance(self, claimed: Claimed, following: Round, report: Mapping[str, Any]) -> str | None:
+        """The same for a job that goes on with another round."""
+        going, best = following.job, {**report, **following.noted()}
+        try:
+            state = until_answered(
+                lambda: self._consumer.advance(
+                    claimed.id, claimed.token, best, shape=going.shape, images=going.images, cost=going.cost
+                ),
+                f"job {claimed.id} cannot go on yet",
+            )
+        finally:
+            self._heartbeat.let_go(claimed)
+        return _noted(claimed, state)
+
+
+def _noted(claimed: Claimed, state: str | None) -> str | None:
+    if state is not None:
+        about = {"job_id": claimed.id, "batch": claimed.token, "attempt": claimed.attempts, "state": state}
+        log.info("job settled", extra=about)
+    return state
 
 
 def until_answered(call: Callable[[], T], trouble: str) -> T | None:

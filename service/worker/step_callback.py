@@ -41,12 +41,13 @@ class StepCallback:
         return reason is not None
 
     def _show(self, needed: set[int], slots: Sequence[Slot], step: int, preview: Preview) -> None:
-        """One call of the decoder for all that are shown."""
+        """One call of the decoder for all that are shown: of several candidates the first."""
         jobs = self._batch.jobs
         wanted = {number: preview_steps(jobs[number].steps, jobs[number].previews) for number in needed}
-        rows = [row for row, slot in enumerate(slots) if step in wanted.get(slot.job, ())]
+        draws = [self._batch.rounds[slot.job].draws[slot.index] for slot in slots]
+        rows = [row for row, slot in enumerate(slots) if step in wanted.get(slot.job, ()) and not draws[row].candidate]
         if not rows:
             return
         for row, image_CHW in zip(rows, preview(rows), strict=True):
-            slot = slots[row]
-            self._finisher.show(self._batch, slot.job, wanted[slot.job].index(step), slot.index, image_CHW)
+            number = slots[row].job
+            self._finisher.show(self._batch, number, wanted[number].index(step), draws[row].image, image_CHW)

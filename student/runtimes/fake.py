@@ -16,10 +16,11 @@ import re
 import signal
 import time
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
-from student.bundle import ImageSize, Latents, Scorer, Student
+from student.bundle import ImageSize, Latents, RewardReference, Scorer, Student
 from student.noise import SEED_LIMIT
 from student.runtimes.runtime import FloatArray, Watch
 from student.schedule import sigmas
@@ -27,6 +28,9 @@ from student.schedule import sigmas
 SIDE_PX = 64
 CELLS = 8
 MAX_BATCH = 8
+# A score is a mean of as many even bytes as there are cells, times 4: next to normal.
+DEVIATION = 4 * (1 / 12) ** 0.5 / CELLS
+POINTS = (1, 5, *range(10, 100, 10), 95, 99)
 STEPS = (4, 1, 2)  # the first is what a request without a count gets
 SLEEP = re.compile(r"fake:sleep=([0-9.]+)")
 STEP = re.compile(r"fake:step=([0-9.]+)")
@@ -50,7 +54,13 @@ def fake_student() -> Student:
             "trained": Scorer("scorers/trained.onnx", mean=0.0, std=1.0, role="trained"),
             "heldout": Scorer("scorers/heldout.onnx", mean=0.0, std=1.0, role="heldout"),
         },
+        reward_reference={name: _reference() for name in ("trained", "heldout")},
     )
+
+
+def _reference() -> RewardReference:
+    normal = NormalDist(0.0, DEVIATION)
+    return RewardReference(0.0, DEVIATION, {str(point): normal.inv_cdf(point / 100) for point in POINTS})
 
 
 def fake_image(prompt: str, seed: int, steps: int, who: str = "") -> FloatArray:

@@ -195,3 +195,23 @@ def test_a_key_travels_with_every_command(live: Service) -> None:
     with Client(live.url, "fs_any") as client:
         assert client.jobs(1) is not None
     assert call("jobs", "list", "--url", live.url, "--api-key", "not a key").exit_code == 2
+
+
+def test_the_best_of_several_is_written_and_said_to_be(fewstep: Any, tmp_path: Path) -> None:
+    done = fewstep("generate", PROMPT, "--seed", 7, "--best-of", 4, "-o", "x.png")
+    assert done.exit_code == 0 and "(4 steps, best of 4)" in done.stdout
+    seed = int(done.stdout.split("seed ")[1].split()[0])
+    assert np.array_equal(pixels((tmp_path / "x.png").read_bytes()), expected_pixels(PROMPT, seed))
+    told = json.loads(fewstep("generate", PROMPT, "--seed", 7, "--best-of", 4, "-o", "x.png", "--json").stdout)
+    assert told["data"][0]["candidates"][0]["seed"] == 7 and told["rank_by"] == "trained"
+
+
+def test_a_floor_and_a_cascade_are_passed_on(fewstep: Any) -> None:
+    done = fewstep("generate", PROMPT, "--seed", 7, "--min-reward", 9.5, "--cascade", "1,2", "-o", "x.png", "--json")
+    told = json.loads(done.stdout)
+    assert told["floor"]["min_reward"] == 9.5 and [one["steps"] for one in told["data"][0]["candidates"]] == [1, 2]
+    below = fewstep("generate", PROMPT, "--min-reward", "9.5", "--cascade", "1,2", "-o", "x.png")
+    assert "best of 2, below the floor)" in below.stdout
+    assert fewstep("generate", PROMPT, "--min-reward", "p50", "--best-of", 2, "-o", "x.png").exit_code == 0
+    wrong = fewstep("generate", PROMPT, "--cascade", "2;4", "-o", "x.png")
+    assert wrong.exit_code != 0 and "step counts with commas" in wrong.stderr

@@ -213,3 +213,21 @@ def test_a_long_look_shows_how_far_it_is_and_leaves_nothing_behind(monkeypatch: 
     monkeypatch.setattr(progress, "console", Console(file=shown, width=80))
     assert in_turns(range(3), str, "diversity") == ["0", "1", "2"]
     assert "diversity" not in shown.getvalue(), "a log file is no place for a bar that passes"
+
+
+def test_the_varied_pictures_are_scored_prompt_by_prompt() -> None:
+    """Each is what the sampler draws of that prompt and seed, whatever it was drawn with."""
+    sampler = sampler_of(tiny.sd3())
+    shape = sampler.model.latent_shape(32, 32)
+
+    def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return images.mean(dim=(1, 2, 3)) + torch.tensor([float(len(prompt)) for prompt in prompts])
+
+    measure = Measure({"bright": brightness}, None, lambda images: images)
+    plan = Plan(PROMPTS[:3], [PROMPTS[0], PROMPTS[10]], shape, 8)
+    found = measure.evaluate("student", sampler, plan)
+    for at, prompt in enumerate(plan.varied):
+        seeds = [plan.varied_seed + 8 * at + k for k in range(8)]
+        own = brightness(sampler.draw([prompt] * 8, seeds, shape, 8), [prompt] * 8)
+        assert found.varied["bright"][at] == pytest.approx(own.tolist(), abs=1e-5)
+    assert found.diversity == pytest.approx(measure.diversity(sampler, plan))

@@ -10,6 +10,8 @@ from service.http.openai.translate import described, usage
 from service.http.presentation import failure, in_base64
 from service.queue.job import Record
 
+ABOUT = ("seed", "steps", "reported", "below_floor", "candidates")  # not OpenAI's
+
 
 class OpenAIStream(EventStream):
     """The stream of ``stream: true``."""
@@ -26,4 +28,6 @@ class OpenAIStream(EventStream):
         fields["b64_json"] = await in_base64(self._services, event.file, event.data.get("sha256", ""))
         if event.number < COMPLETED:
             return {**fields, "partial_image_index": event.data["partial_image_index"]}
-        return {**fields, "usage": usage(self._services, record.job, 1).model_dump(), "seed": event.data["seed"]}
+        about = {name: event.data[name] for name in ABOUT if name in event.data}
+        drawn = len(event.data.get("candidates", ())) or 1
+        return {**fields, "usage": usage(self._services, record.job, drawn).model_dump(), **about}

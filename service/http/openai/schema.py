@@ -10,7 +10,19 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from service.http.schema import EXAMPLE, MAX_IMAGES, MAX_PREVIEWS, MAX_PROMPT_CHARS, Seeds, Strict
+from service.http.responses import Candidate
+from service.http.responses import Floor as FloorInEffect
+from service.http.schema import (
+    EXAMPLE,
+    MAX_BEST_OF,
+    MAX_IMAGES,
+    MAX_PREVIEWS,
+    MAX_PROMPT_CHARS,
+    Cascade,
+    Floor,
+    Seeds,
+    Strict,
+)
 
 Quality = Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"]
 
@@ -76,6 +88,14 @@ class ImagesRequest(Strict):
     num_inference_steps: int | None = Field(
         None, ge=1, le=1000, description="Not OpenAI's (extra_body): a trained step count, instead of quality."
     )
+    best_of: int = Field(1, ge=1, le=MAX_BEST_OF, description="Not OpenAI's (extra_body): see /generate.", examples=[4])
+    rank_by: str | None = Field(None, max_length=64, description="Not OpenAI's (extra_body): see /generate.")
+    min_reward: Floor | None = Field(
+        None, description="Not OpenAI's (extra_body): see /generate.", examples=["p20", 0.5]
+    )
+    cascade: Cascade | None = Field(
+        None, description="Not OpenAI's (extra_body), instead of quality: see /generate.", examples=[[2, 4, 8]]
+    )
 
 
 class ImageDatum(Strict):
@@ -89,6 +109,10 @@ class ImageDatum(Strict):
         default_factory=dict,
         description="Not OpenAI's: per cent of the student's own pictures at these steps that score lower, by scorer.",
     )
+    steps: int | None = Field(None, description="Not OpenAI's: its network calls; with best_of or min_reward.")
+    reported: dict[str, float] | None = Field(None, description="Not OpenAI's: as of /generate.")
+    below_floor: bool | None = Field(None, description="Not OpenAI's: as of /generate.")
+    candidates: list[Candidate] | None = Field(None, description="Not OpenAI's: as of /generate.")
 
 
 class InputDetails(Strict):
@@ -117,3 +141,4 @@ class ImagesAnswer(Strict):
     quality: str = Field(description="low, medium or high: what the step count means for this student.")
     size: str
     usage: Usage
+    floor: FloorInEffect | None = Field(None, description="Not OpenAI's: as of /generate.")

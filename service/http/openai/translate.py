@@ -9,7 +9,7 @@ from starlette.responses import Response
 from service.errors import InvalidRequest, ServiceError
 from service.http.generate import Caller
 from service.http.openai.schema import ImageDatum, ImagesAnswer, ImagesRequest, InputDetails, Usage
-from service.http.presentation import in_base64
+from service.http.presentation import chosen, drawn_images, in_base64, public_fields
 from service.http.schema import GenerateRequest
 from service.http.services import Services
 from service.models.choice import Choice, Served
@@ -23,7 +23,10 @@ REFUSED = {
     "frame_count": "frame_count is for gif, which is not supported.",
     "frame_duration_ms": "frame_duration_ms is for gif, which is not supported.",
 }
-SAME = ("prompt", "output_format", "output_compression", "response_format", "stream", "partial_images", "seed")
+CHOICE = ("best_of", "rank_by", "min_reward", "cascade")
+SAME = (
+    "prompt", "output_format", "output_compression", "response_format", "stream", "partial_images", "seed", *CHOICE,
+)  # fmt: skip
 
 
 def pick(choice: Choice, body: ImagesRequest) -> Served:
@@ -73,6 +76,10 @@ def _model(body: ImagesRequest) -> tuple[str | None, str | None]:
 
 
 def _steps(student: Student, body: ImagesRequest) -> int | None:
+    if body.cascade is not None:  # says the step counts
+        if body.quality not in (None, "auto"):
+            raise InvalidRequest("cascade sets the step counts: send either quality or cascade.", "quality")
+        return body.num_inference_steps
     if body.num_inference_steps is not None and body.quality not in (None, "auto"):
         raise InvalidRequest("quality sets the step count: send either quality or num_inference_steps.", "quality")
     if body.num_inference_steps is not None:
@@ -99,7 +106,8 @@ async def answer(services: Services, record: Record, caller: Caller) -> Response
     body = ImagesAnswer(
         created=int(record.created_s),
         data=[await _datum(services, record, k, caller.base_url) for k in range(len(record.result["images"]))],
-        usage=usage(services, job, len(job.seeds)),
+        usage=usage(services, job, drawn_images(record)),
+        floor=chosen(record)["floor"],
         **described(services, job),
     )
     applied = {"Preference-Applied": caller.preference.applied} if caller.preference.applied else {}
@@ -135,7 +143,7 @@ def _student(services: Services, job: Job) -> Student | None:
 
 async def _datum(services: Services, record: Record, index: int, base_url: str) -> ImageDatum:
     image = record.result["images"][index]
-    fields = {name: image[name] for name in ("seed", "reward", "reward_percentile") if name in image}
+    fields = public_fields(ImageDatum, image)
     if record.job.response_format == "url":
         link = await services.links.to_image(base_url, record, index)
         return ImageDatum(url=link.url, **fields)

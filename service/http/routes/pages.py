@@ -20,6 +20,7 @@ ASSETS = {
     "dom.js": "text/javascript",
     "gallery.js": "text/javascript",
     "panel.js": "text/javascript",
+    "quality.js": "text/javascript",
     "snippets.js": "text/javascript",
     "viewer.js": "text/javascript",
     "docs.js": "text/javascript",

@@ -13,6 +13,7 @@
 --   ab          zset    jobs whose last client has gone, by the moment when they are given up
 --   v, f        virtual time, and for each key the virtual time at which its last job is over
 --   rt          hash    by lane, what its last jobs took (below); and when the last job of any lane was drawn
+--   ar          hash    by lane, the work that was accepted of late (it fades), and by <lane>@ when it was noted
 --   q:<key>     hash    what is left of a key's quota
 --   k:<key>     zset    a key's newest jobs, by the time of their acceptance
 --   w:<lane>    list    wake-up tokens for the workers of a lane
@@ -45,6 +46,8 @@ local STREAM_KEPT_MS = 3600000
 local WEEK_MS = 604800000
 local WEBHOOK_KEPT_MS = 7200000  -- longer than all tries to send one can take
 local RECHECK_US = 5000000
+local ARRIVALS_US = 30000000
+local QUOTA_MS = 60000  -- in which a whole quota comes back
 local DEAD_KEPT = 1000
 local USAGE_KEPT_MS = 34560000000  -- 400 days
 local WINDOW, WINDOWS = 8, 9
@@ -78,7 +81,7 @@ end
 local FIELDS = {
   'state', 'token', 'cancel', 'bucket', 'lane', 'key', 'priority', 'cost', 'charged', 'images', 'score', 'start',
   'attempts', 'worker', 'created_us', 'claimed_us', 'deadline_us', 'ttl_ms', 'reply', 'watchers', 'webhook', 'detached',
-  'best', 'advanced', 'scoring', 'payload',
+  'best', 'advanced', 'since_us', 'scoring', 'payload',
 }
 
 -- A job's record as a table; state is nil if there is none.
@@ -176,14 +179,24 @@ local function watch(job, api)
 end
 
 -- What a key was charged for work that it did not get.
-local function refund(job)
-  local charged = tonumber(job.charged or 0)
-  if charged > 0 and redis.call('EXISTS', P .. 'q:' .. job.key) == 1 then
-    redis.call('HINCRBY', P .. 'q:' .. job.key, 'left', int(charged))
+local function refund(job, cost)
+  if tonumber(job.charged or 0) > 0 and redis.call('EXISTS', P .. 'q:' .. job.key) == 1 then
+    redis.call('HINCRBY', P .. 'q:' .. job.key, 'left', int(cost))
   end
 end
 
--- The same for its turn. What it asks for next starts so much earlier; nothing starts before the virtual time.
+-- Charge a job's cost once more: what is left of the quota may become a debt.
+local function charge(job)
+  if not job.charged then return end
+  set(job.id, 'charged', int(job.charged + job.cost))
+  local key = P .. 'q:' .. job.key
+  if redis.call('EXISTS', key) == 1 then
+    redis.call('HINCRBY', key, 'left', int(-job.cost))
+    redis.call('PEXPIRE', key, int(redis.call('PTTL', key) + QUOTA_MS))
+  end
+end
+
+-- Its turn for work that it did not get. What it asks for next starts so much earlier; nothing starts before the virtual time.
 local function give_turn_back(job)
   local last = redis.call('ZSCORE', P .. 'f', job.key)
   if last then redis.call('ZADD', P .. 'f', int(math.max(0, tonumber(last) - job.cost)), job.key) end
@@ -227,7 +240,7 @@ local function close(job, state, result)
   redis.call('PEXPIRE', P .. 'j:' .. job.id, int(kept_ms))
   for _, name in ipairs({'l', 'd', 'ab'}) do redis.call('ZREM', P .. name, job.id) end
   redis.call('DEL', P .. 'a:' .. job.id)
-  if state == 'failed' then refund(job) end
+  if state == 'failed' then refund(job, job.charged) end
   if job.webhook then
     redis.call('ZADD', P .. 'wh', int(now_us()), job.id)
     keep(P .. 'wh', WEEK_MS)
@@ -253,15 +266,16 @@ end
 local function close_waiting(job, why)
   pull(job.bucket, {job})
   index(job.bucket)
-  if tonumber(job.attempts) == 0 and not job.best then
-    refund(job)
+  if tonumber(job.attempts) == 0 then
+    refund(job, job.best and job.cost or job.charged)
     give_turn_back(job)
   end
   return close(job, why, '')
 end
 
 -- End a job without a picture: one that waits at once, a running one when its worker notices the mark. A running one
--- that no lease stands for ends at once, too: nobody is there to notice.
+-- that no lease stands for ends at once, too: nobody is there to notice. So does one that has pictures of an earlier
+-- round: nobody need wait for its worker.
 -- → 'missing' or the job's state afterwards. The first reason counts; what has ended stays as it is.
 local function give_up(id, why)
   local job = load(id)
@@ -276,7 +290,7 @@ local function give_up(id, why)
     return job.state
   end
   if not job.cancel then set(id, 'cancel', why) end
-  if not redis.call('ZSCORE', P .. 'l', id) then return close(job, job.cancel or why, '') end
+  if job.best or not redis.call('ZSCORE', P .. 'l', id) then return close(job, job.cancel or why, '') end
   if why == 'expired' then redis.call('ZADD', P .. 'd', int(now_us() + RECHECK_US), id) end
   return 'running'
 end
@@ -306,9 +320,10 @@ local function bury_or_requeue(job, max_attempts)
     redis.call('HINCRBY', P .. 'n', 'redelivered', 1)
     return requeue(job, job.attempts, true)
   end
-  redis.call('HINCRBY', P .. 'n', 'dead', 1)
   local message = 'The worker died ' .. job.attempts .. ' times while it drew this.'
-  close(job, 'failed', cjson.encode({version = 1, error = {code = 'worker_lost', message = message}}))
+  local error = {code = 'worker_lost', message = message}
+  if close(job, 'failed', cjson.encode({version = 1, error = error})) == 'done' then return 'done' end
+  redis.call('HINCRBY', P .. 'n', 'dead', 1)
   redis.call('ZADD', P .. 'dead', int(now_us()), job.id)
   redis.call('ZREMRANGEBYRANK', P .. 'dead', 0, -1 - DEAD_KEPT)
   redis.call('ZREMRANGEBYSCORE', P .. 'dead', '-inf', int(now_us() - WEEK_MS * 1000))
@@ -359,6 +374,26 @@ local function drained(job)
   redis.call('HSET', P .. 'rt', job.lane, cjson.encode(lane), 'last_us', int(now_us()))
 end
 
+-- Note work that a lane was asked for: what is remembered fades by a factor e in ARRIVALS_US.
+local function arrived(lane, cost)
+  local said = redis.call('HMGET', P .. 'ar', lane, lane .. '@')
+  local work = said[1] and said[1] * math.exp((said[2] - now_us()) / ARRIVALS_US) or 0
+  redis.call('HSET', P .. 'ar', lane, string.format('%.3f', work + cost), lane .. '@', int(now_us()))
+end
+
+-- The share of the workers' time that what arrives of late takes: above 1 they cannot keep up. 0 while it is unknown.
+local function utilisation()
+  local paces, share = pairs_of(redis.call('HGETALL', P .. 'rt')), 0
+  local asked = pairs_of(redis.call('HGETALL', P .. 'ar'))
+  for lane, pace in pairs(paces) do
+    local work, at_us = asked[lane], asked[lane .. '@']
+    if work and at_us then
+      share = share + work * math.exp((at_us - now_us()) / ARRIVALS_US) / ARRIVALS_US * (pace_of(pace) or 0)
+    end
+  end
+  return share
+end
+
 -- How long so many of the waiting jobs will take, in milliseconds, each lane at its own pace; 0 while it is unknown.
 local function drain_ms(jobs, waiting)
   if jobs == 0 or waiting == 0 then return 0 end
@@ -369,10 +404,10 @@ local function drain_ms(jobs, waiting)
   return total_us * math.min(1, jobs / waiting) / 1000
 end
 
--- Count what was drawn for a key, by day (UTC).
+-- Count what was drawn for a key, by day (UTC): each round as it is drawn, the job with its first.
 local function count_usage(job)
   local used = P .. 'u:' .. int(math.floor(now_us() / 86400000000))
-  redis.call('HINCRBY', used, job.key .. '|jobs', 1)
+  redis.call('HINCRBY', used, job.key .. '|jobs', job.best and 0 or 1)
   redis.call('HINCRBY', used, job.key .. '|images', job.images)
   redis.call('HINCRBY', used, job.key .. '|work', job.cost)
   keep(used, USAGE_KEPT_MS)

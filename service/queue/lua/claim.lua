@@ -1,12 +1,15 @@
 -- worker, claim id, JSON of {lane: the most images that a batch of it holds}, lease_ms
--- → {now_us, token, {{id, payload, attempts, created_us}, …}}: waiting jobs of one bucket, in order.
+-- → {now_us, token, {{id, payload, attempts, waiting since (µs), best}, …}}: waiting jobs of one bucket, in order; best
+-- is what an earlier round of the job has left, '' if there was none.
 -- The same claim id gets the same jobs again (those that are still held), never more.
 local worker, claim_id, lanes, lease_ms = ARGV[1], ARGV[2], cjson.decode(ARGV[3]), tonumber(ARGV[4])
 local claim_key = P .. 'c:' .. worker
 
 local function answer(token, jobs)
   local rows = {}
-  for i, job in ipairs(jobs) do rows[i] = {job.id, job.payload, job.attempts, job.created_us} end
+  for i, job in ipairs(jobs) do
+    rows[i] = {job.id, job.payload, job.attempts, job.since_us or job.created_us, job.best or ''}
+  end
   return {int(now_us()), token, rows}
 end
 

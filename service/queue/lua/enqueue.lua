@@ -158,5 +158,6 @@ end
 redis.call('ZADD', P .. 'f', int(move_back(behind, start + a.cost)), a.key)
 redis.call('ZADD', P .. 'd', int(now + a.timeout_ms * 1000), a.id)
 push(job, bucket)
+arrived(a.lane, a.cost)
 wake(a.lane)
 return verdict('ok', a.id, wait_ms)

@@ -1,5 +1,5 @@
 -- max attempts → the number of jobs whose lease had run out. Once a minute it also keeps what the jobs need.
-local SHARED = {'b', 'o', 'pending', 'wl', 'kc', 'l', 'd', 'sc', 'ab', 'f', 'v', 'token', 'rt', 'n'}
+local SHARED = {'b', 'o', 'pending', 'wl', 'kc', 'l', 'd', 'sc', 'ab', 'f', 'v', 'token', 'rt', 'ar', 'n'}
 local lost = reap(1000, tonumber(ARGV[1]))
 
 -- An older release beside this one puts jobs into the queue, and takes some out, without counting them: count again.

@@ -18,7 +18,7 @@ from service.queue.states import State
 from service.queue.status import Depth
 from student.bundle import RewardReference
 from student.runtimes.fake import FakeRuntime, fake_student
-from tests.service.support import eventually, post, running_service
+from tests.service.support import a_job, eventually, post, running_service
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 NAMED = {"model": "fake", "version": "1"}
@@ -196,3 +196,23 @@ def test_a_server_out_of_reach_is_told_and_its_last_figures_stay() -> None:
     for samples in (before, after):
         assert value(samples, "redis_memory_used_bytes") == 9 and value(samples, "redis_memory_max_bytes") == 10
         assert value(samples, "redis_append_ok") == 0 and value(samples, "ready_workers") == 2
+
+
+def test_what_was_chosen_is_counted_apart_from_what_the_student_draws() -> None:
+    """Four candidates, two of them of a second round: the student's own scores are those of the first."""
+    scores = ((0.0, 0.5, 1), (1.0, 0.7, 1), (2.0, 0.3, 2), (-1.0, 0.1, 2))
+    candidates = [{"reward": {"t": t, "h": h}, "round": round} for t, h, round in scores]
+    image = {"reward": {"t": 2.0, "h": 0.3}, "candidates": candidates, "below_floor": True}
+    metrics = Metrics("m", "1", {})
+    payload = a_job(model="m", rank_by="t", candidates=4).to_payload()
+    metrics.record(replace(done(images=[image, {"reward": {"t": 5.0}}]), payload=payload))
+    samples, named = read(metrics.text().decode()), {"model": "m", "version": "1"}
+    assert value(samples, "reward_score_count", **named, scorer="t") == 3
+    assert value(samples, "reward_above_total", **named, scorer="t") == 0.0 + 1.0 + 5.0
+    assert value(samples, "candidates_total", **named) == 4 and value(samples, "images_total", **named) == 2
+    assert value(samples, "images_below_floor_total", **named) == 1
+    for scorer, role, upper in (("t", "choosing", "1.5"), ("h", "reporting", "0.0")):
+        bucket = {**named, "scorer": scorer, "role": role, "le": upper}
+        assert value(samples, "best_of_gain_bucket", **bucket) == 1
+    assert value(samples, "best_of_gain_bucket", **named, scorer="t", role="choosing", le="1.0") == 0
+    assert value(samples, "best_of_gain_bucket", **named, scorer="h", role="reporting", le="-0.25") == 0

@@ -151,7 +151,8 @@ class QueueMachine(RuleBasedStateMachine):
     def finish_what_was_given_up(self, number: int, event: Event) -> None:
         id = str(self.pick(number, "running"))
         self.give_up(id, event)
-        self.finish(self.running(id), Event.DONE)
+        if not self.jobs[id].ended:
+            self.finish(self.running(id), Event.DONE)
 
     @precondition(lambda self: self.pick(0, "running"))
     @rule(number=numbers, gently=st.booleans())
@@ -231,7 +232,7 @@ class QueueMachine(RuleBasedStateMachine):
         last = job.attempts >= MAX_ATTEMPTS and not job.mark
         job.happen(Event.LOSE_LAST if last else Event.LOSE)
         job.solo = True
-        if last:
+        if last and not job.best:
             self.dead.add(id)
 
     @precondition(lambda self: self.jobs)
@@ -253,6 +254,9 @@ class QueueMachine(RuleBasedStateMachine):
     def give_up(self, id: str, event: Event) -> None:
         job = self.jobs[id]
         job.happen(event)
+        if job.mark and job.best:  # nobody need wait for its worker
+            self.stale.append((id, job.token))
+            job.state, job.mark = job.mark, None
         assert self.queue.cancel(id, "cancelled" if event is Event.CANCEL else "expired") == job.seen
 
     @invariant()

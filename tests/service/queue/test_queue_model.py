@@ -51,6 +51,8 @@ MUTANTS = {
     "a robbed worker keeps its jobs": ("if job.worker == worker then", "if job.worker == '' then"),
     "what nobody holds runs for ever": ("return close(job, job.cancel or why, '')", "return 'running'"),
     "what was drawn is lost with the worker": ("if state ~= 'done' and job.best then", "if false then"),
+    "what has pictures waits for its worker": ("if job.best or not redis.call", "if not redis.call"),
+    "what has pictures becomes a dead letter": ("== 'done' then return 'done' end", "== '' then return 'done' end"),
     "advancing twice advances twice": ("job.advanced == token and job.state", "false"),
     "an emptied bucket stays in the index": (
         "redis.call('ZREM', P .. 'b', bucket)\n  else\n    index",

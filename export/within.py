@@ -1,0 +1,89 @@
+"""How the scores of a student's pictures differ within a prompt, measured on its own pictures and kept in the bundle.
+
+Every prompt's scores are kept as soon as they are known, so that an interrupted measurement goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.progress import track
+
+from export.errors import ExportError
+from rewards.serving import open_reward
+from student.bundle import Student, WithinPrompt, read_student, rewrite_student
+from student.reference import at_key
+from student.runtimes.load import load
+from student.runtimes.options import Options
+from student.runtimes.runtime import Runtime
+from student.runtimes.sizes import own_size
+from student.within_prompt import measure
+
+KEPT = ".within-prompt.jsonl"
+FIRST_SEED = 1_000_000  # none of those that the distributions are made of
+Rows = dict[tuple[int, str], dict[str, list[float]]]
+
+
+def add_within_prompt(bundle: Path, prompts: Sequence[str], seeds: int, runtime: str, threads: int) -> Student:
+    """Measure, at each step count and the student's own size, ``seeds`` pictures of each prompt by all its scorers.
+
+    Raises:
+        ExportError, BundleError: it has no scorer that runs here, or too few prompts or pictures are asked for.
+    """
+    if len(prompts) < 2 or seeds < 2:
+        raise ExportError(f"{len(prompts)} prompts and {seeds} seeds: accepted are two or more of both")
+    opened = load(bundle, runtime, threads, Options(open_reward))
+    about = {"student": opened.student.fingerprint(), "scorers": sorted(opened.student.scorers), "seeds": seeds}
+    kept = bundle / KEPT
+    rows = _read(kept, about)
+    cells = [(steps, prompt) for steps in sorted(opened.student.steps) for prompt in prompts]
+    for cell in track([cell for cell in cells if cell not in rows], "pictures of one prompt"):
+        rows[cell] = _scores(opened, *cell, seeds)
+        with kept.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([*cell, rows[cell]]) + "\n")
+    found = {
+        at_key(opened.student, steps, own_size(opened.student)): _measured(rows, steps, prompts)
+        for steps in sorted(opened.student.steps)
+    }
+    student = replace(read_student(bundle), within_prompt=found)
+    rewrite_student(bundle, student)
+    kept.unlink()
+    return student
+
+
+def _scores(runtime: Runtime, steps: int, prompt: str, seeds: int) -> dict[str, list[float]]:
+    """Standardised scores by scorer of so many pictures of one prompt."""
+    scores: dict[str, list[float]] = {}
+    for first in range(0, seeds, runtime.max_batch):
+        part = range(FIRST_SEED + first, FIRST_SEED + min(first + runtime.max_batch, seeds))
+        texts = [prompt] * len(part)
+        for name, score_B in runtime.score(runtime.draw(texts, list(part), steps), texts).items():
+            scores.setdefault(name, []).extend(float(score) for score in score_B)
+    if not scores:
+        raise ExportError(f"{runtime.student.id} has no scorer that runs here: add one with --reward")
+    return scores
+
+
+def _measured(rows: Rows, steps: int, prompts: Sequence[str]) -> WithinPrompt:
+    names = rows[steps, prompts[0]]
+    try:
+        return measure({name: [rows[steps, prompt][name] for prompt in prompts] for name in names})
+    except ValueError as error:
+        raise ExportError(f"too few pictures of {steps} steps have a score: {error}") from error
+
+
+def _read(kept: Path, about: dict[str, object]) -> Rows:
+    """The scores of an interrupted measurement of the same; a torn last line is as if it were not there."""
+    rows: list[list[object]] = []
+    for line in kept.read_text("utf-8").splitlines() if kept.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    if not rows or rows[0] != [about]:
+        rows = [[about]]
+    kept.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+    return {(row[0], row[1]): row[2] for row in rows[1:]}  # type: ignore[misc]

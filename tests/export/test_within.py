@@ -1,0 +1,64 @@
+"""The within-prompt measurement, on the shipped student."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from export import within
+from export.errors import ExportError
+from export.score import score
+from student.bundle import read_student
+from student.runtimes.load import load
+from student.within_prompt import measure
+
+STARTER = Path(__file__).resolve().parents[2] / "models" / "shapes"
+PROMPTS = ("a red heart", "a large blue star on a cream background")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(STARTER, tmp_path / "shapes"))
+
+
+def test_spread_correlation_and_gain_come_into_the_manifest(bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(PROMPTS))
+    app = typer.Typer()
+    app.command()(score)
+    done = CliRunner().invoke(app, [str(bundle), "--prompts", str(file), "--seeds", "3"])
+    assert done.exit_code == 0, done.output
+    before, student = read_student(STARTER), read_student(bundle)
+    assert student.fingerprint() == before.fingerprint() and student.scorers == before.scorers
+    assert set(student.within_prompt or {}) == {"1", "2", "4", "8"} and not (bundle / within.KEPT).exists()
+    runtime = load(bundle, "auto", 1)
+    seeds = [within.FIRST_SEED + k for k in range(3)]
+    scores = [runtime.score(runtime.draw([prompt] * 3, seeds, 2), [prompt] * 3) for prompt in PROMPTS]
+    expected = measure({name: [row[name].tolist() for row in scores] for name in ("trained", "heldout")})
+    assert (student.within_prompt or {})["2"] == expected
+    assert "within a prompt at 2 steps" in done.output
+
+
+def test_an_interrupted_measurement_goes_on_where_it_was(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, scores_of = list[tuple[int, str]](), within._scores
+
+    def until_interrupted(runtime: object, steps: int, prompt: str, seeds: int) -> object:
+        if len(calls) == 3:
+            calls.append((steps, prompt))
+            raise KeyboardInterrupt
+        calls.append((steps, prompt))
+        return scores_of(runtime, steps, prompt, seeds)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(within, "_scores", until_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        within.add_within_prompt(bundle, PROMPTS, 2, "auto", 1)
+    with (bundle / within.KEPT).open("a") as file:
+        file.write('[4, "a torn li')
+    within.add_within_prompt(bundle, PROMPTS, 2, "auto", 1)
+    assert len(calls) == 4 + 5 and calls[3] == calls[4] and len(set(calls)) == 8
+    with pytest.raises(ExportError, match="1 prompts and 2 seeds"):
+        within.add_within_prompt(bundle, PROMPTS[:1], 2, "auto", 1)
