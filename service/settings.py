@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
 import ipaddress
 import os
@@ -15,14 +13,12 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import StartupError
+from service.webhooks.signature import key_of
 
 PREFIX = "FEWSTEP_"
 SECRETS_DIR = "FEWSTEP_SECRETS_DIR"  # a directory with a file for each setting that shall not be in the environment
 OF_CLIENTS = {"FEWSTEP_URL", "FEWSTEP_API_KEY"}  # what the client and the command line read
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-WEBHOOK_SECRET_PREFIX = "whsec_"
-WEBHOOK_KEY_BYTES = range(24, 65)
 SECRETS = ("FEWSTEP_REDIS_URL", "FEWSTEP_RESULTS", "FEWSTEP_WEBHOOK_SECRET")  # a URL may hold a password
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -93,11 +89,13 @@ class Settings(BaseSettings):
     torch_compile: Literal["off", "on", "graphs"] = Field(
         default="off", description="Whether the torch runtime compiles the network, and records it as CUDA graphs."
     )
-    threads: int = Field(default=0, ge=0, description="Threads of one worker; 0: its share of the cores.")
+    threads: int = Field(
+        default=0, ge=0, description="Threads of one worker; 0: all cores, or while other workers draw too, its share."
+    )
     workers: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
-        default=1,
-        description="Worker processes that serve starts, each with one of the GPUs in turn; auto: one for each GPU, "
-        "and one without any.",
+        default="auto",
+        description="Worker processes that serve starts, each with one of the GPUs in turn; auto: one for each GPU; "
+        "without any, up to four of a small compiled student, else one.",
     )
     apis: int = Field(default=1, ge=1, le=64, description="HTTP processes that serve starts, on one socket.")
     max_pending: int = Field(default=1000, ge=1, description="Jobs that may wait; beyond, requests are answered 503.")
@@ -203,14 +201,14 @@ class Settings(BaseSettings):
     @classmethod
     def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            webhook_key(value)
+            key_of(value.get_secret_value())
         return value
 
     @property
     def webhook_key(self) -> bytes:
         """What webhooks are signed with, where it is known that they are on."""
         assert self.webhook_secret is not None
-        return webhook_key(self.webhook_secret)
+        return key_of(self.webhook_secret.get_secret_value())
 
     @property
     def key_pending(self) -> int:
@@ -219,9 +217,20 @@ class Settings(BaseSettings):
 
     @property
     def thread_count(self) -> int:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        """Threads of a worker's call while no other worker of the machine draws."""
+        return self.threads or self.cores
+
+    @property
+    def crowded_threads(self) -> int:
+        """Threads of a worker's call while others of the machine draw too; 0: as many as ever."""
         workers = 1 if self.workers == "auto" else self.workers  # serve tells its workers how many they are
-        return self.threads or max(1, cores // workers)
+        share = max(1, self.cores // workers)
+        return share if self.threads == 0 and share < self.cores else 0
+
+    @property
+    def cores(self) -> int:
+        """Those of the machine that this process may use."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     @property
     def required_redis_url(self) -> str:
@@ -258,24 +267,6 @@ def read_settings() -> Settings:
         name = PREFIX + str(first["loc"][0]).upper() if first["loc"] else PREFIX
         shown = "wrong" if name in SECRETS else repr(first["input"])
         raise StartupError(f"{name} is {shown}: {first['msg']}.") from None
-
-
-def webhook_key(secret: SecretStr) -> bytes:
-    """The key in a secret of the form ``whsec_<base64>``.
-
-    Raises:
-        ValueError: it has another form, or is too short to be safe.
-    """
-    text = secret.get_secret_value()
-    if not text.startswith(WEBHOOK_SECRET_PREFIX):
-        raise ValueError("must be whsec_ and 24 to 64 random bytes in base64")
-    try:
-        key = base64.b64decode(text.removeprefix(WEBHOOK_SECRET_PREFIX), validate=True)
-    except binascii.Error:
-        raise ValueError("must be whsec_ and base64") from None
-    if len(key) not in WEBHOOK_KEY_BYTES:
-        raise ValueError(f"must hold 24 to 64 bytes, and holds {len(key)}")
-    return key
 
 
 def _secrets_dir(environ: Mapping[str, str]) -> Path | None:

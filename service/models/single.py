@@ -76,7 +76,7 @@ def load_runtime(bundle: Path, settings: Settings) -> Runtime:
     from student.runtimes.options import Options
 
     open_reward = None if settings.score == "off" else _open_reward
-    options = Options(open_reward, settings.offload, settings.torch_compile)
+    options = Options(open_reward, settings.offload, settings.torch_compile, settings.crowded_threads)
     return load(bundle, settings.runtime, settings.thread_count, options)
 
 

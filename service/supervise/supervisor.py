@@ -32,6 +32,7 @@ from service.queue.consumer import Consumer
 from service.settings import PREFIX, REPOSITORY, SECRETS_DIR, Settings
 from service.supervise.processes import spawn, stop
 from service.supervise.redis_server import EmbeddedServer
+from student.runtimes.manifest import OPENED_TWICE, RUNTIMES
 
 READY_TIMEOUT_S = 120.0
 POLL_EVERY_S = 0.1
@@ -39,6 +40,7 @@ ASK_TIMEOUT_S = 2.0
 API_MARGIN_S, WORKER_MARGIN_S = 1.2, 0.6
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
 STEADY_AFTER_S = 5.0
+MOST_ON_CPU = 4  # workers of a small student; each takes memory and some of the processor also when nothing is asked
 
 log = logging.getLogger("fewstep")
 
@@ -74,7 +76,7 @@ class Supervisor:
         check_exposure(settings, self._listener.getsockname()[0], KeyStore(settings.data_dir))
         self._lock = _claim_data_dir(settings.data_dir)
         self._server: EmbeddedServer | None = None
-        workers = workers_of(settings.workers, visible_gpus())
+        workers = workers_of(settings.workers, visible_gpus(), workers_on_cpu(settings))
         self._children = [Child("api") for _ in range(settings.apis)] + workers
         self._workers = len(workers)
         self._redis_url = settings.redis_url or ""
@@ -230,10 +232,23 @@ class Supervisor:
         os.close(self._lock)
 
 
-def workers_of(wanted: int | Literal["auto"], gpus: Sequence[str]) -> list[Child]:
-    """The workers to start: so many, each on one of the GPUs in turn; ``auto``: one on each, or one without any."""
-    count = max(1, len(gpus)) if wanted == "auto" else wanted
+def workers_of(wanted: int | Literal["auto"], gpus: Sequence[str], on_cpu: int) -> list[Child]:
+    """So many, each on one of the GPUs in turn; ``auto``: one on each GPU, or ``on_cpu`` of them without any."""
+    count = (len(gpus) or on_cpu) if wanted == "auto" else wanted
     return [Child("worker", gpu=gpus[number % len(gpus)] if gpus else "") for number in range(count)]
+
+
+def workers_on_cpu(settings: Settings) -> int:
+    """One for each of a few cores where the student is small and compiled, else one.
+
+    Calls of one thread side by side draw more pictures than calls of several threads one after the other, and each
+    worker holds the student in its own memory.
+    """
+    graphs = list((settings.model / RUNTIMES).glob("onnx-*/*.onnx"))
+    if settings.models is not None or not settings.runtime.startswith(("auto", "onnx")) or not graphs:
+        return 1
+    small = sum(graph.stat().st_size for graph in graphs) <= OPENED_TWICE
+    return min(settings.cores, MOST_ON_CPU) if small else 1
 
 
 def _claim_data_dir(folder: Path) -> int:

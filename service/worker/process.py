@@ -21,6 +21,7 @@ from service.settings import Settings
 from service.worker.claims import WAIT_S
 from service.worker.execution import DeviceLost
 from service.worker.heartbeat import Heartbeat
+from service.worker.neighbours import Neighbours
 from service.worker.scoring import ScorePolicy
 from service.worker.signing import open_signer
 from service.worker.worker import Worker
@@ -52,6 +53,7 @@ def run_worker(settings: Settings, name: str) -> int:
     worker = Worker(
         loaded, consumer, heartbeat, open_store(settings), stopping, provenance=settings.provenance, tracing=tracing,
         signer=signer, call_timeout_s=settings.call_timeout_s,
+        neighbours=Neighbours(settings.data_dir) if settings.crowded_threads else None,
         policy=ScorePolicy.parse(settings.score), on_hang=lambda _: _end_hung(worker, heartbeat, leaver),
     )  # fmt: skip
     _stop_on_signal(stopping, heartbeat, leaver, settings.grace_s + STOP_MARGIN_S)

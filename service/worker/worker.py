@@ -20,12 +20,13 @@ from service.worker.execution import DeviceLost, Executed, execute
 from service.worker.finishing import Finisher
 from service.worker.heartbeat import Heartbeat
 from service.worker.late_scores import LateScores
+from service.worker.neighbours import Neighbours
 from service.worker.scoring import ScorePolicy
 from service.worker.settling import Settler
 from service.worker.signing import ImageSigner
 from service.worker.step_callback import StepCallback
 from service.worker.watchdog import Bounds, Watchdog
-from student.runtimes.runtime import Runtime
+from student.runtimes.runtime import Company, Runtime
 
 NEXT_S = 0.2
 WATCHED_OVER_S = 1.0  # where watching costs something, shorter calls are drawn to their end though nobody wants them
@@ -39,13 +40,14 @@ class Worker:
     """Draws what waits in the queue until ``stopping`` is set; a batch that was begun is ended first.
 
     ``on_hang(what)`` is called from another thread when a call takes longer than ``call_timeout_s`` (0: than its like
-    ever took, by far); it does not return.
+    ever took, by far); it does not return. While ``neighbours`` draw, runtimes that can do so take fewer threads.
     """
 
     def __init__(
         self, runtimes: Runtime | LoadedModels, consumer: Consumer, heartbeat: Heartbeat, store: ResultStore,
         stopping: threading.Event, *, provenance: bool = True, tracing: Tracing | None = None,
         signer: ImageSigner | None = None, policy: ScorePolicy = ALL, call_timeout_s: float = 0.0,
+        neighbours: Neighbours | None = None,
         on_hang: Callable[[str], object] = log.critical,
     ) -> None:  # fmt: skip
         loaded = runtimes if isinstance(runtimes, LoadedModels) else LoadedModels([runtimes])
@@ -54,6 +56,7 @@ class Worker:
         self._stopping = stopping
         self._tracing = tracing or Tracing()
         self._watchdog = Watchdog(on_hang)
+        self._neighbours = neighbours
         self.device = Device()
         self._bounds = Bounds(self.device, call_timeout_s)
         settler = Settler(consumer, store, heartbeat, stopping, provenance=provenance, signer=signer)
@@ -126,9 +129,19 @@ class Worker:
     def _drawing(self, batch: Batch) -> Iterator[None]:
         self.device.begin(batch.shape, batch.images, batch.waiting_since)
         try:
-            yield
+            with self._in_company(batch.runtime):
+                yield
         finally:
             self.device.end()
+
+    @contextmanager
+    def _in_company(self, runtime: Runtime) -> Iterator[None]:
+        company: Company | None = getattr(runtime, "company", None)
+        if company is None or self._neighbours is None:
+            yield
+            return
+        with self._neighbours.drawing() as company.crowded:
+            yield
 
     @contextmanager
     def _guard(self, batch: Batch, images: int) -> Iterator[None]:

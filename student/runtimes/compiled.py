@@ -22,7 +22,7 @@ from student.noise import noise
 from student.runtimes.batches import independent, split
 from student.runtimes.machine import check_machine, facts
 from student.runtimes.manifest import RUNTIMES, RuntimeManifest, check_runtime, read_manifest
-from student.runtimes.runtime import FloatArray, Watch, check_call
+from student.runtimes.runtime import Company, FloatArray, Watch, check_call
 from student.runtimes.scoring import Scorers
 from student.runtimes.session import Session
 from student.runtimes.sizes import Size, buckets, files_of, own_size, refusal
@@ -102,8 +102,10 @@ class CompiledRuntime:
     def __init__(
         self, bundle: Path, student: Student, threads: int, name: str, graphs: Graphs,
         others: Mapping[Size, Graphs] = MappingProxyType({}), max_batch: int = CPU_BATCH,
+        company: Company | None = None,
     ) -> None:  # fmt: skip
         self.name = name
+        self.company = company
         self.max_batch = max_batch
         self.student = student
         self._graphs = graphs
@@ -143,12 +145,31 @@ class CompiledRuntime:
 
     def _warm_up(self) -> tuple[int, ...]:
         """The batch sizes of which each image is bit for bit the one drawn alone, at every size and step count."""
+        found = self._independent()
+        if self.company is not None:
+            found = self._independent_in_company(self.company, found)
+        self.score(self._graphs.draw(["a"], [0], self.student.steps[0]), ["a"])
+        return tuple(sorted(found))
+
+    def _independent(self) -> set[int]:
         every = range(1, self.max_batch + 1)
         found = set(every)
         for graphs, steps in product((*self._others.values(), self._graphs), self.student.steps):
             found &= set(independent(lambda p, s, graphs=graphs, steps=steps: graphs.draw(p, s, steps), every))  # type: ignore[misc]
-        self.score(self._graphs.draw(["a"], [0], self.student.steps[0]), ["a"])
-        return tuple(sorted(found))
+        return found
+
+    def _independent_in_company(self, company: Company, alone: set[int]) -> set[int]:
+        """With fewer threads, too; where these change a picture, they are not used."""
+        drawn = self._drawn_alone()
+        company.crowded = True
+        company.allowed = all(map(np.array_equal, drawn, self._drawn_alone()))
+        both = alone & self._independent()
+        company.crowded = False
+        return both if company.allowed else alone
+
+    def _drawn_alone(self) -> list[FloatArray]:
+        every = product((*self._others.values(), self._graphs), self.student.steps)
+        return [graphs.draw(["a"], [0], steps) for graphs, steps in every]
 
 
 class SteppedRuntime(CompiledRuntime):
@@ -179,9 +200,10 @@ class SteppedRuntime(CompiledRuntime):
 
 
 def make_runtime(
-    bundle: Path, student: Student, threads: int, name: str, open_: Opener
+    bundle: Path, student: Student, threads: int, name: str, open_: Opener, company: Company | None = None
 ) -> CompiledRuntime | SteppedRuntime:
-    """The runtime of one folder, checked and warm; stepwise where it is staged.
+    """The runtime of one folder, checked and warm; stepwise where it is staged. ``company`` is what ``open_``'s
+    sessions go by.
 
     Raises:
         BundleError: it does not belong to this student or machine, or does not open.
@@ -190,11 +212,13 @@ def make_runtime(
     folder, open_once = bundle / RUNTIMES / name, functools.cache(open_)  # every size reads the same text stage
     if manifest.form != "staged":
         files = {steps: folder / graph.file for steps, graph in manifest.graphs.items()}
-        return CompiledRuntime(bundle, student, threads, name, FusedGraphs(bundle, student, files, open_))
+        return CompiledRuntime(
+            bundle, student, threads, name, FusedGraphs(bundle, student, files, open_), company=company
+        )
     in_torch = stages_in_torch(bundle, student, manifest, threads)
 
     def at(size: Size | None, resized: Student) -> StagedGraphs:
         return StagedGraphs(bundle, resized, files_of(folder, manifest, size), open_once, in_torch)
 
     others = {size: at(size, resized) for size, resized in buckets(student, manifest).items()}
-    return SteppedRuntime(bundle, student, threads, name, at(None, student), others)
+    return SteppedRuntime(bundle, student, threads, name, at(None, student), others, company=company)

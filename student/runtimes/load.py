@@ -66,9 +66,13 @@ def _first(bundle: Path, student: Student, names: list[str], threads: int, optio
 
 
 def _load(bundle: Path, student: Student, name: str, threads: int, options: Options) -> Runtime:
+    folder = None if name in LOADERS else name
+    if _kind(name) == "onnx":
+        return _onnx(bundle, student, threads, folder, options)
+    threads = options.crowded_threads or threads  # these cannot change their number
     if name == "torch":
         return _torch(bundle, student, threads, options)
-    return LOADERS[_kind(name)](bundle, student, threads, None if name in LOADERS else name)
+    return LOADERS[_kind(name)](bundle, student, threads, folder)
 
 
 def _kind(name: str) -> str:
@@ -85,11 +89,11 @@ def _fake() -> Runtime:
     return FakeRuntime()
 
 
-def _onnx(bundle: Path, student: Student, threads: int, name: str | None) -> Runtime:
+def _onnx(bundle: Path, student: Student, threads: int, name: str | None, options: Options = DEFAULT) -> Runtime:
     _require("onnxruntime")
     from student.runtimes.onnx import onnx_runtime
 
-    return onnx_runtime(bundle, student, threads, name)
+    return onnx_runtime(bundle, student, threads, name, crowded_threads=options.crowded_threads)
 
 
 def _openvino(bundle: Path, student: Student, threads: int, name: str | None) -> Runtime:

@@ -15,6 +15,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 RUNTIMES = "runtimes"
 STAGE_NAMES = ("text", "step", "decoder")
+OPENED_TWICE = 256 * 2**20  # bytes of graphs that a worker may hold once for all cores and once for its share of them
 
 
 @dataclass(frozen=True)

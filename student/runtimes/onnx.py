@@ -6,8 +6,9 @@ from pathlib import Path
 
 from student.bundle import Student
 from student.runtimes.compiled import CompiledRuntime, make_runtime
-from student.runtimes.manifest import RUNTIMES
-from student.runtimes.session import open_session
+from student.runtimes.manifest import OPENED_TWICE, RUNTIMES
+from student.runtimes.runtime import Company
+from student.runtimes.session import SharingSession, open_session
 
 FUSED_FP32, STAGED_FP32, *_ = FORMS = (
     "onnx-fused-fp32",
@@ -24,8 +25,16 @@ def compiled_form(bundle: Path) -> str:
 
 
 def onnx_runtime(
-    bundle: Path, student: Student, threads: int, name: str | None = None, tensorrt: bool = False
-) -> CompiledRuntime:
+    bundle: Path, student: Student, threads: int, name: str | None = None, tensorrt: bool = False,
+    crowded_threads: int = 0,
+) -> CompiledRuntime:  # fmt: skip
     """The bundle's ONNX runtime, or the one in the folder ``name``; see ``make_runtime`` and ``open_session``."""
     name = name or compiled_form(bundle)
-    return make_runtime(bundle, student, threads, name, lambda path: open_session(path, threads, tensorrt))
+    if crowded_threads and sum(file.stat().st_size for file in (bundle / RUNTIMES / name).glob("*")) > OPENED_TWICE:
+        threads, crowded_threads = crowded_threads, 0
+    if crowded_threads in (0, threads):
+        return make_runtime(bundle, student, threads, name, lambda path: open_session(path, threads, tensorrt))
+    company = Company()
+    return make_runtime(
+        bundle, student, threads, name, lambda path: SharingSession(path, threads, crowded_threads, company), company
+    )

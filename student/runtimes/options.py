@@ -18,8 +18,12 @@ class Options:
 
     Of the torch runtime on a GPU: ``offload`` says where prompt encoders wait (see ``placement``), ``compile`` whether
     the transformer is compiled, and recorded as CUDA graphs.
+
+    Of ONNX Runtime on a CPU: ``crowded_threads`` a call has while other workers of the machine draw too (see
+    ``session.Company``); 0: as many as at any other time.
     """
 
     open_reward: OpenReward | None = None
     offload: str = "auto"
     compile: str = "off"
+    crowded_threads: int = 0

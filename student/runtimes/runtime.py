@@ -6,6 +6,7 @@ Legend: B images, C = 3 colour channels, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +17,18 @@ from student.bundle import Student
 FloatArray = NDArray[np.float32]
 Preview = Callable[[Sequence[int]], FloatArray]
 Watch = Callable[[int, Preview], None]
+
+
+@dataclass
+class Company:
+    """Whether other workers of this machine draw at this moment; whoever calls the sessions says so before a call.
+
+    A call that has the machine to itself is fastest on all cores; where several draw side by side, all of them together
+    are fastest on their share of the cores each.
+    """
+
+    crowded: bool = False
+    allowed: bool = True  # no longer, once a picture's bytes were found to depend on it
 
 
 class Runtime(Protocol):

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 
 from student.bundle import BundleError
+from student.runtimes.runtime import Company
 
 # Full float32 products: TF32 would fail the proof that was made on a CPU.
 CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
@@ -48,6 +49,23 @@ class OrtSession:
         self._session.run_with_iobinding(binding)
         arrays: list[Any] = binding.copy_outputs_to_cpu()
         return arrays
+
+
+class SharingSession:
+    """A graph that is opened twice: for all cores, and for a share of them; the CPU only."""
+
+    def __init__(self, path: Path, threads: int, crowded_threads: int, company: Company) -> None:
+        self._company = company
+        self._alone, self._crowded = open_session(path, threads), open_session(path, crowded_threads)
+
+    def place(self, array: Any) -> Any:
+        """See ``OrtSession.place``; both read it."""
+        return self._alone.place(array)
+
+    def run(self, output_names: Sequence[str], feed: Mapping[str, Any], /) -> list[Any]:
+        """See ``OrtSession.run``."""
+        crowded = self._company.crowded and self._company.allowed
+        return (self._crowded if crowded else self._alone).run(output_names, feed)
 
 
 def providers(available: Sequence[str], tensorrt: bool) -> list[Any]:

@@ -58,9 +58,14 @@ def alive(pid: int) -> bool:
 
 
 def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """This environment with these settings and no others."""
+    """This environment with these settings and no others; one worker, of which most tests have something to say."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FEWSTEP_")}
-    return {**kept, "OMP_NUM_THREADS": "1", **{f"FEWSTEP_{name}": value for name, value in settings.items()}}
+    return {
+        **kept,
+        "OMP_NUM_THREADS": "1",
+        "FEWSTEP_WORKERS": "1",
+        **{f"FEWSTEP_{name}": value for name, value in settings.items()},
+    }
 
 
 def a_job(**changes: Any) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ def test_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert settings.model.parts[-2:] == ("models", "shapes") and settings.model.is_absolute()
     assert settings.thread_count >= 1
+
+
+def test_workers_share_the_cores_only_while_others_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    found = {
+        (workers, threads): (settings.thread_count, settings.crowded_threads)
+        for workers, threads in ((1, 0), (2, 0), (3, 0), (16, 0), (4, 3))
+        for settings in [Settings(workers=workers, threads=threads)]
+    }
+    assert found == {(1, 0): (8, 0), (2, 0): (8, 4), (3, 0): (8, 2), (16, 0): (8, 1), (4, 3): (3, 0)}
 
 
 def test_every_setting_is_described() -> None:

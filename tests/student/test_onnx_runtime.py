@@ -16,10 +16,11 @@ from diffusers import DiffusionPipeline
 from rewards import shapes
 from student.bundle import BundleError, read_student, to_json
 from student.pipeline import reproduce
-from student.runtimes import onnx
+from student.runtimes import onnx, session
 from student.runtimes.compiled import CompiledRuntime
 from student.runtimes.load import load
 from student.runtimes.onnx import onnx_runtime
+from student.runtimes.runtime import Company
 from student.tokens import PromptTokens
 from tests import tiny
 
@@ -54,6 +55,66 @@ def test_bytes_do_not_depend_on_batch_mates(compiled: Path, threads: int) -> Non
     for size in range(1, 8):
         np.testing.assert_array_equal(runtime.draw(prompts[:size], seeds[:size], 4), together[:size])
     np.testing.assert_array_equal(runtime.draw(prompts[::-1], seeds[::-1], 4)[::-1], together)
+
+
+def test_in_company_a_call_takes_its_share_of_the_threads_and_draws_the_same_bytes(compiled: Path) -> None:
+    student = read_student(compiled)
+    runtime = onnx_runtime(compiled, student, 2, crowded_threads=1)
+    assert runtime.company is not None and runtime.company.allowed and not runtime.company.crowded
+    alone = runtime.draw(tiny.PROMPTS, SEEDS, 4)
+    runtime.company.crowded = True
+    np.testing.assert_array_equal(runtime.draw(tiny.PROMPTS, SEEDS, 4), alone)
+    assert onnx_runtime(compiled, student, 2).company is None
+
+
+def test_which_session_runs_follows_the_company(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+
+    class Counted:
+        def __init__(self, path: Path, threads: int) -> None:
+            self.threads = threads
+
+        def run(self, names: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
+            ran.append(self.threads)
+            return []
+
+    monkeypatch.setattr(session, "open_session", Counted)
+    company = Company()
+    shared = session.SharingSession(compiled, 8, 2, company)
+    for crowded, allowed in ((False, True), (True, True), (True, False), (False, False)):
+        company.crowded, company.allowed = crowded, allowed
+        shared.run([], {})
+    assert ran == [8, 2, 8, 8]
+
+
+def test_fewer_threads_that_change_bytes_are_not_used(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library may cut a sum in another way for another number of threads."""
+    run = session.OrtSession.run
+
+    def sensitive(self: session.OrtSession, names: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
+        few = self._session.get_session_options().intra_op_num_threads == 1
+        return [np.nextafter(array, np.float32(2)) if few else array for array in run(self, names, feed)]
+
+    monkeypatch.setattr(session.OrtSession, "run", sensitive)
+    runtime = onnx_runtime(compiled, read_student(compiled), 2, crowded_threads=1)
+    assert runtime.company is not None and not runtime.company.allowed
+    alone = runtime.draw(tiny.PROMPTS, SEEDS, 4)
+    runtime.company.crowded = True
+    np.testing.assert_array_equal(runtime.draw(tiny.PROMPTS, SEEDS, 4), alone)
+
+
+def test_a_large_student_is_held_once(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    open_session = onnx.open_session
+
+    def noted(path: Path, threads: int, tensorrt: bool = False) -> session.OrtSession:
+        opened.append(threads)
+        return open_session(path, threads, tensorrt)
+
+    monkeypatch.setattr(onnx, "open_session", noted)
+    monkeypatch.setattr(onnx, "OPENED_TWICE", 1000)
+    assert onnx_runtime(compiled, read_student(compiled), 2, crowded_threads=1).company is None
+    assert set(opened) == {1}, "its share of the cores, at any time"
 
 
 def test_cuda_is_taken_where_it_is_and_tensorrt_only_if_asked_for() -> None:

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from service.observe.accelerators import VISIBLE, Accelerators, visible_gpus
-from service.supervise.supervisor import workers_of
+from service.settings import Settings
+from service.supervise.supervisor import workers_of, workers_on_cpu
+from student.runtimes.manifest import OPENED_TWICE
 from tests.service.support import call, check_answer, eventually, post, running_service
 
 UUIDS = ("GPU-aaaa", "GPU-bbbb", "GPU-cccc")
@@ -78,17 +80,35 @@ def test_a_worker_tells_of_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "gpus", "expected"),
+    ("wanted", "gpus", "on_cpu", "expected"),
     [
-        ("auto", (), [""]),
-        ("auto", UUIDS, list(UUIDS)),
-        (1, UUIDS, ["GPU-aaaa"]),
-        (2, (), ["", ""]),
-        (4, UUIDS, ["GPU-aaaa", "GPU-bbbb", "GPU-cccc", "GPU-aaaa"]),
+        ("auto", (), 1, [""]),
+        ("auto", (), 3, ["", "", ""]),
+        ("auto", UUIDS, 4, list(UUIDS)),
+        (1, UUIDS, 4, ["GPU-aaaa"]),
+        (2, (), 4, ["", ""]),
+        (4, UUIDS, 1, ["GPU-aaaa", "GPU-bbbb", "GPU-cccc", "GPU-aaaa"]),
     ],
 )
-def test_workers_take_the_gpus_in_turn(wanted: object, gpus: tuple[str, ...], expected: list[str]) -> None:
-    assert [child.gpu for child in workers_of(wanted, gpus)] == expected  # type: ignore[arg-type]
+def test_workers_take_the_gpus_in_turn(wanted: object, gpus: tuple[str, ...], on_cpu: int, expected: list[str]) -> None:
+    assert [child.gpu for child in workers_of(wanted, gpus, on_cpu)] == expected  # type: ignore[arg-type]
+
+
+def test_a_small_compiled_student_has_a_worker_for_each_of_a_few_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def workers(cores: int, **settings: object) -> int:
+        monkeypatch.setattr(Settings, "cores", cores)
+        return workers_on_cpu(Settings(**settings))  # type: ignore[arg-type]
+
+    assert [workers(cores) for cores in (1, 2, 64)] == [1, 2, 4], "the student that ships"
+    assert workers(8, runtime="fake") == workers(8, runtime="torch") == workers(8, models=tmp_path) == 1
+    folder = tmp_path / "large" / "runtimes" / "onnx-staged-fp32"
+    folder.mkdir(parents=True)
+    assert workers(8, model=tmp_path / "large") == 1, "nothing is compiled"
+    with (folder / "step.onnx").open("wb") as file:
+        file.truncate(OPENED_TWICE + 1)
+    assert workers(8, model=tmp_path / "large") == 1, "each worker would hold it"
 
 
 def environment(pid: int) -> dict[str, str]:

@@ -9,6 +9,8 @@ import pytest
 
 from service.settings import Settings
 from service.worker import process
+from student.runtimes.fake import FakeRuntime
+from student.runtimes.options import Options
 
 
 class Stop(Exception):
@@ -35,3 +37,26 @@ def test_a_lease_survives_a_late_heartbeat(monkeypatch: pytest.MonkeyPatch, tmp_
         process.run_worker(settings, "w")
     (every_s,) = [each for each in made[0] if isinstance(each, float)]
     assert leases and set(leases) == {30.0} and 0 < 2 * every_s < 30.0
+
+
+def test_a_worker_among_others_shares_the_cores_with_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Options] = []
+    made: list[dict[str, Any]] = []
+
+    def load(*arguments: Any) -> Any:
+        asked.append(arguments[3])
+        return FakeRuntime()
+
+    def worker(*_: object, **options: Any) -> Any:
+        made.append(options)
+        raise Stop
+
+    monkeypatch.setattr("student.runtimes.load.load", load)
+    monkeypatch.setattr(process, "Worker", worker)
+    monkeypatch.setattr(Settings, "cores", 8)
+    for workers in (1, 2):
+        settings = Settings(redis_url="redis://127.0.0.1:1", data_dir=tmp_path, workers=workers)
+        with pytest.raises(Stop):
+            process.run_worker(settings, "w")
+    assert [options.crowded_threads for options in asked] == [0, 4]
+    assert [options["neighbours"] is not None for options in made] == [False, True]
