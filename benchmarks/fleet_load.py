@@ -177,7 +177,12 @@ def started_service() -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="fewstep-fleet-") as folder:
         log = Path(folder) / "log"
-        environment = {**os.environ, "FEWSTEP_PORT": "0", "FEWSTEP_DATA_DIR": str(Path(folder) / "data")}
+        environment = {
+            "FEWSTEP_WORKERS": "1",
+            **os.environ,
+            "FEWSTEP_PORT": "0",
+            "FEWSTEP_DATA_DIR": str(Path(folder) / "data"),
+        }
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "service.run"], cwd=REPOSITORY, env=environment, stdout=output, stderr=output

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import StartupError
-from service.webhooks.signature import key_of
+from service.webhook_key import key_of
 
 PREFIX = "FEWSTEP_"
 SECRETS_DIR = "FEWSTEP_SECRETS_DIR"  # a directory with a file for each setting that shall not be in the environment

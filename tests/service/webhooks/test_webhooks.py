@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.webhook_key import key_of
 from service.webhooks import signature
 from service.webhooks.deliver import retry_after_s, send
 from service.webhooks.target import Rules, TargetRefused, check_url, find_target
@@ -101,7 +102,7 @@ def later(service: Service, **fields: Any) -> str:
 
 def test_the_signature_is_that_of_the_specifications_own_example() -> None:
     """The example of the reference implementations (standard-webhooks, test_webhook)."""
-    key = signature.key_of("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    key = key_of("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     headers = signature.headers(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
