@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from export.card import TERMS, adopted_card, licence
 from export.errors import ExportError
@@ -20,7 +20,7 @@ from export.lora import Lora
 from export.parts import write_pipeline
 from export.preflight import available_bytes
 from export.request import Say
-from export.source import SCHEDULER, Source, Weights, header, hollow_pipeline
+from export.source import MULTISTEP, SCHEDULER, Source, Weights, header, hollow_pipeline
 from export.writing import whole_folder
 from student.bundle import NAME, ImageSize, Student, read_student
 from student.families.family import Family, SizeError
@@ -101,10 +101,10 @@ def manifest(asked: Adoption, pipe: Any) -> Student:
     Raises:
         ExportError: a scheduler, a size or a number of steps that the model cannot be followed in.
     """
-    if type(pipe.scheduler).__name__ != SCHEDULER:
+    if not (type(pipe.scheduler).__name__ == SCHEDULER or multistep(pipe.scheduler)):
         raise ExportError(
             f"{asked.source.name} steps by a {type(pipe.scheduler).__name__}, whose steps are no plain Euler steps: "
-            f"supported is {SCHEDULER}"
+            f"supported are {SCHEDULER}, and {MULTISTEP} with flow sigmas"
         )
     family = family_of(pipe, **_options(asked, pipe))
     height, width = asked.size or _own_size(pipe)
@@ -152,13 +152,15 @@ def _own_size(pipe: Any) -> tuple[int, int]:
 def own_sigmas(family: Family, steps: int, shape: Sequence[int]) -> tuple[float, ...]:
     """The sigmas that the model's own pipeline steps at, from its own scheduler, without the final 0.
 
+    Those of a ``MULTISTEP`` one are its own too; the steps between them become Euler steps, as its first step is one.
     A static shift is applied twice there (diffusers #13243), and a few-step model was distilled or tuned for the
     result: so it is kept.
 
     Raises:
         ExportError: they do not fall from 1 to 0.
     """
-    scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(family.scheduler_config)  # type: ignore[no-untyped-call]
+    kind: Any = UniPCMultistepScheduler if multistep(family.scheduler_config) else FlowMatchEulerDiscreteScheduler
+    scheduler: Any = kind.from_config(family.scheduler_config)
     options: dict[str, Any] = {}
     if family.scheduler_config.get("use_dynamic_shifting"):
         options["mu"] = family._dynamic_mu(family.scheduler_config, family._num_tokens(shape), steps)
@@ -170,6 +172,13 @@ def own_sigmas(family: Family, steps: int, shape: Sequence[int]) -> tuple[float,
     if not all(a > b for a, b in zip(found, [*found[1:], 0.0], strict=True)) or found[0] > 1:
         raise ExportError(f"the scheduler's {steps} sigmas are {found}: accepted are sigmas that fall from 1 to 0")
     return found
+
+
+def multistep(scheduler: Any) -> bool:
+    """Whether a scheduler, or its configuration, is UniPC on the straight path of a flow model."""
+    config = getattr(scheduler, "config", scheduler)
+    flows = config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction"
+    return bool(flows) and (scheduler is config or type(scheduler).__name__ == MULTISTEP)
 
 
 def _id(out: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from export.compile import Outcome
 from export.lora import Lora
-from export.source import Source
+from export.source import MULTISTEP, Source
 from export.writing import write_atomically
 from student.bundle import Student
 
@@ -88,6 +88,8 @@ def adopted_card(source: Source, loras: Sequence[Lora], student: Student) -> str
     lines += [f"{source.name}, adopted by fewstep as it is: nothing was trained."]
     lines += [f"Merged into it: {lora.name}, weight {lora.weight:g}." for lora in loras]
     lines += [f"Terms: {licence(source)}, as its authors' card says; they hold for this copy too.", ""]
+    if dict(source.index).get("scheduler", ("", ""))[1] == MULTISTEP:
+        lines += ["Its UniPC steps are taken as Euler steps at the same sigmas.", ""]
     lines += ["| steps | sigmas of its own scheduler |", "|---|---|"]
     sigmas = {steps: ", ".join(f"{sigma:.6g}" for sigma in student.sigmas[steps]) for steps in student.steps}
     lines += [f"| {steps} | {row} |" for steps, row in sigmas.items()]

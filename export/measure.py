@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from export.errors import ExportError, NoOnnxForm
+from export.preflight import available_bytes
 from export.scorers import export_scorer
 from export.writing import write_atomically
 from rewards.interface import Reward, RewardError
@@ -23,14 +24,20 @@ from rewards.twostage import TwoStage
 from student.bundle import NAME, Scorer, Student, read_student, rewrite_student
 from student.reference import at_key, distribution, with_distribution
 from student.runtimes.load import load
+from student.runtimes.machine import find_gpu
+from student.runtimes.manifest import RUNTIMES
+from student.runtimes.placement import numbers_of
 from student.runtimes.runtime import Runtime
 from student.runtimes.scoring import Scorers
 from student.runtimes.sizes import Size, own_size, sizes_of
 
+GB = 10**9
 KEPT = ".measured-{name}.jsonl"
 FEWEST = 8  # pictures that a distribution is made of
 CALIBRATION = "calibration.txt"
 PROOF_PROMPTS = 32  # kept in the bundle for the proof of its exports
+# Published rewards in float32, of which a checkpoint is read at a time.
+REWARD_BYTES = {"pickscore": 4 * GB, "hpsv2.1": 4 * GB, "imagereward": 2 * GB, "clip": 2 * GB, "aesthetic": 2 * GB}
 Say = Callable[[str], None]
 Scores = dict[tuple[int, Size], list[float | None]]
 
@@ -56,6 +63,7 @@ def add_scorers(bundle: Path, asked: Measurement) -> Student:
         ExportError, BundleError: a reward cannot be opened or cannot tell pictures apart, or nothing draws here.
     """
     student = read_student(bundle)
+    check_memory(bundle, asked)
     opened = {_name(reward): (reward, _open(reward)) for reward in asked.rewards}
     rows = {name: _scorer(bundle, student, name, *pair, asked.say) for name, pair in opened.items()}
     plain = replace(student, scorers=rows)
@@ -71,6 +79,31 @@ def add_scorers(bundle: Path, asked: Measurement) -> Student:
     for name in rows:
         _kept(bundle, name).unlink(missing_ok=True)
     return student
+
+
+def check_memory(bundle: Path, asked: Measurement) -> None:
+    """Refuse what main memory has no room for: the student and its rewards, which lie there together.
+
+    Raises:
+        ExportError: how much they need, and how much is free.
+    """
+    free, needed = available_bytes(), sum(REWARD_BYTES.get(name, 0) for name in asked.rewards) + drawing_bytes(bundle)
+    if free is not None and needed > free:
+        raise ExportError(
+            f"measuring {', '.join(asked.rewards)} on {bundle} needs about {needed / 1e9:.2f} GB of memory, and "
+            f"{free / 1e9:.2f} GB are free"
+        )
+
+
+def drawing_bytes(bundle: Path) -> int:
+    """What drawing takes in main memory: compiled graphs, else the pipeline in float32, which a GPU takes over."""
+    runtimes = [folder for folder in (bundle / RUNTIMES).glob("[!.]*") if folder.is_dir()]
+    if runtimes:
+        return max(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in runtimes)
+    numbers = numbers_of(bundle)
+    if find_gpu()[0] is not None:
+        return 2 * max(numbers.values(), default=0)
+    return 4 * sum(numbers.values())
 
 
 def _name(reward: str) -> str:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HfHubHTTPError
 
 from export.errors import ExportError
@@ -23,6 +26,7 @@ from student.families.find import FAMILIES
 from student.pipeline import read_index
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+MULTISTEP = "UniPCMultistepScheduler"  # Wan as published
 LFS = b"version https://git-lfs.github.com/spec/"
 BASES = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call their weights
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")  # of a tokenizer
@@ -93,9 +97,46 @@ def find_source(model: str) -> Source:
     return inspect(folder, Path(model).resolve().name if Path(model).is_dir() else model)
 
 
+def check_download(model: str, index: Mapping[str, Any]) -> None:
+    """Refuse a download that the disk of the hub's cache has no room for; nothing is known of it without the network.
+
+    Raises:
+        ExportError: how much is needed, and how much is there.
+    """
+    try:
+        listed = HfApi().model_info(model, files_metadata=True).siblings or ()
+    except (OSError, HfHubHTTPError):
+        return
+    sizes = {one.rfilename: one.size or 0 for one in listed}
+    missing = [name for name in _chosen(sizes, index) if not isinstance(try_to_load_from_cache(model, name), str)]
+    needed = sum(sizes[name] for name in missing)
+    place = Path(HF_HUB_CACHE)
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ExportError(
+            f"{model} is a download of {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {HF_HUB_CACHE}: "
+            f"HF_HOME says another place"
+        )
+
+
+def _chosen(names: Collection[str], index: Mapping[str, Any]) -> list[str]:
+    """The files of weights that ``_download`` takes: of each part the plain ones, else bf16, else fp16."""
+    found = []
+    for part in (name for name, value in index.items() if isinstance(value, list)):
+        weights = [name for name in names if name.startswith(f"{part}/") and name.endswith(".safetensors")]
+        plain = [name for name in weights if not any(f".{variant}" in name for variant in VARIANTS if variant)]
+        variants = ([name for name in weights if f".{variant}" in name] for variant in VARIANTS if variant)
+        found += plain or next((chosen for chosen in variants if chosen), [])
+    return found
+
+
 def _download(model: str) -> Path:
     """The hub's pipeline in its cache; of weights in several types the plain ones, else bf16, else fp16."""
-    read_index(model, local_files_only=False)
+    index = read_index(model, local_files_only=False)
+    if str(index.get("_class_name")) in FAMILIES:
+        check_download(model, index)
     reason = ""
     for variant in VARIANTS:
         try:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from export import adopt as command
-from export import adoption
+from export import adoption, measure
+from export import source as source_module
+from export.errors import ExportError
 from export.measure import KEPT
 from student.bundle import read_student
 from student.files import verify_files
@@ -29,6 +32,7 @@ from student.runtimes.options import Options
 from student.sampler import pack
 from tests.student.families import tiny
 
+NETWORKS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 PROMPTS = ("a red heart above a blue star", "ring", "a heart, left of it", "blue", "star on red", "x", "y", "a b c")
 
 
@@ -254,7 +258,7 @@ REFUSED: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda f: _edit(f / "model_index.json", lambda d: d.update(scheduler=["diffusers", "DDIMScheduler"])),
-        "steps by a DDIMScheduler, whose steps are no plain Euler steps: supported is FlowMatchEuler",
+        "steps by a DDIMScheduler, whose steps are no plain Euler steps: supported are FlowMatchEuler",
     ),
     (
         lambda f: _edit(f / "model_index.json", lambda d: d.update(vae=["diffusers", "AutoencoderOfNobody"])),
@@ -415,7 +419,80 @@ def test_a_reward_that_tells_nothing_apart_is_refused(
     assert read_student(tmp_path / "out").scorers == {}
 
 
-def test_a_video_model_with_another_sampler_is_refused(tmp_path: Path) -> None:
+def test_a_video_model_that_steps_by_unipc_becomes_euler_steps_at_its_own_sigmas(tmp_path: Path) -> None:
+    source, out = published(tmp_path / "wan", tiny.wan()), tmp_path / "out"
+    code, said = run(source, "--size", "32x64", "--frames", "5", "--steps", "4,2", "--out", out)
+    assert code == 0, said
+    student, scheduler = read_student(out), DiffusionPipeline.from_pretrained(source).scheduler
+    for steps in (4, 2):
+        scheduler.set_timesteps(steps)
+        assert student.sigmas[steps] == tuple(scheduler.sigmas[:-1].tolist())
+        theirs = reproduce(open_pipeline(out), student, [PROMPTS[0]], [7], steps)
+        np.testing.assert_allclose(load(out, "torch").draw([PROMPTS[0]], [7], steps), theirs, atol=1e-4)
+    assert "Its UniPC steps are taken as Euler steps at the same sigmas." in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("change", [{"prediction_type": "epsilon"}, {"use_flow_sigmas": False}])
+def test_unipc_of_another_kind_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     source = published(tmp_path / "wan", tiny.wan())
+    _edit(source / "scheduler" / "scheduler_config.json", lambda config: config.update(change))
     code, said = run(source, "--size", "32x64", "--out", tmp_path / "out")
-    assert code == 1 and "steps by a UniPCMultistepScheduler" in said
+    assert code == 1 and "supported are FlowMatchEulerDiscreteScheduler, and UniPCMultistepScheduler with flow" in said
+    assert not (tmp_path / "out").exists()
+
+
+HUB = {
+    "model_index.json": 500,
+    "transformer/diffusion_pytorch_model-00001-of-00002.safetensors": 10 * 10**9,
+    "transformer/diffusion_pytorch_model-00002-of-00002.safetensors": 10 * 10**9,
+    "transformer/diffusion_pytorch_model.fp16.safetensors": 7 * 10**9,
+    "vae/diffusion_pytorch_model.fp16.safetensors": 2 * 10**9,
+    "vae/diffusion_pytorch_model.bf16.safetensors": 1 * 10**9,
+    "vae/diffusion_pytorch_model.bin": 50 * 10**9,
+    "flux1-dev.safetensors": 90 * 10**9,
+}
+INDEX = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "T"], "vae": ["diffusers", "V"]}
+
+
+@pytest.mark.parametrize(("free", "cached", "fits"), [(21, 0, True), (20, 0, False), (11, 10, True)])
+def test_a_download_is_held_against_the_disk_before_it_begins(
+    free: int, cached: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain shards of the transformer and the bf16 autoencoder, which is what is downloaded: 21 GB."""
+    listed = [SimpleNamespace(rfilename=name, size=size) for name, size in HUB.items()]
+    hub = SimpleNamespace(model_info=lambda model, files_metadata: SimpleNamespace(siblings=listed))
+    there = "transformer/diffusion_pytorch_model-00001-of-00002.safetensors"
+    monkeypatch.setattr(source_module, "HfApi", lambda: hub)
+    monkeypatch.setattr(
+        source_module, "try_to_load_from_cache", lambda model, name: "x" if cached and name == there else None
+    )
+    monkeypatch.setattr(source_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=free * 10**9))
+    if fits:
+        return source_module.check_download("owner/name", INDEX)
+    with pytest.raises(ExportError, match=r"^owner/name is a download of 21.00 GB, and 20.00 GB are free in .*HF_HOME"):
+        source_module.check_download("owner/name", INDEX)
+
+
+def test_a_hub_that_is_away_stops_no_cached_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(model: str, files_metadata: bool) -> Any:
+        raise OSError("no network")
+
+    monkeypatch.setattr(source_module, "HfApi", lambda: SimpleNamespace(model_info=away))
+    source_module.check_download("owner/name", INDEX)
+
+
+def test_memory_for_measuring_is_counted_before_anything_is_opened(
+    sources: Callable[[str], Path], tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 GB for PickScore, and 4 bytes for each number of the student where nothing is compiled."""
+    out, free = tmp_path / "out", 4 * 10**9
+    assert run(sources("schnell"), "--size", "32x64", "--out", out)[0] == 0
+    numbers = sum(sum(p.numel() for p in getattr(schnell(), part).parameters()) for part in NETWORKS)
+    assert measure.drawing_bytes(out) == 4 * numbers
+    monkeypatch.setattr(measure, "available_bytes", lambda: free)
+    arguments = (sources("schnell"), "--size", "32x64", "--prompts", prompts, "--images", "8", "--out", out)
+    code, said = run(*arguments, "--reward", "pickscore")
+    assert code == 1 and "measuring pickscore on" in said and "and 4.00 GB are free" in said
+    assert read_student(out).scorers == {} and not (out / "scorers").exists()
+    code, said = run(*arguments, "--reward", "tests.rewards.own:Redness")
+    assert code == 0, said
