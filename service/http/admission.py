@@ -10,15 +10,17 @@ from service.http.quality import candidates_of, check_quality, first_steps, job_
 from service.http.schema import SEED_LIMIT, GenerateRequest
 from service.queue.job import Job
 from student.bundle import Student
-from student.runtimes.sizes import Size, own_size, refusal
+from student.runtimes.sizes import Size, SizeRange, own_size, refusal
 
 
 def check(
     student: Student, body: GenerateRequest, count_tokens: Callable[[str], int], max_pixels: int,
-    sizes: Sequence[Size] = (), scored: bool = True,
+    sizes: Sequence[Size] = (), scored: bool = True, size_range: SizeRange | None = None,
 ) -> None:  # fmt: skip
     """Return if the student can draw this; ``sizes`` are those that it was compiled for beside its own, ``scored`` says
     whether the service computes scores.
+
+    ``size_range`` are the other ones, where its runtime is not compiled for any.
 
     Raises:
         InvalidRequest, TooLarge: it cannot, and why; ``param`` names the field.
@@ -26,7 +28,7 @@ def check(
     if student.image.frames is not None:
         raise InvalidRequest(f"{student.id} draws videos: this service answers with pictures only.", "model")
     _check_fields_together(body)
-    _check_size(student, body, max_pixels, (own_size(student), *sizes))
+    _check_size(student, body, max_pixels, (own_size(student), *sizes), size_range)
     _check_student(student, body)
     check_quality(student, body, scored)
     tokens = count_tokens(body.prompt)
@@ -106,7 +108,9 @@ def _check_fields_together(body: GenerateRequest) -> None:
         raise InvalidRequest("output_compression is for jpeg and webp: png is lossless.", "output_compression")
 
 
-def _check_size(student: Student, body: GenerateRequest, max_pixels: int, sizes: Sequence[Size]) -> None:
+def _check_size(
+    student: Student, body: GenerateRequest, max_pixels: int, sizes: Sequence[Size], size_range: SizeRange | None
+) -> None:
     width, height = size_of(student, body)
     sides = [name for name in ("size", "width", "height") if getattr(body, name) is not None]
     drawn = body.count * candidates_of(body)
@@ -115,8 +119,10 @@ def _check_size(student: Student, body: GenerateRequest, max_pixels: int, sizes:
             f"{drawn} x {width}x{height} are {width * height * drawn} pixels; one request may ask for {max_pixels}.",
             sides[0] if sides else _count_field(body),
         )
-    if (height, width) not in sizes:
+    if (height, width) not in sizes and (size_range is None or (height, width) not in size_range):
         wrong = sides[0] if width != student.image.width else sides[-1]
+        if size_range is not None:
+            raise InvalidRequest(f"{wrong} is {width}x{height}: {student.id} draws {size_range}.", wrong)
         raise InvalidRequest(f"{wrong}: {refusal(student.id, dict.fromkeys(sizes))}", wrong)
 
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from service.errors import DeadlineExceeded, InvalidRequest, ModelGone, Unavailable
-from service.http.admission import check, new_job, priority_of
+from service.http.admission import check, new_job, priority_of, size_of
 from service.http.caller import client_gone
 from service.http.events import EventStream
 from service.http.jobs import find
@@ -31,6 +31,7 @@ from service.models.folder import Name
 from service.observe.context import ANONYMOUS, current_request
 from service.queue.job import QueueOptions, Record
 from service.queue.states import State
+from student.runtimes.sizes import SizeRange, own_size
 
 CHANGES = 3  # as many models may be swapped while one request is accepted
 
@@ -93,14 +94,10 @@ async def generate(services: Services, body: GenerateRequest, caller: Caller, re
 
 async def _generate(services: Services, body: GenerateRequest, caller: Caller, receive: Receive) -> Response:
     served = services.models.choice.pick(body.model, body.model_version)
-    check(
-        served.student,
-        body,
-        served.count_tokens,
-        services.settings.max_pixels,
-        served.sizes,
-        services.settings.score != "off",
-    )
+    size_range = await _size_range(services, served, body)
+    settings = services.settings
+    scored = settings.score != "off"
+    check(served.student, body, served.count_tokens, settings.max_pixels, served.sizes, scored, size_range)
     await _check_manner(services, served, body, caller.preference)
     submission = _submission(services, served, body, caller)
     if body.stream:
@@ -130,6 +127,19 @@ async def _check_manner(services: Services, served: Served, body: GenerateReques
     if body.partial_images and not await shows_steps(services, served.name):
         message = "partial_images is not available: the runtime runs all steps in one call and shows none of them."
         raise InvalidRequest(message, "partial_images")
+
+
+async def _size_range(services: Services, served: Served, body: GenerateRequest) -> SizeRange | None:
+    """The sizes that every worker with this student draws beside those that have names; asked for others alone."""
+    width, height = size_of(served.student, body)
+    if (height, width) in (own_size(served.student), *served.sizes):
+        return None
+    workers = await services.producer.workers()
+    found = [worker.sides_px(str(served.name)) for worker in workers if str(served.name) in worker.models]
+    sides = [one for one in found if one is not None]
+    if not sides or len(sides) < len(found):
+        return None
+    return SizeRange(sides[0]["multiple_px"], sides[0]["most_px"])
 
 
 async def shows_steps(services: Services, name: Name) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from service.models.folder import Name
@@ -74,6 +75,7 @@ class LoadedModels:
             "runtime": runtime.name,
             "max_batch": runtime.max_batch,
             "shows_steps": isinstance(runtime, StepwiseRuntime),
+            "sides_px": asdict(found) if (found := getattr(runtime, "size_range", None)) else None,
             "load_s": self._load_s.get(name_of(runtime), 0.0),
             "warm_up_s": round(getattr(runtime, "warm_up_s", 0.0), 3),
         }

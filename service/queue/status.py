@@ -27,6 +27,10 @@ class Worker:
     warm_up_s: float = 0.0
     gpus: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
+    def sides_px(self, model: str) -> Mapping[str, Any] | None:
+        """Of ``id/version``, if its runtime draws more sizes than it has names for: what their sides may be."""
+        return self.models.get(model, {}).get("sides_px")
+
     def shows(self, model: str) -> bool:
         """Whether it shows the steps of ``id/version``. One of an older release tells of its only model alone."""
         return bool(self.models.get(model, {}).get("shows_steps")) if self.models else self.shows_steps

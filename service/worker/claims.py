@@ -18,7 +18,7 @@ from service.worker.device import Device
 from service.worker.execution import Failure
 from service.worker.heartbeat import Heartbeat
 from student.runtimes.runtime import Runtime
-from student.runtimes.sizes import own_size
+from student.runtimes.sizes import draws
 
 WAIT_S = 1.0
 PAUSE_AFTER_ERROR_S = 0.2
@@ -169,7 +169,7 @@ def read(claimed: Claimed, runtime: Runtime) -> Round | Failure:
     student = runtime.student
     if job.steps not in student.steps:
         return Failure("generation_failed", f"The worker's student was not trained for {job.steps} steps.")
-    if (job.height, job.width) not in getattr(runtime, "sizes", [own_size(student)]):
+    if not draws(runtime, student, (job.height, job.width)):
         return Failure("generation_failed", f"The worker's student does not draw {job.width}x{job.height} pixels.")
     return found
 

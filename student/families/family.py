@@ -132,6 +132,11 @@ class Family(nn.Module, ABC):
             SizeError: a size that the family cannot draw; the message names the accepted multiple.
         """
 
+    @property
+    @abstractmethod
+    def sides_px(self) -> tuple[int, int | None]:
+        """What a picture's sides are multiples of, and how long they may be (None: as long as memory allows)."""
+
     def geometry(self, height_px: int, width_px: int, frames: int = 1) -> Latents:
         """What a student's manifest says of latents of this size; SizeError as for ``latent_shape``."""
         channels, *latent_frames, height, width = self.latent_shape(height_px, width_px, frames)

@@ -44,10 +44,15 @@ class Flux2(Family):
         states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
         return Condition(torch.cat([states[layer] for layer in LAYERS], dim=-1))
 
+    @property
+    def sides_px(self) -> tuple[int, int | None]:
+        """A patch."""
+        return self._patch_px, None
+
     def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
         """(C, H, W) in patches; sides are multiples of a patch."""
         check_still(frames)
-        check_size(height_px, width_px, self._patch_px)
+        check_size(height_px, width_px, *self.sides_px)
         return (self._channels, height_px // self._patch_px, width_px // self._patch_px)
 
     def _predict(self, x: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:

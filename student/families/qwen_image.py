@@ -52,10 +52,15 @@ class QwenImage(Family):
         first = CHATS[self.name].dropped
         return Condition(tokens_BLE[:, first:].masked_fill(mask[:, first:, None] == 0, 0))
 
+    @property
+    def sides_px(self) -> tuple[int, int | None]:
+        """Two cells."""
+        return 2 * self._cell_px, None
+
     def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
         """(C, H, W); sides are multiples of two cells."""
         check_still(frames)
-        check_size(height_px, width_px, 2 * self._cell_px)
+        check_size(height_px, width_px, *self.sides_px)
         return (self._channels, height_px // self._cell_px, width_px // self._cell_px)
 
     def _predict(self, x: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:

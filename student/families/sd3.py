@@ -64,11 +64,16 @@ class SD3(Family):
         tokens_BLE: Tensor = self.text_encoder_3(ids[0])[0]
         return tokens_BLE
 
+    @property
+    def sides_px(self) -> tuple[int, int | None]:
+        """A patch, and the largest picture of which each has a position of its own."""
+        patch_px = self._cell_px * self._patch
+        return patch_px, patch_px * self._most_patches
+
     def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
         """(C, H, W); sides are multiples of a patch, up to the largest that has a position of its own."""
         check_still(frames)
-        patch_px = self._cell_px * self._patch
-        check_size(height_px, width_px, patch_px, most=patch_px * self._most_patches)
+        check_size(height_px, width_px, *self.sides_px)
         return (self._channels, height_px // self._cell_px, width_px // self._cell_px)
 
     def _predict(self, x: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:

@@ -66,9 +66,14 @@ class Wan(Family):
         after_BL = torch.arange(ids.shape[1], device=ids.device) >= mask_BL.sum(dim=1, keepdim=True)
         return Condition(tokens_BLE.masked_fill(after_BL[..., None], 0))
 
+    @property
+    def sides_px(self) -> tuple[int, int | None]:
+        """Patches, and what WanPipeline asks for."""
+        return math.lcm(SIDE_MULTIPLE_PX, *(self._cell_px * side for side in self._patch[1:])), None
+
     def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
         """(C, F, H, W); the first frame has a latent of its own, each later one holds several."""
-        check_size(height_px, width_px, math.lcm(SIDE_MULTIPLE_PX, *(self._cell_px * side for side in self._patch[1:])))
+        check_size(height_px, width_px, *self.sides_px)
         if frames < 1 or (frames - 1) % self._cell_frames:
             raise SizeError(f"frames is {frames}: accepted are multiples of {self._cell_frames}, plus 1")
         latent_frames = (frames - 1) // self._cell_frames + 1

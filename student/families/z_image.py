@@ -53,11 +53,16 @@ class ZImage(Family):
         answer = self.text_encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
         return Condition(answer.hidden_states[-2].masked_fill(mask[..., None] == 0, 0))
 
+    @property
+    def sides_px(self) -> tuple[int, int | None]:
+        """A patch, and the largest picture of which each has a position of its own."""
+        patch_px = PATCH * self._cell_px
+        return patch_px, patch_px * min(self.transformer.axes_lens[1:])
+
     def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
         """(C, H, W); sides are multiples of two cells, up to the largest that has a position of its own."""
         check_still(frames)
-        patch_px = PATCH * self._cell_px
-        check_size(height_px, width_px, patch_px, most=patch_px * min(self.transformer.axes_lens[1:]))
+        check_size(height_px, width_px, *self.sides_px)
         return (self._channels, height_px // self._cell_px, width_px // self._cell_px)
 
     def _predict(self, x: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:

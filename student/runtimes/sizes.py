@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from student.bundle import BundleError, ImageSize, Student
@@ -17,6 +17,32 @@ from student.runtimes.manifest import RUNTIMES, STAGE_NAMES, RuntimeManifest, re
 TEXT, STEP, DECODER = STAGE_NAMES  # not from ``stages``: the API reads sizes too, and loads no numpy for it
 Size = tuple[int, int]  # height, width
 NAME = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+
+
+@dataclass(frozen=True)
+class SizeRange:
+    """Sizes whose sides are multiples of so many pixels, up to a longest one (None: as memory allows)."""
+
+    multiple_px: int
+    most_px: int | None = None
+
+    def __contains__(self, size: object) -> bool:
+        if not isinstance(size, tuple):
+            return False
+        return all(
+            side >= self.multiple_px and side % self.multiple_px == 0 and (self.most_px is None or side <= self.most_px)
+            for side in size
+        )
+
+    def __str__(self) -> str:
+        limit = "" if self.most_px is None else f" up to {self.most_px}"
+        return f"sides that are multiples of {self.multiple_px} pixels{limit}"
+
+
+def draws(runtime: object, student: Student, size: Size) -> bool:
+    """Whether a runtime draws this size: its student's own, one that it was compiled for, or one of its range."""
+    sizes: Iterable[Size] = getattr(runtime, "sizes", (own_size(student),))
+    return size in sizes or size in (getattr(runtime, "size_range", None) or ())
 
 
 def size_name(size: Size) -> str:

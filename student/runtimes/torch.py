@@ -28,7 +28,7 @@ from student.runtimes.options import Options
 from student.runtimes.placement import Placement, numbers_of, place
 from student.runtimes.runtime import FloatArray, Watch, check_call
 from student.runtimes.scoring import Scorers
-from student.runtimes.sizes import Size, at_size, own_size, size_name, sizes_of
+from student.runtimes.sizes import Size, SizeRange, at_size, own_size, size_name, sizes_of
 from student.sampler import denoise
 from student.tokens import PromptTokens
 
@@ -141,6 +141,11 @@ class TorchRuntime:
         self.batches = self._measured(bundle, options)
         self.max_batch = self.batches[self.sizes[0]].largest if self.batches else CPU_BATCH
         self.warm_up_s = time.perf_counter() - started
+
+    @property
+    def size_range(self) -> SizeRange | None:
+        """The pictures that the model draws beside ``sizes``, one by one; videos have none."""
+        return None if self.student.image.frames else SizeRange(*self._model.family.sides_px)
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None) -> FloatArray:
         """See ``Runtime.draw`` and ``SizedRuntime.draw``; every size that the family draws is accepted."""

@@ -12,6 +12,7 @@ from service.http.admission import check, new_job
 from service.http.schema import GenerateRequest
 from student.bundle import ImageSize
 from student.runtimes.fake import fake_student
+from student.runtimes.sizes import SizeRange
 
 
 def checked(student_changes: dict[str, Any], **fields: Any) -> None:
@@ -40,6 +41,33 @@ def test_steps_are_those_of_the_student_and_the_most_unless_chosen() -> None:
     assert new_job(student, GenerateRequest(prompt="p", num_inference_steps=2), "k", "r").steps == 2
     with pytest.raises(InvalidRequest, match="trained for 4"):
         checked({"steps": (4,), "sigmas": {4: (1.0, 0.75, 0.5, 0.25)}}, num_inference_steps=2)
+
+
+RANGE = SizeRange(16, 128)
+
+
+@pytest.mark.parametrize(
+    ("size", "size_range", "said"),
+    [
+        ("64x64", None, ""),
+        ("96x64", None, "size: fake draws 64x64 pixels and no other size."),
+        ("96x64", RANGE, ""),
+        ("128x16", RANGE, ""),
+        ("97x64", RANGE, "size is 97x64: fake draws sides that are multiples of 16 pixels up to 128."),
+        ("144x64", RANGE, "size is 144x64: fake draws sides that are multiples of 16 pixels up to 128."),
+        ("144x64", SizeRange(16), ""),
+        ("8x64", SizeRange(16), "size is 8x64: fake draws sides that are multiples of 16 pixels."),
+    ],
+)
+def test_a_runtime_that_is_not_compiled_draws_every_size_of_its_models_range(
+    size: str, size_range: SizeRange | None, said: str
+) -> None:
+    body = GenerateRequest(prompt="p", size=size)
+    if not said:
+        return check(fake_student(), body, lambda prompt: 1, 2**24, size_range=size_range)
+    with pytest.raises(InvalidRequest) as refused:
+        check(fake_student(), body, lambda prompt: 1, 2**24, size_range=size_range)
+    assert str(refused.value) == said
 
 
 def test_ids_are_128_random_bits_and_the_owner_is_written_on_the_job() -> None:

@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from student.bundle import BundleError, ImageSize, Student, read_student
-from student.families.family import Condition, Family
+from student.families.family import Condition, Family, SizeError
 from student.families.find import FAMILIES, family_of, open_family
 from student.files import hash_files, write_student
 from student.noise import noise
 from student.pipeline import open_pipeline, reproduce, save_pipeline, shift_no_more
+from student.runtimes.sizes import SizeRange
 from student.sampler import denoise
 from tests.student.families import tiny
 
@@ -114,6 +115,23 @@ def test_dropped_encoders_are_gone_and_the_rest_still_draws(pipe: Any) -> None:
 )
 def test_latent_shapes(make: Callable[[], Any], size: tuple[int, ...], shape: tuple[int, ...]) -> None:
     assert family_of(make()).latent_shape(*size) == shape
+
+
+EVERY = (tiny.flux, tiny.sd3, tiny.wan, tiny.wan_5b, tiny.flux2, tiny.z_image, tiny.qwen_image)
+
+
+@pytest.mark.parametrize("make", EVERY)
+def test_the_range_of_sizes_is_what_is_drawn(make: Callable[[], Any]) -> None:
+    family = family_of(make())
+    step, most = family.sides_px
+    found, end = SizeRange(step, most), (most or 4 * step)
+    for size in ((step, step), (end, step), (step, step + 1), (0, step), (end + step, step)):
+        try:
+            family.latent_shape(*size)
+        except SizeError:
+            assert size not in found, size
+        else:
+            assert size in found, size
 
 
 @pytest.mark.parametrize(
