@@ -117,12 +117,13 @@ local start = math.max(virtual, tonumber(redis.call('ZSCORE', P .. 'f', a.key) o
 local behind = lower and overtaken() or {}
 if behind[1] then start = tonumber(behind[1].start) end
 local score = int(start - a.bonus)
-local wait_ms = 0
+local wait_ms, expected_ms = 0, 0
 if waiting > 0 then
   local ahead = ahead_of(score)
   wait_ms = drain_ms(ahead, waiting)
   local pace = ahead > 0 and pace_of(redis.call('HGET', P .. 'rt', a.lane)) or 0
-  local late_ms = wait_ms + a.cost * pace / 1000 - a.timeout_ms
+  expected_ms = wait_ms + a.cost * pace / 1000
+  local late_ms = expected_ms * delay_factor() - a.timeout_ms
   if late_ms > 0 then return verdict('late', a.id, late_ms) end
 end
 
@@ -144,6 +145,7 @@ if a.webhook ~= '' then also('webhook', a.webhook) end
 if a.client == '' then also('detached', 1) end
 if a.watch then also('watchers', a.reply .. ' ') end
 if a.quota > 0 then also('charged', job.cost) end
+if expected_ms > 0 then also('expected_ms', int(expected_ms)) end
 if a.idem ~= '' then also('idem', a.idem) end
 set(a.id, unpack(fields))
 redis.call('PEXPIRE', P .. 'j:' .. a.id, int(kept_ms))

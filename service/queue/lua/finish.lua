@@ -7,7 +7,10 @@ if not mine(job, token) then
   redis.call('HINCRBY', P .. 'n', 'fenced', 1)
   return 'fenced'
 end
-if state == 'done' then drained(job) end
+if state == 'done' then
+  drained(job)
+  learn_delay(job)
+end
 if job.cancel then state, result = job.cancel, '' end
 if state == 'done' then count_usage(job) end
 if state == 'done' and scores_ms > 0 then

@@ -252,6 +252,39 @@ def test_the_time_of_workers_side_by_side_passes_once(queue: Queue) -> None:
     assert said["work"] == 3 * COST and 4e6 <= said["busy"] < 6e6
 
 
+def keep_waiting(queue: Queue, factor: float, count: int) -> None:
+    """So many jobs behind another one, each of which is done after ``factor`` times what was predicted: two seconds."""
+    for _ in range(count):
+        first, job = queue.job(), queue.job()
+        queue.enqueue(first)
+        queue.enqueue(job, timeout_s=600.0)
+        claims = queue.consumer("w").claim(queue.lane, 2)
+        queue.client.hset(f"{queue.prefix}j:{job.id}", "created_us", round((time.time() - factor * 2.0) * 1e6))
+        for claimed in claims:
+            queue.consumer("w").finish(claimed.id, claimed.token, "done", {})
+        set_pace(queue, 1e6 / COST)
+
+
+def test_a_deadline_that_predictions_have_missed_of_late_is_refused(make_queue: Callable[..., Queue]) -> None:
+    """The prediction allows for its own error: nine jobs in ten keep to what it is taken for."""
+    right, wrong = make_queue(), make_queue()
+    for queue, factor in ((right, 0.9), (wrong, 1.5)):
+        set_pace(queue, 1e6 / COST)
+        keep_waiting(queue, factor, 40)
+        queue.add()
+    assert right.ask(right.job(), timeout_s=2.1).word == "ok"
+    verdict = wrong.ask(wrong.job(), timeout_s=2.7)
+    assert verdict.word == "late" and verdict.wait_s == pytest.approx(0.3, abs=0.15), "it takes half as long again"
+    assert wrong.ask(wrong.job(), timeout_s=3.3).word == "ok"
+
+
+def test_one_job_that_takes_for_ever_closes_no_door(queue: Queue) -> None:
+    set_pace(queue, 1e6 / COST)
+    keep_waiting(queue, 100.0, 1)
+    queue.add()
+    assert queue.ask(queue.job(), timeout_s=2.2).word == "ok"
+
+
 def test_a_job_that_would_wait_beyond_its_deadline_is_refused_and_leaves_nothing(queue: Queue) -> None:
     set_pace(queue, 1e6 / COST)
     assert queue.enqueue(queue.job(), timeout_s=0.5) == "ok", "nobody is before it, whatever the rate"
