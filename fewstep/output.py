@@ -56,7 +56,9 @@ def choice(picture: Picture) -> str:
     if picture.candidates is None:
         return ""
     below = ", below the floor" if picture.below_floor else ""
-    return f"  ({picture.steps} steps, best of {len(picture.candidates)}{below})"
+    count = len(picture.candidates)
+    drawn = f"best of {count}" if count > 1 else "drawn once"
+    return f"  ({picture.steps} steps, {drawn}{below})"
 
 
 def remarks(answer: Answer) -> list[str]:

@@ -24,7 +24,8 @@ function prediction(one, steps) {
   const count = Number(field("best-of"));
   const known = one?.bestOf.find((row) => row.steps === steps && row.best_of === count);
   if (count < 2) return "";
-  const cost = field("floor") ? `at most ${count} times the cost` : `${count} times the cost`;
+  if (field("floor")) return "";
+  const cost = `${count} times the cost`;
   if (!known) return `${cost}; what it gains was not measured for this model`;
   const gains = Object.entries(known.gain).sort(([name]) => (name === known.rank_by ? -1 : 1));
   const told = gains.map(([name, gain]) => `${signed(gain)} ${name}${name === known.rank_by ? " (chooses)" : ""}`);
@@ -34,11 +35,12 @@ function prediction(one, steps) {
 function floorHint(one, steps) {
   if (!field("floor")) return "";
   const cascade = $("more-steps").checked ? cascadeFrom(one, steps) : [];
-  if (cascade.length < 2 && Number(field("best-of")) < 2) return "A floor needs more candidates, or more steps.";
+  if (cascade.length < 2 && Number(field("best-of")) < 2) return "A floor needs more candidates, or fewer steps to begin with";
   const ways = [];
   if (Number(field("best-of")) > 1) ways.push("with other seeds");
   if (cascade.length > 1) ways.push(`then at ${cascade.slice(1).join(" and ")} steps`);
-  return `Pictures below the floor are drawn again ${ways.join(", ")}`;
+  const most = Number(field("best-of")) * (cascade.length > 1 ? cascade.reduce((sum, count) => sum + count, 0) / cascade[0] : 1);
+  return `Pictures below the floor are drawn again ${ways.join(", ")}; one costs ${most} times as much at most`;
 }
 
 /** Bring the hints up to date with the form. */
@@ -49,11 +51,13 @@ export function showQuality(one, steps) {
   $("more-steps").disabled = !larger || !field("floor");
 }
 
+const drawn = ({ candidates }) => (candidates.length > 1 ? `best of ${candidates.length}` : "drawn once");
+
 /** Under a picture that was chosen: how, and its candidates in the order of their scores. */
 export function choice(event) {
   if (!event.candidates) return [];
   const made = element("div", "choice");
-  const words = [`best of ${event.candidates.length}`, `${event.steps} step${event.steps === 1 ? "" : "s"}`];
+  const words = [drawn(event), `${event.steps} step${event.steps === 1 ? "" : "s"}`];
   made.append(element("span", "", words.join(" · ")));
   if (event.below_floor) made.append(element("span", "below-floor", "below the floor"));
   return [made];
@@ -67,7 +71,7 @@ export function candidateRows(event) {
     .map((one) => `${scorer in one.reward ? signed(one.reward[scorer]) : "–"} (${one.steps})`);
   const reported = Object.entries(event.reported ?? {}).map(([name, score]) => `${name} ${signed(score)}`).join(", ");
   return {
-    chosen: `best of ${event.candidates.length} by ${scorer}`,
+    chosen: drawn(event) + (event.candidates.length > 1 ? ` by ${scorer}` : ""),
     candidates: scores.join(", "),
     "did not choose": reported || "–",
     ...(event.below_floor === undefined || event.below_floor === null ? {} : { floor: event.below_floor ? "below" : "reached" }),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import openai
 import pytest
 
 from student.runtimes.fake import fake_preview
-from tests.service.support import PATIENCE_S, Service, expected_pixels, pixels
+from tests.service.support import PATIENCE_S, Service, call, expected_pixels, pixels
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +138,24 @@ def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
 def test_nulls_are_as_if_left_out(client: openai.OpenAI) -> None:
     answer = client.images.generate(prompt="p", n=None, size=None, model=None, stream=None)
     assert answer.data is not None and len(answer.data) == 1  # type: ignore[union-attr]
+
+
+def test_pictures_can_be_chosen_by_extra_fields(live: Service) -> None:
+    """As with /generate: the same seeds, scores and floor; tokens count all that was drawn."""
+    body = {"prompt": "a red heart", "seed": 7, "best_of": 4}
+    own = call("POST", f"{live.url}/generate", json=body).json()
+    answer = call("POST", f"{live.url}/v1/images/generations", json=body).json()
+    (image,), (expected,) = answer["data"], own["data"]
+    names = ("b64_json", "seed", "reward", "steps", "reported", "candidates")
+    assert {name: image[name] for name in names} == {name: expected[name] for name in names}
+    plain = call("POST", f"{live.url}/v1/images/generations", json={"prompt": "a red heart", "seed": 7}).json()
+    assert answer["usage"]["output_tokens"] == 4 * plain["usage"]["output_tokens"] and "steps" not in plain["data"][0]
+    floored = {"prompt": "a red heart", "seed": 7, "min_reward": 9.0, "cascade": [1, 2]}
+    answer = call("POST", f"{live.url}/v1/images/generations", json=floored).json()
+    assert answer["data"][0]["below_floor"] and answer["floor"]["min_reward"] == 9.0
+    assert [one["steps"] for one in answer["data"][0]["candidates"]] == [1, 2]
+    refused = call("POST", f"{live.url}/v1/images/generations", json={**floored, "quality": "low"})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "quality"
+    streamed = call("POST", f"{live.url}/v1/images/generations", json={**body, "stream": True}).text
+    (completed,) = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert completed["seed"] == image["seed"] and len(completed["candidates"]) == 4

@@ -325,3 +325,57 @@ def test_the_description_names_every_status_that_can_come(live: Service) -> None
 
 def test_the_files_of_the_page_are_where_the_package_says() -> None:
     assert FOLDER == Path(__file__).resolve().parents[3] / "service" / "page"
+
+
+def choose(page: Page, **fields: str) -> None:
+    """Open the part of the form about quality and set its fields, as a person would."""
+    page.wait_for("!document.getElementById('quality').hidden")
+    page.value("document.getElementById('quality').open = true")
+    for id, value in fields.items():
+        name = json.dumps(id.replace("_", "-"))
+        page.value(f"document.getElementById({name}).value = {json.dumps(value)}")
+        page.value(f"document.getElementById({name}).dispatchEvent(new Event('change'))")
+
+
+def test_the_best_of_several_is_asked_for_and_shown_with_its_candidates(page: Page, live: Service) -> None:
+    choose(page, best_of="4")
+    assert "4 times the cost" in page.value("document.getElementById('quality-hint').textContent")
+    draw(page, PROMPT, count=2, seed=7)
+    page.wait_for(f"{DRAWN} === 2")
+    answer = post(live.url, prompt=PROMPT, seed=7, n=2, best_of=4).json()
+    assert seeds(page) == [image["seed"] for image in answer["data"]]
+    for data, image in zip(sources(page), answer["data"], strict=True):
+        assert np.array_equal(pixels(data), expected_pixels(PROMPT, image["seed"]))
+    shown = page.value("[...document.querySelectorAll('.choice')].map(box => box.textContent)")
+    assert shown == ["best of 4 · 4 steps"] * 2
+    page.value("document.querySelector('.picture .frame').click()")
+    details = page.value("document.querySelector('#viewer .details').textContent")
+    scores = sorted((one["reward"]["trained"] for one in answer["data"][0]["candidates"]), reverse=True)
+    assert ", ".join(f"{score:+.2f} (4)".replace("-", "−") for score in scores) in details
+    assert "best of 4 by trained" in details and "heldout" in details
+
+
+def test_a_floor_with_more_steps_is_shown_with_what_has_not_reached_it(page: Page, live: Service) -> None:
+    choose(page, steps="1", floor="p50")
+    assert "at 2 and 4 steps" in page.value("document.getElementById('quality-hint').textContent")
+    draw(page, PROMPT, count=8, seed=7)
+    page.wait_for(f"{DRAWN} === 8")
+    answer = post(live.url, prompt=PROMPT, seed=7, n=8, min_reward="p50", cascade=[1, 2, 4]).json()
+    assert seeds(page) == [image["seed"] for image in answer["data"]]
+    below = [image["below_floor"] for image in answer["data"]]
+    assert (
+        page.value("[...document.querySelectorAll('.picture')].map(one => !!one.querySelector('.below-floor'))")
+        == below
+    )
+    facts = page.value("document.querySelector('.run .facts').textContent")
+    assert "floor " in facts and "(p50)" in facts
+
+
+def test_a_floor_that_could_not_be_met_says_what_it_needs(page: Page) -> None:
+    choose(page, floor="p20")
+    page.value("document.getElementById('more-steps').checked = false")
+    page.value("document.getElementById('more-steps').dispatchEvent(new Event('change'))")
+    assert "needs more candidates" in page.value("document.getElementById('quality-hint').textContent")
+    draw(page, PROMPT, count=1, seed=7)
+    page.wait_for(f"{DRAWN} === 1")
+    assert page.value("document.querySelectorAll('.choice').length") == 0

@@ -15,11 +15,12 @@ import pytest
 
 from service.errors import InvalidRequest, ServiceError, TooLarge
 from service.http.admission import check, new_job
+from service.http.models import gains
 from service.http.schema import GenerateRequest
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
 from service.queue.job import Job
-from student.bundle import Student
+from student.bundle import Student, WithinPrompt
 from student.runtimes.fake import FakeRuntime, fake_student
 from tests.service.support import (
     Api,
@@ -221,3 +222,16 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_cascade_costs_nothing(tmp_pa
         assert (image["seed"], image["steps"]) == (best["seed"], best["steps"])
         expected = expected_pixels(prompt, image["seed"], image["steps"])
         assert np.array_equal(pixels(base64.b64decode(image["b64_json"])), expected) and image["below_floor"]
+
+
+def test_a_models_gains_are_those_of_its_bundle() -> None:
+    known = WithinPrompt(
+        50, 4, {"trained": 0.5, "heldout": 0.8}, {"heldout trained": 0.3},
+        {"trained": [0.0, 0.2, 0.3, 0.4], "heldout": [0.0, 0.3, 0.5, 0.6]},
+    )  # fmt: skip
+    student = replace(fake_student(), within_prompt={"2": known})
+    found = {row.best_of: row for row in gains(student)}
+    assert {row.steps for row in found.values()} == {2} and {row.rank_by for row in found.values()} == {"trained"}
+    assert found[2].gain == {"trained": 0.2, "heldout": pytest.approx(0.3 * 0.8 * 0.2 / 0.5)}
+    assert found[16].gain["trained"] == pytest.approx(0.5 * 1.766, abs=1e-3), "beyond what was measured"
+    assert gains(fake_student()) == []
