@@ -26,6 +26,7 @@ RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
 SELECTOR = re.compile(r"\b(fewstep\w*)(?:\{([^}]*)\})?")
 GROUPED = re.compile(r"\bby \(([^)]*)\)")
 BUCKET_LABELS = {"le"}
+CHOSEN = {"prompt": "a red heart", "best_of": 2, "min_reward": "p99"}
 
 
 def rules() -> list[dict[str, Any]]:
@@ -46,7 +47,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service,
     with running_service(folder, RUNTIME="auto") as live:
         for seed in range(3):
             answer = httpx.post(
-                f"{live.url}/generate", json={"prompt": "a red heart", "seed": seed}, timeout=60, trust_env=False,
+                f"{live.url}/generate", json={**CHOSEN, "seed": seed}, timeout=60, trust_env=False,
                 headers={"Authorization": f"Bearer {keys['generate']}"},
             )  # fmt: skip
             assert answer.status_code == 200
@@ -155,7 +156,7 @@ def test_every_query_of_the_dashboard_has_an_answer(service: tuple[Service, dict
         headers = {"Authorization": f"Bearer {keys['generate']}"}
 
         def draw_and_ask() -> bool:
-            body = {"prompt": "a red heart", "seed": 1}
+            body = {**CHOSEN, "seed": 1}
             assert httpx.post(
                 f"{live.url}/generate", json=body, headers=headers, timeout=60, trust_env=False
             ).is_success

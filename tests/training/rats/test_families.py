@@ -30,7 +30,7 @@ from student.sampler import denoise
 from tests.student.families import tiny
 from tests.training.rats.own_reward import Redness
 from training.config import with_settings
-from training.evaluate import Evaluation, Measure, Plan
+from training.evaluate import DIVERSITY_SEEDS, Evaluation, Measure, Plan
 from training.progress import read_log
 from training.prompts import from_files
 from training.rats import validation
@@ -294,6 +294,10 @@ def test_one_student_for_several_step_counts(tmp_path: Path) -> None:
     assert student.steps == (2, 3, 4) and all(len(student.sigmas[nfe]) == nfe for nfe in (2, 3, 4))
     assert len({row["nfe"] for row in read_log(out / "run" / "log.jsonl") if "nfe" in row}) > 1
     assert [(row["model"], row["nfe"]) for row in student.evaluation][-3:] == [("student", n) for n in (2, 3, 4)]
+    assert set(student.within_prompt or {}) == {"2", "3", "4"}
+    for known in (student.within_prompt or {}).values():
+        assert known.seeds == DIVERSITY_SEEDS and set(known.spread) == set(known.gain) == set(student.scorers)
+        assert all(spread > 0 for spread in known.spread.values())
 
 
 def test_rewards_are_weighted_and_logged_as_one(tmp_path: Path) -> None:
