@@ -120,7 +120,7 @@ def manifest(asked: Adoption, pipe: Any) -> Student:
         steps=asked.steps,
         sigmas={steps: own_sigmas(family, steps, latents.shape) for steps in asked.steps},
         latents=latents,
-        image=ImageSize(height, width, frames),
+        image=ImageSize(height, width, frames, family.fps if frames else None),
         max_tokens=family.max_tokens,
         baked=family.baked,
         teacher=asked.source.name,

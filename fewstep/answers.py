@@ -43,10 +43,11 @@ class Floor(Lenient):
 
 
 class Picture(Lenient):
-    """One image. ``reward`` is the standardised score by scorer: 0 is the teacher's mean.
+    """One image, or one video: then ``num_frames`` and ``fps`` say how long it is.
 
-    If it was chosen (``best_of``, ``min_reward``): ``reported`` are its scores by the scorers that did not choose it,
-    ``candidates`` all that was drawn for it.
+    ``reward`` is the standardised score by scorer, 0 being the teacher's mean; of a video the mean of its frames', of
+    which ``worst_frame`` has the lowest, ``reward_worst``. If it was chosen (``best_of``, ``min_reward``): ``reported``
+    are its scores by the scorers that did not choose it, ``candidates`` all that was drawn for it.
     """
 
     seed: int
@@ -54,6 +55,10 @@ class Picture(Lenient):
     height: int
     sha256: str
     reward: dict[str, float]
+    num_frames: int | None = None
+    fps: int | None = None
+    reward_worst: dict[str, float] | None = None
+    worst_frame: dict[str, int] | None = None
     b64_json: str | None = None
     url: str | None = None
     steps: int | None = None
@@ -134,6 +139,7 @@ class Job(Lenient):
     metadata: dict[str, str] = Field(default_factory=dict)
     priority: int = 0
     cancelling: bool = False
+    progress: int | None = None
     queue: QueuePlace | None = None
     data: list[Picture] = Field(default_factory=list)
     runtime: str | None = None
@@ -175,9 +181,9 @@ class Models(Lenient):
 
 
 class Event(Lenient):
-    """One server-sent event of a job's life: queued, started, image_generation.partial_image,
+    """One server-sent event of a job's life: queued, started, progress (of videos), image_generation.partial_image,
     image_generation.completed, done or error, and scored where that comes later. ``number`` is fixed for each event of
-    a job; news of a job's place in the queue have none."""
+    a job; news of a job's place in the queue and of its progress have none."""
 
     name: str
     number: int | None

@@ -88,6 +88,7 @@ def job_line(job: Job) -> str:
     if job.error is not None:
         return f"{job.id} is {job.status}: {job.error.message}"
     if job.timings is not None:
-        count = f"{len(job.data)} image{'s' if len(job.data) != 1 else ''}"
+        what = "image" if job.progress is None else "video"
+        count = f"{len(job.data)} {what}{'s' if len(job.data) != 1 else ''}"
         return f"{job.id} is done: {count} in {milliseconds(job.timings.total_s)}."
     return f"{job.id} is {job.status}{', and is being cancelled' if job.cancelling else ''}."

@@ -21,9 +21,11 @@ class Options(TypedDict, total=False):
     width: int | None
     height: int | None
     size: str | None
+    num_frames: int | None
+    fps: int | None
     model: str | None
     model_version: str | None
-    output_format: Literal["png", "jpeg", "webp"] | None
+    output_format: Literal["png", "jpeg", "webp", "mp4"] | None
     output_compression: int | None
     response_format: Literal["b64_json", "url"] | None
     priority: int | None

@@ -26,7 +26,7 @@ AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().abs
 LogLevel = Literal["debug", "info", "warning", "error"]
 KIND = "(auto|onnx|openvino|tensorrt|tensorrt_rtx|torch)"
 # A kind, the folder of one ("onnx-staged-int8"), or several with commas between: the first that can be had serves.
-RuntimeName = Annotated[str, Field(pattern=rf"^(fake|{KIND}(-[\w.-]+)?(,{KIND}(-[\w.-]+)?)*)$")]
+RuntimeName = Annotated[str, Field(pattern=rf"^(fake(-video)?|{KIND}(-[\w.-]+)?(,{KIND}(-[\w.-]+)?)*)$")]
 
 
 def default_data_dir() -> Path:
@@ -143,6 +143,9 @@ class Settings(BaseSettings):
         default=0, ge=0, description="Beyond that many MiB of images the oldest are swept away; 0: no limit."
     )
     max_pixels: int = Field(default=2**24, ge=1, description="Pixels that one request may ask for; beyond, 413.")
+    max_video_pixels: int = Field(
+        default=2**28, ge=1, description="The same of videos, whose frames count each; beyond, 413."
+    )
     provenance: bool = Field(default=True, description="Whether image files say in XMP that a model drew them.")
     c2pa_cert: AbsolutePath | None = Field(
         default=None, description="Certificate chain (PEM) with which workers sign pictures (C2PA); unset: unsigned."
@@ -209,6 +212,11 @@ class Settings(BaseSettings):
         """What webhooks are signed with, where it is known that they are on."""
         assert self.webhook_secret is not None
         return key_of(self.webhook_secret.get_secret_value())
+
+    @property
+    def is_fake(self) -> bool:
+        """Whether no student is there: pictures or videos are hashes."""
+        return self.runtime.startswith("fake")
 
     @property
     def key_pending(self) -> int:

@@ -53,11 +53,12 @@ class Latents:
 
 @dataclass(frozen=True)
 class ImageSize:
-    """Size of a picture in pixels; only a video has ``frames``."""
+    """Size of a picture in pixels; only a video has ``frames``, and ``fps``, the frames a second it was trained at."""
 
     height: int
     width: int
     frames: int | None = None
+    fps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ class Student:
         The id, the version and the evaluation do not change a picture and are left out.
         """
         parts = {k: v for k, v in to_json(self).items() if k in ("files", "sigmas", "latents", "image", "max_tokens")}
+        parts["image"].pop("fps", None)  # how fast it is played changes no pixel
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -173,6 +175,7 @@ def _check_geometry(latents: Latents, image: ImageSize, max_tokens: int) -> None
     frames = [part.frames for part in (latents, image) if part.frames is not None]
     if len(frames) == 1:
         raise BundleError(f"latents.frames is {latents.frames} and image.frames {image.frames}: a video has both")
+    frames += [image.fps] if image.fps is not None else []
     if any(not isinstance(size, int) or size < 1 for size in (*sizes, *frames)):
         raise BundleError(f"latents, image and max_tokens are {sizes}: accepted are whole numbers from 1")
     if latents.height % latents.packing or latents.width % latents.packing:
@@ -221,6 +224,8 @@ def to_json(student: Student) -> dict[str, Any]:
     for part in (data["latents"], data["image"]):
         if part["frames"] is None:
             del part["frames"]  # the fingerprint of a picture's student is older than videos
+    if data["image"]["fps"] is None:
+        del data["image"]["fps"]
     for name in ("chosen_at", "within_prompt"):
         if data[name] is None:
             del data[name]

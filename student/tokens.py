@@ -6,11 +6,8 @@ what comes before the prompt, for a language model.
 
 from __future__ import annotations
 
-import html
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from student.prompts import CHATS, TOKENIZERS, cleaned
+
 IdArray = NDArray[np.int64]
 
-# Of each family: the input that an encoder's ids are called by in a compiled graph, and the folder of its tokenizer.
-TOKENIZERS = {
-    "flux": {"clip_ids": "tokenizer", "t5_ids": "tokenizer_2"},
-    "sd3": {"clip_ids": "tokenizer", "clip_2_ids": "tokenizer_2", "t5_ids": "tokenizer_3"},
-    "wan": {"t5_ids": "tokenizer"},
-    "flux2": {"chat_ids": "tokenizer"},
-    "z_image": {"chat_ids": "tokenizer"},
-    "qwen_image": {"chat_ids": "tokenizer"},
-}
-
-
-@dataclass(frozen=True)
-class Chat:
-    """What a language model reads around a prompt, the first ``dropped`` tokens of which its family reads no more.
-
-    ``ends_are_cut``: nothing reads what follows a prompt's end, so that padding may stand on the right whatever the
-    tokenizer says.
-    """
-
-    before: str
-    after: str
-    dropped: int = 0
-    ends_are_cut: bool = True
-
-    def of(self, prompt: str) -> str:
-        """The text that is tokenised."""
-        return f"{self.before}{prompt}{self.after}"
-
-
-USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-CHATS = {
-    "flux2": Chat(USER, f"{ASSISTANT}<think>\n\n</think>\n\n", ends_are_cut=False),
-    "z_image": Chat(USER, ASSISTANT),
-    "qwen_image": Chat(
-        "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
-        f"relationships of the objects and background:<|im_end|>\n{USER}",
-        ASSISTANT,
-        dropped=34,
-    ),
-}
 MASKED = frozenset({"wan", *CHATS})  # families whose encoder is told which of its ids are padding
 
 
@@ -92,11 +51,6 @@ class PromptTokens:
     def encode_clip(self, prompts: Sequence[str]) -> IdArray:
         """Ids of the first tokenizer alone, int64 (B, L): what the scorers read."""
         return _ids(self._tokenizers["clip_ids"], prompts)
-
-
-def cleaned(prompt: str) -> str:
-    """A prompt as WanPipeline reads it: entities resolved twice, white space in single spaces."""
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt)).strip()).strip()
 
 
 def _config(folder: Path) -> dict[str, Any]:

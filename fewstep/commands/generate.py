@@ -19,7 +19,7 @@ from fewstep.options import ApiKey, Json, Url, client, write_file
 from fewstep.output import choice, milliseconds, plain, print_json, remarks, rewards
 from fewstep.request import Options
 
-FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".mp4": "mp4"}
 STANDARD_OUTPUT = Path("-")
 
 
@@ -29,6 +29,7 @@ class Format(StrEnum):
     png = "png"
     jpeg = "jpeg"
     webp = "webp"
+    mp4 = "mp4"
 
 
 def generate(
@@ -50,8 +51,10 @@ def generate(
     model: Annotated[str | None, typer.Option(help="The id of a served model.")] = None,
     model_version: Annotated[str | None, typer.Option(help="One of its versions, or latest.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
-    format: Annotated[Format | None, typer.Option(help="The image format.", show_default="by the file's name")] = None,
-    quality: Annotated[int | None, typer.Option(min=0, max=100, help="Quality of jpeg and webp.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video.", show_default="the model's")] = None,
+    fps: Annotated[int | None, typer.Option(min=1, max=60, help="Its frames a second.")] = None,
+    format: Annotated[Format | None, typer.Option(help="The file's format.", show_default="by the file's name")] = None,
+    quality: Annotated[int | None, typer.Option(min=0, max=100, help="Quality of jpeg, webp and mp4.")] = None,
     priority: Annotated[int | None, typer.Option(min=-5, max=5, help="Higher goes ahead.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Deadline in seconds.")] = None,
     webhook: Annotated[str | None, typer.Option(help="An https address to notify when the job has ended.")] = None,
@@ -63,9 +66,10 @@ def generate(
     """Generate images of a prompt and write them to files; `-o -` writes a single image to standard output."""
     options: dict[str, Any] = {
         "n": count, "seed": seed, "num_inference_steps": steps, "model": model, "model_version": model_version,
-        "size": size, "output_format": _format(output, format), "output_compression": quality, "priority": priority,
-        "timeout_s": timeout, "guidance_scale": guidance, "webhook_url": webhook, "rank_by": rank_by,
-        "best_of": best_of if best_of > 1 else None, "min_reward": _floor(min_reward), "cascade": _steps(cascade),
+        "size": size, "num_frames": frames, "fps": fps, "output_format": _format(output, format),
+        "output_compression": quality, "priority": priority, "timeout_s": timeout, "guidance_scale": guidance,
+        "webhook_url": webhook, "rank_by": rank_by, "best_of": best_of if best_of > 1 else None,
+        "min_reward": _floor(min_reward), "cascade": _steps(cascade),
     }  # fmt: skip
     with client(url, api_key) as service:
         if detach:
@@ -110,7 +114,7 @@ def _format(output: Path, format: Format | None) -> str:
     if output == STANDARD_OUTPUT:
         return "png"
     if output.suffix.lower() not in FORMATS:
-        raise WrongUse(f"{output} does not name an image format: use --format, or end it in .png, .jpg or .webp.")
+        raise WrongUse(f"{output} does not name an image format: use --format, or end it in .png, .jpg, .webp or .mp4.")
     return FORMATS[output.suffix.lower()]
 
 

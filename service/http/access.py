@@ -22,6 +22,10 @@ PUBLIC = ("/", "/page/{name}", "/favicon.ico", "/docs", "/healthz", "/readyz")
 SCOPE_OF = {
     ("POST", "/generate"): "generate",
     ("POST", "/v1/images/generations"): "generate",
+    ("POST", "/v1/videos"): "generate",
+    ("POST", "/v1/videos/{id}/{action}"): "generate",
+    ("GET", "/v1/videos/{id}"): "read",
+    ("GET", "/v1/videos/{id}/content"): "read",
     ("POST", "/jobs/{id}/cancel"): "generate",
     ("GET", "/jobs"): "read",
     ("GET", "/jobs/{id}"): "read",

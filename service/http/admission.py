@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from service.errors import Forbidden, InvalidRequest, TooLarge
 from service.http.quality import candidates_of, check_quality, first_steps, job_fields
 from service.http.schema import SEED_LIMIT, GenerateRequest
+from service.http.videos import check_kind, check_volume, format_of, fps_of, frames_of
 from service.queue.job import Job
 from student.bundle import Student
 from student.runtimes.sizes import Size, SizeRange, own_size, refusal
@@ -16,6 +17,7 @@ from student.runtimes.sizes import Size, SizeRange, own_size, refusal
 def check(
     student: Student, body: GenerateRequest, count_tokens: Callable[[str], int], max_pixels: int,
     sizes: Sequence[Size] = (), scored: bool = True, size_range: SizeRange | None = None,
+    max_video_pixels: int = 2**28,
 ) -> None:  # fmt: skip
     """Return if the student can draw this; ``sizes`` are those that it was compiled for beside its own, ``scored`` says
     whether the service computes scores.
@@ -25,10 +27,10 @@ def check(
     Raises:
         InvalidRequest, TooLarge: it cannot, and why; ``param`` names the field.
     """
-    if student.image.frames is not None:
-        raise InvalidRequest(f"{student.id} draws videos: this service answers with pictures only.", "model")
-    _check_fields_together(body)
-    _check_size(student, body, max_pixels, (own_size(student), *sizes), size_range)
+    check_kind(student, body)
+    _check_fields_together(student, body)
+    most = max_pixels if student.image.frames is None else max_video_pixels
+    _check_size(student, body, most, (own_size(student), *sizes), size_range)
     _check_student(student, body)
     check_quality(student, body, scored)
     tokens = count_tokens(body.prompt)
@@ -64,13 +66,15 @@ def new_job(student: Student, body: GenerateRequest, key: str, request_id: str, 
         steps=first_steps(student, body),
         prompt=body.prompt,
         seeds=seeds,
-        output_format=body.output_format,
+        output_format=format_of(student, body),
         quality=body.output_compression,
         response_format=body.response_format,
         previews=body.partial_images,
         priority=priority,
         user=body.user,
         metadata=dict(body.metadata or {}),
+        frames=frames_of(student, body),
+        fps=fps_of(student, body),
         request_id=request_id,
         **job_fields(student, body, seeds),
     )
@@ -91,7 +95,7 @@ def _seeds(body: GenerateRequest) -> tuple[int, ...]:
     return tuple((first + k) % SEED_LIMIT for k in range(body.count))
 
 
-def _check_fields_together(body: GenerateRequest) -> None:
+def _check_fields_together(student: Student, body: GenerateRequest) -> None:
     given = body.model_fields_set
     if {"n", "num_images_per_prompt"} <= given:
         raise InvalidRequest("n is another name of num_images_per_prompt: send one of them.", "n")
@@ -104,7 +108,7 @@ def _check_fields_together(body: GenerateRequest) -> None:
         raise InvalidRequest(f"response_format file answers one image: {field} must be 1.", field)
     if body.response_format == "file" and body.stream:
         raise InvalidRequest("response_format file is one image, and stream is events: choose one.", "response_format")
-    if body.output_format == "png" and body.output_compression is not None:
+    if format_of(student, body) == "png" and body.output_compression is not None:
         raise InvalidRequest("output_compression is for jpeg and webp: png is lossless.", "output_compression")
 
 
@@ -114,7 +118,9 @@ def _check_size(
     width, height = size_of(student, body)
     sides = [name for name in ("size", "width", "height") if getattr(body, name) is not None]
     drawn = body.count * candidates_of(body)
-    if width * height * drawn > max_pixels:
+    if student.image.frames is not None:
+        check_volume(student, body, (height, width), drawn, max_pixels)
+    elif width * height * drawn > max_pixels:
         raise TooLarge(
             f"{drawn} x {width}x{height} are {width * height * drawn} pixels; one request may ask for {max_pixels}.",
             sides[0] if sides else _count_field(body),

@@ -14,7 +14,7 @@ from service.http.description import DescribedApp
 from service.http.handlers import add_handlers
 from service.http.middleware import BodyLimit, RequestContext
 from service.http.overload import OverloadGuard, OverloadMiddleware
-from service.http.routes import dlq, images, info, jobs, models, openai, pages, probes, usage
+from service.http.routes import dlq, images, info, jobs, models, openai, pages, probes, usage, videos
 from service.http.services import open_services
 from service.http.webhooks import webhooks
 from service.http.wire import WireCheck
@@ -82,6 +82,7 @@ def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
     routers = (
         images.router,
         openai.router,
+        videos.router,
         jobs.router,
         models.public,
         models.admin,

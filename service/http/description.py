@@ -9,7 +9,8 @@ from fastapi import FastAPI
 from service.http.access import needed_scope
 from service.http.responses import error_responses
 
-OPENAI_PATHS = ("/v1/images/generations",)
+VIDEOS_PATH = "/v1/videos"
+OPENAI_PATHS = ("/v1/images/generations", VIDEOS_PATH)
 SCHEME = {
     "type": "http",
     "scheme": "bearer",

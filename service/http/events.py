@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.errors import DeadlineExceeded, ServiceError, error_detail
 from service.http.caller import client_gone
-from service.http.presentation import failure, in_base64, job_status, position_of
+from service.http.presentation import failure, in_base64, job_status, position_of, progress_of
 from service.http.services import Services, ending
 from service.http.submission import Submission
 from service.http.tasks import end
@@ -31,7 +31,8 @@ from service.queue.states import State
 
 QUEUED, STARTED, PREVIEW, COMPLETED, END, SCORED = 0, 1, 10, 100, 1000, 2000
 NOTHING = -1
-SCORES = ("seed", "reward", "reward_percentile")
+SCORES = ("seed", "reward", "reward_percentile", "reward_worst", "worst_frame")
+PROGRESS = "progress"
 END_MARGIN_S = 2.0  # the queue ends a job at its deadline, and is looked at every second
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -84,8 +85,8 @@ def _preview(name: str, file: str) -> Event:
 def _completed(record: Record, index: int) -> Event:
     image = record.result["images"][index]
     names = (
-        "seed", "width", "height", "sha256", "reward", "reward_percentile", "steps", "reported", "below_floor",
-        "candidates",
+        "seed", "width", "height", "num_frames", "fps", "sha256", "reward", "reward_percentile", "reward_worst",
+        "worst_frame", "steps", "reported", "below_floor", "candidates",
     )  # fmt: skip
     data = {"index": index, **{name: image[name] for name in names if name in image}}
     return Event(COMPLETED + index, "image_generation.completed", data, image["file"])
@@ -112,6 +113,7 @@ class EventStream(Response):
         self._base_url = base_url
         self._sent = after
         self._place: object = None
+        self._steps_done = 0
         self._submission = submission
         self._leaving = leaving
 
@@ -163,12 +165,16 @@ class EventStream(Response):
             yield format_sse_event(data_str=json.dumps(data), event="error", id=str(END))
 
     async def _told(self, record: Record) -> AsyncIterator[bytes]:
-        """The events of a record that were not sent yet."""
+        """The events of a record that were not sent yet; how far it is has no number, as the place has none."""
         for event in events_of(record):
             if event.number > self._sent or event.number == QUEUED:
                 if text := await self._text(event, record):
                     yield text
                 self._sent = max(self._sent, event.number)
+        if record.state is State.RUNNING and record.steps_done != self._steps_done:
+            self._steps_done = record.steps_done
+            if text := await self._text(Event(NOTHING, PROGRESS, {"step": record.steps_done}), record):
+                yield text
 
     async def _text(self, event: Event, record: Record) -> bytes | None:
         """What is sent for an event, if anything is."""
@@ -189,6 +195,8 @@ class EventStream(Response):
             status = (await job_status(self._services, record, self._base_url)).model_dump()
             error = failure(record)
             return {"job": status, **({"error": error_detail(error)} if error else {})}
+        if event.name == PROGRESS:
+            return {"id": record.id, **event.data, "steps": record.job.steps, "progress": progress_of(record)}
         return {"id": record.id, **event.data, **await self._image(event, record)}
 
     async def _queued(self, record: Record) -> dict[str, Any] | None:
@@ -203,7 +211,7 @@ class EventStream(Response):
         if event.file is None:
             return {}
         job = record.job
-        fields = {"created_at": int(record.created_s), "output_format": job.output_format}
+        fields = {"created_at": int(record.created_s), "output_format": event.file.rpartition(".")[2]}
         fields["size"] = f"{job.width}x{job.height}"
         if job.response_format == "url" and event.number >= COMPLETED:
             link = await self._services.links.to_image(self._base_url, record, event.data["index"])

@@ -25,6 +25,7 @@ from service.http.schema import GenerateRequest
 from service.http.services import Services, ending
 from service.http.submission import Submission
 from service.http.tasks import end
+from service.http.videos import check_length
 from service.http.webhooks import webhook_of
 from service.models.choice import Served
 from service.models.folder import Name
@@ -57,6 +58,13 @@ async def own_form(services: Services, record: Record, caller: Caller) -> Respon
     return Response(answer.model_dump_json(exclude_none=True), 200, applied, "application/json")
 
 
+async def own_status(services: Services, record: Record, caller: Caller) -> Response:
+    """202: a job that was accepted, as it is now, and where to ask for it."""
+    status = await job_status(services, record, caller.base_url)
+    headers = {"Location": f"/jobs/{record.id}", "Preference-Applied": caller.preference.applied}
+    return Response(status.model_dump_json(), 202, headers, "application/json")
+
+
 Render = Callable[[Services, Record, "Caller"], Awaitable[Response]]
 
 
@@ -65,7 +73,7 @@ class Caller:
     """Who asks, and how the answer is wanted. ``idempotency_key`` is the header as it came, ``highest_priority`` what
     the caller may ask for.
 
-    ``render`` and ``stream`` put the answer into a form: our own, or another API's.
+    ``render``, ``accepted`` and ``stream`` put the answer into a form: our own, or another API's.
     """
 
     key: str
@@ -75,6 +83,7 @@ class Caller:
     idempotency_key: str | None
     highest_priority: int
     render: Render = own_form
+    accepted: Render = own_status
     stream: type[EventStream] = EventStream
 
 
@@ -95,9 +104,18 @@ async def generate(services: Services, body: GenerateRequest, caller: Caller, re
 async def _generate(services: Services, body: GenerateRequest, caller: Caller, receive: Receive) -> Response:
     served = services.models.choice.pick(body.model, body.model_version)
     size_range = await _size_range(services, served, body)
-    settings = services.settings
-    scored = settings.score != "off"
-    check(served.student, body, served.count_tokens, settings.max_pixels, served.sizes, scored, size_range)
+    limits = services.settings
+    check(
+        served.student,
+        body,
+        served.count_tokens,
+        limits.max_pixels,
+        served.sizes,
+        limits.score != "off",
+        size_range,
+        limits.max_video_pixels,
+    )
+    await check_length(services, served, body, size_of(served.student, body)[::-1])
     await _check_manner(services, served, body, caller.preference)
     submission = _submission(services, served, body, caller)
     if body.stream:
@@ -250,10 +268,8 @@ async def _tell(call: Awaitable[object]) -> object:
 
 
 async def _accepted(services: Services, id: str, caller: Caller) -> Response:
-    """202: the job as it is now, and where to ask for it."""
-    status = await job_status(services, await find(services, id, caller.key), caller.base_url)
-    headers = {"Location": f"/jobs/{id}", "Preference-Applied": caller.preference.applied}
-    return Response(status.model_dump_json(), 202, headers, "application/json")
+    """The job as it is now, in the caller's form."""
+    return await caller.accepted(services, await find(services, id, caller.key), caller)
 
 
 async def _answer(services: Services, record: Record, caller: Caller) -> Response:

@@ -24,9 +24,10 @@ from service.errors import (
     Unavailable,
     error_body,
 )
-from service.http.description import OPENAI_PATHS
+from service.http.description import OPENAI_PATHS, VIDEOS_PATH
 from service.http.openai.schema import ImagesRequest
 from service.http.openai.translate import as_openai
+from service.http.openai.videos import VideosRequest
 from service.http.schema import GenerateRequest
 
 SHOWN_CHARS = 80
@@ -92,6 +93,8 @@ def from_http(error: HTTPException, path: str = "/") -> ServiceError:
 
 
 def _fields(request: Request) -> Collection[str]:
+    if request.url.path == VIDEOS_PATH:
+        return VideosRequest.model_fields
     return ImagesRequest.model_fields if request.url.path in OPENAI_PATHS else GenerateRequest.model_fields
 
 

@@ -10,6 +10,7 @@ from service.errors import Conflict
 from service.http.quality import default_scorer
 from service.http.schema import Strict
 from service.http.services import Services
+from service.http.videos import USUAL_FPS, lengths_of
 from service.models.choice import LATEST, Choice
 from service.models.controller import ModelController, Version
 from service.models.folder import Name
@@ -34,6 +35,14 @@ class Gain(Strict):
     )
 
 
+class VideoLengths(Strict):
+    """Numbers of frames that can be asked for: the shortest, or a multiple of ``step`` more, up to the longest."""
+
+    shortest: int = Field(description="Frames; 1 where a picture can be had, too.")
+    longest: int = Field(description="As long as its workers have memory for.")
+    step: int = Field(description="Frames of each latent frame but the first.")
+
+
 class ServedVersion(Strict):
     """A version that requests can ask for."""
 
@@ -42,6 +51,11 @@ class ServedVersion(Strict):
     steps: list[int] = Field(description="The values of num_inference_steps that it was trained for.")
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")
+    num_frames: int | None = Field(None, description="Of a student of videos: its own length.")
+    fps: int | None = Field(None, description="Of a student of videos: frames a second, unless a request says so.")
+    lengths: VideoLengths | None = Field(
+        None, description="Of a student of videos: how long they may be at its own size; null while no worker holds it."
+    )
     max_prompt_tokens: int
     scorers: list[str] = Field(description="The scorers whose rewards its images may have.")
     best_of: list[Gain] = Field(
@@ -159,6 +173,13 @@ def _model(choice: Choice, id: str, versions: Sequence[str], workers: Sequence[W
     return Model(id=id, created=0, latest=latest, versions=rows)
 
 
+def _lengths(name: Name, student: Student, workers: Sequence[Worker]) -> VideoLengths | None:
+    """Those of the worker that draws the longest videos."""
+    known = lengths_of(workers, str(name), own_size(student))
+    most = max(known, key=lambda lengths: lengths.most, default=None)
+    return VideoLengths(shortest=most.first, longest=most.most, step=most.step) if most else None
+
+
 def _version(choice: Choice, name: Name, latest: str, workers: Sequence[Worker]) -> ServedVersion:
     student = choice.served[name].student
     holding = [worker.models[str(name)] for worker in workers if str(name) in worker.models]
@@ -168,6 +189,9 @@ def _version(choice: Choice, name: Name, latest: str, workers: Sequence[Worker])
         steps=sorted(student.steps),
         width=student.image.width,
         height=student.image.height,
+        num_frames=student.image.frames,
+        fps=None if student.image.frames is None else student.image.fps or USUAL_FPS,
+        lengths=_lengths(name, student, workers),
         max_prompt_tokens=student.max_tokens,
         scorers=sorted(student.scorers),
         best_of=gains(student),

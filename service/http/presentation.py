@@ -96,6 +96,7 @@ async def job_status(services: Services, record: Record, base_url: str, show_key
         metadata=dict(job.metadata),
         priority=job.priority,
         cancelling=record.giving_up,
+        progress=progress_of(record),
         queue=await position_of(services, record),
         data=[await _linked(services, record, k, base_url) for k in range(len(job.seeds))] if done else [],
         runtime=result.get("runtime") if done else None,
@@ -111,6 +112,15 @@ def scoring_of(record: Record) -> Scoring | None:
     """Where the scores are that come later than the pictures; None if none do."""
     known: tuple[Scoring, ...] = get_args(Scoring)
     return next((word for word in known if word == record.scoring), None)
+
+
+def progress_of(record: Record) -> int | None:
+    """Per cent of a video's network calls that are done; None for pictures."""
+    if not record.job.frames:
+        return None
+    if record.state is State.DONE:
+        return 100
+    return record.steps_done * 100 // record.job.steps if record.state is State.RUNNING else 0
 
 
 async def position_of(services: Services, record: Record) -> QueuePosition | None:

@@ -48,12 +48,18 @@ class GeneratedImage(Strict):
     seed: int = Field(description="Posting this seed alone gives the same bytes.")
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")
+    num_frames: int | None = Field(None, description="Of a video.")
+    fps: int | None = Field(None, description="Of a video: frames a second.")
     sha256: str = Field(description="Hash of the image's bytes.")
     reward: dict[str, float] = Field(description="Standardised score by scorer; 0 is the teacher's mean.")
     reward_percentile: dict[str, float] = Field(
         default_factory=dict,
         description="Per cent of the student's own pictures at these steps that score lower, by scorer.",
     )
+    reward_worst: dict[str, float] | None = Field(
+        None, description="Of a video, whose reward is the mean of its frames': that of the worst of them, by scorer."
+    )
+    worst_frame: dict[str, int] | None = Field(None, description="Of a video: which frame that is, from 0, by scorer.")
     steps: int | None = Field(None, description="Its network calls; with best_of or min_reward.")
     reported: dict[str, float] | None = Field(
         None,
@@ -146,6 +152,9 @@ class JobStatus(Strict):
     metadata: dict[str, str] = Field(description="As it was sent.")
     priority: int
     cancelling: bool = Field(description="It is still running, but will be dropped after the current step.")
+    progress: int | None = Field(
+        None, description="Of a video, per cent of its network calls that are done, where the runtime shows its steps."
+    )
     queue: QueuePosition | None = Field(description="While it is queued.")
     data: list[GeneratedImage] = Field(description="When it is done: its images, each with its url.")
     runtime: str | None = Field(description="When it is done: how the student was run.")

@@ -14,6 +14,8 @@ MAX_SIDE_PX = 16384
 MAX_PREVIEWS = 3
 MAX_BEST_OF = 16
 MAX_CASCADE = 8
+MAX_FRAMES = 1024
+MAX_FPS = 60
 MAX_TIMEOUT_S = 3600
 MAX_METADATA = 16
 SEED_LIMIT = 2**32
@@ -137,11 +139,31 @@ class GenerateRequest(Strict):
     model_version: str | None = Field(
         None, max_length=128, description="One of its versions, or latest. Unset: the newest.", examples=["latest"]
     )
-    output_format: Literal["png", "jpeg", "webp"] = Field(
-        "png", description="Format of the images. Each file says in its metadata (XMP) that a model drew it, and which."
+    num_frames: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_FRAMES,
+        description="Of a student of videos: frames of each video, of which the autoencoder takes 1 plus a multiple "
+        "(Wan: of 4). Unset: the student's own length. A compiled student draws no other.",
+    )
+    fps: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_FPS,
+        description="Of a student of videos: frames a second at which they are played. Unset: the student's own.",
+    )
+    output_format: Literal["png", "jpeg", "webp", "mp4"] | None = Field(
+        None,
+        description="Format of the images: png (also if unset), jpeg or webp; of videos: mp4 (H.264; also if unset) or "
+        "webp (animated). Each file says in its metadata (XMP) that a model drew it, and which.",
     )
     output_compression: int | None = Field(
-        None, ge=0, le=100, description="Quality of jpeg and webp: 100 is best. Unset: 95. png has none.", examples=[80]
+        None,
+        ge=0,
+        le=100,
+        description="Quality of jpeg, webp and mp4: 100 is best, and lossless for animated webp. Unset: 95, and for "
+        "mp4 one that shows no difference. png has none.",
+        examples=[80],
     )
     response_format: Literal["b64_json", "url", "file"] = Field(
         "b64_json",

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ServiceError, UnsupportedMediaType, error_body
-from service.http.description import OPENAI_PATHS
+from service.http.description import OPENAI_PATHS, VIDEOS_PATH
 
 JSON_PATHS = ("/generate", *OPENAI_PATHS)
 STREAMS = "/events"
@@ -53,6 +53,8 @@ def refusal(scope: Scope) -> ServiceError | None:
     if encoding != "identity":
         return UnsupportedMediaType(f"A body in {encoding[:40]} is not read here: send it uncompressed.")
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if scope["path"] == VIDEOS_PATH and kind == "multipart/form-data":  # OpenAI's client sends nothing else
+        return None
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         shown = f", not {kind[:80]}" if kind else ""
         return UnsupportedMediaType(f"Send a JSON object with the header Content-Type: application/json{shown}.")

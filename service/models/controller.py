@@ -15,7 +15,7 @@ from service.errors import StartupError
 from service.models.choice import Choice, Served
 from service.models.folder import Folder, Name
 from service.models.registry import Entry, ModelRegistry, ModelState, ModelStates
-from service.models.single import open_student, token_counter
+from service.models.single import counter_of, open_student
 from service.queue.producer import Producer
 from service.queue.status import Worker
 from service.settings import Settings
@@ -45,8 +45,11 @@ class SingleModel:
 
     def __init__(self, settings: Settings) -> None:
         student = open_student(settings)
-        sizes = () if settings.runtime == "fake" else sizes_of(settings.model, student)
-        served = Served(student, token_counter(settings.model, settings), sizes)
+        sizes = () if settings.is_fake else sizes_of(settings.model, student)
+        try:
+            served = Served(student, counter_of(settings.model, student, settings), sizes)
+        except BundleError as error:
+            raise StartupError(f"{error}.") from error
         self.choice = Choice({served.name: served})
 
     async def refresh(self) -> None:
@@ -166,9 +169,9 @@ class ModelController:
         opened: dict[Name, Served] = {}
         for name in names:
             try:
-                count_tokens = token_counter(self.folder.bundle(name), self._settings)
                 student = self.folder.student(name)
+                count_tokens = counter_of(self.folder.bundle(name), student, self._settings)
                 opened[name] = Served(student, count_tokens, sizes_of(self.folder.bundle(name), student))
-            except (BundleError, StartupError) as error:
+            except BundleError as error:
                 log.warning("%s is loaded, but its files cannot be read here: %s", name, error)
         return opened

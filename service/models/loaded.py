@@ -11,6 +11,7 @@ from typing import Any
 from service.models.folder import Name
 from service.queue.job import lane
 from student.runtimes.runtime import Runtime, StepwiseRuntime
+from student.runtimes.sizes import size_name
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class LoadedModels:
             "sides_px": asdict(found) if (found := getattr(runtime, "size_range", None)) else None,
             "load_s": self._load_s.get(name_of(runtime), 0.0),
             "warm_up_s": round(getattr(runtime, "warm_up_s", 0.0), 3),
+            "lengths": {size_name(size): each.told() for size, each in getattr(runtime, "lengths", {}).items()},
         }
 
 

@@ -104,7 +104,7 @@ class ModelLoader:
         held = sum(self._held_bytes.values())
         limit = settings.model_memory_mb * 2**20
         self._held_bytes[str(name)] = check_memory(bundle, student, settings.runtime, limit, held)
-        if settings.runtime == "fake":
+        if settings.is_fake:
             verify_files(bundle, student)
             from student.runtimes.fake import FakeRuntime
 

@@ -6,14 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from student.bundle import BundleError, Student
+from student.runtimes.machine import free_bytes
 
 # Twice its files, for what the runtime makes of them, and room to compute in: the starter student (14 MB of ONNX files)
 # was measured to take 91 MB after a batch of 8.
 GROWTH = 2
 ROOM_BYTES = 64 * 2**20
 WEIGHTS = {".onnx", ".data", ".safetensors", ".engine", ".plan", ".bin"}
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def check_memory(bundle: Path, student: Student, runtime: str, limit_bytes: int, held_bytes: int) -> int:
@@ -49,29 +48,6 @@ def needed_bytes(bundle: Path, runtime: str) -> int:
         return ROOM_BYTES + GROWTH * (max(_weights(folder) for folder in compiled) + scorers)
     parts = [folder for folder in bundle.iterdir() if folder.is_dir() and folder.name not in ("runtimes", "scorers")]
     return ROOM_BYTES + GROWTH * (2 * sum(_weights(part) for part in parts) + scorers)
-
-
-def free_bytes() -> int | None:
-    """Memory that can still be had: the machine's, or the container's if that is less; None where nothing tells."""
-    found = [value for value in (_machine(), _container()) if value is not None]
-    return min(found) if found else None
-
-
-def _machine() -> int | None:
-    try:
-        rows = dict(line.split(":", 1) for line in MEMINFO.read_text("ascii").splitlines())
-        return int(rows["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _container() -> int | None:
-    """What is left below the limit of a version 2 control group; 'max' is no limit."""
-    try:
-        limit = int((CGROUP / "memory.max").read_text("ascii"))
-        return max(0, limit - int((CGROUP / "memory.current").read_text("ascii")))
-    except (OSError, ValueError):
-        return None
 
 
 def _weights(folder: Path) -> int:

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
-
 from service.errors import StartupError
 from service.models.folder import Folder
 from service.settings import Settings
 from student.bundle import BundleError, Student, read_student
+from student.prompts import token_counter
 from student.runtimes.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -26,10 +25,10 @@ def open_student(settings: Settings) -> Student:
     Raises:
         StartupError: there is no student at ``settings.model``, or its manifest is wrong.
     """
-    if settings.runtime == "fake":
-        from student.runtimes.fake import fake_student  # brings numpy, which no other student needs here
+    if settings.is_fake:
+        from student.runtimes.fake import fake_student, fake_video_student  # brings numpy, which nothing else needs
 
-        return fake_student()
+        return fake_student() if settings.runtime == "fake" else fake_video_student()
     try:
         return read_student(settings.model)
     except BundleError as error:
@@ -99,21 +98,10 @@ def open_runtime(settings: Settings) -> Runtime:
         raise StartupError(f"{error}.") from error
 
 
-def token_counter(bundle: Path, settings: Settings) -> Callable[[str], int]:
-    """A function that counts a prompt's tokens as the encoder that reads all of it would see them.
-
-    That is the second one; the first reads a fixed length of its own and cuts the rest off.
+def counter_of(bundle: Path, student: Student, settings: Settings) -> Callable[[str], int]:
+    """A function that counts a prompt's tokens; those of the fake student are words.
 
     Raises:
-        StartupError: the student has no such tokenizer.
+        BundleError: the student has no tokenizer.
     """
-    if settings.runtime == "fake":
-        return lambda prompt: len(prompt.split())
-    paths = [bundle / name / "tokenizer.json" for name in ("tokenizer_2", "tokenizer")]
-    path = next((path for path in paths if path.is_file()), paths[0])
-    if not path.is_file():
-        raise StartupError(f"{path} is missing: without it a prompt's length is unknown.")
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return lambda prompt: len(tokenizer.encode(prompt).ids)
+    return (lambda prompt: len(prompt.split())) if settings.is_fake else token_counter(bundle, student.family)

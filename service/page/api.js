@@ -38,7 +38,8 @@ export async function quietly(path) {
   return answered(await (storedKey() ? fetch(path) : plainFetch(path)));
 }
 
-/** What can be chosen: [{model, version, latest, steps, shows, scorers, bestOf}], from OpenAI's list with this service's fields. */
+/** What can be chosen, from OpenAI's list with this service's fields: [{model, version, latest, steps, shows, scorers,
+ *  bestOf, video}]; video is null, or {frames, fps, lengths}. */
 export async function choices() {
   const { data } = await (await quietly("v1/models")).json();
   return data.flatMap((entry) => (entry.versions ?? [entry]).map((one) => ({
@@ -49,6 +50,7 @@ export async function choices() {
     shows: one.shows_steps,
     scorers: one.scorers ?? [],
     bestOf: one.best_of ?? [],
+    video: one.num_frames ? { frames: one.num_frames, fps: one.fps, lengths: one.lengths } : null,
   })));
 }
 

@@ -15,6 +15,24 @@ export function milliseconds(seconds) {
   return `${Math.max(1, Math.round(seconds * 1000))} ms`;
 }
 
+const still = matchMedia("(prefers-reduced-motion: reduce)");
+
+/** Show a file in a box that has an img and a video: a video plays, unless the reader wants nothing to move. */
+export function display(box, source, isVideo, alt) {
+  const [img, video] = [box.querySelector("img"), box.querySelector("video")];
+  img.hidden = isVideo;
+  video.hidden = !isVideo;
+  if (isVideo) {
+    video.src = source;
+    video.ariaLabel = alt;
+    video.autoplay = !still.matches;
+  } else {
+    video.removeAttribute("src");
+    img.src = source;
+    img.alt = alt;
+  }
+}
+
 export const signed = (score) => (score < 0 ? "−" : "+") + Math.abs(score).toFixed(2);
 
 const FULL_BAR = 3; // a reward of this size fills its half of the bar

@@ -1,7 +1,7 @@
 // What was drawn: one article for each request, or for a comparison of several on the same seeds.
 
 import { Refusal, cancel, follow, submit } from "./api.js";
-import { $, copy, element, milliseconds, rewardRows, say } from "./dom.js";
+import { $, copy, display, element, milliseconds, rewardRows, say, signed } from "./dom.js";
 import { candidateRows, choice, floorFacts } from "./quality.js";
 import { showCode } from "./snippets.js";
 import { remember, rescore } from "./viewer.js";
@@ -26,17 +26,15 @@ function facts(job) {
 }
 
 function preview(figure, event) {
-  const img = figure.querySelector("img");
-  img.src = `data:image/${event.output_format};base64,${event.b64_json}`;
-  img.alt = "";
+  display(figure, `data:image/${event.output_format};base64,${event.b64_json}`, false, "");
   figure.classList.add("unfinished");
 }
 
 function complete(figure, event, part) {
-  const img = figure.querySelector("img");
   const { prompt } = part.body;
-  img.src = `data:image/${event.output_format};base64,${event.b64_json}`;
-  img.alt = `${prompt} (seed ${event.seed})`;
+  const isVideo = event.output_format === "mp4";
+  const source = `data:${isVideo ? "video" : "image"}/${event.output_format};base64,${event.b64_json}`;
+  display(figure, source, isVideo, `${prompt} (seed ${event.seed})`);
   figure.classList.remove("unfinished", "waiting");
   figure.querySelector(".rewards").append(...rewardRows(event.reward));
   figure.querySelector(".rewards").after(...choice(event));
@@ -46,13 +44,20 @@ function complete(figure, event, part) {
   const details = () => ({
     steps: event.steps ?? part.body.num_inference_steps ?? "the model's most",
     size: `${event.width} × ${event.height}`,
+    ...(event.num_frames ? length(event) : {}),
     model: part.job ? `${part.job.model} ${part.job.model_version}` : "",
     ...candidateRows(event),
     "in all": part.job?.timings ? milliseconds(part.job.timings.total_s) : "",
     "drawn in": part.job?.timings ? milliseconds(part.job.timings.inference_s) : "",
     "batch of": part.job?.batch_size ?? "",
   });
-  remember(figure, { source: img.src, name: `${event.seed}.${event.output_format}`, prompt, seed: event.seed, reward: event.reward, details });
+  remember(figure, { source, isVideo, name: `${event.seed}.${event.output_format}`, prompt, seed: event.seed, reward: event.reward, details });
+}
+
+/** How long a video is, and where its frames are worst. */
+function length({ num_frames, fps, worst_frame, reward_worst }) {
+  const worst = Object.entries(worst_frame ?? {}).map(([name, at]) => [`worst frame, ${name}`, `${at} (${signed(reward_worst[name])})`]);
+  return { length: `${num_frames} frames · ${(num_frames / fps).toFixed(2)} s`, ...Object.fromEntries(worst) };
 }
 
 /** Scores that came later than their picture. */
@@ -74,6 +79,7 @@ function tell(one, event) {
     one.seen(data.position ? `waits behind ${data.position}` : "next in line");
   }
   if (name === "started") one.seen("drawing …");
+  if (name === "progress") one.seen(`drawing … step ${data.step} of ${data.steps}`);
   if (name === "image_generation.partial_image") preview(one.figures[data.index], data);
   if (name === "image_generation.completed") complete(one.figures[data.index], data, one);
   if (name === "done") one.job = data.job;
@@ -118,7 +124,8 @@ async function finish(made, parts, looks) {
   try {
     await Promise.all(parts.map((one) => run(one, looks)));
     made.classList.remove("waiting");
-    say(`Done: ${parts.reduce((sum, one) => sum + one.figures.length, 0)} pictures of ${parts[0].body.prompt}.`);
+    const what = parts[0].body.output_format === "mp4" ? "videos" : "pictures";
+    say(`Done: ${parts.reduce((sum, one) => sum + one.figures.length, 0)} ${what} of ${parts[0].body.prompt}.`);
   } catch (error) {
     made.remove();
     parts.filter((one) => one.id && !one.job).forEach((one) => cancel(one.id).catch(() => {}));

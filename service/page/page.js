@@ -57,6 +57,22 @@ async function showChoices() {
   $("model").replaceChildren(...offered.map((one, k) => option(k, name(one))));
   $("model").value = String(Math.max(0, offered.findIndex(({ latest }) => latest)));
   $("model-field").hidden = offered.length < 2;
+  showChosen();
+}
+
+/** What the chosen model draws, and the fields that it needs. */
+function showChosen() {
+  const video = chosen()?.video ?? null;
+  $("question").textContent = video ? "Describe a video" : "Describe a picture";
+  $("count-name").textContent = video ? "Videos" : "Images";
+  if (video && $("frames").disabled) $("count").value = 1; // a video takes long, and its reader may want one
+  for (const [name, value] of [["frames", video?.frames], ["fps", video?.fps]]) {
+    $(`${name}-field`).hidden = $(name).disabled = !video;
+    $(name).value = value ?? "";
+  }
+  const { shortest, longest, step } = video?.lengths ?? {};
+  Object.assign($("frames"), { min: shortest ?? 1, max: longest ?? "", step: step ?? 1 });
+  $("frames").readOnly = Boolean(video) && shortest === longest;
   showSteps();
 }
 
@@ -90,6 +106,9 @@ function body(one, steps) {
   const asked = { prompt: $("prompt").value.trim(), n: Number($("count").value) };
   if ($("seed").value !== "") asked.seed = Number($("seed").value) % SEED_LIMIT;
   if (steps) asked.num_inference_steps = steps;
+  if (one?.video) {
+    Object.assign(asked, { output_format: "mp4", num_frames: Number($("frames").value), fps: Number($("fps").value) });
+  }
   if (one && offered.length > 1) Object.assign(asked, { model: one.model, model_version: one.version });
   return asked;
 }
@@ -163,7 +182,7 @@ document.addEventListener("keydown", (event) => {
     $("prompt").select();
   }
 });
-$("model").addEventListener("change", showSteps);
+$("model").addEventListener("change", showChosen);
 for (const id of ["steps", "best-of", "floor", "more-steps"]) $(id).addEventListener("change", showHints);
 $("compare").addEventListener("change", () => {
   $("variants").hidden = !$("compare").checked;

@@ -26,7 +26,7 @@ function python(body) {
     `    answer = client.generate(${literal(prompt)}${named})`,
     "    for picture in answer.data:",
     "        print(picture.seed, picture.reward)",
-    '        picture.save(f"{picture.seed}.png")',
+    `        picture.save(f"{picture.seed}.${body.output_format ?? "png"}")`,
   ].join("\n");
 }
 

@@ -1,11 +1,11 @@
 // A picture, large, with everything that is known of it; arrows leaf through the gallery.
 
-import { $, element, rewardRows } from "./dom.js";
+import { $, display, element, rewardRows } from "./dom.js";
 
 const shown = new WeakMap(); // the figure of a picture → what is known of it
 let current = null;
 
-/** Remember what is known of a figure's picture: {source, name, prompt, seed, reward, details}. */
+/** Remember what is known of a figure's picture: {source, isVideo, name, prompt, seed, reward, details}. */
 export function remember(figure, known) {
   shown.set(figure, known);
   figure.querySelector(".frame").addEventListener("click", () => show(figure));
@@ -21,9 +21,7 @@ function show(figure) {
   const known = shown.get(figure);
   const box = $("viewer");
   current = figure;
-  const img = box.querySelector("img");
-  img.src = known.source;
-  img.alt = `${known.prompt} (seed ${known.seed})`;
+  display(box.querySelector(".stage"), known.source, known.isVideo, `${known.prompt} (seed ${known.seed})`);
   box.querySelector("h2").textContent = known.prompt;
   box.querySelector(".rewards").replaceChildren(...rewardRows(known.reward));
   const rows = Object.entries({ seed: known.seed, ...known.details() });
@@ -50,6 +48,7 @@ export function startViewer(use) {
     if (event.key === "ArrowLeft") leaf(-1);
   });
   box.addEventListener("click", (event) => { if (event.target === box) box.close(); });
+  box.addEventListener("close", () => box.querySelector("video").pause());
   box.querySelector(".close").addEventListener("click", () => box.close());
   box.querySelector(".again").addEventListener("click", () => { box.close(); use(shown.get(current).seed); });
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from service.queue.job import Claimed, readable_lanes
+from service.queue.job import STEPS_DONE, Claimed, readable_lanes
 from service.queue.result import write_result
 from service.queue.scripts import Scripts
 
@@ -95,6 +95,10 @@ class Consumer:
     def show(self, id: str, token: str, previews: Mapping[str, str]) -> bool:
         """Tell whoever watches a job of previews in the result store; False if it is another worker's by now."""
         return bool(self._scripts.run("show", id, token, *_flat(previews.items())))
+
+    def progress(self, id: str, token: str, steps_done: int) -> bool:
+        """Tell whoever watches a job how far it is; False if it is another worker's by now."""
+        return self.show(id, token, {STEPS_DONE: str(steps_done)})
 
     def release(self, held: Iterable[Held]) -> int:
         """Leave: hand back what is held, without counting an attempt, and count as a worker no more."""

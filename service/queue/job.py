@@ -14,9 +14,14 @@ from service.queue.states import TERMINAL, State
 # that it asks for: during a rolling upgrade the workers of both releases draw what both understand.
 SCHEMA_VERSION = 3
 # Fields that came later, with the form that its readers must know. One that may be ignored keeps the form as it is.
-LATER: Mapping[str, int] = {"candidates": 4, "candidate_seeds": 4, "rank_by": 4, "min_reward": 4, "cascade": 4}
+LATER: Mapping[str, int] = {
+    "candidates": 4, "candidate_seeds": 4, "rank_by": 4, "min_reward": 4, "cascade": 4, "frames": 5, "fps": 5,
+}  # fmt: skip
 READABLE = (SCHEMA_VERSION, *sorted(set(LATER.values()) - {SCHEMA_VERSION}))
 PRIORITIES = range(-5, 6)  # as enqueue.lua counts them
+
+
+STEPS_DONE = "steps"  # beside the previews of a running job: how many of its network calls are done
 
 
 class PayloadError(ValueError):
@@ -45,7 +50,7 @@ class Job:
 
     ``key`` names who asked: whoever may read or cancel the job. ``quality`` is that of JPEG and WebP (None: usual).
     ``previews`` is how many looks at each unfinished image are wanted. ``traceparent`` is the W3C header of
-    the span that sent it (empty: none).
+    the span that sent it (empty: none). ``frames`` (0: it asks for pictures) and ``fps`` are those of videos.
     """
 
     id: str
@@ -71,6 +76,8 @@ class Job:
     rank_by: str = ""
     min_reward: float | str | None = None
     cascade: tuple[int, ...] = ()
+    frames: int = 0
+    fps: int = 0
 
     @property
     def form(self) -> int:
@@ -90,12 +97,13 @@ class Job:
     @property
     def shape(self) -> str:
         """What batch mates share beside the lane: never the prompt, the seed, the output format or who asks."""
-        return f"{self.height}x{self.width}|{self.steps}"
+        length = f"x{self.frames}" if self.frames else ""
+        return f"{self.height}x{self.width}{length}|{self.steps}"
 
     @property
     def cost(self) -> int:
         """What drawing it costs, in thousands of pixel-steps."""
-        return max(1, self.height * self.width * self.steps // 1000) * self.images
+        return max(1, self.height * self.width * max(1, self.frames) * self.steps // 1000) * self.images
 
     def to_payload(self) -> str:
         """The job as it is stored. A later field is left out where it says nothing: older releases would stumble."""
@@ -198,9 +206,9 @@ class Record:
     ``result`` has the form of ``result.read_result``. ``short`` is set if the job is done with the pictures of an
     earlier round: why there are no better ones. ``idempotency``, ``body`` and ``webhook`` are as in ``QueueOptions``.
     ``key`` is who may see it, ``payload`` what was asked for. ``previews`` refers to looks at unfinished images in the
-    result store, by "number:image". ``giving_up``: it runs, and its worker has been told to drop it. ``scoring`` is set
-    if the scores come after the pictures: 'pending', 'done', 'lost' (with their worker) or 'skipped' (there were too
-    many to score).
+    result store, by "number:image"; ``steps_done`` are the network calls of a running job, where its worker tells.
+    ``giving_up``: it runs, and its worker has been told to drop it. ``scoring`` is set if the scores come after the
+    pictures: 'pending', 'done', 'lost' (with their worker) or 'skipped' (there were too many to score).
     """
 
     id: str
@@ -212,6 +220,7 @@ class Record:
     claimed_s: float | None = None
     finished_s: float | None = None
     previews: Mapping[str, str] = field(default_factory=dict)
+    steps_done: int = 0
     giving_up: bool = False
     short: str = ""
     idempotency: str = ""

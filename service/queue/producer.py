@@ -12,7 +12,7 @@ import redis
 import redis.asyncio
 
 from service.queue.connection import bounded
-from service.queue.job import Job, Position, QueueOptions, Record, Verdict
+from service.queue.job import STEPS_DONE, Job, Position, QueueOptions, Record, Verdict
 from service.queue.result import read_result, with_scores
 from service.queue.scripts import Scripts
 from service.queue.states import State
@@ -207,6 +207,8 @@ class Producer:
 
 def _record(id: str, row: Mapping[str, str | None]) -> Record:
     result, payload, key = with_scores(read_result(row["result"]), row["scores"]), row["payload"], row["key"]
+    previews = json.loads(row["previews"] or "{}")
+    steps_done = int(previews.pop(STEPS_DONE, 0))
     return Record(
         id,
         _state(str(row["state"])),
@@ -216,7 +218,8 @@ def _record(id: str, row: Mapping[str, str | None]) -> Record:
         created_s=_seconds(row["created_us"]) or 0.0,
         claimed_s=_seconds(row["claimed_us"]),
         finished_s=_seconds(row["finished_us"]),
-        previews=json.loads(row["previews"] or "{}"),
+        previews=previews,
+        steps_done=steps_done,
         giving_up=row["state"] == "running" and row["cancel"] is not None,
         short=row["short"] or "",
         idempotency=row["idem"] or "",

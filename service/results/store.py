@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-REFERENCE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{32}/[0-9]+/(p[0-9]-)?[0-9]+\.[a-z]+")
+REFERENCE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{32}/[0-9]+/(p[0-9]-)?[0-9]+\.[a-z0-9]+")
 
 
 class ResultMissing(Exception):

@@ -49,7 +49,7 @@ class Batch:
     @property
     def shape(self) -> Shape:
         student, job = self.runtime.student, self.jobs[0]
-        return (student.id, student.version, job.height, job.width, job.steps)
+        return (student.id, student.version, job.height, job.width, job.frames, job.steps)
 
     @property
     def images(self) -> int:

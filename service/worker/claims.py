@@ -171,6 +171,10 @@ def read(claimed: Claimed, runtime: Runtime) -> Round | Failure:
         return Failure("generation_failed", f"The worker's student was not trained for {job.steps} steps.")
     if not draws(runtime, student, (job.height, job.width)):
         return Failure("generation_failed", f"The worker's student does not draw {job.width}x{job.height} pixels.")
+    lengths = getattr(runtime, "lengths", {}).get((job.height, job.width))
+    if (lengths is None) != (job.frames == 0) or (lengths and job.frames not in lengths):
+        asked = f"videos of {job.frames} frames" if job.frames else "pictures"
+        return Failure("generation_failed", f"The worker's student does not draw {asked} of this size.")
     return found
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 NEWEST = 0.3  # share of the newest call in the running mean
 LATE_AFTER_S = 1.0  # a call that is late by that and by its own length may be late by any time
 
-Shape = tuple[str, str, int, int, int]  # model, version, height, width, steps
+Shape = tuple[str, str, int, int, int, int]  # model, version, height, width, frames (0: a picture), steps
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Draw a batch of jobs: one that makes the batch fail fails alone, one that is dropped is not finished.
 
-Legend: B images, C = 3 colour channels, H x W pixels.
+Legend: B images, C = 3 colour channels, H x W pixels; of videos, frames F stand before C.
 """
 
 from __future__ import annotations
@@ -166,6 +166,8 @@ def _draw(runtime: Runtime, slots: Sequence[Slot], job: Job, watching: Watching 
     steps, size, sized = job.steps, (job.height, job.width), dict[str, Any]()
     if size != own_size(runtime.student):
         sized["size"] = size  # a SizedRuntime takes it
+    if job.frames and job.frames != runtime.student.image.frames:
+        sized["frames"] = job.frames  # a VideoRuntime does
     started = time.perf_counter()
     try:
         if watching and isinstance(runtime, StepwiseRuntime):

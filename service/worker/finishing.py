@@ -98,6 +98,11 @@ class Finisher:
         shown = self._showing.submit(self._settler.show, batch.maker, claimed, job, look, index, image_CHW)
         self._previews[batch.token, number].append(shown)
 
+    def advance(self, batch: Batch, number: int, steps_done: int) -> None:
+        """Tell how many of a job's steps are done."""
+        told = self._showing.submit(self._settler.advance, batch.claimed[number], steps_done)
+        self._previews[batch.token, number].append(told)
+
     def drain(self, patience_s: float | None = None) -> bool:
         """Return when everything is settled and scored (True), or after ``patience_s`` (False)."""
         end = None if patience_s is None else time.monotonic() + patience_s

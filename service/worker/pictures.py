@@ -1,4 +1,4 @@
-"""From an array to the bytes of a picture file."""
+"""From an array to the bytes of a file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,30 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from service.queue.job import Job
+from service.results.formats import PICTURES
 from service.worker.provenance import Provenance
+from service.worker.videos import encode_video
 
+PREVIEW_OF_VIDEO = "webp"
 DEFAULT_QUALITY = 95
 # PNG is lossless at any level: a noisy photograph takes half the time at level 1, and 14 % more bytes than at 4.
 PNG_LEVEL = 1
+
+
+def file_of(job: Job, drawn: NDArray[np.float32], made_by: Provenance | None) -> bytes:
+    """What was drawn for a job, a picture CHW or a video FCHW, in the format that it asked for."""
+    if drawn.ndim == 3:
+        return encode(drawn, job.output_format, job.quality, made_by)
+    if len(drawn) == 1 and job.output_format in PICTURES:
+        return encode(drawn[0], job.output_format, job.quality, made_by)
+    return encode_video(drawn, job.fps, job.output_format, job.quality, made_by)
+
+
+def preview_of(job: Job, drawn: NDArray[np.float32], made_by: Provenance | None) -> tuple[str, bytes]:
+    """A look at what is not finished, and its format; of a video at the first frame."""
+    output_format = job.output_format if job.output_format in PICTURES else PREVIEW_OF_VIDEO
+    return output_format, encode(drawn if drawn.ndim == 3 else drawn[0], output_format, job.quality, made_by)
 
 
 def encode(

@@ -1,6 +1,6 @@
 """Which pictures are scored, and what an answer says of them; it never fails a picture that was drawn.
 
-Legend: B images, C = 3 colour channels, H x W pixels.
+Legend: B images or videos, C = 3 colour channels, F frames, H x W pixels.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import numpy as np
 
 from student.reference import Verdict, verdicts
 from student.runtimes.runtime import FloatArray, Runtime
@@ -47,16 +49,22 @@ class ScorePolicy:
 
 @dataclass(frozen=True)
 class Judged:
-    """What is told of one picture; ``failed`` names the scorers that failed on it."""
+    """What is told of one picture or video; ``failed`` names the scorers that failed on it.
+
+    The reward of a video is the mean of its frames', ``reward_worst`` that of ``worst_frame``, counted from 0.
+    """
 
     reward: dict[str, float] = field(default_factory=dict)
     reward_percentile: dict[str, float] = field(default_factory=dict)
     reward_failed: tuple[str, ...] = ()
+    reward_worst: dict[str, float] = field(default_factory=dict)
+    worst_frame: dict[str, int] = field(default_factory=dict)
 
     def told(self) -> dict[str, object]:
         """For the job's record; what failed is only there where something did."""
         failed: dict[str, object] = {"reward_failed": list(self.reward_failed)} if self.reward_failed else {}
-        return {"reward": self.reward, "reward_percentile": self.reward_percentile, **failed}
+        worst = {"reward_worst": self.reward_worst, "worst_frame": self.worst_frame} if self.worst_frame else {}
+        return {"reward": self.reward, "reward_percentile": self.reward_percentile, **worst, **failed}
 
 
 def judge(
@@ -88,10 +96,26 @@ def _judge(
     found = [Judged() for _ in prompts]
     if not rows:
         return tuple(found)
-    scores = runtime.score(images_BCHW[rows], [prompts[b] for b in rows])
+    scores_BF = _scores(runtime, images_BCHW, prompts, rows)
+    scores = {name: score_BF.mean(axis=1) for name, score_BF in scores_BF.items()}
     height, width = images_BCHW.shape[-2:]
     said: Sequence[Verdict] = verdicts(runtime.student, scores, steps, (height, width), len(rows))
-    for b, verdict in zip(rows, said, strict=True):
+    for row, (b, verdict) in enumerate(zip(rows, said, strict=True)):
         failed = tuple(name for name in scores if name not in verdict.reward)
         found[b] = Judged(dict(verdict.reward), dict(verdict.percentile), failed)
+        if images_BCHW.ndim == 5:
+            frames = {name: scores_BF[name][row] for name in verdict.reward}
+            worst = {name: int(score_F.argmin()) for name, score_F in frames.items()}
+            lowest = {name: float(score_F.min()) for name, score_F in frames.items()}
+            found[b] = replace(found[b], reward_worst=lowest, worst_frame=worst)
     return tuple(found)
+
+
+def _scores(runtime: Runtime, images: FloatArray, prompts: Sequence[str], rows: Sequence[int]) -> dict[str, FloatArray]:
+    """Standardised scores_BF of these rows, by scorer; a picture is one frame."""
+    if images.ndim == 4:
+        return {
+            name: score_B[:, None] for name, score_B in runtime.score(images[rows], [prompts[b] for b in rows]).items()
+        }
+    each = [runtime.score(images[b], [prompts[b]] * len(images[b])) for b in rows]  # a video is large enough alone
+    return {name: np.stack([scores[name] for scores in each]) for name in each[0]}

@@ -22,7 +22,7 @@ from service.worker.batch import Maker
 from service.worker.execution import Failure
 from service.worker.floor import Floor, Load
 from service.worker.heartbeat import Heartbeat
-from service.worker.pictures import encode
+from service.worker.pictures import file_of, preview_of
 from service.worker.provenance import Provenance
 from service.worker.scoring import Judged
 from service.worker.selection import Kept, select, with_earlier, with_floor
@@ -43,7 +43,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Drawing:
-    """The pictures of one round of a job, as arrays, and what they cost; batch mates share the times of their calls."""
+    """The pictures of one round of a job (CHW; videos FCHW), and what they cost; batch mates share the times of their
+    calls."""
 
     images: tuple[FloatArray, ...]
     judged: tuple[Judged, ...]
@@ -154,11 +155,18 @@ class Settler:
     def show(self, maker: Maker, claimed: Claimed, job: Job, number: int, index: int, image_CHW: FloatArray) -> None:
         """Store look ``number`` at the unfinished image ``index``; a preview that cannot be had is left out."""
         try:
-            data = encode(image_CHW, job.output_format, job.quality, self._made_by(maker))
-            reference = self._store.put(job.id, claimed.token, f"p{number}-{index}", job.output_format, data)
+            suffix, data = preview_of(job, image_CHW, self._made_by(maker))
+            reference = self._store.put(job.id, claimed.token, f"p{number}-{index}", suffix, data)
             self._consumer.show(job.id, claimed.token, {f"{number}:{index}": reference})
         except (OSError, RedisError) as error:
             log.warning("a preview of job %s is left out: %s", job.id, error)
+
+    def advance(self, claimed: Claimed, steps_done: int) -> None:
+        """Tell how far a job is; a report that does not arrive is left out."""
+        try:
+            self._consumer.progress(claimed.id, claimed.token, steps_done)
+        except RedisError as error:
+            log.warning("the progress of job %s is not told: %s", claimed.id, error)
 
     def _keep_all(
         self, maker: Maker, claimed: Claimed, drawn: Round, drawing: Drawing, kept: Sequence[Kept]
@@ -182,14 +190,15 @@ class Settler:
         """Encode and store one picture, unless it is there already; returns what the client learns about it."""
         if kept.row is None:
             return {**drawn.best["images"][index], **kept.about}
-        job, image_CHW = drawn.asked, drawing.images[kept.row]
-        data = encode(image_CHW, job.output_format, job.quality, self._made_by(maker))
+        job, image = drawn.asked, drawing.images[kept.row]
+        data = file_of(job, image, self._made_by(maker))
         if self._signer is not None:
             data = self._signer.sign(data, job.output_format, maker.origin)
         return {
             "file": self._store.put(job.id, claimed.token, str(index), job.output_format, data),
-            "width": image_CHW.shape[2],
-            "height": image_CHW.shape[1],
+            "width": image.shape[-1],
+            "height": image.shape[-2],
+            **({"num_frames": len(image), "fps": job.fps} if image.ndim == 4 else {}),
             "sha256": hashlib.sha256(data).hexdigest(),
             **kept.about,
         }

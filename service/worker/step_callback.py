@@ -32,6 +32,9 @@ class StepCallback:
         if not needed:
             raise Stopped
         self._show(needed, slots, step, preview)
+        for number in sorted(needed):
+            if self._batch.jobs[number].frames:  # a video takes long enough for somebody to watch
+                self._finisher.advance(self._batch, number, step + 1)
 
     def _dropped(self, number: int) -> bool:
         reason = self._heartbeat.dropped(self._batch.claimed[number])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from student import schedule
 from student.bundle import BundleError, Latents
-from student.tokens import CHATS
+from student.prompts import CHATS
 
 
 class SizeError(ValueError):
@@ -71,6 +71,7 @@ class Family(nn.Module, ABC):
     encoders: ClassVar[tuple[str, ...]]
     packing: ClassVar[int] = 1  # side of the patch of cells that the pipeline's own latents hold as one token
     in_float32: ClassVar[tuple[str, ...]] = ()  # parts that the published pipeline is never run narrower with
+    fps: int | None = None  # of videos, the frames a second that the published model was trained at
     transformer: Any
     vae: Any
 
@@ -165,6 +166,13 @@ class Family(nn.Module, ABC):
         """What the diffusers pipeline must be called with for one call a step, without classifier-free guidance."""
         return {"guidance_scale": 1.0}
 
+    def video_memory(self, height_px: int, width_px: int) -> tuple[int, int, int]:
+        """Frames of a latent frame, and the bytes that drawing takes beside the weights: of any video, of each frame.
+
+        An estimate: what the network's and the decoder's largest layers hold at once, and copies of the frames.
+        """
+        raise NotImplementedError(f"{self.name} draws pictures")
+
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
         """Latents -> images_BCHW in [0, 1], float32; videos (B, F, C, H, W)."""
@@ -211,7 +219,7 @@ def chat_ids(family: str, tokenizer: Any, prompts: Sequence[str], length: int) -
 def check_chat(family: str, tokenizer: Any, **options: bool) -> None:
     """Raises BundleError for a tokenizer whose chat is not the family's published one.
 
-    Serving writes the chat without transformers, and so knows it by heart (``student.tokens.CHATS``).
+    Serving writes the chat without transformers, and so knows it by heart (``student.prompts.CHATS``).
     """
     asked = [{"role": "user", "content": "PROMPT"}]
     said = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, **options)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from student.families.family import Condition, Family, by_channel, chat_ids, check_size, check_still
 from student.families.rotary import Turns
+from student.prompts import CHATS
 from student.sampler import pack, unpack
-from student.tokens import CHATS
 
 MAX_TOKENS = 512  # what QwenImagePipeline takes where nothing is said
 

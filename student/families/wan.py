@@ -17,6 +17,8 @@ from student.bundle import BundleError
 from student.families.family import Condition, Family, SizeError, by_channel, check_size
 
 MAX_TOKENS = 512  # what WanPipeline takes where nothing is said
+FPS, FPS_5B = 16, 24
+FRAME_COPIES = 8  # of the drawn frames in float32: joined, scaled, clamped, moved, scored and encoded
 SIDE_MULTIPLE_PX = 16  # WanPipeline refuses other sides, whatever its autoencoder and patches are
 
 
@@ -41,6 +43,7 @@ class Wan(Family):
             raise BundleError(f"this Wan pipeline has no {missing}: accepted are Wan 2.1, and 2.2 with all its experts")
         super().__init__(pipe, max_tokens or MAX_TOKENS)
         self.boundary = pipe.config.boundary_ratio
+        self.fps = FPS_5B if pipe.config.expand_timesteps else FPS
         self.transformer_2 = None if self.boundary is None else pipe.transformer_2
         self.tokenizer = pipe.tokenizer
         self._channels = pipe.transformer.config.in_channels
@@ -78,6 +81,17 @@ class Wan(Family):
             raise SizeError(f"frames is {frames}: accepted are multiples of {self._cell_frames}, plus 1")
         latent_frames = (frames - 1) // self._cell_frames + 1
         return (self._channels, latent_frames, height_px // self._cell_px, width_px // self._cell_px)
+
+    def video_memory(self, height_px: int, width_px: int) -> tuple[int, int, int]:
+        """See ``Family.video_memory``. The decoder takes latent frame by latent frame, and keeps two of each layer."""
+        pixels, config = height_px * width_px, self.transformer.config
+        width = config.num_attention_heads * config.attention_head_dim
+        token_bytes = self.transformer.dtype.itemsize * (8 * width + 2 * config.ffn_dim) + 8 * width
+        frame_tokens = pixels / (self._cell_px**2 * math.prod(self._patch) * self._cell_frames)
+        channels = self.vae.config.decoder_base_dim or self.vae.config.base_dim
+        layers = 4 * self._cell_frames + 4 * (self.vae.config.num_res_blocks + 1)  # a chunk's, and two frames of each
+        fixed_bytes = pixels // (self.vae.config.patch_size or 1) ** 2 * channels * 4 * layers
+        return self._cell_frames, fixed_bytes, int(frame_tokens * token_bytes) + pixels * 3 * 4 * FRAME_COPIES
 
     def _predict(self, x: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
         if self.transformer_2 is None:

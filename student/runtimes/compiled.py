@@ -19,7 +19,9 @@ import numpy as np
 from student.bundle import BundleError, Student
 from student.files import verify_files
 from student.noise import noise
+from student.prompts import TOKENIZERS
 from student.runtimes.batches import independent, split
+from student.runtimes.lengths import Lengths, own_length
 from student.runtimes.machine import check_machine, facts
 from student.runtimes.manifest import RUNTIMES, RuntimeManifest, check_runtime, read_manifest
 from student.runtimes.runtime import Company, FloatArray, Watch, check_call
@@ -27,10 +29,10 @@ from student.runtimes.scoring import Scorers
 from student.runtimes.session import Session
 from student.runtimes.sizes import Size, buckets, files_of, own_size, refusal
 from student.runtimes.stages import Opener, StagedGraphs
-from student.tokens import TOKENIZERS, PromptTokens
+from student.tokens import PromptTokens
 
 OUTPUT = "images"
-CPU_BATCH = 8  # pictures in one call on a CPU, where more are no faster
+CPU_BATCH = 8  # pictures in one call on a CPU, where more are no faster; videos are drawn one by one
 IN_TORCH = ("torch", "diffusers", "transformers")  # what a stage needs that is not compiled
 
 
@@ -40,6 +42,11 @@ class Graphs(Protocol):
     @property
     def tokens(self) -> PromptTokens: ...
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray: ...
+
+
+def cpu_batch(student: Student) -> int:
+    """How many pictures, or videos, one call on a CPU draws."""
+    return 1 if (student.image.frames or 1) > 1 else CPU_BATCH
 
 
 class FusedGraphs:
@@ -101,12 +108,12 @@ class CompiledRuntime:
 
     def __init__(
         self, bundle: Path, student: Student, threads: int, name: str, graphs: Graphs,
-        others: Mapping[Size, Graphs] = MappingProxyType({}), max_batch: int = CPU_BATCH,
+        others: Mapping[Size, Graphs] = MappingProxyType({}), max_batch: int | None = None,
         company: Company | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.company = company
-        self.max_batch = max_batch
+        self.max_batch = max_batch or cpu_batch(student)
         self.student = student
         self._graphs = graphs
         self._others = others
@@ -119,6 +126,12 @@ class CompiledRuntime:
     def sizes(self) -> tuple[Size, ...]:
         """See ``SizedRuntime.sizes``."""
         return (own_size(self.student), *self._others)
+
+    @property
+    def lengths(self) -> Mapping[Size, Lengths]:
+        """Of a student of videos: every size has its graphs for one length."""
+        own = own_length(self.student)
+        return {} if own is None else dict.fromkeys(self.sizes, own)
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None) -> FloatArray:
         """See ``Runtime.draw``, and ``SizedRuntime.draw``."""

@@ -3,9 +3,10 @@
 The whole service can be tried and tested with it. Words in a prompt make it misbehave: ``fake:sleep=0.2`` (the call
 takes 0.2 s longer), ``fake:step=0.2`` (each of its steps does), ``fake:score=0.2`` (scoring it does), ``fake:raise``
 (the call fails), ``fake:nan`` (that picture is not finite), ``fake:oom`` (a call of more than two images has no
-memory), ``fake:die`` (the process is gone in the middle of the call).
+memory), ``fake:die`` (the process is gone in the middle of the call). ``fake-video`` draws videos of such pictures, a
+hash for each frame.
 
-Legend: B images, C = 3 colour channels, H x W pixels.
+Legend: B images or videos, C = 3 colour channels, F frames, H x W pixels.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import os
 import re
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
 
 from student.bundle import ImageSize, Latents, RewardReference, Scorer, Student
 from student.noise import SEED_LIMIT
+from student.runtimes.lengths import Lengths
 from student.runtimes.runtime import FloatArray, Watch
+from student.runtimes.sizes import Size, own_size
 from student.schedule import sigmas
 
 SIDE_PX = 64
@@ -31,6 +35,8 @@ MAX_BATCH = 8
 # A score is a mean of as many even bytes as there are cells, times 4: next to normal.
 DEVIATION = 4 * (1 / 12) ** 0.5 / CELLS
 POINTS = (1, 5, *range(10, 100, 10), 95, 99)
+FAKE_VIDEO = "fake-video"
+FRAMES, LATENT_FRAMES, MOST_FRAMES, FPS = 9, 3, 33, 8
 STEPS = (4, 1, 2)  # the first is what a request without a count gets
 SLEEP = re.compile(r"fake:sleep=([0-9.]+)")
 STEP = re.compile(r"fake:step=([0-9.]+)")
@@ -63,6 +69,12 @@ def _reference() -> RewardReference:
     return RewardReference(0.0, DEVIATION, {str(point): normal.inv_cdf(point / 100) for point in POINTS})
 
 
+def fake_video_student() -> Student:
+    """The same for videos of 9 frames, where each latent frame but the first holds 4."""
+    latents = replace(fake_student().latents, frames=LATENT_FRAMES)
+    return replace(fake_student(), id=FAKE_VIDEO, latents=latents, image=ImageSize(SIDE_PX, SIDE_PX, FRAMES, FPS))
+
+
 def fake_image(prompt: str, seed: int, steps: int, who: str = "") -> FloatArray:
     """The picture of a request, (C, H, W): 8 x 8 squares of colours that survive a PNG exactly.
 
@@ -73,6 +85,11 @@ def fake_image(prompt: str, seed: int, steps: int, who: str = "") -> FloatArray:
     side = SIDE_PX // CELLS
     image_CHW: FloatArray = cells_CHW.repeat(side, axis=1).repeat(side, axis=2)
     return image_CHW
+
+
+def fake_video(prompt: str, seed: int, steps: int, frames: int, who: str = "") -> FloatArray:
+    """The video of a request, (F, C, H, W): frame k is the picture of the prompt with k written behind it."""
+    return np.stack([fake_image(f"{prompt} {k}", seed, steps, who) for k in range(frames)])
 
 
 def fake_preview(prompt: str, seed: int, steps: int, step: int, who: str = "") -> FloatArray:
@@ -91,12 +108,27 @@ class FakeRuntime:
         self._who = f"{student.id}/{student.version}/" if student else ""
         self.max_batch = MAX_BATCH
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
-        """images_BCHW of the prompts and seeds; see ``Runtime.draw``."""
-        return self.draw_watched(prompts, seeds, steps, lambda step, preview: None)
+    @property
+    def lengths(self) -> Mapping[Size, Lengths]:
+        """Of a student of videos: see ``VideoRuntime.lengths``."""
+        own = self.student.image.frames
+        return {} if own is None else {own_size(self.student): Lengths(1, MOST_FRAMES, 4)}
 
-    def draw_watched(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch) -> FloatArray:
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None,
+        frames: int | None = None,
+    ) -> FloatArray:  # fmt: skip
+        """images_BCHW of the prompts and seeds, or videos_BFCHW; see ``Runtime.draw``."""
+        sized = {} if size is None and frames is None else {"size": size, "frames": frames}
+        return self.draw_watched(prompts, seeds, steps, lambda step, preview: None, **sized)  # type: ignore[arg-type]
+
+    def draw_watched(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch, size: Size | None = None,
+        frames: int | None = None,
+    ) -> FloatArray:  # fmt: skip
         """The same, watched; see ``StepwiseRuntime.draw_watched``."""
+        assert size in (None, own_size(self.student))
+        frames = frames or self.student.image.frames
         self._check(prompts, seeds, steps)
         words = " ".join(prompts)
         _misbehave(words, len(prompts))
@@ -104,7 +136,7 @@ class FakeRuntime:
             _sleep(STEP, words)
             if step < steps - 1:
                 watch(step, lambda rows, step=step: self._previews(prompts, seeds, steps, step, rows))  # type: ignore[misc]
-        images_BCHW = np.stack([fake_image(p, s, steps, self._who) for p, s in zip(prompts, seeds, strict=True)])
+        images_BCHW = np.stack([self._drawn(p, s, steps, frames) for p, s in zip(prompts, seeds, strict=True)])
         images_BCHW[["fake:nan" in prompt for prompt in prompts]] = np.nan
         return images_BCHW
 
@@ -117,7 +149,15 @@ class FakeRuntime:
     def _previews(
         self, prompts: Sequence[str], seeds: Sequence[int], steps: int, step: int, rows: Sequence[int]
     ) -> FloatArray:
-        return np.stack([fake_preview(prompts[row], seeds[row], steps, step, self._who) for row in rows])
+        if self.student.image.frames is None:
+            return np.stack([fake_preview(prompts[row], seeds[row], steps, step, self._who) for row in rows])
+        firsts = [fake_preview(f"{prompts[row]} 0", seeds[row], steps, step, self._who) for row in rows]
+        return np.stack(firsts)[:, None]
+
+    def _drawn(self, prompt: str, seed: int, steps: int, frames: int | None) -> FloatArray:
+        if frames is None:
+            return fake_image(prompt, seed, steps, self._who)
+        return fake_video(prompt, seed, steps, frames, self._who)
 
     def _check(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> None:
         if len(prompts) != len(seeds):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from student.bundle import BundleError, Student, read_student
 from student.files import verify_files
+from student.prompts import TOKENIZERS
 from student.runtimes.manifest import RUNTIMES
 from student.runtimes.options import Options
 from student.runtimes.runtime import Runtime
-from student.tokens import TOKENIZERS
 
 # What serves where nothing is asked for, best first; a kind that the bundle has no folder of is passed over in silence.
 AUTO = ("tensorrt", "tensorrt_rtx", "openvino", "onnx", "torch")
@@ -31,8 +31,8 @@ def load(bundle: Path, runtime: str = "auto", threads: int = 1, options: Options
     Raises:
         BundleError: one sentence that says why there is no such runtime here.
     """
-    if runtime == "fake":
-        return _fake()
+    if runtime in ("fake", "fake-video"):
+        return _fake(runtime)
     names = runtime.split(",")
     for name in names:
         if name != "auto" and _kind(name) not in LOADERS:
@@ -83,10 +83,13 @@ def _compiled(bundle: Path, kind: str) -> bool:
     return any(path.is_dir() for path in (bundle / RUNTIMES).glob(f"{kind}-*"))
 
 
-def _fake() -> Runtime:
-    from student.runtimes.fake import FakeRuntime
+def _fake(name: str) -> Runtime:
+    from student.runtimes.fake import FAKE_VIDEO, FakeRuntime, fake_video_student
 
-    return FakeRuntime()
+    runtime = FakeRuntime()
+    if name == FAKE_VIDEO:
+        runtime.student = fake_video_student()
+    return runtime
 
 
 def _onnx(bundle: Path, student: Student, threads: int, name: str | None, options: Options = DEFAULT) -> Runtime:

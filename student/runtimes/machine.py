@@ -13,6 +13,8 @@ from pathlib import Path
 from student.bundle import BundleError
 
 CPU_INFO = Path("/proc/cpuinfo")
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
 AMX = frozenset({"amx_tile", "amx_bf16"})
 PACKAGES = {  # that bring a library, whichever of them is installed
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
@@ -50,6 +52,29 @@ def cpu_flags(info: Path = CPU_INFO) -> frozenset[str]:
 def has_amx() -> bool:
     """Whether bfloat16 matrices are multiplied in tiles (AMX): what makes bfloat16 pay on a CPU."""
     return cpu_flags() >= AMX
+
+
+def free_bytes() -> int | None:
+    """Memory that can still be had: the machine's, or the container's if that is less; None where nothing tells."""
+    found = [value for value in (_machine(), _container()) if value is not None]
+    return min(found) if found else None
+
+
+def _machine() -> int | None:
+    try:
+        rows = dict(line.split(":", 1) for line in MEMINFO.read_text("ascii").splitlines())
+        return int(rows["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _container() -> int | None:
+    """What is left below the limit of a version 2 control group; 'max' is no limit."""
+    try:
+        limit = int((CGROUP / "memory.max").read_text("ascii"))
+        return max(0, limit - int((CGROUP / "memory.current").read_text("ascii")))
+    except (OSError, ValueError):
+        return None
 
 
 def find_gpu() -> tuple[Gpu | None, str]:

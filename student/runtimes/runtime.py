@@ -1,11 +1,11 @@
 """What every way of running a student answers to.
 
-Legend: B images, C = 3 colour channels, H x W pixels.
+Legend: B images, C = 3 colour channels, H x W pixels; of a video B is videos, and F frames stand before C.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from student.bundle import Student
+from student.runtimes.lengths import Lengths
 
 FloatArray = NDArray[np.float32]
 Preview = Callable[[Sequence[int]], FloatArray]
@@ -48,6 +49,7 @@ class Runtime(Protocol):
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
         """One image for each (prompt, seed): images_BCHW, float32 in [0, 1]; an image never depends on the others.
+        A student of videos gives videos_BFCHW.
 
         Raises:
             ValueError: prompts and seeds of different lengths, an empty or too large batch, a seed out of range,
@@ -71,8 +73,9 @@ class StepwiseRuntime(Runtime, Protocol):
         each step but the last.
 
         ``preview(rows)`` decodes what the network predicts there for these rows of the batch (``x0 = x - sigma v``):
-        images_BCHW, float32 in [0, 1]. It costs a decoder call, if it is called. Whatever ``watch`` raises ends the
-        drawing and comes out of here. (``student.sampler.denoise`` has a callback that this can be built on.)
+        images_BCHW, float32 in [0, 1], or videos_BFCHW of at least their first frame. It costs a decoder call, if it is
+        called. Whatever ``watch`` raises ends the drawing and comes out of here. (``student.sampler.denoise`` has a
+        callback that this can be built on.)
         """
 
 
@@ -91,6 +94,21 @@ class SizedRuntime(Runtime, Protocol):
 
         Where it shows its steps, ``draw_watched`` takes ``size`` last too.
         """
+
+
+@runtime_checkable
+class VideoRuntime(SizedRuntime, Protocol):
+    """A runtime that draws videos of several lengths."""
+
+    @property
+    def lengths(self) -> Mapping[tuple[int, int], Lengths]:
+        """The numbers of frames of each of ``sizes`` that it has the memory for."""
+
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: tuple[int, int] | None = None,
+        frames: int | None = None,
+    ) -> FloatArray:  # fmt: skip
+        """See ``SizedRuntime.draw``: videos_BFCHW; ``frames`` is one of the size's ``lengths``, else ValueError."""
 
 
 def check_call(student: Student, prompts: Sequence[str], seeds: Sequence[int], steps: int, max_batch: int) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from student.bundle import BundleError, ImageSize, Student
+from student.bundle import BundleError, Student
 from student.runtimes.manifest import RUNTIMES, STAGE_NAMES, RuntimeManifest, read_manifest
 
 TEXT, STEP, DECODER = STAGE_NAMES  # not from ``stages``: the API reads sizes too, and loads no numpy for it
@@ -75,7 +75,7 @@ def stage_name(stage: str, size: Size | None) -> str:
 def at_size(student: Student, size: Size, cells: Size) -> Student:
     """The same student drawing another size: what draws and proves one draws and proves the other."""
     latents = replace(student.latents, height=cells[0], width=cells[1])
-    return replace(student, latents=latents, image=ImageSize(*size, student.image.frames))
+    return replace(student, latents=latents, image=replace(student.image, height=size[0], width=size[1]))
 
 
 def buckets(student: Student, manifest: RuntimeManifest) -> dict[Size, Student]:

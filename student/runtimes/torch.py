@@ -21,8 +21,9 @@ from student.families.find import FAMILIES, family_of_student
 from student.noise import noise
 from student.pipeline import open_pipeline, read_index
 from student.runtimes.batches import Measured, measure, read_table, split, write_table
-from student.runtimes.compiled import CPU_BATCH
-from student.runtimes.machine import find_gpu
+from student.runtimes.compiled import cpu_batch
+from student.runtimes.lengths import Lengths, at_length, longest
+from student.runtimes.machine import find_gpu, free_bytes
 from student.runtimes.manifest import RUNTIMES
 from student.runtimes.options import Options
 from student.runtimes.placement import Placement, numbers_of, place
@@ -71,6 +72,8 @@ class TorchModel:
         return _joined([self.family.decode(x[part]) for part in parts])
 
     def _pictures(self, x: Tensor, rows: Sequence[int]) -> FloatArray:
+        """What these rows show; of a video the first frame, which has a latent of its own."""
+        x = x[:, :, :1] if x.ndim == 5 else x
         images: FloatArray = _joined([self.family.decode(x[row, None]) for row in rows]).cpu().numpy()
         return images
 
@@ -139,7 +142,8 @@ class TorchRuntime:
         self.sizes: tuple[Size, ...] = sizes_of(bundle, student)
         started = time.perf_counter()
         self.batches = self._measured(bundle, options)
-        self.max_batch = self.batches[self.sizes[0]].largest if self.batches else CPU_BATCH
+        self.max_batch = self.batches[self.sizes[0]].largest if self.batches else cpu_batch(student)
+        self.lengths = {} if student.image.frames is None else {size: self._lengths(size) for size in self.sizes}
         self.warm_up_s = time.perf_counter() - started
 
     @property
@@ -147,37 +151,46 @@ class TorchRuntime:
         """The pictures that the model draws beside ``sizes``, one by one; videos have none."""
         return None if self.student.image.frames else SizeRange(*self._model.family.sides_px)
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None) -> FloatArray:
-        """See ``Runtime.draw`` and ``SizedRuntime.draw``; every size that the family draws is accepted."""
-        return self._drawn(prompts, seeds, steps, size or own_size(self.student), None)
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None,
+        frames: int | None = None,
+    ) -> FloatArray:  # fmt: skip
+        """See ``Runtime.draw`` and ``VideoRuntime.draw``; every size that the family draws is accepted."""
+        return self._drawn(prompts, seeds, steps, size, frames)
 
     def draw_watched(
-        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch, size: Size | None = None
-    ) -> FloatArray:
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch, size: Size | None = None,
+        frames: int | None = None,
+    ) -> FloatArray:  # fmt: skip
         """See ``StepwiseRuntime.draw_watched``."""
-        return self._drawn(prompts, seeds, steps, size or own_size(self.student), watch)
-
-    def _drawn(
-        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size, watch: Watch | None
-    ) -> FloatArray:
-        check_call(self.student, prompts, seeds, steps, self.max_batch)
-        together = self.batches[size].together if size in self.batches else (1,)
-        parts = split(len(prompts), together)
-        images_BCHW: FloatArray = self._draw(self._at(size), prompts, seeds, steps, parts, watch).numpy()
-        return images_BCHW
+        return self._drawn(prompts, seeds, steps, size, frames, watch)
 
     def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
         """See ``Runtime.score``."""
         return self.scorers.score(images_BCHW, prompts)
 
-    def _at(self, size: Size) -> Student:
-        if size == own_size(self.student):
+    def _drawn(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None, frames: int | None,
+        watch: Watch | None = None,
+    ) -> FloatArray:  # fmt: skip
+        check_call(self.student, prompts, seeds, steps, self.max_batch)
+        size = size or own_size(self.student)
+        together = self.batches[size].together if size in self.batches else (1,)
+        parts = split(len(prompts), together)
+        images_BCHW: FloatArray = self._draw(self._at(size, frames), prompts, seeds, steps, parts, watch).numpy()
+        return images_BCHW
+
+    def _at(self, size: Size, frames: int | None = None) -> Student:
+        own = self.student.image.frames
+        frames = frames or own
+        if size == own_size(self.student) and frames == own:
             return self.student
         try:
-            latents = self._model.family.geometry(*size, self.student.image.frames or 1)
+            latents = self._model.family.geometry(*size, frames or 1)
         except SizeError as error:
             raise ValueError(f"{self.student.id} does not draw {size_name(size)}: {error}") from error
-        return at_size(self.student, size, (latents.height, latents.width))
+        student = at_size(self.student, size, (latents.height, latents.width))
+        return student if frames is None or latents.frames is None else at_length(student, frames, latents.frames)
 
     def _draw(
         self, student: Student, prompts: Sequence[str], seeds: Sequence[int], steps: int,
@@ -187,9 +200,16 @@ class TorchRuntime:
         x = torch.from_numpy(noise(seeds, student.latents.shape))
         return self._model.draw(ids_BL, x, student.sigmas[steps], parts, watch).cpu()
 
+    def _lengths(self, size: Size) -> Lengths:
+        """What the autoencoder cuts into latent frames and memory holds; its own length always counts as fitting."""
+        step, fixed_bytes, frame_bytes = self._model.family.video_memory(*size)
+        own = self.student.image.frames or 1
+        most = longest(_room_bytes(self.placement.device), fixed_bytes, frame_bytes, step)
+        return Lengths(1, max(own, most), step)
+
     def _measured(self, bundle: Path, options: Options) -> dict[Size, Measured]:
         """What each size's batches cost on this GPU, from the bundle or measured now; nothing on a CPU."""
-        if self.placement.device == "cpu":
+        if self.placement.device == "cpu" or cpu_batch(self.student) == 1:
             return {}
         key = _key(self.student, self.placement, options)
         table = read_table(bundle / RUNTIMES, key)
@@ -233,6 +253,14 @@ def _key(student: Student, placement: Placement, options: Options) -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     parts = (gpu, torch.__version__, placement.dtype, placement.offload, options.compile, student.fingerprint()[:16])
     return " ".join(map(str, parts))
+
+
+def _room_bytes(device: str) -> int | None:
+    """Memory that can still be had beside the weights."""
+    if device == "cpu":
+        return free_bytes()
+    free, _ = torch.cuda.mem_get_info()
+    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
 def _out_of_memory(error: Exception) -> bool:

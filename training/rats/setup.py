@@ -74,7 +74,8 @@ class Setup:
     def image(self) -> ImageSize:
         """The size of what is drawn."""
         image = self.config.image
-        return ImageSize(image.height_px, image.width_px, image.frames if self.latents.frames else None)
+        frames, fps = (image.frames, self.model.fps) if self.latents.frames else (None, None)
+        return ImageSize(image.height_px, image.width_px, frames, fps)
 
     def sampler(self, model: Family, label: str, nfe: int) -> Sampler:
         """The teacher (guided as configured) or the student at ``nfe`` steps."""

@@ -22,7 +22,7 @@ class OpenAIStream(EventStream):
         if event.number == END:
             error = failure(record)
             return {"error": error_detail(error)} if error else None
-        if event.number < PREVIEW or event.file is None:
+        if event.number < PREVIEW or event.file is None:  # OpenAI's clients know no other events
             return None
         fields = {"created_at": int(record.created_s), **described(self._services, record.job)}
         fields["b64_json"] = await in_base64(self._services, event.file, event.data.get("sha256", ""))

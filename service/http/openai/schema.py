@@ -27,7 +27,12 @@ from service.http.schema import (
 Quality = Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"]
 
 
-def _not_blank(prompt: str) -> str:
+def not_blank(prompt: str) -> str:
+    """The prompt.
+
+    Raises:
+        ValueError: there is nothing in it.
+    """
     if not prompt.strip():
         raise ValueError("must contain at least one word")
     return prompt
@@ -38,7 +43,7 @@ class ImagesRequest(Strict):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": EXAMPLE["prompt"], "n": 1, "size": "auto"}]})
 
-    prompt: Annotated[str, AfterValidator(_not_blank)] = Field(
+    prompt: Annotated[str, AfterValidator(not_blank)] = Field(
         min_length=1, max_length=MAX_PROMPT_CHARS, description="What to draw, in words.", examples=["a red heart"]
     )
     model: str | None = Field(

@@ -33,10 +33,13 @@ def pick(choice: Choice, body: ImagesRequest) -> Served:
     """The student that is meant.
 
     Raises:
-        NotFound, InvalidRequest
+        NotFound, InvalidRequest: there is none, or it draws videos.
     """
     id, version = _model(body)
-    return choice.pick(id, version)
+    served = choice.pick(id, version)
+    if served.student.image.frames is not None:
+        raise InvalidRequest(f"{served.student.id} draws videos: ask for them at /v1/videos.", "model")
+    return served
 
 
 def translated(body: ImagesRequest, served: Served, shows_steps: bool) -> GenerateRequest:

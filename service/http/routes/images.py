@@ -25,6 +25,7 @@ PICTURES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in
 EVENT_NAMES = [
     "queued",
     "started",
+    "progress",
     "image_generation.partial_image",
     "image_generation.completed",
     "done",

@@ -11,7 +11,7 @@ from service.errors import InvalidRequest
 from service.http.admission import check, new_job
 from service.http.schema import GenerateRequest
 from student.bundle import ImageSize
-from student.runtimes.fake import fake_student
+from student.runtimes.fake import fake_student, fake_video_student
 from student.runtimes.sizes import SizeRange
 
 
@@ -29,10 +29,15 @@ def test_the_guidance_that_was_baked_in_may_be_named_and_no_other() -> None:
         checked(baked, guidance_scale=0.0)
 
 
-def test_a_student_of_videos_is_refused_in_one_sentence() -> None:
-    video = {"image": ImageSize(64, 64, 5), "latents": replace(fake_student().latents, frames=2)}
-    with pytest.raises(InvalidRequest, match="fake draws videos: this service answers with pictures only."):
-        checked(video)
+def test_a_job_says_how_long_its_videos_are_and_how_fast_they_play() -> None:
+    student = replace(fake_video_student(), image=ImageSize(64, 64, 9))
+    job = new_job(student, GenerateRequest(prompt="p"), "k", "r")
+    assert (job.frames, job.fps, job.output_format) == (9, 16, "mp4"), "16 where the student says nothing"
+    body = GenerateRequest(prompt="p", num_frames=5, fps=30, output_format="webp")
+    job = new_job(fake_video_student(), body, "k", "r")
+    assert (job.frames, job.fps, job.output_format) == (5, 30, "webp")
+    job = new_job(fake_student(), GenerateRequest(prompt="p"), "k", "r")
+    assert (job.frames, job.fps, job.output_format) == (0, 0, "png")
 
 
 def test_steps_are_those_of_the_student_and_the_most_unless_chosen() -> None:

@@ -15,7 +15,7 @@ import pytest
 from service.errors import STATUS
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
-from service.results.formats import MEDIA_TYPES
+from service.results.formats import MEDIA_TYPES, PICTURES
 from student.runtimes.fake import FakeRuntime
 from tests.service.support import Api, Service, call, check_answer, expected_pixels, pixels, post
 from tests.service.worker.test_pictures import described
@@ -85,7 +85,7 @@ def test_ten_images_are_one_request(live: Service) -> None:
     check_answer(post(live.url, prompt="p", seed=1, num_images_per_prompt=10).json(), "p", list(range(1, 11)))
 
 
-@pytest.mark.parametrize("output_format", MEDIA_TYPES)
+@pytest.mark.parametrize("output_format", PICTURES)
 def test_a_file_is_the_bytes_of_the_image_and_headers_tell_the_rest(live: Service, output_format: str) -> None:
     [image] = post(live.url, prompt="p", seed=9, output_format=output_format).json()["data"]
     response = post(live.url, prompt="p", seed=9, output_format=output_format, response_format="file")
@@ -246,7 +246,7 @@ def test_an_address_of_an_image_gives_its_bytes(live: Service) -> None:
         assert response.headers["ETag"] == f'"{image["sha256"]}"'
 
 
-@pytest.mark.parametrize("output_format", MEDIA_TYPES)
+@pytest.mark.parametrize("output_format", PICTURES)
 def test_a_served_file_says_which_model_drew_it(live: Service, output_format: str) -> None:
     told = described(post(live.url, prompt="p", output_format=output_format, response_format="file").content)
     assert told["DigitalSourceType"].endswith("/trainedAlgorithmicMedia")

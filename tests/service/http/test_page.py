@@ -308,6 +308,7 @@ def test_the_description_names_every_status_that_can_come(live: Service) -> None
         "image/png",
         "image/jpeg",
         "image/webp",
+        "video/mp4",
         "text/event-stream",
     }
     headers = {parameter["name"].lower() for parameter in operation["parameters"]}

@@ -8,27 +8,28 @@ import pytest
 
 from service.models import memory
 from student.bundle import BundleError
+from student.runtimes import machine
 from tests.service.students import make_student
 
 MB = 2**20
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def thousand_mb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with 1000 MB left."""
     (tmp_path / "meminfo").write_text("MemTotal: 9999999 kB\nMemAvailable: 1024000 kB\n")
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
     return tmp_path
 
 
-def test_what_is_free_is_the_machines_or_the_containers_if_that_is_less(machine: Path) -> None:
-    assert memory.free_bytes() == 1000 * MB
-    (machine / "memory.max").write_text("max\n")
-    (machine / "memory.current").write_text(f"{100 * MB}\n")
-    assert memory.free_bytes() == 1000 * MB
-    (machine / "memory.max").write_text(f"{300 * MB}\n")
-    assert memory.free_bytes() == 200 * MB
+def test_what_is_free_is_the_machines_or_the_containers_if_that_is_less(thousand_mb: Path) -> None:
+    assert machine.free_bytes() == 1000 * MB
+    (thousand_mb / "memory.max").write_text("max\n")
+    (thousand_mb / "memory.current").write_text(f"{100 * MB}\n")
+    assert machine.free_bytes() == 1000 * MB
+    (thousand_mb / "memory.max").write_text(f"{300 * MB}\n")
+    assert machine.free_bytes() == 200 * MB
 
 
 def test_the_files_that_the_runtime_reads_count(tmp_path: Path) -> None:
@@ -43,12 +44,12 @@ def test_the_files_that_the_runtime_reads_count(tmp_path: Path) -> None:
     assert memory.check_memory(bundle, student, "onnx", 0, 0) == 76 * MB
 
 
-def test_what_does_not_fit_is_refused_with_the_figures(machine: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_with_the_figures(thousand_mb: Path, tmp_path: Path) -> None:
     student = make_student(tmp_path, "a", "1", 4 * MB)
     bundle = tmp_path / "a" / "1"
     assert memory.check_memory(bundle, student, "torch", 100 * MB, 20 * MB) == 80 * MB
     with pytest.raises(BundleError, match="about 80 MB of memory, and 79 MB of the 100 MB of FEWSTEP_MODEL_MEMORY_MB"):
         memory.check_memory(bundle, student, "torch", 100 * MB, 21 * MB)
-    (machine / "meminfo").write_text("MemAvailable: 10240 kB\n")
+    (thousand_mb / "meminfo").write_text("MemAvailable: 10240 kB\n")
     with pytest.raises(BundleError, match="about 80 MB of memory, and 10 MB are free"):
         memory.check_memory(bundle, student, "torch", 0, 0)

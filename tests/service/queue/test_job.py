@@ -42,7 +42,9 @@ def test_a_job_that_asks_for_something_new_keeps_away_from_those_who_would_not_d
     assert json.loads(job.to_payload())["schema_version"] == 4 and job.lane == "4|fake|1"
     assert Job.from_payload(job.to_payload()) == job
     assert (job.images, job.cost) == (8, 4 * a_job(seeds=(1, 2)).cost)
-    assert readable_lanes(a_job().lane) == (a_job().lane, job.lane)
+    video = a_job(frames=9, fps=8)
+    assert Job.from_payload(video.to_payload()) == video and video.lane == "5|fake|1"
+    assert readable_lanes(a_job().lane) == (a_job().lane, job.lane, video.lane)
 
 
 @pytest.mark.parametrize("change", [{"schema_version": 2}, {"schema_version": max(READABLE) + 1}, {"prompt": None}])

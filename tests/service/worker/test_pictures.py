@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.results.formats import MEDIA_TYPES
+from service.results.formats import MEDIA_TYPES, PICTURES
 from service.worker.pictures import encode
 from service.worker.provenance import Provenance
 from student.runtimes.fake import fake_image
@@ -26,7 +26,7 @@ def test_the_others_come_close(output_format: str, error: float) -> None:
     assert np.abs(seen - expected_pixels("a", 1)).mean() < error
 
 
-@pytest.mark.parametrize("output_format", MEDIA_TYPES)
+@pytest.mark.parametrize("output_format", PICTURES)
 def test_the_file_is_of_the_format_that_it_is_called_and_always_the_same(output_format: str) -> None:
     data = encode(fake_image("a", 1, 4), output_format)
     with Image.open(io.BytesIO(data)) as image:
@@ -56,7 +56,7 @@ def described(data: bytes) -> dict[str, str]:
     return {name.rpartition("}")[2]: value for name, value in description.attrib.items()}
 
 
-@pytest.mark.parametrize("output_format", MEDIA_TYPES)
+@pytest.mark.parametrize("output_format", PICTURES)
 def test_every_file_says_that_a_model_drew_it(output_format: str) -> None:
     told = described(encode(fake_image("a secret prompt", 1, 4), output_format, made_by=MADE_BY))
     assert told == {
@@ -68,7 +68,7 @@ def test_every_file_says_that_a_model_drew_it(output_format: str) -> None:
     }
 
 
-@pytest.mark.parametrize("output_format", MEDIA_TYPES)
+@pytest.mark.parametrize("output_format", PICTURES)
 def test_what_a_file_says_changes_no_pixel_and_can_be_left_out(output_format: str) -> None:
     image_CHW = fake_image("a", 1, 4)
     plain, marked = encode(image_CHW, output_format), encode(image_CHW, output_format, made_by=MADE_BY)

@@ -27,7 +27,7 @@ from transformers import (
     Qwen3Model,
 )
 
-from student.tokens import CHATS
+from student.prompts import CHATS
 from tests.student.families.parts import CHANNELS, autoencoder, ready
 
 # What Qwen3's own template says of one question, with and without room to think.

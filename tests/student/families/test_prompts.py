@@ -1,0 +1,42 @@
+"""How many tokens of a prompt count, against what transformers' own tokenizer gives the family's encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from student.bundle import BundleError
+from student.families.find import family_of
+from student.prompts import CHATS, token_counter
+from tests.student.families import tiny
+
+LONG = 200
+
+
+def read_by_the_encoder(pipe: Any, family: str, prompt: str) -> int:
+    """The tokens that stand before the padding where there is room for all of them."""
+    *others, last = family_of(pipe, max_tokens=LONG).tokenise([prompt])
+    if others and family in (*CHATS, "wan"):
+        return int(last.sum()) - (CHATS[family].dropped if family in CHATS else 0)  # the mask
+    return int(last.ne(0).sum())  # T5 pads with 0
+
+
+@pytest.mark.parametrize("name", sorted(tiny.MAKERS))
+def test_every_token_that_the_encoder_reads_counts(name: str, tmp_path: Path) -> None:
+    pipe = tiny.MAKERS[name]()
+    family = family_of(pipe).name
+    for part, tokenizer in pipe.components.items():
+        if part.startswith("tokenizer") and tokenizer is not None:
+            tokenizer.save_pretrained(tmp_path / part)
+    count = token_counter(tmp_path, family)
+    for prompt in ("a red heart", "a red heart above a blue star", "", "Ring &amp; circle,   left of it"):
+        assert count(prompt) == read_by_the_encoder(pipe, family, prompt), prompt
+
+
+def test_a_bundle_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="tokenizer.json is missing: without it a prompt's length is unknown"):
+        token_counter(tmp_path, "wan")
+    with pytest.raises(BundleError, match="family is 'fake': accepted is flux"):
+        token_counter(tmp_path, "fake")
