@@ -21,7 +21,7 @@ def score(
     seeds: Annotated[
         int, typer.Option(min=0, help="Pictures of one prompt, by which the gain of best_of is predicted; 0: none.")
     ] = 8,
-    within: Annotated[int, typer.Option(min=2, help="Prompts of which so many pictures are drawn.")] = 32,
+    within: Annotated[int, typer.Option(min=2, help="Prompts of which so many pictures are drawn.")] = 16,
     runtime: Annotated[str, typer.Option(help="What draws them: see FEWSTEP_RUNTIME.")] = "auto",
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:

@@ -98,6 +98,7 @@ def test_pixels_and_cost_count_the_candidates_of_the_first_round() -> None:
 def test_candidates_are_written_down_once_and_more_of_them_change_none_that_were_there() -> None:
     four, eight = job_of(seed=[7, 2**32 - 1], best_of=4), job_of(seed=[7, 2**32 - 1], best_of=8)
     assert [seeds[0] for seeds in four.candidate_seeds] == [7, 2**32 - 1] == list(four.seeds)
+    assert four.candidate_seeds[0][1:3] == ((7 + 2654435769) % 2**32, (7 + 2 * 2654435769) % 2**32)
     assert all(len(set(seeds)) == 8 for seeds in eight.candidate_seeds)
     assert tuple(seeds[:4] for seeds in eight.candidate_seeds) == four.candidate_seeds
     assert all(0 <= seed < 2**32 for seeds in eight.candidate_seeds for seed in seeds)

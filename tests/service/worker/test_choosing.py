@@ -14,7 +14,7 @@ from service.queue.job import Job
 from service.worker.scoring import ScorePolicy
 from service.worker.worker import Worker
 from student.bundle import RewardReference
-from student.runtimes.fake import FakeRuntime
+from student.runtimes.fake import FakeRuntime, fake_preview
 from student.runtimes.runtime import FloatArray
 from tests.service.support import Queue, expected_pixels, pixels
 from tests.service.worker.test_worker import Bench
@@ -249,7 +249,13 @@ def test_previews_are_of_the_first_candidate_in_the_first_round(bench: Bench) ->
     for _ in range(6):
         bench.worker.step()
     assert set(bench.queue.record(job.id).previews) == {"0:0", "0:1"}
-    assert set(bench.queue.record(plain.id).previews) == {"0:0", "0:1", "1:0", "1:1"}
+    shown = bench.queue.record(plain.id).previews
+    assert set(shown) == {"0:0", "0:1", "1:0", "1:1"}
+    for name, file in shown.items():
+        look, image = map(int, name.split(":"))
+        preview_CHW = fake_preview(PROMPT, plain.seeds[image], 4, (0, 2)[look])
+        expected = np.rint(preview_CHW * 255).astype(np.uint8).transpose(1, 2, 0)
+        assert np.array_equal(pixels(bench.store.get(file)), expected)
 
 
 def test_further_rounds_are_charged_and_what_is_not_drawn_is_given_back(bench: Bench) -> None:
