@@ -8,14 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from rewards.interface import RewardError
 
 Fit = Literal["crop", "pad", "stretch"]
-HALF = 0.5 + 1e-6  # bytes that are resized fall on halves often: all go up, whatever a kernel's last bit says
+# PIL's weights are multiples of 2^-22, and so are its sums, in which halves go up whatever a kernel's last bit says.
+HALF = 0.5 + 2**-24
 # Of OpenAI's CLIP; every published reward here has kept them.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -28,7 +31,7 @@ class Preprocess:
     ``fit`` "crop": the shorter side becomes ``size`` and the middle is cut out, as CLIP's image processor does.
     That one resizes bytes, which clips what bicubic overshoots, so it is clipped here too; its rounding to
     bytes would give no gradient and is left out (less than 1.5/255 a pixel: tests/rewards/test_preprocess.py) unless
-    ``in_bytes`` asks for it, as serving does.
+    ``in_bytes`` asks for it, as serving does: then it is PIL's resize, byte for byte.
     ``fit`` "pad": the longer side becomes ``size`` and the rest is black, as HPSv2's ``ResizeMaxSize`` does
     on floats, where nothing is clipped. ``fit`` "stretch": each side becomes ``size``.
     """
@@ -48,8 +51,15 @@ class Preprocess:
 
         They are computed in the matrices' type: in float64 no runtime's last bit decides which byte is the nearest.
         """
-        x_BCHW = self._clipped(images_BCHW.to(columns_WS.dtype) @ columns_WS)
-        return self._normalised(self._clipped(rows_SH @ x_BCHW).float())
+        images_BCHW = images_BCHW.to(columns_WS.dtype)
+        if not self._rounds:
+            return self._normalised(self._clipped(rows_SH @ self._clipped(images_BCHW @ columns_WS)).float())
+        bytes_BCHW = _to_bytes(rows_SH @ _to_bytes(torch.round(images_BCHW * 255) @ columns_WS))
+        return self._normalised((bytes_BCHW / 255).float())
+
+    @property
+    def _rounds(self) -> bool:
+        return self.in_bytes and self.fit != "pad"
 
     def _normalised(self, fitted_BCHW: Tensor) -> Tensor:
         if not self.normalise:
@@ -61,23 +71,27 @@ class Preprocess:
         """What PIL does to bytes after each of its two passes; floats ("pad") stay as they are."""
         if self.fit == "pad":
             return x_BCHW
-        x_BCHW = x_BCHW.clamp(0, 1)
-        return torch.floor(x_BCHW * 255 + HALF) / 255 if self.in_bytes else x_BCHW
+        return x_BCHW.clamp(0, 1)
 
     def _crop(self, images_BCHW: Tensor) -> Tensor:
         height, width = images_BCHW.shape[2:]
         short = min(height, width)
         shape = (int(self.size * height / short), int(self.size * width / short))
         top, left = ((side - self.size) // 2 for side in shape)
-        # PIL's order: rows first, clipped, then columns. Clipped only at the end, hard edges differ by up to 19/255.
-        resized = self._clipped(_resize(self._clipped(_resize(images_BCHW, (height, shape[1]))), shape))
+        resized = self._resized(images_BCHW, shape)
         return resized[:, :, top : top + self.size, left : left + self.size]
 
     def _stretch(self, images_BCHW: Tensor) -> Tensor:
-        height, width = images_BCHW.shape[2:]
-        if (height, width) == (self.size, self.size):
+        if images_BCHW.shape[2:] == (self.size, self.size):
             return images_BCHW
-        return self._clipped(_resize(self._clipped(_resize(images_BCHW, (height, self.size))), (self.size, self.size)))
+        return self._resized(images_BCHW, (self.size, self.size))
+
+    def _resized(self, images_BCHW: Tensor, shape: tuple[int, int]) -> Tensor:
+        """In PIL's order: rows first, clipped, then columns; clipped once, hard edges differ by up to 19/255."""
+        if self._rounds:
+            return _resized_by_pil(images_BCHW, shape)
+        between = (images_BCHW.shape[2], shape[1])
+        return self._clipped(_resize(self._clipped(_resize(images_BCHW, between)), shape))
 
     def _pad(self, images_BCHW: Tensor) -> Tensor:
         height, width = images_BCHW.shape[2:]
@@ -96,6 +110,17 @@ def square_side(image_size: object) -> int:
     if not isinstance(image_size, int):
         raise RewardError(f"the image tower reads {image_size}: accepted is one number, the side of a square")
     return image_size
+
+
+def _to_bytes(x_BCHW: Tensor) -> Tensor:
+    return torch.floor(x_BCHW + HALF).clamp(0, 255)
+
+
+def _resized_by_pil(images_BCHW: Tensor, shape: tuple[int, int]) -> Tensor:
+    """As the published processors do it, picture by picture in main memory: there is no gradient to be had of bytes."""
+    pixels_BHWC = (images_BCHW.detach() * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
+    resized = [np.asarray(Image.fromarray(one).resize(shape[::-1], Image.Resampling.BICUBIC)) for one in pixels_BHWC]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).to(images_BCHW.device) / 255
 
 
 def _resize(images_BCHW: Tensor, shape: tuple[int, int]) -> Tensor:

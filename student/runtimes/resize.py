@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 A = -0.5  # of the cubic, where it is antialiased
+PIL_BITS = 22  # of the fraction of a weight, where PIL resizes bytes
 
 
 @functools.lru_cache(maxsize=64)
 def matrices(fit: str, side: int, height: int, width: int) -> tuple[Matrix, Matrix]:
     """rows_SH and columns_WS: ``rows @ image @ columns`` is the picture as ``rewards.preprocess`` fits it.
+
+    Where that resizes bytes (all but "pad"), the weights are PIL's own whole numbers.
 
     Raises:
         ValueError: a fit that is none.
@@ -32,6 +35,8 @@ def matrices(fit: str, side: int, height: int, width: int) -> tuple[Matrix, Matr
         rows, columns = (_padded(resize(n, max(1, round(n * scale))), side) for n in (height, width))
     else:
         raise ValueError(f"fit is {fit!r}: accepted are stretch, crop and pad")
+    if fit != "pad":
+        rows, columns = _as_pil_rounds(rows), _as_pil_rounds(columns)
     return np.ascontiguousarray(rows), np.ascontiguousarray(columns.T)
 
 
@@ -47,6 +52,12 @@ def resize(source: int, target: int) -> Matrix:
         part = _cubic((np.arange(first, last, dtype=np.float64) - center + 0.5) / filter_scale)
         weights[row, first:last] = part / part.sum()
     return weights
+
+
+def _as_pil_rounds(weights: Matrix) -> Matrix:
+    """Halves away from zero (Resample.c, normalize_coeffs_8bpc)."""
+    rounded: Matrix = np.copysign(np.floor(np.abs(weights) * 2**PIL_BITS + 0.5) / 2**PIL_BITS, weights)
+    return rounded
 
 
 def _cubic(x: NDArray[Any]) -> NDArray[Any]:
