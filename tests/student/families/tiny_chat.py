@@ -118,7 +118,7 @@ def z_image(side: str = "right", seed: int = 0) -> ZImagePipeline:
             n_kv_heads=2,
             cap_feat_dim=16,
             axes_dims=[4, 6, 6],
-            axes_lens=[256, 16, 16],
+            axes_lens=[1024, 16, 16],
         ),
     )
     torch.nn.init.normal_(pipe.transformer.x_pad_token)
