@@ -22,7 +22,6 @@ GRAFANA_PORT = os.environ.get("GRAFANA_PORT", "13000")
 URL = f"http://127.0.0.1:{PORT}"
 PROMETHEUS_URL = f"http://127.0.0.1:{PROMETHEUS_PORT}"
 KEY = re.compile(r"fewstep_[0-9a-f]{12}_[0-9a-f]{48}")
-FAKE = os.environ.get("FEWSTEP_RUNTIME") == "fake"  # a student without a reference for drift
 HEALTHY_TIMEOUT_S = 300.0
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -60,8 +59,7 @@ class Stack:
 
     def wait_for_data(self) -> None:
         """Until Prometheus answers every query of the dashboard."""
-        asked = [query for query in queries(gpus=False) if not (FAKE and "reward:drift" in query.expression)]
-        self._wait(lambda: without_data(asked, ask_prometheus), "answered")
+        self._wait(lambda: without_data(queries(gpus=False), ask_prometheus), "answered")
 
     def _wait(self, missing: Callable[[], list[str]], what: str) -> None:
         deadline = time.monotonic() + HEALTHY_TIMEOUT_S

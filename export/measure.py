@@ -73,7 +73,7 @@ def add_scorers(bundle: Path, asked: Measurement) -> Student:
     runtime = load(bundle, asked.runtime, asked.threads)
     found = _measure(bundle, runtime, scorers, asked, {name: row.source_sha256 for name, row in rows.items()})
     for name, scores in found.items():
-        student = _with_scorer(student, name, rows[name], scores)
+        student = _with_scorer(student, name, rows[name], scores, len(asked.prompts))
     rewrite_student(bundle, student)
     _keep_prompts(bundle, asked.prompts)
     for name in rows:
@@ -216,7 +216,7 @@ def _keep(bundle: Path, name: str, cell: tuple[int, Size], first: int, raw: Sequ
         file.write(f"{json.dumps(row)}\n")
 
 
-def _with_scorer(student: Student, name: str, row: Scorer, scores: Scores) -> Student:
+def _with_scorer(student: Student, name: str, row: Scorer, scores: Scores, prompts: int) -> Student:
     """The student with this scorer, its scale and a distribution for each step count and size."""
     finite = {cell: [value for value in values if value is not None] for cell, values in scores.items()}
     for (steps, _), values in finite.items():
@@ -228,7 +228,7 @@ def _with_scorer(student: Student, name: str, row: Scorer, scores: Scores) -> St
         raise ExportError(f"the reward {row.reward!r} gave the same score for every picture; nothing was added")
     reference = None
     for cell in [own, *(cell for cell in finite if cell != own)]:
-        found = distribution([(value - scale.mean) / scale.std for value in finite[cell]])
+        found = distribution([(value - scale.mean) / scale.std for value in finite[cell]], prompts)
         reference = with_distribution(reference, at_key(student, *cell), found)
     assert reference is not None
     return replace(

@@ -109,8 +109,28 @@ def _compile(request: Request, target: Target) -> None:
 
     _compile_scorers(request)
     outcome = compile_student(request, target)
+    _probe(request, outcome)
     update_card(request.bundle, outcome)
     _summary(outcome)
+
+
+def _probe(request: Request, outcome: Outcome) -> None:
+    """Measure the bundle's golden probe with what was made, where it runs here."""
+    from export.probe import update_probe
+    from rewards.serving import open_reward
+    from student.probe import read_probe
+    from student.runtimes.load import load
+    from student.runtimes.machine import machine_kind
+    from student.runtimes.options import Options
+
+    name = outcome.folder.name
+    known = read_probe(request.bundle, request.student)
+    if request.student.image.frames is not None or not outcome.manifest.parity:
+        return
+    if not outcome.made and known and machine_kind(name) in known.known.get(name, {}):
+        return
+    runtime = load(request.bundle, name, request.threads, Options(open_reward))
+    update_probe(request.bundle, runtime, request.prompts)
 
 
 def _compile_scorers(request: Request) -> None:

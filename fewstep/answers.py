@@ -12,6 +12,7 @@ from fewstep.errors import WrongUse
 
 Status = Literal["queued", "running", "done", "failed", "cancelled", "expired"]
 Scoring = Literal["pending", "done", "lost", "skipped"]  # where scores come after the pictures (FEWSTEP_SCORE=after)
+Word = Literal["chosen", "rejected", "rerolled"]
 FINAL: frozenset[Status] = frozenset({"done", "failed", "cancelled", "expired"})
 
 
@@ -166,6 +167,15 @@ class Jobs(Lenient):
 
     data: list[Job]
     next: str | None = None
+
+
+class Feedback(Lenient):
+    """What a service has noted of an image; ``trains``: its prompt may train later students."""
+
+    id: str
+    image: int
+    feedback: Word
+    trains: bool
 
 
 class Model(Lenient):

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from fewstep.commands import adopt, bench, dlq, generate, jobs, keys, models, serve, worker
+from fewstep.commands import adopt, bench, dlq, feedback, generate, jobs, keys, models, serve, worker
 from fewstep.errors import FewstepError
 from fewstep.options import JSON_META
 from fewstep.output import print_error
@@ -63,6 +63,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(dlq.app, name="dlq")
+app.add_typer(feedback.app, name="feedback")
 
 
 def main(arguments: list[str] | None = None) -> None:

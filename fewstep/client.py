@@ -11,7 +11,7 @@ from typing import Any, Self, Unpack
 import httpx
 
 from fewstep import protocol
-from fewstep.answers import Answer, Event, Job, Model, Status
+from fewstep.answers import Answer, Event, Feedback, Job, Model, Status, Word
 from fewstep.connection import connection
 from fewstep.errors import FewstepError, JobFailed, Unreachable
 from fewstep.events import Following
@@ -76,6 +76,10 @@ class Client:
     def cancel(self, id: str) -> Job:
         """Cancel a job, as often as you like; one that has ended stays as it is."""
         return self._run(protocol.cancel(id, self._retries))
+
+    def feedback(self, id: str, word: Word, index: int = 0) -> Feedback:
+        """Say what became of an image of a job that is done: chosen, rejected or rerolled. The last word counts."""
+        return self._run(protocol.feedback(id, word, index, self._retries))
 
     def wait(self, id: str, timeout_s: float | None = None) -> Job:
         """The job when it has ended, with images or without.

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, RootModel, ValidationError
 
-from fewstep.answers import Answer, Job, Jobs, Model, Models
+from fewstep.answers import Answer, Feedback, Job, Jobs, Model, Models, Word
 from fewstep.connection import CONNECT_S
 from fewstep.errors import ApiError, FewstepError, TooLate, Unreachable, WrongUse, error_class
 from fewstep.request import Options, body_of
@@ -134,6 +134,12 @@ def jobs(limit: int, status: Sequence[str], everybody: bool, retries: Retries) -
 def cancel(id: str, retries: Retries) -> Steps[Job]:
     """POST /jobs/{id}/cancel."""
     return read((yield from asked(Call("POST", job_path(id, "/cancel")), retries)), Job)
+
+
+def feedback(id: str, word: Word, index: int, retries: Retries) -> Steps[Feedback]:
+    """POST /jobs/{id}/feedback; a repeated call changes nothing."""
+    call = Call("POST", job_path(id, "/feedback"), body={"feedback": word, "image": index})
+    return read((yield from asked(call, retries)), Feedback)
 
 
 def image(id: str, index: int, retries: Retries) -> Steps[bytes]:

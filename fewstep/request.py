@@ -31,6 +31,7 @@ class Options(TypedDict, total=False):
     priority: int | None
     timeout_s: float | None
     partial_images: int | None
+    allow_training: bool | None
     user: str | None
     metadata: Mapping[str, str] | None
     webhook_url: str | None

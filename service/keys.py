@@ -41,7 +41,8 @@ class KeysError(StartupError):
 @dataclass(frozen=True)
 class Key:
     """What is kept of a key. Times are Unix times in seconds; ``quota`` is in megapixel-steps a minute (None: as set
-    for all); ``max_priority`` is the highest priority that it may ask for (None: by its scopes)."""
+    for all); ``max_priority`` is the highest priority that it may ask for (None: by its scopes). ``allow_training``:
+    unless a request says otherwise, its prompt may train later students."""
 
     id: str
     name: str
@@ -51,6 +52,7 @@ class Key:
     revoked: int | None = None
     quota: float | None = None
     max_priority: int | None = None
+    allow_training: bool = False
 
     @property
     def active(self) -> bool:
@@ -101,7 +103,7 @@ class KeyStore:
 
     def create(
         self, name: str, scopes: Sequence[str] = USUAL_SCOPES, quota: float | None = None,
-        max_priority: int | None = None,
+        max_priority: int | None = None, allow_training: bool = False,
     ) -> tuple[Key, str]:  # fmt: skip
         """A new key and its text, which is kept nowhere.
 
@@ -111,7 +113,8 @@ class KeyStore:
         _check(name, scopes, quota, max_priority)
         id, secret = secrets.token_hex(6), secrets.token_hex(24)
         ordered = tuple(scope for scope in SCOPES if scope in scopes)
-        key = Key(id, name, ordered, _digest(secret), int(time.time()), None, quota, max_priority)
+        now = int(time.time())
+        key = Key(id, name, ordered, _digest(secret), now, None, quota, max_priority, allow_training)
         with self._changing() as keys:
             keys[id] = key
         return key, f"fewstep_{id}_{secret}"
@@ -204,7 +207,8 @@ def _key(entry: dict[str, Any]) -> Key:
 
 def _entry(key: Key) -> dict[str, Any]:
     """A key as it is written. A later field is left out where it says nothing: older releases read no other fields."""
-    return {name: value for name, value in asdict(key).items() if name != "max_priority" or value is not None}
+    later = {"max_priority": None, "allow_training": False}
+    return {name: value for name, value in asdict(key).items() if name not in later or value != later[name]}
 
 
 def _write(path: Path, keys: dict[str, Key]) -> None:

@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     replicas: int = Field(
         default=0,
         ge=0,
-        description="So many replicas of the queue's server must hold a job before it is accepted (WAIT); else 503.",
+        description="Replicas of the queue's server that must hold a job (WAIT); else it is refused: 503.",
     )
     data_dir: AbsolutePath = Field(
         default_factory=default_data_dir, description="Embedded server, results, keys and run.json live here."
@@ -81,6 +81,10 @@ class Settings(BaseSettings):
         description="Which pictures are scored: always, a share of them (0.1, by the seed) or off; after: all, and "
         "no answer waits for it.",
     )
+    probe_s: float = Field(default=3600.0, ge=0, description="How often workers draw the golden probe; 0: never.")
+    feedback_percentile: float = Field(default=20.0, ge=0, le=100, description="Prompts that rank lower may train.")
+    feedback_max: int = Field(default=10_000, ge=10, description="So many of them, the newest; of one key a tenth.")
+    feedback_days: float = Field(default=30.0, gt=0, description="How long they are kept.")
     offload: Literal["auto", "off", "encoders", "cpu"] = Field(
         default="auto",
         description="Where the torch runtime keeps prompt encoders: on the GPU (off), in main memory but for the time "
@@ -191,9 +195,7 @@ class Settings(BaseSettings):
     log_prompts: bool = Field(
         default=False, description="Whether prompts are logged as they are; else their length and hash."
     )
-    tracing: bool = Field(
-        default=False, description="OpenTelemetry spans (extra otel); OTEL_* variables say where they go."
-    )
+    tracing: bool = Field(default=False, description="OpenTelemetry spans (extra otel); OTEL_* say where they go.")
 
     @field_validator("webhook_networks", "cors", mode="before")
     @classmethod

@@ -83,13 +83,15 @@ class Scorer:
 class RewardReference:
     """Distribution of the student's standardised scores on held-out prompts: what drift is measured against.
 
-    ``at`` has it of single step counts and sizes ("4", "4 512x768"; see ``student.reference``).
+    ``at`` has it of single step counts and sizes ("4", "4 512x768"; see ``student.reference``); ``count`` is the number
+    of prompts whose pictures it was made of, which bounds what it can tell apart.
     """
 
     mean: float
     std: float
     percentiles: Mapping[str, float]
     at: Mapping[str, RewardReference] | None = None
+    count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,8 @@ def to_json(student: Student) -> dict[str, Any]:
 
 def _without_at(row: dict[str, Any]) -> dict[str, Any]:
     at = row.pop("at")
+    if row["count"] is None:
+        del row["count"]
     return row if at is None else {**row, "at": {key: _without_at(part) for key, part in at.items()}}
 
 

@@ -15,11 +15,13 @@ Scores = Mapping[str, NDArray[np.float32]]
 POINTS = (0, 1, 5, *range(10, 100, 10), 25, 75, 95, 99, 100)
 
 
-def distribution(scores: Sequence[float]) -> RewardReference:
-    """Mean, standard deviation and percentiles of standardised scores (two or more)."""
+def distribution(scores: Sequence[float], prompts: int | None = None) -> RewardReference:
+    """Mean, standard deviation and percentiles of standardised scores (two or more), of so many prompts (else: one of
+    each)."""
     values = np.asarray(scores, dtype=np.float64)
     points = {str(point): float(np.percentile(values, point)) for point in sorted(POINTS)}
-    return RewardReference(float(values.mean()), float(values.std(ddof=1)), points)
+    count = min(len(values), prompts or len(values))
+    return RewardReference(float(values.mean()), float(values.std(ddof=1)), points, count=count)
 
 
 def at_key(student: Student, steps: int, size: Size) -> str:
@@ -40,6 +42,17 @@ def reference_at(student: Student, scorer: str, steps: int, size: Size) -> Rewar
         return None
     at: Mapping[str, RewardReference] = known.at or {}
     return at.get(at_key(student, steps, size)) or at.get(str(steps)) or known
+
+
+def own_reference(student: Student, scorer: str, steps: int, size: Size) -> RewardReference | None:
+    """The distribution of exactly these steps and this size; None if it was not measured. (Of a bundle that tells none
+    apart, the first step count's at the student's own size.)"""
+    known = student.reward_reference.get(scorer)
+    if known is None:
+        return None
+    if known.at:
+        return known.at.get(at_key(student, steps, size))
+    return known if steps == student.steps[0] and size == own_size(student) else None
 
 
 def percentile(reference: RewardReference, score: float) -> float | None:

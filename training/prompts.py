@@ -10,6 +10,7 @@ from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from training.evaluate import JudgeFn
 LONGEST = 2_000  # characters; text encoders cut a prompt long before
 JSON_ENDINGS, TABLES = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv", ".parquet", ".xlsx")
 UNPRINTABLE, KEPT = ("Cc", "Cs", "Zl", "Zp"), "\t\x85\u2028\u2029"  # of control characters those that part words
+MOST_COPIES = 10  # of a prompt in one pass, where its pictures rank lowest
 NAMED = 10  # lines that a message names
 MEASURED = {"calibration": 128, "validation": 256, "test": 512}
 
@@ -50,11 +52,13 @@ def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
 
     Without a file to measure on, up to half of the prompts are held out, by a hash of each; with one, it is split. What
     differs in case, accents' form or white space alone is one prompt in this, so that none is trained and measured on.
+    Of what users asked for (lines with a ``percentile``, see ``copies``) what is measured on is left out.
 
     Raises:
         ConfigError: lines that cannot be used; too few prompts; a prompt in both files.
     """
     prompts = read(path)
+    wanted_of = dict(zip(prompts, copies(path), strict=True))
     if measuring is None:
         ranked = sorted(prompts, key=lambda prompt: hashlib.sha256(same(prompt).encode()).digest())
         held_out = ranked[: min(sum(MEASURED.values()), len(ranked) // 2)]
@@ -63,6 +67,9 @@ def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
         wanted = f"{path} has {len(prompts)} prompts, of which half are held out to measure on: accepted are 12 or more"
     else:
         held_out, training = read(measuring), prompts
+        if max(wanted_of.values(), default=1) > 1:
+            measured = set(map(same, held_out))
+            training = [prompt for prompt in training if same(prompt) not in measured]
         known = set(map(same, training))
         if both := [prompt for prompt in held_out if same(prompt) in known]:
             raise ConfigError(f"{measuring} and {path} share {len(both)} prompts, such as {min(both)!r}: they must not")
@@ -73,14 +80,42 @@ def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
     sizes = [len(held_out) * part // sum(MEASURED.values()) for part in MEASURED.values()]
     first, second = max(2, sizes[0]), max(2, sizes[0]) + max(2, sizes[1])
 
+    training = [prompt for prompt in training for _ in range(wanted_of[prompt])]
+
     def train(step: int, num: int) -> list[str]:
-        """Whole passes over all prompts, each in an order of its own."""
+        """Whole passes over all prompts, each in an order of its own; what ranks low comes several times in each."""
         places = range(step * num, (step + 1) * num)
         turns = {place // len(training) for place in places}
         orders = {turn: np.random.default_rng([seed, turn]).permutation(len(training)) for turn in turns}
         return [training[orders[place // len(training)][place % len(training)]] for place in places]
 
     return Prompts(train, held_out[:first], held_out[first:second], held_out[second:], of_file=True)
+
+
+def copies(path: Path) -> list[int]:
+    """How often each prompt of a file that ``read`` accepts is in one pass: once, or by how low its pictures rank.
+
+    ``fewstep feedback export`` says the rank as ``percentile``: 100 is once, 0 is ``MOST_COPIES`` times. One that was
+    rejected or drawn again more often than it was chosen counts as half as high.
+
+    Raises:
+        ConfigError: a percentile that is none.
+    """
+    if path.suffix.lower() not in JSON_ENDINGS:
+        return [1] * len(_lines(path.expanduser()))
+    lines = _lines(path.expanduser())
+    if b"".join(lines[:1]).lstrip().startswith(b"["):
+        lines = _json_list(path, b"\n".join(lines))
+    return [_copies(path, number, json.loads(line)) for number, line in enumerate(lines, 1)]
+
+
+def _copies(path: Path, number: int, row: dict[str, Any]) -> int:
+    percentile = row.get("percentile", 100.0)
+    if not isinstance(percentile, int | float) or isinstance(percentile, bool) or not 0 <= percentile <= 100:
+        raise ConfigError(f"{path} line {number} has the percentile {percentile!r}: accepted is a number from 0 to 100")
+    if row.get("rejected", 0) + row.get("rerolled", 0) > row.get("chosen", 0):
+        percentile /= 2
+    return 1 + round((MOST_COPIES - 1) * (1 - percentile / 100))
 
 
 def same(prompt: str) -> str:

@@ -58,6 +58,10 @@ def generate(
     priority: Annotated[int | None, typer.Option(min=-5, max=5, help="Higher goes ahead.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Deadline in seconds.")] = None,
     webhook: Annotated[str | None, typer.Option(help="An https address to notify when the job has ended.")] = None,
+    allow_training: Annotated[
+        bool | None,
+        typer.Option("--allow-training/--no-training", help="Whether the prompt may train.", show_default="by the key"),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait: print the job's id and end.")] = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -70,6 +74,7 @@ def generate(
         "output_compression": quality, "priority": priority, "timeout_s": timeout, "guidance_scale": guidance,
         "webhook_url": webhook, "rank_by": rank_by, "best_of": best_of if best_of > 1 else None,
         "min_reward": _floor(min_reward), "cascade": _steps(cascade),
+        "allow_training": allow_training,
     }  # fmt: skip
     with client(url, api_key) as service:
         if detach:

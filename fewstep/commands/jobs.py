@@ -14,7 +14,10 @@ from fewstep.errors import JobFailed
 from fewstep.options import ApiKey, Json, Url, client, write_file
 from fewstep.output import job_line, print_json, rewards, shortened, table
 
-app = typer.Typer(no_args_is_help=True, help="List, show, watch and cancel your jobs, and fetch their images.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="List, show, watch and cancel your jobs, fetch their images, and say what became of them.",
+)
 
 
 class State(StrEnum):
@@ -26,6 +29,14 @@ class State(StrEnum):
     failed = "failed"
     cancelled = "cancelled"
     expired = "expired"
+
+
+class Said(StrEnum):
+    """What may be said of an image."""
+
+    chosen = "chosen"
+    rejected = "rejected"
+    rerolled = "rerolled"
 
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
@@ -63,6 +74,22 @@ def cancel(id: JobId, url: Url = None, api_key: ApiKey = None, json: Json = Fals
     """Cancel a job; one that has ended stays as it is."""
     with client(url, api_key) as service:
         _show(service.cancel(id), json)
+
+
+@app.command()
+def feedback(
+    id: JobId,
+    word: Annotated[Said, typer.Argument(metavar="WORD", help="chosen, rejected or rerolled.")],
+    image: Annotated[int, typer.Option(help="Which image of the job, from 0.")] = 0,
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """Say what became of an image; the last word counts."""
+    with client(url, api_key) as service:
+        noted = service.feedback(id, word.value, image)
+    trains = "; its prompt may train later students" if noted.trains else ""
+    print_json(noted.model_dump()) if json else typer.echo(f"Image {image} of {id} is {word.value}{trains}.")
 
 
 @app.command()

@@ -22,8 +22,8 @@ DataDir = Annotated[
     Path | None, typer.Option(help="The service's data directory; without it, what FEWSTEP_DATA_DIR says.")
 ]
 USAGE = ("DAY", "KEY", "JOBS", "IMAGES", "MEGAPIXEL-STEPS")
-SHOWN = ("id", "name", "scopes", "quota", "highest_priority", "created", "revoked")
-HEAD = ("id", "name", "scopes", "quota", "priority", "created", "revoked")
+SHOWN = ("id", "name", "scopes", "quota", "highest_priority", "allow_training", "created", "revoked")
+HEAD = ("id", "name", "scopes", "quota", "priority", "trains", "created", "revoked")
 
 
 @app.command()
@@ -36,12 +36,15 @@ def create(
     max_priority: Annotated[
         int | None, typer.Option(help="The highest priority of its requests, -5 to 5; unset: 0, for an admin 5.")
     ] = None,
+    allow_training: Annotated[
+        bool, typer.Option("--allow-training", help="Its prompts may train later students, unless a request says no.")
+    ] = False,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
     """Create a key and print it. It is shown only this once: what is stored is its hash."""
     with _store(data_dir) as store:
-        key, text = store.create(name, scope, quota, max_priority)
+        key, text = store.create(name, scope, quota, max_priority, allow_training)
     if json:
         return print_json({"key": text, **_described(key)})
     typer.echo(text)

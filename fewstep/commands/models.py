@@ -1,4 +1,4 @@
-"""``fewstep models``: the models of a running service, and the operator's load, promote and unload."""
+"""``fewstep models``: the models of a running service, and the operator's load, promote, unload and canary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fewstep.protocol import quoted
 
 HEAD = ("MODEL", "VERSION", "STATE", "", "WORKERS", "REASON")
 
-app = typer.Typer(no_args_is_help=True, help="List, load, promote and unload the models of a running service.")
+app = typer.Typer(no_args_is_help=True, help="List, load, promote, unload and compare the models of a running service.")
 
 Name = Annotated[str, typer.Argument(metavar="ID", help="The model: its folder in FEWSTEP_MODELS.")]
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="The version: its folder in the model's.")]
@@ -50,6 +50,55 @@ def unload(
     """Refuse new requests for a version, finish those that were accepted, and unload it."""
     with client(url, api_key) as service:
         _show(service.operate("POST", _path(model, version, "unload"), wait_s=wait), json)
+
+
+@app.command()
+def canary(
+    model: Name,
+    version: Version,
+    share: Annotated[float, typer.Option(help="Share of the latest version's requests that both draw again.")] = 0.05,
+    margin: Annotated[
+        float, typer.Option(help="How much lower a scorer's mean may be, in standard deviations of the teacher.")
+    ] = 0.1,
+    failures: Annotated[float, typer.Option(help="Share of the pairs that may fail with it alone.")] = 0.02,
+    slowdown: Annotated[float, typer.Option(help="How many times as long a call may take.")] = 1.25,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop comparing; the latest version stays so.")] = False,
+    wait: Wait = 120.0,
+    url: Url = None,
+    api_key: AdminKey = None,
+    json: Json = False,
+) -> None:
+    """Compare a version with the latest one on a share of the traffic: it is promoted or rolled back once that is sure.
+
+    Both draw the same prompts from the same seeds, at low priority, and nobody is sent the pictures.
+    """
+    query = {"share": share, "margin": margin, "failures": failures, "slowdown": slowdown, "wait_s": wait}
+    action, options = ("stop", {}) if stop else ("start", query)
+    with client(url, api_key) as service:
+        body = service.operate("POST", f"admin/canaries/{quoted(model)}/{quoted(version)}/{action}", **options)
+    print_json(body) if json else typer.echo(_told(body))
+
+
+@app.command()
+def canaries(url: Url = None, api_key: AdminKey = None, json: Json = False) -> None:
+    """List each model's canary, running or ended, and what its pairs have shown."""
+    with client(url, api_key) as service:
+        body = service.operate("GET", "admin/canaries")
+    if json:
+        return print_json(body)
+    typer.echo("\n".join(map(_told, body["data"])) or "There was no canary yet.")
+
+
+def _told(row: dict[str, Any]) -> str:
+    """A canary in one line."""
+    shown = [f"{name} {one['mean']:+.3f}{_width(one['half_width'])}" for name, one in sorted(row["rewards"].items())]
+    why = f" ({row['reason']})" if row["reason"] else ""
+    figures = "; ".join([f"{row['pairs']} pairs", *shown])
+    return f"{row['model']} {row['candidate']} against {row['base']}: {row['state']}{why}; {figures}."
+
+
+def _width(half_width: float | None) -> str:
+    return "" if half_width is None else f" ± {half_width:.3f}"
 
 
 def _path(model: str, version: str, action: str) -> str:

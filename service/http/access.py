@@ -27,6 +27,7 @@ SCOPE_OF = {
     ("GET", "/v1/videos/{id}"): "read",
     ("GET", "/v1/videos/{id}/content"): "read",
     ("POST", "/jobs/{id}/cancel"): "generate",
+    ("POST", "/jobs/{id}/feedback"): "generate",
     ("GET", "/jobs"): "read",
     ("GET", "/jobs/{id}"): "read",
     ("GET", "/jobs/{id}/events"): "read",
@@ -41,6 +42,12 @@ SCOPE_OF = {
     ("POST", "/admin/models/{model}/{version}/promote"): "admin",
     ("POST", "/admin/models/{model}/{version}/unload"): "admin",
     ("GET", "/admin/usage"): "admin",
+    ("GET", "/admin/feedback"): "admin",
+    ("POST", "/admin/feedback/erase"): "admin",
+    ("GET", "/admin/canaries"): "admin",
+    ("POST", "/admin/canaries/{model}/{version}/start"): "admin",
+    ("POST", "/admin/canaries/{model}/{version}/stop"): "admin",
+    ("GET", "/admin/drift"): "admin",
     ("GET", "/admin/dlq"): "admin",
     ("POST", "/admin/dlq/{id}/retry"): "admin",
     ("POST", "/admin/dlq/{id}/drop"): "admin",
@@ -98,7 +105,7 @@ class Access:
             key=key.id if key else ANONYMOUS, scopes=scopes, keyed=self._keys.required, highest_priority=highest
         )
         if key and (info := current_request.get()):
-            info.key, info.quota = key.id, key.quota
+            info.key, info.quota, info.allow_training = key.id, key.quota, key.allow_training
         await self._app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> Key | None:

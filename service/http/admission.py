@@ -52,8 +52,13 @@ def priority_of(body: GenerateRequest, highest: int) -> int:
     return body.priority
 
 
-def new_job(student: Student, body: GenerateRequest, key: str, request_id: str, priority: int = 0) -> Job:
-    """The job of a request that was checked, with every seed drawn; its id cannot be guessed."""
+def new_job(
+    student: Student, body: GenerateRequest, key: str, request_id: str, priority: int = 0, may_train: bool = False
+) -> Job:
+    """The job of a request that was checked, with every seed drawn; its id cannot be guessed.
+
+    ``may_train``: what the key says, if the request does not.
+    """
     width, height = size_of(student, body)
     seeds = _seeds(body)
     return Job(
@@ -72,6 +77,7 @@ def new_job(student: Student, body: GenerateRequest, key: str, request_id: str, 
         previews=body.partial_images,
         priority=priority,
         user=body.user,
+        may_train=may_train if body.allow_training is None else body.allow_training,
         metadata=dict(body.metadata or {}),
         frames=frames_of(student, body),
         fps=fps_of(student, body),

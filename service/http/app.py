@@ -14,7 +14,21 @@ from service.http.description import DescribedApp
 from service.http.handlers import add_handlers
 from service.http.middleware import BodyLimit, RequestContext
 from service.http.overload import OverloadGuard, OverloadMiddleware
-from service.http.routes import dlq, images, info, jobs, models, openai, pages, probes, usage, videos
+from service.http.routes import (
+    canaries,
+    dlq,
+    drift,
+    feedback,
+    images,
+    info,
+    jobs,
+    models,
+    openai,
+    pages,
+    probes,
+    usage,
+    videos,
+)  # fmt: skip
 from service.http.services import open_services
 from service.http.webhooks import webhooks
 from service.http.wire import WireCheck
@@ -87,6 +101,9 @@ def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
         models.public,
         models.admin,
         dlq.router,
+        drift.router,
+        canaries.router,
+        feedback.router,
         usage.router,
         probes.router,
         info.router,

@@ -30,7 +30,7 @@ from service.http.webhooks import webhook_of
 from service.models.choice import Served
 from service.models.folder import Name
 from service.observe.context import ANONYMOUS, current_request
-from service.queue.job import QueueOptions, Record
+from service.queue.job import Job, QueueOptions, Record
 from service.queue.states import State
 from student.runtimes.sizes import SizeRange, own_size
 
@@ -180,8 +180,14 @@ def _submission(services: Services, served: Served, body: GenerateRequest, calle
         quota=_own_quota(),
         key_pending=0 if caller.key == ANONYMOUS else settings.key_pending,
     )
-    priority = priority_of(body, caller.highest_priority)
-    return Submission(services, new_job(served.student, body, caller.key, caller.request_id, priority), options)
+    return Submission(services, _job(served, body, caller), options)
+
+
+def _job(served: Served, body: GenerateRequest, caller: Caller) -> Job:
+    """The job, with what the caller's key allows and consents to."""
+    info, priority = current_request.get(), priority_of(body, caller.highest_priority)
+    may_train = bool(info and info.allow_training)
+    return new_job(served.student, body, caller.key, caller.request_id, priority, may_train)
 
 
 def _own_quota() -> int | None:

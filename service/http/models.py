@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import Field
 
@@ -43,6 +45,16 @@ class VideoLengths(Strict):
     step: int = Field(description="Frames of each latent frame but the first.")
 
 
+class ProbeReport(Strict):
+    """What the workers' last golden probes have found."""
+
+    outcomes: dict[str, int] = Field(
+        description="How many workers found what: same; recorded (first probe on this kind of machine); pixels_changed "
+        "(the engine draws otherwise); scores_changed; failed; waiting (not drawn yet); none (the bundle has no probe)."
+    )
+    oldest_s: int | None = Field(description="Unix time of the oldest of them, in seconds; null before the first.")
+
+
 class ServedVersion(Strict):
     """A version that requests can ask for."""
 
@@ -64,6 +76,7 @@ class ServedVersion(Strict):
     runtime: str | None = Field(description="How it is run; null while no worker holds it.")
     shows_steps: bool = Field(description="Whether partial_images can be had.")
     workers: int = Field(description="How many workers hold it.")
+    probe: ProbeReport = Field(description="What the golden probe says of its engine.")
 
 
 class Model(Strict):
@@ -198,4 +211,12 @@ def _version(choice: Choice, name: Name, latest: str, workers: Sequence[Worker])
         runtime=holding[0]["runtime"] if holding else None,
         shows_steps=any(held["shows_steps"] for held in holding),
         workers=len(holding),
+        probe=_probe(holding),
     )
+
+
+def _probe(holding: Sequence[Mapping[str, Any]]) -> ProbeReport:
+    found = [each.get("probe", {}) for each in holding]
+    times = [each["at_s"] for each in found if "at_s" in each]
+    outcomes = Counter(str(each.get("outcome", "none")) for each in found)
+    return ProbeReport(outcomes=dict(outcomes), oldest_s=min(times, default=None))

@@ -198,6 +198,11 @@ class GenerateRequest(Strict):
         description="At most how many previews of each unfinished image to send; only where the runtime shows its "
         "steps, with stream or Prefer: respond-async.",
     )
+    allow_training: bool | None = Field(
+        None,
+        description="Whether the prompt may be kept to train later students, if its images score low. Unset: as the "
+        "API key says, else no. Neither user nor metadata are kept with it.",
+    )
     user: str | None = Field(None, max_length=128, description="Your own name for the user; returned with the job.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(
         None, max_length=MAX_METADATA, description="Your own notes; returned with the job.", examples=[{"page": "12"}]

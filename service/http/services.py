@@ -11,7 +11,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.http.drift_log import DriftLog
 from service.http.links import Links
+from service.http.mirroring import Mirror
 from service.http.overload import OverloadGuard
 from service.http.streams import Streams
 from service.http.tasks import end
@@ -22,7 +24,9 @@ from service.models.single import queue_name
 from service.observe.background import Background
 from service.observe.metrics import Metrics
 from service.observe.tracer import Tracing
+from service.quality.feedback import FeedbackPolicy
 from service.queue.connection import connect_async
+from service.queue.feedback_log import FeedbackLog
 from service.queue.producer import Producer
 from service.queue.replies import BLOCK_S, Replies
 from service.results.choose import open_store
@@ -48,6 +52,9 @@ class Services:
     guard: OverloadGuard
     streams: Streams
     links: Links
+    drift: DriftLog
+    mirror: Mirror
+    feedback: FeedbackLog
 
 
 async def services_of(request: Request) -> Services:
@@ -121,6 +128,9 @@ async def open_services(
         guard=guard,
         streams=Streams(settings.max_streams),
         links=Links(producer, settings.result_ttl_s),
+        drift=DriftLog(client, queue),
+        mirror=Mirror(producer),
+        feedback=FeedbackLog(client, queue, FeedbackPolicy.of(settings)),
     )
     try:
         async with background(services):

@@ -48,6 +48,8 @@ class Submission:
         if (refusal := _refusal(verdict, self.job)) is not None:
             self.services.metrics.rejected(verdict.word)
             raise refusal
+        if verdict.word == "ok":
+            self.services.mirror.mirror(self.job, self.services.models.choice)
         return verdict.id
 
     def _log(self, verdict: Verdict) -> None:

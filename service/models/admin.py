@@ -9,6 +9,7 @@ from service.errors import Conflict, ModelRefused, NotFound
 from service.models.controller import ModelController, Version
 from service.models.folder import Name
 from service.models.registry import ModelState
+from service.quality.canary import Canary, Plan
 from student.bundle import BundleError
 
 POLL_EVERY_S = 0.1
@@ -47,6 +48,46 @@ async def promote(controller: ModelController, name: Name) -> Version:
         raise Conflict(f"{name} is not served: load it first.", "version")
     await controller.refresh()
     return controller.version(name)
+
+
+async def start_canary(controller: ModelController, name: Name, share: float, plan: Plan, wait_s: float) -> Canary:
+    """Compare a version with its model's latest one; it is loaded first where it is not.
+
+    Raises:
+        NotFound, ModelRefused, Conflict, RedisError
+    """
+    await controller.refresh()
+    if name not in controller.choice.served:
+        await load(controller, name, wait_s)
+    await controller.refresh()
+    base = controller.choice.latest(name.id)
+    both = [controller.choice.served.get(each) for each in (Name(name.id, str(base)), name)]
+    if None not in both and not set.intersection(*(set(each.student.scorers) for each in both if each)):
+        raise Conflict(f"{name} has no scorer that {base} has: there is nothing to compare them by.", "version")
+    word = await controller.registry.start_canary(name.id, name.version, share, plan)
+    if word == "missing":
+        raise Conflict(f"{name} is not served yet: wait until it is loaded.", "version")
+    if word == "latest":
+        raise Conflict(f"{name} is the latest of its model: there is nothing to compare it with.", "version")
+    if word == "running":
+        raise Conflict(f"Another canary of {name.id} is running: stop it first.", "version")
+    await controller.refresh()
+    return controller.states.canaries[name.id]
+
+
+async def stop_canary(controller: ModelController, name: Name) -> Canary:
+    """Stop comparing; the latest version stays so, and both stay served.
+
+    Raises:
+        NotFound, RedisError
+    """
+    await controller.refresh()
+    canary = controller.states.canaries.get(name.id)
+    if canary is None or canary.candidate != name.version:
+        raise NotFound(f"There is no canary of {name}.", "version")
+    await controller.registry.end_canary(canary, "stopped", "by the operator")
+    await controller.refresh()
+    return controller.states.canaries[name.id]
 
 
 async def unload(controller: ModelController, name: Name, wait_s: float) -> Version:

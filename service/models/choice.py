@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from service.errors import InvalidRequest, NotFound
 from service.models.folder import Name, age
+from service.quality.canary import Canary
 from student.bundle import Student
 from student.runtimes.sizes import Size
 
@@ -29,10 +30,12 @@ class Served:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is served now; ``promoted`` is the version of each model that ``latest`` means."""
+    """What is served now; ``promoted`` is the version of each model that ``latest`` means, ``canaries`` what it is
+    compared with."""
 
     served: Mapping[Name, Served]
     promoted: Mapping[str, str] = field(default_factory=dict)
+    canaries: Mapping[str, Canary] = field(default_factory=dict)
 
     @property
     def ids(self) -> list[str]:
@@ -53,6 +56,14 @@ class Choice:
         """The only model's latest version, or the first one's where there are several."""
         first = next(iter(self.ids), None)
         return self.served[Name(first, str(self.latest(first)))] if first else None
+
+    def canary(self, name: Name) -> tuple[Canary, Served] | None:
+        """The canary that runs against a version, and its candidate; None if none does."""
+        found = self.canaries.get(name.id)
+        if found is None or not found.running or found.base != name.version:
+            return None
+        candidate = self.served.get(Name(name.id, found.candidate))
+        return (found, candidate) if candidate else None
 
     def pick(self, id: str | None, version: str | None) -> Served:
         """The student that a request for these means.

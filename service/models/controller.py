@@ -16,6 +16,7 @@ from service.models.choice import Choice, Served
 from service.models.folder import Folder, Name
 from service.models.registry import Entry, ModelRegistry, ModelState, ModelStates
 from service.models.single import counter_of, open_student
+from service.quality.canary import Canary, Decision, Sums, judge
 from service.queue.producer import Producer
 from service.queue.status import Worker
 from service.settings import Settings
@@ -59,6 +60,10 @@ class SingleModel:
         """Nothing changes."""
         await asyncio.sleep(POLL_EVERY_S)
 
+    async def canaries(self) -> list[tuple[Canary, Sums]]:
+        """There is nothing to compare with."""
+        return []
+
 
 class ModelController:
     """The students of FEWSTEP_MODELS."""
@@ -97,6 +102,8 @@ class ModelController:
         self._workers = await self._producer.workers()
         if await self._advance(states):
             states = await self.registry.read()
+        if await self._judge(states):
+            states = await self.registry.read()
         await self._take_over(states)
 
     async def load(self, name: Name) -> None:
@@ -116,6 +123,14 @@ class ModelController:
         said = {Name.of(name) for name in self._entries}
         found = self.folder.names()
         return [self.version(name) for name in [*found, *sorted(said - set(found), key=str)]]
+
+    async def canaries(self) -> list[tuple[Canary, Sums]]:
+        """Each model's last canary, as of the last refresh, and what its pairs have shown.
+
+        Raises:
+            RedisError: the queue's server is away.
+        """
+        return [(canary, await self.registry.sums(canary)) for canary in self.states.canaries.values()]
 
     @property
     def _entries(self) -> Mapping[str, Entry]:
@@ -142,6 +157,30 @@ class ModelController:
                     await self.registry.promote_first(found.id, found.version)
         return moved
 
+    async def _judge(self, states: ModelStates) -> bool:
+        """End the canaries that have shown enough; True if any has. Every process does so: the first one counts."""
+        sums = {canary.epoch: await self.registry.sums(canary) for canary in states.canaries.values() if canary.running}
+        ended = False
+        for canary in states.canaries.values():
+            if canary.epoch not in sums or (end := self._end_of(canary, sums[canary.epoch], states)) is None:
+                continue
+            state = await self.registry.end_canary(canary, *end)
+            log.info("canary %s %s against %s: %s (%s)", canary.model, canary.candidate, canary.base, state, end[1])
+            ended = True
+        return ended
+
+    def _end_of(self, canary: Canary, sums: Sums, states: ModelStates) -> tuple[str, str] | None:
+        """How a canary ends, and why; None while it goes on."""
+        entry = states.entries.get(f"{canary.model}/{canary.candidate}")
+        if not entry or entry.state is not ModelState.SERVING or states.promoted.get(canary.model) != canary.base:
+            return "stopped", "the versions that are served have changed"
+        both = [self.choice.served.get(Name(canary.model, of)) for of in (canary.base, canary.candidate)]
+        scorers = [frozenset(served.student.scorers) for served in both if served]
+        verdict = judge(sums, canary.plan, frozenset.intersection(*scorers) if len(scorers) == 2 else frozenset())
+        if len(scorers) < 2 and verdict.decision is Decision.PROMOTE:
+            return None  # this process cannot read what must have been scored
+        return None if verdict.decision is Decision.GO_ON else (verdict.decision, verdict.reason)
+
     def _after(self, name: str, entry: Entry) -> Entry | None:
         """What comes after an entry, if its time has come."""
         holding = [worker for worker in self._workers if name in worker.models]
@@ -158,10 +197,11 @@ class ModelController:
 
     async def _take_over(self, states: ModelStates) -> None:
         served = {Name.of(name) for name, entry in states.entries.items() if entry.state is ModelState.SERVING}
-        if served != set(self.choice.served) or dict(states.promoted) != dict(self.choice.promoted):
+        said = (dict(states.promoted), dict(states.canaries))
+        if served != set(self.choice.served) or said != (dict(self.choice.promoted), dict(self.choice.canaries)):
             kept = {name: found for name, found in self.choice.served.items() if name in served}
             opened = await asyncio.to_thread(self._open, sorted(served - set(kept), key=str))
-            self.choice = Choice({**kept, **opened}, dict(states.promoted))
+            self.choice = Choice({**kept, **opened}, *said)
         self.states = states
 
     def _open(self, names: Sequence[Name]) -> dict[Name, Served]:

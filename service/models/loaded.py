@@ -10,6 +10,7 @@ from typing import Any
 
 from service.models.folder import Name
 from service.queue.job import lane
+from student.probe import Probe
 from student.runtimes.runtime import Runtime, StepwiseRuntime
 from student.runtimes.sizes import size_name
 
@@ -24,6 +25,8 @@ class LoadedModels:
 
     def __init__(self, runtimes: Sequence[Runtime] = ()) -> None:
         self.lanes: Mapping[str, Runtime] = {lane_of(runtime): runtime for runtime in runtimes}
+        self.probes: Mapping[str, Probe] = {}
+        self._probed: Mapping[str, Mapping[str, Any]] = {}
         self._load_s: dict[str, float] = {}
         self._refused: Mapping[str, Mapping[str, str]] = {}
         self.info: dict[str, Any] = {"host": socket.gethostname(), "models": {}, "refused": {}, "runtime": "",
@@ -40,9 +43,12 @@ class LoadedModels:
         """The most images of a batch, by lane."""
         return {lane: runtime.max_batch for lane, runtime in self.lanes.items()}
 
-    def put(self, runtime: Runtime, load_s: float = 0.0) -> None:
-        """From now on jobs of this student, which took ``load_s`` to load and warm up, can be drawn."""
+    def put(self, runtime: Runtime, load_s: float = 0.0, probe: Probe | None = None) -> None:
+        """From now on jobs of this student, which took ``load_s`` to load and warm up, can be drawn, and its probe."""
         self._load_s[name_of(runtime)] = round(load_s, 3)
+        self._probed = {name: told for name, told in self._probed.items() if name != name_of(runtime)}
+        others = {lane: each for lane, each in self.probes.items() if lane != lane_of(runtime)}
+        self.probes = {**others, lane_of(runtime): probe} if probe else others
         self.lanes = {**self.lanes, lane_of(runtime): runtime}
         self._refused = {name: why for name, why in self._refused.items() if name != name_of(runtime)}
         self._tell()
@@ -53,6 +59,11 @@ class LoadedModels:
     def drop(self, name: str) -> None:
         """Hold this student no longer. A batch that is being drawn with it is not touched."""
         self.lanes = {lane: runtime for lane, runtime in self.lanes.items() if name_of(runtime) != name}
+        self._tell()
+
+    def probed(self, runtime: Runtime, told: Mapping[str, Any]) -> None:
+        """Tell what the last probe of a student has found: outcome, at_s, and what it was compared with."""
+        self._probed = {**self._probed, name_of(runtime): told}
         self._tell()
 
     def refuse(self, name: str, attempt: str, reason: str) -> None:
@@ -80,7 +91,12 @@ class LoadedModels:
             "load_s": self._load_s.get(name_of(runtime), 0.0),
             "warm_up_s": round(getattr(runtime, "warm_up_s", 0.0), 3),
             "lengths": {size_name(size): each.told() for size, each in getattr(runtime, "lengths", {}).items()},
+            "probe": self._probe_of(runtime),
         }
+
+    def _probe_of(self, runtime: Runtime) -> Mapping[str, Any]:
+        waiting = {"outcome": "waiting" if lane_of(runtime) in self.probes else "none"}
+        return self._probed.get(name_of(runtime), waiting)
 
 
 def name_of(runtime: Runtime) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from pathlib import Path
 
 from redis.exceptions import RedisError
 
@@ -20,6 +21,7 @@ from service.queue.job import lane
 from service.settings import Settings
 from student.bundle import BundleError
 from student.files import verify_files
+from student.probe import Probe, read_probe
 from student.runtimes.runtime import Runtime
 
 POLL_EVERY_S = 0.2
@@ -94,7 +96,8 @@ class ModelLoader:
             log.exception("%s cannot be loaded", name)
             reason = f"loading it failed ({type(error).__name__})"
         else:
-            return self._loaded.put(runtime, time.perf_counter() - started)
+            probe = probe_of(self._folder.bundle(Name.of(name)), runtime)
+            return self._loaded.put(runtime, time.perf_counter() - started, probe)
         self._held_bytes.pop(name, None)
         log.warning("%s is refused: %s", name, reason)
         self._loaded.refuse(name, entry.attempt, reason)
@@ -121,7 +124,7 @@ def open_models(settings: Settings, stopping: threading.Event, background: Backg
     if settings.models is None:
         started, loaded = time.perf_counter(), LoadedModels()
         runtime = open_runtime(settings)
-        loaded.put(runtime, time.perf_counter() - started)
+        loaded.put(runtime, time.perf_counter() - started, probe_of(settings.model, runtime))
         return loaded
     loaded = LoadedModels()
     registry = WorkerRegistry(connect(settings.required_redis_url), SEVERAL)
@@ -132,6 +135,15 @@ def open_models(settings: Settings, stopping: threading.Event, background: Backg
         raise StartupError(f"No student of FEWSTEP_MODELS can be loaded; {name}: {refused['reason']}.")
     threading.Thread(target=loader.run, args=(stopping,), name="loader", daemon=True).start()
     return loaded
+
+
+def probe_of(bundle: Path, runtime: Runtime) -> Probe | None:
+    """The golden probe of a student that was loaded from there; one that cannot be used costs no student."""
+    try:
+        return read_probe(bundle, runtime.student)
+    except BundleError as error:
+        log.warning("%s", error)
+        return None
 
 
 def _lane(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -11,6 +12,7 @@ from typing import Any
 import redis
 import redis.asyncio
 
+from service.quality.canary import Canary, Plan, Sums, read_canary, read_sums
 from service.queue.connection import bounded
 from service.queue.job import readable_lanes
 from service.queue.scripts import Scripts
@@ -40,16 +42,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class ModelStates:
-    """Everything that is registered: entries by ``id/version``, and the promoted version by id."""
+    """Everything that is registered: entries by ``id/version``, the promoted version and the canary by id."""
 
     entries: Mapping[str, Entry] = field(default_factory=dict)
     promoted: Mapping[str, str] = field(default_factory=dict)
+    canaries: Mapping[str, Canary] = field(default_factory=dict)
 
 
 def read_states(answer: Sequence[Sequence[str]]) -> ModelStates:
     """What the script that reads answered."""
     entries = {name: _entry(json.loads(text)) for name, text in _pairs(answer[0])}
-    return ModelStates(entries, dict(_pairs(answer[1])))
+    canaries = {id: read_canary(id, json.loads(text)) for id, text in _pairs(answer[2])}
+    return ModelStates(entries, dict(_pairs(answer[1])), canaries)
 
 
 def _entry(data: Mapping[str, str]) -> Entry:
@@ -64,6 +68,7 @@ class ModelRegistry:
     """The states as an API process handles them."""
 
     def __init__(self, client: redis.asyncio.Redis, queue: str) -> None:
+        self._client = client
         self._scripts = Scripts(client, queue)
 
     async def read(self) -> ModelStates:
@@ -89,6 +94,20 @@ class ModelRegistry:
     async def promote_first(self, id: str, version: str) -> None:
         """The same, unless a version was promoted before."""
         await self._run("promote_first", id, version)
+
+    async def start_canary(self, model: str, candidate: str, share: float, plan: Plan) -> str:
+        """Compare a version with the promoted one: 'ok', 'missing', 'latest' or 'running'."""
+        entry = {"epoch": secrets.token_hex(8), "candidate": candidate, "share": share, "plan": asdict(plan)}
+        return str(await self._run("canary_start", model, candidate, json.dumps(entry)))
+
+    async def end_canary(self, canary: Canary, state: str, reason: str) -> str:
+        """End it, if it still runs; returns what it is then."""
+        return str(await self._run("canary_end", canary.model, canary.epoch, state, reason))
+
+    async def sums(self, canary: Canary) -> Sums:
+        """The sums over its pairs."""
+        row: Any = await bounded(self._client.hgetall(f"{self._scripts.prefix}cs:{canary.epoch}"))
+        return read_sums(row)
 
     async def _run(self, verb: str, *args: str) -> Any:
         return await bounded(self._scripts.run(f"models/{verb}", *args))

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from service.observe.background import Background
+from service.observe.quality import QualityMetrics
+from service.quality.feedback import WORDS
 from service.queue.job import Record
 from service.queue.states import State
 from service.queue.status import Depth
 from student.bundle import Student
+from student.probe import Outcome
 
 # The first is below what a few-step student needs for one image.
 SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60)
@@ -37,6 +40,7 @@ DEVICE = {
     "busy": "Seconds in which workers' devices drew.",
     "starved": "Seconds in which workers' devices idled although a job waited for them.",
 }
+PROBES = "probe_"  # before what a golden probe found, among the queue's counters
 # No sample where no worker sees a GPU of NVIDIA's; the unit is the name's end.
 GPU = {
     "busy_ratio": "Share of the time in which the GPU computed (0 to 1).",
@@ -55,7 +59,7 @@ class QueueCounters(Collector):
         self.counters: dict[str, int] = {}
         self.background = Background()
 
-    def collect(self) -> Iterable[CounterMetricFamily]:
+    def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily]:
         for name, documentation in COUNTERS.items():
             family = CounterMetricFamily(f"fewstep_jobs_{name}", documentation)
             family.add_metric([], self.counters.get(name, 0))
@@ -64,7 +68,22 @@ class QueueCounters(Collector):
             family = CounterMetricFamily(f"fewstep_device_{name}_seconds", documentation)
             family.add_metric([], self.counters.get(f"device_{name}_ms", 0) / 1000)
             yield family
+        yield self._probes()
+        yield self._feedback()
         yield self._failures()
+
+    def _probes(self) -> CounterMetricFamily:
+        family = CounterMetricFamily("fewstep_probe_runs", "Golden probes, by what they found.", labels=["outcome"])
+        for outcome in Outcome:
+            family.add_metric([outcome], self.counters.get(f"{PROBES}{outcome}", 0))
+        return family
+
+    def _feedback(self) -> GaugeMetricFamily:
+        text = "Images of which clients have said so; a later word takes an earlier one's place."
+        family = GaugeMetricFamily("fewstep_feedback_images", text, labels=["feedback"])
+        for word in WORDS:
+            family.add_metric([word], self.counters.get(f"feedback_{word}", 0))
+        return family
 
     def _failures(self) -> CounterMetricFamily:
         """Those of this process, and those that workers have told of."""
@@ -138,6 +157,7 @@ class Metrics:
         self._max_memory = self._gauge("redis_memory_max_bytes", "Its bound; 0: none.")
         self._appends = self._gauge("redis_append_ok", "Whether its last write to the append-only file succeeded.")
         self._models = self._gauge("model_workers", "Workers that hold a student.", named)
+        self.quality = QualityMetrics(self._gauge)
         self._gpus = {name: self._gauge(f"gpu_{name}", text, ["host", "gpu"]) for name, text in GPU.items()}
         self._queue = QueueCounters()
         self.background = self._queue.background
@@ -177,6 +197,8 @@ class Metrics:
             self._batch.labels(*names, runtime).observe(call["images"])
             self._inference.labels(*names, runtime).observe(call["inference_s"])
             self._splits.labels(*names, runtime).inc(call.get("splits", 0))
+        if job and job.pair:
+            return  # drawn a second time, and for nobody
         if record.state is not State.DONE:
             self._failures.labels(result["error"]["code"] if "error" in result else record.state.value).inc()
             return

@@ -14,6 +14,7 @@ from service.queue.result import write_result
 from service.queue.scripts import Scripts
 
 Held = tuple[str, str]  # id, token
+PROBES_KEPT_MS = 400 * 86_400_000  # after the last probe
 
 
 class Consumer:
@@ -59,22 +60,27 @@ class Consumer:
         return dict(self._scripts.run("beat", self.worker, *said, *_flat(held)))
 
     def finish(
-        self, id: str, token: str, state: str, result: Mapping[str, Any], *, scores_follow: bool = False
+        self, id: str, token: str, state: str, result: Mapping[str, Any], *, scores_follow: bool = False,
+        notes: Mapping[str, Any] | None = None,
     ) -> str:  # fmt: skip
         """End a job; returns its final state, or 'fenced' if it is another worker's by now.
 
         ``scores_follow``: those of its pictures come later, by ``score``; ``beat`` renews the time for it as it does a
-        lease, and without it they count as lost.
+        lease, and without it they count as lost. ``notes`` (see _common.lua) are counted if, and only if, this call is
+        the one that ends it.
         """
         within_ms = self._lease_ms if scores_follow else 0
-        return str(self._scripts.run("finish", id, token, state, write_result(result), within_ms))
+        said = (write_result(result), within_ms, json.dumps(notes or {}))
+        return str(self._scripts.run("finish", id, token, state, *said))
 
-    def score(self, id: str, token: str, scores: Mapping[str, Any]) -> str:
-        """Add the scores to a job that is done; a repeated call changes nothing.
+    def score(
+        self, id: str, token: str, scores: Mapping[str, Any], notes: Mapping[str, Any] | None = None
+    ) -> str:  # fmt: skip
+        """Add the scores to a job that is done, and count the notes; a repeated call changes nothing.
 
         Returns 'done', or 'fenced' if they come too late.
         """
-        return str(self._scripts.run("score", id, token, write_result(scores)))
+        return str(self._scripts.run("score", id, token, write_result(scores), json.dumps(notes or {})))
 
     def advance(
         self, id: str, token: str, result: Mapping[str, Any], *, shape: str, images: int, cost: int
@@ -117,6 +123,17 @@ class Consumer:
         for name, more in counts.items():
             pipeline.hincrby(f"{self._scripts.prefix}n", name, more)
         pipeline.execute()
+
+    def probe_record(self, key: str, measured: str | None = None) -> str | None:
+        """What the first probe of this kind has measured, if any has; ``measured`` is kept if it is the first one."""
+        name = f"{self._scripts.prefix}pr"
+        pipeline = self._client.pipeline(transaction=False)
+        if measured is not None:
+            pipeline.hsetnx(name, key, measured)
+        pipeline.pexpire(name, PROBES_KEPT_MS)
+        pipeline.hget(name, key)
+        found: str | None = pipeline.execute()[-1]
+        return found
 
     def lost(self, worker: str) -> int:
         """Take a worker's jobs from it at once, because its process is known to be dead."""

@@ -16,6 +16,7 @@ SCHEMA_VERSION = 3
 # Fields that came later, with the form that its readers must know. One that may be ignored keeps the form as it is.
 LATER: Mapping[str, int] = {
     "candidates": 4, "candidate_seeds": 4, "rank_by": 4, "min_reward": 4, "cascade": 4, "frames": 5, "fps": 5,
+    "pair": SCHEMA_VERSION, "may_train": SCHEMA_VERSION,
 }  # fmt: skip
 READABLE = (SCHEMA_VERSION, *sorted(set(LATER.values()) - {SCHEMA_VERSION}))
 PRIORITIES = range(-5, 6)  # as enqueue.lua counts them
@@ -51,6 +52,8 @@ class Job:
     ``key`` names who asked: whoever may read or cancel the job. ``quality`` is that of JPEG and WebP (None: usual).
     ``previews`` is how many looks at each unfinished image are wanted. ``traceparent`` is the W3C header of
     the span that sent it (empty: none). ``frames`` (0: it asks for pictures) and ``fps`` are those of videos.
+    ``pair`` is set if it is half of a canary's pair, whose pictures are sent to nobody: model|epoch|pair|side.
+    ``may_train``: whoever asked allows that its prompt trains later students.
     """
 
     id: str
@@ -78,6 +81,8 @@ class Job:
     cascade: tuple[int, ...] = ()
     frames: int = 0
     fps: int = 0
+    pair: str = ""
+    may_train: bool = False
 
     @property
     def form(self) -> int:

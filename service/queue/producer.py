@@ -63,7 +63,7 @@ class Producer:
             "reply": self._api, "webhook": options.webhook, "watch": options.watched, "client": options.client,
             "model": f"{job.model}/{job.version}" if self._managed else "",
             "idem": options.idempotency, "body": options.body, "solo": options.solo,
-            "timeout_ms": round(options.timeout_s * 1000), "key_pending": options.key_pending,
+            "timeout_ms": round(options.timeout_s * 1000), "key_pending": options.key_pending, "pair": job.pair,
         }  # fmt: skip
         quota = self._limits["quota"] if options.quota is None else options.quota
         document = json.dumps({**asked, **self._limits, "quota": quota})

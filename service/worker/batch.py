@@ -10,19 +10,22 @@ from service.queue.job import Claimed, Job
 from service.queue.rounds import Round
 from service.worker.device import Shape
 from service.worker.provenance import Provenance
+from student.bundle import Student
 from student.runtimes.runtime import Runtime
 
 
 @dataclass(frozen=True)
 class Maker:
-    """Who draws: the runtime's name, and the student's."""
+    """Who draws: the runtime's name, the student, and what its pictures' files say of it."""
 
     runtime: str
     origin: Provenance
+    student: Student
 
 
 def maker_of(runtime: Runtime) -> Maker:
-    return Maker(runtime.name, Provenance(runtime.student.id, runtime.student.version))
+    student = runtime.student
+    return Maker(runtime.name, Provenance(student.id, student.version), student)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,20 @@ class Finisher:
         told = self._showing.submit(self._settler.advance, batch.claimed[number], steps_done)
         self._previews[batch.token, number].append(told)
 
+    def beside(self, action: Callable[[], None]) -> None:
+        """Do something in the thread that scores, since a scorer need not bear two callers."""
+
+        def guarded() -> None:
+            try:
+                with self._guard("a scorer"):
+                    action()
+            except Exception:
+                log.exception("a probe cannot be judged")
+
+        self._backlog.add(0, wait=False)
+        scoring = self._late.beside(guarded) if self._policy.after else self._scoring.submit(guarded)
+        scoring.add_done_callback(lambda _: self._backlog.remove(0))
+
     def drain(self, patience_s: float | None = None) -> bool:
         """Return when everything is settled and scored (True), or after ``patience_s`` (False)."""
         end = None if patience_s is None else time.monotonic() + patience_s

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 from service.observe.logs import keeping_private
+from service.quality.feedback import FeedbackPolicy
 from service.queue.consumer import Consumer
 from service.worker.backlog import Backlog
 from service.worker.batch import Batch
 from service.worker.execution import Drawn
 from service.worker.heartbeat import Heartbeat
+from service.worker.notes import Timing, notes_of
 from service.worker.scoring import Judged, ScorePolicy, judge
-from service.worker.settling import until_answered
+from service.worker.settling import NO_FEEDBACK, until_answered
 
 MOST_WAITING = 64  # batches
 
@@ -29,12 +31,13 @@ class LateScores:
 
     def __init__(
         self, consumer: Consumer, heartbeat: Heartbeat, guard: Guard, policy: ScorePolicy,
-        most_waiting: int = MOST_WAITING,
+        most_waiting: int = MOST_WAITING, feedback: FeedbackPolicy = NO_FEEDBACK,
     ) -> None:  # fmt: skip
         self._consumer = consumer
         self._heartbeat = heartbeat
         self._guard = guard
         self._policy = policy
+        self._feedback = feedback
         self._backlog = Backlog(most_batches=most_waiting)
         self._thread = ThreadPoolExecutor(1, "late-scores")
 
@@ -47,6 +50,10 @@ class LateScores:
         scoring = self._thread.submit(self._score, batch, calls, numbers)
         scoring.add_done_callback(lambda _: self._backlog.remove(_bytes_of(calls)))
 
+    def beside(self, action: Callable[[], None]) -> Future[None]:
+        """Do something in the thread that scores."""
+        return self._thread.submit(action)
+
     def wait_until_empty(self, patience_s: float | None = None) -> bool:
         """Return when all scores have come (True), or after ``patience_s`` (False)."""
         return self._backlog.wait_until_empty(patience_s)
@@ -55,7 +62,7 @@ class LateScores:
         try:
             scored = [self._judged(batch, call, numbers) for call in calls]
             for number in numbers:
-                self._hand_in(batch, number, scored)
+                self._hand_in(batch, number, calls, scored)
         except Exception:  # the time for the scores runs out, and with it they count as lost
             log.exception("the scores of a batch cannot be handed in")
         finally:
@@ -76,15 +83,25 @@ class LateScores:
             found.setdefault(slot.job, []).append(one)
         return found, time.perf_counter() - started
 
-    def _hand_in(self, batch: Batch, number: int, scored: Sequence[tuple[dict[int, list[Judged]], float]]) -> None:
+    def _hand_in(
+        self, batch: Batch, number: int, calls: Sequence[Drawn], scored: Sequence[tuple[dict[int, list[Judged]], float]]
+    ) -> None:
         claimed = batch.claimed[number]
         rode_in = [(found[number], score_s) for found, score_s in scored if number in found]
-        images = [one.told() for judged, _ in rode_in for one in judged]
-        scores = {"images": images, "score_s": sum(score_s for _, score_s in rode_in)}
+        judged = [one for found, _ in rode_in for one in found]
+        scores = {"images": [one.told() for one in judged], "score_s": sum(score_s for _, score_s in rode_in)}
+        timing = _timing(calls, number)
+        notes = notes_of(batch.runtime.student, batch.jobs[number], judged, timing, self._feedback)
         until_answered(
-            lambda: self._consumer.score(claimed.id, claimed.token, scores),
+            lambda: self._consumer.score(claimed.id, claimed.token, scores, notes),
             f"the scores of job {claimed.id} cannot be handed in yet",
         )
+
+
+def _timing(calls: Sequence[Drawn], number: int) -> Timing:
+    """Of the calls that a job rode in."""
+    its = [call for call in calls if any(slot.job == number for slot in call.slots)]
+    return Timing(sum(call.inference_s for call in its), max((len(call.slots) for call in its), default=0))
 
 
 def _bytes_of(calls: Sequence[Drawn]) -> int:

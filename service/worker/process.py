@@ -14,6 +14,7 @@ from service.observe.accelerators import Accelerators
 from service.observe.background import Background
 from service.observe.logs import flush_logs
 from service.observe.tracing import open_tracing
+from service.quality.feedback import FeedbackPolicy
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
 from service.results.choose import open_store
@@ -54,7 +55,8 @@ def run_worker(settings: Settings, name: str) -> int:
         loaded, consumer, heartbeat, open_store(settings), stopping, provenance=settings.provenance, tracing=tracing,
         signer=signer, call_timeout_s=settings.call_timeout_s,
         neighbours=Neighbours(settings.data_dir) if settings.crowded_threads else None,
-        policy=ScorePolicy.parse(settings.score), on_hang=lambda _: _end_hung(worker, heartbeat, leaver),
+        policy=ScorePolicy.parse(settings.score), probe_s=settings.probe_s, feedback=FeedbackPolicy.of(settings),
+        on_hang=lambda _: _end_hung(worker, heartbeat, leaver),
     )  # fmt: skip
     _stop_on_signal(stopping, heartbeat, leaver, settings.grace_s + STOP_MARGIN_S)
     ended = STOPPED

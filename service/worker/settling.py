@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from redis.exceptions import RedisError
 
+from service.quality.feedback import FeedbackPolicy
 from service.queue.consumer import Consumer
 from service.queue.job import Claimed, Job
 from service.queue.rounds import Round
@@ -22,6 +23,7 @@ from service.worker.batch import Maker
 from service.worker.execution import Failure
 from service.worker.floor import Floor, Load
 from service.worker.heartbeat import Heartbeat
+from service.worker.notes import Timing, notes_of
 from service.worker.pictures import file_of, preview_of
 from service.worker.provenance import Provenance
 from service.worker.scoring import Judged
@@ -34,6 +36,7 @@ SETTLE_FOR_S = 60.0
 STORE_PAUSES_S = (0.1, 0.4)  # a store that is away for a moment is tried again, then the job fails
 Scoring = Literal["", "pending", "skipped"]  # scores come with the pictures; later; or, as too many wait, not at all
 DROPPED = Failure("generation_failed", "The job was dropped.")  # finish answers 'cancelled', 'expired' or 'fenced'
+NO_FEEDBACK = FeedbackPolicy()
 WITHOUT_PICTURES = ("fenced", State.FAILED, State.CANCELLED, State.EXPIRED)
 
 T = TypeVar("T")
@@ -61,7 +64,7 @@ class Settler:
 
     def __init__(
         self, consumer: Consumer, store: ResultStore, heartbeat: Heartbeat, stopping: threading.Event,
-        *, provenance: bool, signer: ImageSigner | None,
+        *, provenance: bool, signer: ImageSigner | None, feedback: FeedbackPolicy = NO_FEEDBACK,
     ) -> None:  # fmt: skip
         self._consumer = consumer
         self._store = store
@@ -69,6 +72,7 @@ class Settler:
         self._stopping = stopping
         self._provenance = provenance
         self._signer = signer
+        self._feedback = feedback
 
     def settle(
         self, maker: Maker, claimed: Claimed, drawn: Round, outcome: Drawing | Failure,
@@ -90,11 +94,18 @@ class Settler:
         if following is not None:
             ended = self._advance(claimed, following, report)
         else:
-            ended = self._finish(claimed, State.DONE, report, scores_follow=follow)
+            notes = {} if follow else self._notes(maker, drawn.asked, told)
+            ended = self._finish(claimed, State.DONE, report, scores_follow=follow, notes=notes)
         # An unknown end (None) may be a good one: what it points at is left to the sweeper.
         if ended in WITHOUT_PICTURES:
             self._discard(claimed)
         return follow and ended == State.DONE
+
+    def _notes(self, maker: Maker, job: Job, told: Mapping[str, Any]) -> dict[str, Any]:
+        """What is to be counted with the job's end, of the pictures that it ends with."""
+        judged = [Judged(one["reward"], one["reward_percentile"]) for one in told["images"]]
+        timing = Timing(told["timings"]["inference_s"], told["batch_size"])
+        return notes_of(maker.student, job, judged, timing, self._feedback)
 
     def _stored(
         self, maker: Maker, claimed: Claimed, drawn: Round, drawing: Drawing
@@ -191,16 +202,18 @@ class Settler:
         if kept.row is None:
             return {**drawn.best["images"][index], **kept.about}
         job, image = drawn.asked, drawing.images[kept.row]
+        about = {"width": image.shape[-1], "height": image.shape[-2], **kept.about}
+        if image.ndim == 4:
+            about = {"num_frames": len(image), "fps": job.fps, **about}
+        if job.pair:  # nobody is sent a picture of a canary's pair
+            return about
         data = file_of(job, image, self._made_by(maker))
         if self._signer is not None:
             data = self._signer.sign(data, job.output_format, maker.origin)
         return {
             "file": self._store.put(job.id, claimed.token, str(index), job.output_format, data),
-            "width": image.shape[-1],
-            "height": image.shape[-2],
-            **({"num_frames": len(image), "fps": job.fps} if image.ndim == 4 else {}),
             "sha256": hashlib.sha256(data).hexdigest(),
-            **kept.about,
+            **about,
         }
 
     def _made_by(self, maker: Maker) -> Provenance | None:
@@ -214,13 +227,21 @@ class Settler:
             log.warning("what job %s has stored is left to the sweeper: %s", claimed.id, error)
 
     def _finish(
-        self, claimed: Claimed, state: State, report: Mapping[str, Any], *, scores_follow: bool = False
+        self,
+        claimed: Claimed,
+        state: State,
+        report: Mapping[str, Any],
+        *,
+        scores_follow: bool = False,
+        notes: Mapping[str, Any] | None = None,
     ) -> str | None:
         """Tell the queue, through an outage of the server if need be; None if its answer stayed out."""
         ended: str | None = None
         try:
             ended = until_answered(
-                lambda: self._consumer.finish(claimed.id, claimed.token, state, report, scores_follow=scores_follow),
+                lambda: self._consumer.finish(
+                    claimed.id, claimed.token, state, report, scores_follow=scores_follow, notes=notes
+                ),
                 f"job {claimed.id} cannot be settled yet",
             )  # without an answer another worker will draw it again
         finally:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from service.models.loaded import LoadedModels
 from service.observe.logs import keeping_private
 from service.observe.tracer import Tracing
+from service.quality.feedback import FeedbackPolicy
 from service.queue.consumer import Consumer
 from service.results.store import ResultStore
 from service.worker.batch import Batch
@@ -21,8 +22,9 @@ from service.worker.finishing import Finisher
 from service.worker.heartbeat import Heartbeat
 from service.worker.late_scores import LateScores
 from service.worker.neighbours import Neighbours
+from service.worker.probing import Prober, Run
 from service.worker.scoring import ScorePolicy
-from service.worker.settling import Settler
+from service.worker.settling import NO_FEEDBACK, Settler
 from service.worker.signing import ImageSigner
 from service.worker.step_callback import StepCallback
 from service.worker.watchdog import Bounds, Watchdog
@@ -46,7 +48,8 @@ class Worker:
     def __init__(
         self, runtimes: Runtime | LoadedModels, consumer: Consumer, heartbeat: Heartbeat, store: ResultStore,
         stopping: threading.Event, *, provenance: bool = True, tracing: Tracing | None = None,
-        signer: ImageSigner | None = None, policy: ScorePolicy = ALL, call_timeout_s: float = 0.0,
+        signer: ImageSigner | None = None, policy: ScorePolicy = ALL, call_timeout_s: float = 0.0, probe_s: float = 0.0,
+        feedback: FeedbackPolicy = NO_FEEDBACK,
         neighbours: Neighbours | None = None,
         on_hang: Callable[[str], object] = log.critical,
     ) -> None:  # fmt: skip
@@ -59,9 +62,10 @@ class Worker:
         self._neighbours = neighbours
         self.device = Device()
         self._bounds = Bounds(self.device, call_timeout_s)
-        settler = Settler(consumer, store, heartbeat, stopping, provenance=provenance, signer=signer)
-        late = LateScores(consumer, heartbeat, self._guard_scorer, policy)
+        settler = Settler(consumer, store, heartbeat, stopping, provenance=provenance, signer=signer, feedback=feedback)
+        late = LateScores(consumer, heartbeat, self._guard_scorer, policy, feedback=feedback)
         self._finisher = Finisher(settler, late, self._guard_scorer, policy)
+        self._prober = Prober(loaded, consumer, probe_s)
         self.claims = Claims(loaded, consumer, heartbeat, self.device, self._finisher.refuse)
 
     def run(self) -> None:
@@ -76,6 +80,8 @@ class Worker:
                     while not self._stopping.is_set():
                         if batch := self.claims.next(NEXT_S):
                             self._draw(batch)
+                        if run := self._prober.next(idle=batch is None):
+                            self._probe(run)
             finally:
                 self.drain()
 
@@ -97,6 +103,7 @@ class Worker:
         return {
             "device_busy_ms": round(usage.busy_s * 1000),
             "device_starved_ms": round(usage.starved_s * 1000),
+            **self._prober.counts,
         }
 
     def _draw(self, batch: Batch) -> None:
@@ -115,6 +122,29 @@ class Worker:
             undrawn = [batch.claimed[number] for number in sorted(executed.undrawn)]
             hand_back(self._consumer, self._heartbeat, undrawn, spared=True)
             raise DeviceLost(f"the device cannot draw; {len(undrawn)} jobs were handed back")
+
+    def _probe(self, run: Run) -> None:
+        """Draw one picture of a probe, and have it judged with the others once it is the last one."""
+        student = run.runtime.student
+        shape = (
+            student.id,
+            student.version,
+            student.image.height,
+            student.image.width,
+            student.image.frames or 0,
+            run.pair.steps,
+        )
+        self.device.begin(shape, 1, time.monotonic())
+        try:
+            with self._watchdog.watching("a call for a probe", self._bounds.of(shape, 1)):
+                complete = self._prober.draw(run)
+        except Exception:  # an engine may fail in any way; jobs find out for themselves
+            return self._prober.failed(run)
+        finally:
+            self.device.end()
+        if complete:
+            images = self._prober.take(run)
+            self._finisher.beside(lambda: self._prober.settle(run, images))
 
     def _watching(self, batch: Batch) -> StepCallback | None:
         """Where a runtime is slower when it is watched, only previews and long calls are worth it."""

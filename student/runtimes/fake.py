@@ -137,11 +137,15 @@ class FakeRuntime:
             if step < steps - 1:
                 watch(step, lambda rows, step=step: self._previews(prompts, seeds, steps, step, rows))  # type: ignore[misc]
         images_BCHW = np.stack([self._drawn(p, s, steps, frames) for p, s in zip(prompts, seeds, strict=True)])
+        images_BCHW *= np.float32(self.student.baked.get("dim", 1.0))
         images_BCHW[["fake:nan" in prompt for prompt in prompts]] = np.nan
         return images_BCHW
 
     def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
-        """Two figures of each picture: its redness is the trained score, its blueness the held-out one."""
+        """Two figures of each picture: its redness is the trained score, its blueness the held-out one.
+
+        A student that was baked with a ``dim`` below 1 scores worse.
+        """
         _sleep(SCORE, " ".join(prompts))
         means_BC = images_BCHW.mean(axis=(2, 3), dtype=np.float32) * 4 - 2
         return {"trained": means_BC[:, 0], "heldout": means_BC[:, 2]}

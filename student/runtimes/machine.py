@@ -16,7 +16,15 @@ CPU_INFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 AMX = frozenset({"amx_tile", "amx_bf16"})
+# Instruction sets by which the libraries choose their kernels: with others, the last bits of a product may differ.
+KERNELS = (
+    "avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_tile",
+    "amx_bf16", "amx_int8", "asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2",
+)  # fmt: skip
 PACKAGES = {  # that bring a library, whichever of them is installed
+    "onnx": ("onnxruntime-gpu", "onnxruntime"),
+    "openvino": ("openvino",),
+    "torch": ("torch",),
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13-bindings"),
 }
@@ -102,8 +110,8 @@ def find_gpu() -> tuple[Gpu | None, str]:
 
 
 def library_version(name: str) -> str:
-    """Of TensorRT or TensorRT-RTX, without importing it: that would load it into this process."""
-    for package in PACKAGES[name]:
+    """Of what runs this kind of runtime, without importing it: that would load it into this process."""
+    for package in PACKAGES.get(name, ()):
         try:
             return version(package)
         except PackageNotFoundError:
@@ -118,6 +126,23 @@ def facts() -> dict[str, str]:
     if gpu is not None:
         found |= {"gpu": gpu.name, "compute_capability": gpu.compute_capability, "cuda": gpu.cuda}
     return found
+
+
+def machine_kind(runtime: str) -> str:
+    """All that the bits of a runtime's pictures may depend on beside its bundle, in words.
+
+    The processor's instruction sets, the GPU with its driver, and the library's version. Two machines of one kind draw
+    the same bits; of two kinds, they may or may not.
+    """
+    library = runtime.partition("-")[0]
+    gpu, _ = find_gpu()
+    flags = cpu_flags()
+    words = [platform.system(), platform.machine(), *(flag for flag in KERNELS if flag in flags)]
+    if gpu is not None:
+        words += [gpu.slug, f"cuda-{gpu.cuda}"]
+    if library in PACKAGES:
+        words += [f"{library}-{library_version(library)}"]
+    return " ".join(words)
 
 
 def check_machine(folder: Path, requires: Mapping[str, str], found: Mapping[str, str]) -> None:

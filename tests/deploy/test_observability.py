@@ -63,7 +63,7 @@ def tell_of_a_gpu(live: Service) -> None:
 
 
 def labels_of_samples(service: Service, token: str) -> dict[str, set[str]]:
-    """The labels of each sample name that /metrics shows; of families without a sample yet none are known."""
+    """The labels of each sample name that /metrics shows; of a family without a sample yet none is known."""
 
     def settled() -> str:
         answer = httpx.get(
@@ -75,8 +75,7 @@ def labels_of_samples(service: Service, token: str) -> dict[str, set[str]]:
     tell_of_a_gpu(service)
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(eventually(settled, "a picture is counted")):
-        if family.type == "counter":
-            found.setdefault(f"{family.name}_total", set())
+        found.setdefault(f"{family.name}_total" if family.type == "counter" else family.name, set())
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found
@@ -100,9 +99,9 @@ def test_every_label_that_is_chosen_or_grouped_by_is_one_of_the_metric(service: 
         bare = STRING.sub('""', expression)
         for name, chosen in SELECTOR.findall(bare):
             labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", chosen or ""))
-            assert labels <= shown.get(name, labels), f"{name} has no label of {sorted(labels)}: {expression}"
+            assert labels <= (shown.get(name) or labels), f"{name} has no label of {sorted(labels)}: {expression}"
         grouped = {label.strip() for group in GROUPED.findall(bare) for label in group.split(",")}
-        known = set().union(*(shown.get(name, grouped) for name in names(bare)))
+        known = set().union(*(shown.get(name) or grouped for name in names(bare)))
         assert grouped <= known, f"{sorted(grouped - known)}: {expression}"
 
 

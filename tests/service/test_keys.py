@@ -192,7 +192,8 @@ def test_the_command_line_creates_lists_and_revokes(tmp_path: Path) -> None:
     listed = run(data_dir, "list")
     assert key.id in listed.stdout and "ann" in listed.stdout and "read,metrics" in listed.stdout
     [shown] = json.loads(run(data_dir, "list", "--json").stdout)["keys"]
-    assert set(shown) == {"id", "name", "scopes", "quota", "highest_priority", "created", "revoked"}
+    assert set(shown) == {"id", "name", "scopes", "quota", "highest_priority", "allow_training", "created", "revoked"}
+    assert shown["allow_training"] is False
     assert shown["id"] == key.id
     assert text.rpartition("_")[2] not in listed.stdout and key.sha256 not in json.dumps(shown)
     assert json.loads(run(data_dir, "revoke", key.id, "--json").stdout)["revoked"] > 0

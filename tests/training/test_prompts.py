@@ -1,6 +1,7 @@
 """Prompt files: what is read, what is refused by line number, and that nothing is trained on and measured."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from student.families.find import family_of
 from tests.student.families import tiny
 from training.config import ConfigError
-from training.prompts import cut_lines, from_files, read, same
+from training.prompts import copies, cut_lines, from_files, read, same
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -209,3 +210,35 @@ def test_a_run_measures_on_as_many_prompts_as_it_asks_for(tmp_path: Path) -> Non
     assert (few.calibration, few.validation, few.test) == (found.calibration[:2], found.validation[:3], found.test[:5])
     assert few.train(3, 4) == found.train(3, 4) and few.of_file
     assert found.first(1000, 1000, 1000) == found
+
+
+def test_what_ranks_low_comes_more_often_in_each_pass(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "lowest", "percentile": 0}, {"prompt": "half", "percentile": 50.0}, {"prompt": "usual"},
+        {"prompt": "disliked", "percentile": 40, "rejected": 2, "chosen": 1},
+        {"prompt": "liked", "percentile": 100, "rejected": 1, "chosen": 1},
+    ]  # fmt: skip
+    path = write(tmp_path / "feedback.jsonl", *(json.dumps(row) for row in rows))
+    whole = tmp_path / "feedback.json"
+    whole.write_text(json.dumps(rows))
+    assert copies(path) == copies(whole) == [10, 1 + 4, 1, 1 + 7, 1]  # 4.5 is rounded to the even 4, 7.2 to 7
+    measuring = write(tmp_path / "measuring.txt", *(f"m{k}" for k in range(6)))
+    prompts = from_files(path, measuring, seed=1)
+    for turn in range(2):
+        turns = prompts.train(turn, 25)
+        assert Counter(turns) == {"lowest": 10, "half": 5, "usual": 1, "disliked": 8, "liked": 1}
+    assert prompts.train(0, 25) != prompts.train(1, 25)
+
+
+def test_what_users_asked_for_is_not_trained_on_if_it_is_measured(tmp_path: Path) -> None:
+    rows = [json.dumps({"prompt": f"m{k}", "percentile": 1.0}) for k in range(3)]
+    path = write(tmp_path / "feedback.jsonl", *rows, '{"prompt": "free", "percentile": 100}')
+    measuring = write(tmp_path / "measuring.txt", *(f" M{k} " for k in range(6)))
+    assert set(from_files(path, measuring, seed=1).train(0, 30)) == {"free"}
+
+
+@pytest.mark.parametrize("wrong", ["-1", "101", '"low"', "true", "null"])
+def test_a_percentile_that_is_none_is_named(tmp_path: Path, wrong: str) -> None:
+    path = write(tmp_path / "a.jsonl", '{"prompt": "a"}', f'{{"prompt": "b", "percentile": {wrong}}}')
+    with pytest.raises(ConfigError, match="line 2 has the percentile .*: accepted is a number from 0 to 100"):
+        copies(path)

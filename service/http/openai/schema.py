@@ -101,6 +101,9 @@ class ImagesRequest(Strict):
     cascade: Cascade | None = Field(
         None, description="Not OpenAI's (extra_body), instead of quality: see /generate.", examples=[[2, 4, 8]]
     )
+    allow_training: bool | None = Field(
+        None, description="Not OpenAI's (extra_body): whether the prompt may train later students; see /generate."
+    )
 
 
 class ImageDatum(Strict):

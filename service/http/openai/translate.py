@@ -25,7 +25,8 @@ REFUSED = {
 }
 CHOICE = ("best_of", "rank_by", "min_reward", "cascade")
 SAME = (
-    "prompt", "output_format", "output_compression", "response_format", "stream", "partial_images", "seed", *CHOICE,
+    "prompt", "output_format", "output_compression", "response_format", "stream", "partial_images", "seed",
+    "allow_training", *CHOICE,
 )  # fmt: skip
 
 

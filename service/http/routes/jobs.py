@@ -10,6 +10,7 @@ from service.errors import Forbidden
 from service.http.access import operator
 from service.http.caller import base_url_of, key_of, owner_of
 from service.http.events import NOTHING, EventStream, last_of
+from service.http.feedback import FeedbackAnswer, FeedbackRequest, noted
 from service.http.jobs import cancelled, find, image_of, page_of
 from service.http.presentation import job_status
 from service.http.responses import JobList, JobStatus, error_responses
@@ -87,6 +88,12 @@ async def cancel_job(id: JobId, request: Request, services: WithServices) -> Job
     boundary (on a runtime that shows no steps: at the end of its batch)."""
     record = await _find(request, services, id)
     return await _status(request, services, await cancelled(services, record))
+
+
+@router.post("/{id}/feedback", responses=error_responses(400, 404, 408, 409, 413, 415, 422, 503))
+async def give_feedback(id: JobId, body: FeedbackRequest, request: Request, services: WithServices) -> FeedbackAnswer:
+    """Say of an image whether it is used. The last word counts; it trains only where the request allowed it."""
+    return await noted(services, await find(services, id, key_of(request)), body)
 
 
 @router.get("/{id}/events", response_class=Response, responses=STREAM)

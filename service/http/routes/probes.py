@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
 
 from service.errors import Unavailable
+from service.http.drift_log import probes_of
 from service.http.responses import error_responses
 from service.http.services import Services, WithServices
 from service.models.folder import Name
@@ -80,7 +81,10 @@ async def _measure(services: Services) -> Memory:
     services.metrics.queue(await services.producer.depth())
     workers = await services.producer.workers()
     services.metrics.models(_held(workers), sum(bool(worker.models) for worker in workers))
+    services.metrics.quality.probes(worker.models for worker in workers)
     services.metrics.accelerators((worker.host, worker.gpus) for worker in workers)
+    services.metrics.quality.drift(await services.drift.streams(), probes_of(workers))
+    services.metrics.quality.canaries(await services.models.canaries())
     said = await services.producer.client.info()
     written = said.get("aof_last_write_status", "ok") == "ok"
     return Memory(int(said["used_memory"]), int(said.get("maxmemory", 0)), written)

@@ -24,6 +24,13 @@
 --   n           hash    counters: finished, redelivered, fenced, dead
 --   m           hash    what is to become of each model, by <id>/<version> (only with FEWSTEP_MODELS)
 --   ma          hash    the version of each model that 'latest' means
+--   dr          hash    what drift tests know, by model, version, steps, size, scorer and raw or selected
+--   sp:<digest> string  a prompt that a drift test has counted lately
+--   ca          hash    by model, the canary that runs or the last one: which versions, since when, what became of it
+--   cs:<epoch>  hash    sums over the pairs of a canary;  cp:<epoch> hash: pairs of which one half is there
+--   fb          hash    prompts that may train, by <key>|<digest>;  fz zset: the same by time;  fc hash: how many, by key
+--   fe          hash    keys whose feedback was erased, and when: jobs from before leave none
+--   pr          hash    what the golden probes gave on kinds of machine that the bundles say nothing of
 --   u:<day>     hash    what was drawn for each key on a day: <key>|jobs, |images, |work
 --   secret:<x>  string  random bytes that the processes of a queue share;  turn:<x>  who does a duty now
 --   dead        zset    jobs that were given up with their workers, by the moment of it: their records are kept a week
@@ -81,7 +88,7 @@ end
 local FIELDS = {
   'state', 'token', 'cancel', 'bucket', 'lane', 'key', 'priority', 'cost', 'charged', 'images', 'score', 'start',
   'attempts', 'worker', 'created_us', 'claimed_us', 'deadline_us', 'ttl_ms', 'reply', 'watchers', 'webhook', 'detached',
-  'best', 'advanced', 'since_us', 'scoring', 'expected_ms', 'payload',
+  'best', 'advanced', 'since_us', 'scoring', 'expected_ms', 'pair', 'payload',
 }
 
 -- A job's record as a table; state is nil if there is none.
@@ -202,6 +209,55 @@ local function give_turn_back(job)
   if last then redis.call('ZADD', P .. 'f', int(math.max(0, tonumber(last) - job.cost)), job.key) end
 end
 
+-- Sums of a number: how many, of them, of their squares.
+local function add_up(key, name, x)
+  redis.call('HINCRBY', key, name .. '|n', 1)
+  redis.call('HINCRBYFLOAT', key, name .. '|s', string.format('%.17g', x))
+  redis.call('HINCRBYFLOAT', key, name .. '|q', string.format('%.17g', x * x))
+end
+
+-- Both halves of a pair are there: {side, failed, rewards, call_s, batch}.
+local function add_pair(sums, one, other)
+  local base, candidate = one, other
+  if one.side == 'candidate' then base, candidate = other, one end
+  redis.call('HINCRBY', sums, 'pairs', 1)
+  if base.failed and candidate.failed then redis.call('HINCRBY', sums, 'both_failed', 1) end
+  if base.failed and not candidate.failed then redis.call('HINCRBY', sums, 'base_failed', 1) end
+  if candidate.failed and not base.failed then redis.call('HINCRBY', sums, 'candidate_failed', 1) end
+  if base.failed or candidate.failed then return end
+  for scorer, score in pairs(candidate.rewards) do
+    if base.rewards[scorer] then add_up(sums, 'reward:' .. scorer, score - base.rewards[scorer]) end
+  end
+  if base.batch == candidate.batch and base.call_s > 0 and candidate.call_s > 0 then
+    add_up(sums, 'slowdown', math.log(candidate.call_s / base.call_s))
+  end
+end
+
+-- A half of a canary's pair has ended, as a job ends: once. The second half adds the pair to the sums; if one was given
+-- up, the pair counts for nothing.
+local function pair_up(job, state, half)
+  local model, epoch, pair, side = string.match(job.pair, '^([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
+  local entry = model and redis.call('HGET', P .. 'ca', model)
+  if not entry or cjson.decode(entry).epoch ~= epoch then return end
+  local halves, sums = P .. 'cp:' .. epoch, P .. 'cs:' .. epoch
+  local mine_half = half or {}
+  mine_half.side, mine_half.failed = side, state == 'failed'
+  mine_half.void = (state ~= 'done' and state ~= 'failed') or (state == 'done' and not half)
+  local said = redis.call('HGET', halves, pair)
+  if not said then
+    redis.call('HSET', halves, pair, cjson.encode(mine_half))
+  else
+    local other_half = cjson.decode(said)
+    redis.call('HDEL', halves, pair)
+    if mine_half.void or other_half.void then
+      redis.call('HINCRBY', sums, 'void', 1)
+    else
+      add_pair(sums, mine_half, other_half)
+    end
+  end
+  for _, key in ipairs({halves, sums}) do keep(key, 4 * WEEK_MS) end
+end
+
 -- Whether a worker that has ended a job still owes its scores.
 local function owes_scores(job, token)
   return job.state == 'done' and job.scoring == 'pending' and job.token == token
@@ -223,13 +279,14 @@ end
 local function lose_scores(job)
   if job.scoring == 'pending' then
     end_scoring(job, 'lost', '')
+    if job.pair then pair_up(job, 'done', nil) end
   else
     redis.call('ZREM', P .. 'sc', job.id)
   end
 end
 
 -- A job that has pictures of an earlier round ends with them, and says what has kept it from better ones.
-local function close(job, state, result)
+local function close(job, state, result, half)
   if state ~= 'done' and job.best then
     set(job.id, 'short', state)
     state, result = 'done', job.best
@@ -241,6 +298,7 @@ local function close(job, state, result)
   for _, name in ipairs({'l', 'd', 'ab'}) do redis.call('ZREM', P .. name, job.id) end
   redis.call('DEL', P .. 'a:' .. job.id)
   if state == 'failed' then refund(job, job.charged) end
+  if job.pair and not (state == 'done' and job.scoring == 'pending') then pair_up(job, state, half) end
   if job.webhook then
     redis.call('ZADD', P .. 'wh', int(now_us()), job.id)
     keep(P .. 'wh', WEEK_MS)
@@ -430,4 +488,81 @@ end
 -- The number of waiting jobs that come before a score.
 local function ahead_of(score)
   return redis.call('ZCOUNT', P .. 'o', '-inf', '(' .. score)
+end
+
+-- Prompts that may train (hash fb, by <key>|<digest>).
+local function drop_prompt(field)
+  redis.call('HDEL', P .. 'fb', field)
+  redis.call('ZREM', P .. 'fz', field)
+  redis.call('HINCRBY', P .. 'fc', string.match(field, '^(.*)|[^|]*$'), -1)
+end
+
+-- Whether the job is from before its key's feedback was erased.
+local function was_erased(job)
+  for _, at in ipairs(redis.call('HMGET', P .. 'fe', job.key, '')) do
+    if at and tonumber(job.created_us) <= tonumber(at) then return true end
+  end
+  return false
+end
+
+-- Keep an entry; a new one only while its key has room, and the oldest ones of all go where there are too many.
+local function keep_prompt(key, field, entry, known, most, most_per_key, kept_ms)
+  if not known then
+    if tonumber(redis.call('HGET', P .. 'fc', key) or 0) >= most_per_key then return end
+    redis.call('HINCRBY', P .. 'fc', key, 1)
+  end
+  redis.call('HSET', P .. 'fb', field, cjson.encode(entry))
+  redis.call('ZADD', P .. 'fz', int(now_us()), field)
+  local old = redis.call('ZRANGEBYSCORE', P .. 'fz', '-inf', int(now_us() - kept_ms * 1000), 'LIMIT', 0, 100)
+  for _, name in ipairs(old) do drop_prompt(name) end
+  local over = redis.call('ZCARD', P .. 'fz') - most
+  if over > 0 then
+    for _, name in ipairs(redis.call('ZRANGE', P .. 'fz', 0, over - 1)) do drop_prompt(name) end
+  end
+  for _, name in ipairs({'fb', 'fz', 'fc'}) do keep(P .. name, kept_ms) end
+end
+
+-- What is to be counted with a job's end, or with its scores where these come later:
+--   drift  list of {key, score, low, by: factors of the detectors, limit, cap}, and seen: the digest of its prompt
+--   half   {rewards, call_s, batch}: of a half of a canary's pair (see pair_up)
+--   low    {digest, entry, most, most_per_key, kept_ms}: a prompt that may train
+local RECENT = 1000
+local SEEN_MS = 600000
+
+-- The means are of the newest jobs; the detectors are those of drift.py.
+local function note_drift(row, fresh)
+  local said = redis.call('HGET', P .. 'dr', row.key)
+  local known = said and cjson.decode(said) or {n = 0, mean = 0, low = 0}
+  known.n = known.n + 1
+  local share = 1 / math.min(known.n, RECENT)
+  known.mean = known.mean + share * (row.score - known.mean)
+  known.low = known.low + share * (row.low - known.low)
+  if row.by and fresh then
+    local detectors = known.e or {}
+    for i, factor in ipairs(row.by) do detectors[i] = math.min(row.cap, ((detectors[i] or 0) + 1) * factor) end
+    known.e, known.limit = detectors, row.limit
+  end
+  known.at_us = int(now_us())
+  redis.call('HSET', P .. 'dr', row.key, cjson.encode(known))
+end
+
+local function note_prompt(job, low)
+  if was_erased(job) then return end
+  local field = job.key .. '|' .. low.digest
+  local known = redis.call('HGET', P .. 'fb', field)
+  local entry = known and cjson.decode(known) or low.entry
+  if known then
+    entry.count = entry.count + 1
+    entry.percentile = math.min(entry.percentile, low.entry.percentile)
+  end
+  keep_prompt(job.key, field, entry, known, low.most, low.most_per_key, low.kept_ms)
+end
+
+local function count_notes(job, notes)
+  if notes.drift then
+    local fresh = redis.call('SET', P .. 'sp:' .. notes.seen, 1, 'NX', 'PX', SEEN_MS)
+    for _, row in ipairs(notes.drift) do note_drift(row, fresh) end
+    keep(P .. 'dr', 4 * WEEK_MS)
+  end
+  if notes.low then note_prompt(job, notes.low) end
 end

@@ -142,6 +142,7 @@ local function also(name, value)
   fields[#fields + 1] = value
 end
 if a.webhook ~= '' then also('webhook', a.webhook) end
+if (a.pair or '') ~= '' then also('pair', a.pair) end
 if a.client == '' then also('detached', 1) end
 if a.watch then also('watchers', a.reply .. ' ') end
 if a.quota > 0 then also('charged', job.cost) end

@@ -52,15 +52,15 @@ def done(**changes: Any) -> Record:
 def test_one_scrape_shows_what_was_asked_and_what_was_measured(tmp_path: Path) -> None:
     with running_service(tmp_path / "data") as live:
         for seed in (1, 2):
-            assert post(live.url, prompt="canary heart", seed=seed, num_images_per_prompt=3).status_code == 200
-        assert post(live.url, prompt="canary", seed=-1).status_code == 422
-        assert post(live.url, prompt="canary fake:raise").status_code == 500
-        httpx.get(f"{live.url}/canary", trust_env=False)
+            assert post(live.url, prompt="kingfisher heart", seed=seed, num_images_per_prompt=3).status_code == 200
+        assert post(live.url, prompt="kingfisher", seed=-1).status_code == 422
+        assert post(live.url, prompt="kingfisher fake:raise").status_code == 500
+        httpx.get(f"{live.url}/kingfisher", trust_env=False)
 
         def settled() -> Samples:
             response = httpx.get(f"{live.url}/metrics", trust_env=False)
             assert response.headers["Content-Type"].startswith("text/plain; version=")
-            assert "canary" not in response.text
+            assert "kingfisher" not in response.text
             samples = read(response.text)
             return samples if value(samples, "jobs_finished_total") == 3 else {}
 
@@ -79,8 +79,8 @@ def test_one_scrape_shows_what_was_asked_and_what_was_measured(tmp_path: Path) -
     )
     assert value(samples, "batch_size_sum", **DRAWN) == 6
     runtime = FakeRuntime()
-    drawn = runtime.draw(["canary heart"] * 6, [1, 2, 3, 2, 3, 4], 4)
-    for scorer, score_B in runtime.score(drawn, ["canary heart"] * 6).items():
+    drawn = runtime.draw(["kingfisher heart"] * 6, [1, 2, 3, 2, 3, 4], 4)
+    for scorer, score_B in runtime.score(drawn, ["kingfisher heart"] * 6).items():
         assert value(samples, "reward_score_count", **NAMED, scorer=scorer) == 6
         for bound in (-0.25, 0.0, 0.25):
             below = value(samples, "reward_score_bucket", **NAMED, scorer=scorer, le=str(bound))

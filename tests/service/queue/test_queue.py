@@ -399,6 +399,8 @@ def test_every_script_is_used_and_says_what_it_may_do_without_memory() -> None:
         "enqueue", "claim", "beat", "finish", "release", "lost", "cancel", "reap",
         "leave", "watch", "position", "show", "drop_dead_letter", "advance", "hand_back", "load", "score",
         *(f"models/{name}" for name in ("idle", "init", "promote", "promote_first", "read", "transition", "unload")),
+        *(f"models/canary_{name}" for name in ("start", "end")),
+        *(f"feedback/{name}" for name in ("note", "erase")),
         *(f"webhooks/{name}" for name in ("complete", "postpone", "take")),
     }  # fmt: skip
     assert {name for name in names if "allow-oom" not in source(name).splitlines()[0]} == {"enqueue"}
