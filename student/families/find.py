@@ -82,7 +82,12 @@ def _family_of_class(name: str, source: str | Path) -> type[Family]:
     if name in FAMILIES:
         return FAMILIES[name]
     supported = ", ".join(FAMILIES)
-    near = max((one for one in FAMILIES if name.startswith(one.removesuffix("Pipeline"))), key=len, default=None)
+    near = max((one for one in FAMILIES if name.startswith(_kind(one))), key=len, default=None)
     if near is not None:
         raise BundleError(f"{source} is a {name}: of its kind {near} is supported, from text alone, and {supported}")
     raise BundleError(f"{source} is a {name}: supported are {supported}")
+
+
+def _kind(name: str) -> str:
+    """What the names of a family's pipelines begin with, whatever else they do: klein is the small FLUX.2."""
+    return name.removesuffix("Pipeline").removesuffix("Klein")

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 
 from student.bundle import BundleError
-from student.families.find import open_family
+from student.families.find import FAMILIES, open_family
 from student.pipeline import read_index
 from student.saved import variant_of
 from tests.student.families import tiny
@@ -179,6 +180,7 @@ def test_pickles_and_single_files_are_refused(tmp_path: Path) -> None:
         ("FluxKontextPipeline", "FluxPipeline"),
         ("FluxControlNetImg2ImgPipeline", "FluxPipeline"),
         ("Flux2KleinInpaintPipeline", "Flux2KleinPipeline"),
+        ("Flux2Pipeline", "Flux2KleinPipeline"),
         ("QwenImageEditPlusPipeline", "QwenImagePipeline"),
         ("StableDiffusion3InpaintPipeline", "StableDiffusion3Pipeline"),
         ("WanImageToVideoPipeline", "WanPipeline"),
@@ -189,3 +191,16 @@ def test_a_near_pipeline_is_told_which_of_its_kind_is_supported(name: str, near:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
     with pytest.raises(BundleError, match=f"^{tmp_path} is a {name}: of its kind {near} is supported, from text alone"):
         open_family(tmp_path)
+
+
+def test_every_other_pipeline_of_a_family_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    """Edit, control, inpaint and whatever else this diffusers has: none is taken for the one that is supported."""
+    kinds = ("Flux", "QwenImage", "StableDiffusion3", "Wan", "ZImage")
+    others = [name for name in dir(diffusers) if name.startswith(kinds) and name.endswith("Pipeline")]
+    others = [name for name in others if name not in FAMILIES]
+    assert len(others) > 30
+    for name in others:
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        with pytest.raises(BundleError, match="is supported, from text alone") as caught:
+            open_family(tmp_path)
+        assert all(supported in str(caught.value) for supported in FAMILIES)
