@@ -34,11 +34,11 @@ class WireCheck:
             )
         if scope["method"] != "HEAD" or scope["path"].endswith(STREAMS):
             return await self._app(scope, _in_time(receive, self._body_timeout_s), send)
-        scope["method"] = "GET"
+        got = {**scope, "method": "GET"}  # the server goes by its own, which stays HEAD
         try:
-            await self._app(scope, receive, _without_body(send))
+            await self._app(got, receive, _without_body(send))
         finally:
-            scope["method"] = "HEAD"
+            scope["route"] = got.get("route")
 
 
 def refusal(scope: Scope) -> ServiceError | None:
