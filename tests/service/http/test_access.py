@@ -61,7 +61,7 @@ def test_every_route_is_public_by_design_or_asks_for_a_key_with_its_scope(
     with httpx.Client(base_url=api.url, trust_env=False, timeout=PATIENCE_S) as client:
 
         def status(headers: dict[str, str]) -> int:
-            url = template.format(id=NOBODYS_JOB, k=0, name="page.js", model="none", version="1")
+            url = template.format(id=NOBODYS_JOB, k=0, name="page.js", model="none", version="1", action="remix")
             return client.request(method, url, headers=headers).status_code
 
         for method, template in routes:
