@@ -180,7 +180,8 @@ def test_the_panel_shows_what_the_metrics_say(page: Page, live: Service) -> None
     page.show(live.url + "/", width=1360)
     page.wait_for(scores)
     text = httpx.get(f"{live.url}/metrics", trust_env=False).text
-    count = sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("fewstep_images_total"))
+    name, scorer = "fewstep_reward_score_count", 'scorer="heldout"'  # of chosen images all first candidates are counted
+    count = sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name) and scorer in line)
     page.wait_for(f"{scores} === 'heldout reward · {count:,.0f} images'")
     assert page.value("document.getElementById('waiting').textContent") == "0"
     assert re.fullmatch(r"[\d.]+ m?s", page.value("document.getElementById('p99').textContent"))
