@@ -23,7 +23,7 @@ class Scene:
         monkeypatch.setattr(Supervisor, "_write_run_file", lambda _: None)
         monkeypatch.setattr(Supervisor, "_take_back", lambda _, worker: self.taken_back.append(worker))
         self.supervisor: Any = Supervisor.__new__(Supervisor)
-        self.child = Child("worker", "w")
+        self.child = Child("worker", name="w")
 
     def _spawn(self, child: Child) -> None:
         self.starts.append(self.now_s)
