@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from fewstep.commands import adopt, bench, dlq, feedback, generate, jobs, keys, models, serve, worker
+from fewstep.commands import adopt, bench, dlq, feedback, generate, jobs, keys, models, serve, worker, workers
 from fewstep.errors import FewstepError
 from fewstep.options import JSON_META
 from fewstep.output import print_error
@@ -61,6 +61,7 @@ app.command("generate")(generate.generate)
 app.command("bench")(bench.bench)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
+app.add_typer(workers.app, name="workers")
 app.add_typer(keys.app, name="keys")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(feedback.app, name="feedback")

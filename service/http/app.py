@@ -28,6 +28,7 @@ from service.http.routes import (
     probes,
     usage,
     videos,
+    workers,
 )  # fmt: skip
 from service.http.services import open_services
 from service.http.webhooks import webhooks
@@ -78,6 +79,7 @@ def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
         description=DESCRIPTION,
         version=name.version or "1",
         lifespan=lifespan,
+        servers=[{"url": settings.public_url}] if settings.public_url else None,
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
@@ -105,6 +107,7 @@ def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
         canaries.router,
         feedback.router,
         usage.router,
+        workers.router,
         probes.router,
         info.router,
     )

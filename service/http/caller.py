@@ -25,6 +25,11 @@ def base_url_of(request: Request, settings: Settings) -> str:
     return f"{settings.public_url}/" if settings.public_url else str(request.base_url)
 
 
+def job_url(settings: Settings, id: str) -> str:
+    """Where to ask for a job; relative to the host where the service knows no address of its own."""
+    return f"{settings.public_url or ''}/jobs/{id}"
+
+
 async def client_gone(receive: Receive) -> None:
     """Returns when the client has closed the connection. (The body has been read before.)"""
     while (await receive())["type"] != "http.disconnect":

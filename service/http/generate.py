@@ -15,7 +15,7 @@ from starlette.types import Receive
 
 from service.errors import DeadlineExceeded, InvalidRequest, ModelGone, Unavailable
 from service.http.admission import check, new_job, priority_of, size_of
-from service.http.caller import client_gone
+from service.http.caller import client_gone, job_url
 from service.http.events import EventStream
 from service.http.jobs import find
 from service.http.middleware import CLIENT_GONE
@@ -32,6 +32,7 @@ from service.models.folder import Name
 from service.observe.context import ANONYMOUS, current_request
 from service.queue.job import Job, QueueOptions, Record
 from service.queue.states import State
+from service.queue.status import WorkerState
 from student.runtimes.sizes import SizeRange, own_size
 
 CHANGES = 3  # as many models may be swapped while one request is accepted
@@ -162,7 +163,7 @@ async def _size_range(services: Services, served: Served, body: GenerateRequest)
 
 async def shows_steps(services: Services, name: Name) -> bool:
     """Whether a worker does for this student; without any worker, one that does may yet come."""
-    workers = await services.producer.workers()
+    workers = [each for each in await services.producer.workers() if each.state is not WorkerState.LOADING]
     return not workers or any(worker.shows(str(name)) for worker in workers)
 
 
@@ -232,8 +233,9 @@ async def _attend(
             raise ClientGone
         if stopped.done():
             await _leaving(submission, id)(stopping=True)
-            message = f"The service is stopping, and the job will continue: ask for /jobs/{id} later."
-            raise Unavailable(message, headers={"Location": f"/jobs/{id}"})
+            where = job_url(services.settings, id)
+            message = f"The service is stopping, and the job will continue: ask for {where} later."
+            raise Unavailable(message, headers={"Location": where})
         if wait_s is not None and wait_s < options.timeout_s:
             await _tell(services.producer.detach(id, options.client))
             raise StillWaiting(id)

@@ -18,7 +18,7 @@ from service.models.registry import Entry, ModelRegistry, ModelState, ModelState
 from service.models.single import counter_of, open_student
 from service.quality.canary import Canary, Decision, Sums, judge
 from service.queue.producer import Producer
-from service.queue.status import Worker
+from service.queue.status import Worker, WorkerState
 from service.settings import Settings
 from student.bundle import BundleError
 from student.runtimes.sizes import sizes_of
@@ -99,7 +99,8 @@ class ModelController:
             await self.registry.init(await asyncio.to_thread(self._beginning, states))
             self._began = True
             states = await self.registry.read()
-        self._workers = await self._producer.workers()
+        workers = await self._producer.workers()
+        self._workers = [worker for worker in workers if worker.state is not WorkerState.LOADING or worker.refused]
         if await self._advance(states):
             states = await self.registry.read()
         if await self._judge(states):

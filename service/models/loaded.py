@@ -10,6 +10,7 @@ from typing import Any
 
 from service.models.folder import Name
 from service.queue.job import lane
+from service.queue.status import WorkerState
 from student.probe import Probe
 from student.runtimes.runtime import Runtime, StepwiseRuntime
 from student.runtimes.sizes import size_name
@@ -78,6 +79,7 @@ class LoadedModels:
     def _tell(self) -> None:
         runtimes = list(self.lanes.values())
         self.info["refused"] = self._refused
+        self.info["state"] = WorkerState.READY if runtimes else WorkerState.LOADING
         self.info["models"] = {name_of(runtime): self._about(runtime) for runtime in runtimes}
         if runtimes:
             self.info.update(self._about(runtimes[0]))

@@ -115,18 +115,18 @@ class ModelLoader:
         return load_runtime(bundle, settings)
 
 
-def open_models(settings: Settings, stopping: threading.Event, background: Background) -> LoadedModels:
-    """What a worker draws with: the one student, or those of FEWSTEP_MODELS that are wanted, now and later.
+def open_models(
+    settings: Settings, loaded: LoadedModels, stopping: threading.Event, background: Background
+) -> None:  # fmt: skip
+    """Load what a worker draws with: the one student, or those of FEWSTEP_MODELS that are wanted, now and later.
 
     Raises:
         StartupError: the student cannot be loaded, or none of those that are wanted, with the reason.
     """
     if settings.models is None:
-        started, loaded = time.perf_counter(), LoadedModels()
+        started = time.perf_counter()
         runtime = open_runtime(settings)
-        loaded.put(runtime, time.perf_counter() - started, probe_of(settings.model, runtime))
-        return loaded
-    loaded = LoadedModels()
+        return loaded.put(runtime, time.perf_counter() - started, probe_of(settings.model, runtime))
     registry = WorkerRegistry(connect(settings.required_redis_url), SEVERAL)
     loader = ModelLoader(settings, Folder(settings.models), registry, loaded, background)
     loader.first(stopping)
@@ -134,7 +134,6 @@ def open_models(settings: Settings, stopping: threading.Event, background: Backg
         name, refused = next(iter(loaded.info["refused"].items()))
         raise StartupError(f"No student of FEWSTEP_MODELS can be loaded; {name}: {refused['reason']}.")
     threading.Thread(target=loader.run, args=(stopping,), name="loader", daemon=True).start()
-    return loaded
 
 
 def probe_of(bundle: Path, runtime: Runtime) -> Probe | None:

@@ -19,7 +19,7 @@ from service.observe.quality import QualityMetrics
 from service.quality.feedback import WORDS
 from service.queue.job import Record
 from service.queue.states import State
-from service.queue.status import Depth
+from service.queue.status import Depth, WorkerState
 from student.bundle import Student
 from student.probe import Outcome
 
@@ -152,6 +152,7 @@ class Metrics:
         self._oldest = self._gauge("queue_oldest_age_seconds", "Age of the oldest waiting job.")
         self._workers = self._gauge("workers", "Workers that have given a sign of life lately.")
         self._ready = self._gauge("ready_workers", "Those of them that hold a student.")
+        self._states = self._gauge("worker_states", "Workers by what they do.", ["state"])
         self._up = self._gauge("queue_up", "Whether the queue's server answered this scrape (1) or not (0).")
         self._memory = self._gauge("redis_memory_used_bytes", "Memory of the queue's server.")
         self._max_memory = self._gauge("redis_memory_max_bytes", "Its bound; 0: none.")
@@ -274,6 +275,12 @@ class Metrics:
         self._models.clear()
         for names, count in workers.items():
             self._models.labels(*names).set(count)
+
+    def states(self, of_workers: Iterable[WorkerState]) -> None:
+        """Note how many workers are in each state."""
+        counts = collections.Counter(of_workers)
+        for state in WorkerState:
+            self._states.labels(state).set(counts[state])
 
     def accelerators(self, seen: Iterable[tuple[str, Mapping[str, Mapping[str, float]]]]) -> None:
         """Note how each worker's GPUs are: its host, and what ``Accelerators.look`` said there."""

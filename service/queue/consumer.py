@@ -25,6 +25,7 @@ class Consumer:
         self.worker = worker
         self._lease_ms = round(lease_s * 1000)
         self._max_attempts = max_attempts
+        self.order = ""  # what an operator wants of the worker, a WorkerState, as of the last beat
         self._scripts = Scripts(client, queue)
 
     def claim(self, lane: str, max_images: int, claim_id: str | None = None) -> list[Claimed]:
@@ -57,7 +58,8 @@ class Consumer:
         ``failed`` says how often each background task of this worker has failed since the last beat.
         """
         said = (json.dumps(info), self._lease_ms, self._max_attempts, json.dumps(failed or {}))
-        return dict(self._scripts.run("beat", self.worker, *said, *_flat(held)))
+        self.order, dropped = self._scripts.run("beat", self.worker, *said, *_flat(held))
+        return dict(dropped)
 
     def finish(
         self, id: str, token: str, state: str, result: Mapping[str, Any], *, scores_follow: bool = False,

@@ -16,7 +16,7 @@ from service.queue.job import STEPS_DONE, Job, Position, QueueOptions, Record, V
 from service.queue.result import read_result, with_scores
 from service.queue.scripts import Scripts
 from service.queue.states import State
-from service.queue.status import Depth, Usage, Worker, read_usages, read_worker
+from service.queue.status import Depth, Usage, Worker, WorkerState, read_usages, read_worker
 
 FIELDS = [
     "state", "result", "key", "payload", "created_us", "claimed_us", "finished_us", "previews", "cancel", "short",
@@ -160,9 +160,18 @@ class Producer:
         now_us = await self._now_us()
         living = self._client.zrangebyscore(f"{self._prefix}wk", now_us, "+inf", start=0, num=MOST_WORKERS)
         names = [str(name) for name in await bounded(living)]
-        said = await bounded(self._client.mget([f"{self._prefix}wi:{name}" for name in names])) if names else []
-        alive = [(name, json.loads(info)) for name, info in zip(names, said, strict=True) if info]
-        return [read_worker(name, info) for name, info in alive]
+        if not names:
+            return []
+        asked = [f"{self._prefix}{what}:{name}" for name in names for what in ("wi", "wo")]
+        said = await bounded(self._client.mget(asked))
+        alive = zip(names, said[::2], said[1::2], strict=True)
+        return [read_worker(name, json.loads(info), str(order or "")) for name, info, order in alive if info]
+
+    async def order(self, worker: str, wanted: WorkerState) -> str:
+        """Have a worker pause, drain, or (``READY``) go on; returns 'missing', or what is wanted of it now: a worker
+        that drains does so for good."""
+        word = str(await self._run("order", worker, "" if wanted is WorkerState.READY else wanted.value))
+        return word or WorkerState.READY.value
 
     async def depth(self) -> Depth:
         """How full the queue is."""

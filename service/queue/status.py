@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
+
+DRAINED = 6  # the exit code of a worker that an operator has drained: it is not to be started again
+
+
+class WorkerState(StrEnum):
+    """What a worker does; the last two are what an operator may want of it (order.lua)."""
+
+    LOADING = "loading"  # it holds no student yet
+    READY = "ready"
+    PAUSED = "paused"  # it claims nothing
+    DRAINING = "draining"  # nor will it ever: it ends what it holds, and then its process
 
 
 @dataclass(frozen=True)
@@ -14,6 +26,7 @@ class Worker:
     ``models`` tells of each model that it holds by ``id/version``: runtime, max_batch, shows_steps; ``refused`` of each
     that it could not load: the reason, and which try it was. The fields beside them are those of its first model.
     ``gpus`` says by UUID how those are that it sees: busy (0 to 1), used_bytes, total_bytes, power_w, temperature_c.
+    ``jobs`` is how many jobs it holds.
     """
 
     id: str
@@ -26,6 +39,13 @@ class Worker:
     load_s: float = 0.0
     warm_up_s: float = 0.0
     gpus: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    state: WorkerState = WorkerState.READY
+    jobs: int = 0
+
+    @property
+    def claims(self) -> bool:
+        """Whether it takes work from the queue."""
+        return self.state is WorkerState.READY
 
     def sides_px(self, model: str) -> Mapping[str, Any] | None:
         """Of ``id/version``, if its runtime draws more sizes than it has names for: what their sides may be."""
@@ -59,8 +79,9 @@ class Usage:
     work: int
 
 
-def read_worker(name: str, info: Mapping[str, Any]) -> Worker:
-    """A worker as it describes itself in its heartbeats."""
+def read_worker(name: str, info: Mapping[str, Any], order: str = "") -> Worker:
+    """A worker as it describes itself in its heartbeats. An ``order`` holds before it knows: the queue sees to that."""
+    state = order or info.get("state", WorkerState.READY)
     return Worker(
         name,
         info["runtime"],
@@ -72,6 +93,8 @@ def read_worker(name: str, info: Mapping[str, Any]) -> Worker:
         info.get("load_s", 0.0),
         info.get("warm_up_s", 0.0),
         info.get("gpus", {}),
+        WorkerState(state) if state in list(WorkerState) else WorkerState.READY,
+        info.get("jobs", 0),
     )
 
 

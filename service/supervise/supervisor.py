@@ -29,7 +29,9 @@ from service.models.single import check_models, queue_name
 from service.observe.accelerators import VISIBLE, visible_gpus
 from service.queue.connection import check_server, connect
 from service.queue.consumer import Consumer
+from service.queue.status import DRAINED, WorkerState
 from service.settings import PREFIX, REPOSITORY, SECRETS_DIR, Settings
+from service.supervise.probe import live_workers
 from service.supervise.processes import spawn, stop
 from service.supervise.redis_server import EmbeddedServer
 from student.runtimes.manifest import OPENED_TWICE, RUNTIMES
@@ -156,7 +158,10 @@ class Supervisor:
     def _wait_until_ready(self) -> dict[str, Any]:
         """What /readyz says once it says yes; empty if we are told to stop meanwhile.
 
-        A large student takes its time to load: a worker that lives is waited for, an HTTP process that is silent not.
+        A large student takes its time: as long as a worker says that it loads, it is waited for.
+
+        Raises:
+            StartupError: a process has ended, or none that loads has been heard of for a while.
         """
         deadline = time.monotonic() + READY_TIMEOUT_S
         while not self._stopping:
@@ -166,12 +171,29 @@ class Supervisor:
             if about := _ask(f"{self.url}/readyz"):
                 return about
             if time.monotonic() > deadline:
-                if not _ask(f"{self.url}/healthz"):
-                    raise StartupError(f"The HTTP process does not answer after {READY_TIMEOUT_S:.0f} s.")
+                self._check_loading()
                 print("fewstep: the workers are still loading (Ctrl-C stops it)", file=sys.stderr, flush=True)
                 deadline = time.monotonic() + READY_TIMEOUT_S
             time.sleep(POLL_EVERY_S)
         return {}
+
+    def _check_loading(self) -> None:
+        """Return if there is something to wait for: a worker that says that it loads.
+
+        Raises:
+            StartupError: there is none.
+        """
+        after = f"after {READY_TIMEOUT_S:.0f} s"
+        if not _ask(f"{self.url}/healthz"):
+            raise StartupError(f"The HTTP process does not answer {after}.")
+        try:
+            workers = live_workers(self._settings.model_copy(update={"redis_url": self._redis_url}))
+        except RedisError as error:
+            raise StartupError(f"The queue cannot be reached {after}: {error}.") from error
+        states = ", ".join(worker.state for worker in workers)
+        if WorkerState.LOADING not in [worker.state for worker in workers]:
+            said = f"the workers say {states}" if workers else "no worker has given a sign of life"
+            raise StartupError(f"The service is not ready {after}, and nothing loads: {said}.")
 
     def _restart_server(self) -> None:
         if self._server and self._server.process and (code := self._server.process.poll()) is not None:
@@ -184,11 +206,14 @@ class Supervisor:
     def _restart(self, child: Child) -> None:
         now = time.monotonic()
         if child.process and (code := child.process.poll()) is not None:
-            log.warning(
-                "the %s process %d ended with code %s; it is started again", child.role, child.process.pid, code
-            )
+            drained = child.role == "worker" and code == DRAINED
+            then = "an operator has drained it" if drained else "it is started again"
+            log.warning("the %s process %d ended with code %s; %s", child.role, child.process.pid, code, then)
             child.process = None
             self._write_run_file()
+            if drained:
+                child.due = math.inf
+                return
             child.pause_s = FIRST_PAUSE_S if now - child.started > STEADY_AFTER_S else child.pause_s
             child.due, child.pause_s = now + child.pause_s, min(2 * child.pause_s, LONGEST_PAUSE_S)
             if child.role == "worker":

@@ -127,6 +127,9 @@ class Claims:
     def _turn(self) -> None:
         if self._ahead is not None:
             return self._wait_for_taker()
+        if not self._heartbeat.claims:  # a worker that waits for work would take the wake-ups of others
+            self._stopping.wait(LOOK_EVERY_S)
+            return
         if self._suspect and not self._device.wait_until_idle(WAIT_S):
             return
         if not self._device.wait_until_free(self._margin_s, WAIT_S) or self._stopping.is_set():

@@ -14,6 +14,7 @@ from service.observe.accelerators import Accelerators
 from service.observe.background import Background
 from service.queue.consumer import Consumer
 from service.queue.job import Claimed
+from service.queue.status import WorkerState
 
 SOONEST_S = 0.02  # between two beats, however often news is asked for
 
@@ -23,18 +24,24 @@ Held = tuple[str, str]  # id, token
 
 
 class Heartbeat:
-    """Renews leases every ``interval_s``, and reports the GPUs and what is counted; ``consumer`` must be its own."""
+    """Renews leases every ``interval_s``, and reports the GPUs and what is counted; ``consumer`` must be its own.
+
+    ``on_drain`` is called, perhaps more than once, when an operator wants the worker to end.
+    """
 
     def __init__(
         self, consumer: Consumer, info: Mapping[str, Any], interval_s: float, accelerators: Accelerators | None = None,
         counts: Callable[[], Mapping[str, int]] = dict, background: Background | None = None,
+        on_drain: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
         self._consumer = consumer
         self._info = info
         self._interval_s = interval_s
         self._accelerators = accelerators
         self._gpus: Mapping[str, Mapping[str, float]] = {}
-        self._counts = counts
+        self.counts = counts  # a worker that loads has none yet
+        self._on_drain = on_drain
+        self._order = ""
         self._reported: Counter[str] = Counter()
         self._held: set[Held] = set()
         self._dropped: dict[Held, str] = {}
@@ -81,6 +88,16 @@ class Heartbeat:
         with self._lock:
             return sorted(self._held)
 
+    @property
+    def claims(self) -> bool:
+        """Whether the worker is to claim jobs: no operator has paused it or drains it, as of the last beat."""
+        return not self._order
+
+    @property
+    def drains(self) -> bool:
+        """Whether an operator wants the worker to end, as of the last beat."""
+        return self._order == WorkerState.DRAINING
+
     def ask(self) -> None:
         """Beat as soon as may be, so that ``dropped`` has news; this returns at once."""
         self._wanted.set()
@@ -90,19 +107,34 @@ class Heartbeat:
         failures = self.background.failures
         failed = {task: count - self._failures.get(task, 0) for task, count in failures.items()}
         try:
-            news = self._consumer.beat({**self._info, "gpus": self._gpus}, held := self.held(), failed)
+            news = self._consumer.beat(self._said(len(held := self.held())), held, failed)
             self._report()
         except RedisError as error:
             log.warning("no heartbeat: %s", error)
             return
         self._failures = failures
+        self._follow(self._consumer.order)
         with self._lock:
             known = {id: (id, token) for id, token in held if (id, token) in self._held}
             self._dropped.update({known[id]: reason for id, reason in news.items() if id in known})
 
+    def _said(self, jobs: int) -> dict[str, Any]:
+        """What the worker says about itself."""
+        about = {**self._info, "gpus": self._gpus, "jobs": jobs}
+        return {**about, "state": self._order} if self._order else about
+
+    def _follow(self, order: str) -> None:
+        """Do as an operator wants, and say so in the next beat, which comes at once where that is news."""
+        if order != self._order:
+            log.info("an operator wants this worker to be %s", order or WorkerState.READY)
+            self._order = order
+            self._wanted.set()
+        if self.drains:
+            self._on_drain()
+
     def _report(self) -> None:
         """Hand in what was counted since the last beat that arrived."""
-        counts = Counter(self._counts())
+        counts = Counter(self.counts())
         fresh = counts - self._reported
         if fresh:
             self._consumer.count(fresh)

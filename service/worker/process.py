@@ -8,15 +8,18 @@ import signal
 import threading
 from types import FrameType
 
+from service.models.loaded import LoadedModels
 from service.models.loader import open_models
 from service.models.single import queue_name
 from service.observe.accelerators import Accelerators
 from service.observe.background import Background
 from service.observe.logs import flush_logs
+from service.observe.tracer import Tracing
 from service.observe.tracing import open_tracing
 from service.quality.feedback import FeedbackPolicy
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
+from service.queue.status import DRAINED
 from service.results.choose import open_store
 from service.settings import Settings
 from service.worker.claims import WAIT_S
@@ -24,7 +27,7 @@ from service.worker.execution import DeviceLost
 from service.worker.heartbeat import Heartbeat
 from service.worker.neighbours import Neighbours
 from service.worker.scoring import ScorePolicy
-from service.worker.signing import open_signer
+from service.worker.signing import ImageSigner, open_signer
 from service.worker.worker import Worker
 
 STOP_MARGIN_S = 0.2  # whoever waits is answered first
@@ -38,19 +41,35 @@ def run_worker(settings: Settings, name: str) -> int:
     """Load the student, or those of FEWSTEP_MODELS that are wanted, and work until SIGTERM or SIGINT.
 
     Returns:
-        The process's exit code: ``STOPPED`` or ``DEVICE_LOST``.
+        The process's exit code: ``STOPPED``, ``DRAINED`` or ``DEVICE_LOST``.
 
     Raises:
         StartupError: the student cannot be served, or no server is known.
     """
     stopping = threading.Event()
     tracing, signer = open_tracing(settings, "worker"), open_signer(settings)
-    background = Background()
-    loaded = open_models(settings, stopping, background)
+    background, loaded = Background(), LoadedModels()
     consumer, leaver, beater = (_consumer(settings, name) for _ in range(3))
     heartbeat = Heartbeat(
-        beater, loaded.info, settings.lease_s / 3, Accelerators(), lambda: worker.counts(), background
+        beater, loaded.info, settings.lease_s / 3, Accelerators(), background=background, on_drain=stopping.set
     )
+    _stop_on_signal(stopping, heartbeat, leaver, settings.grace_s + STOP_MARGIN_S)
+    try:
+        with heartbeat:  # while it loads, too: whoever waits for this worker sees that it lives
+            open_models(settings, loaded, stopping, background)
+            ended = _work(settings, loaded, consumer, heartbeat, leaver, stopping, tracing, signer)
+    finally:
+        leaver.release([])
+    tracing.close()
+    log.info("stopped", extra={"handed_back": 0})
+    return ended
+
+
+def _work(
+    settings: Settings, loaded: LoadedModels, consumer: Consumer, heartbeat: Heartbeat, leaver: Consumer,
+    stopping: threading.Event, tracing: Tracing, signer: ImageSigner | None,
+) -> int:  # fmt: skip
+    """Draw until ``stopping`` is set; returns the exit code."""
     worker = Worker(
         loaded, consumer, heartbeat, open_store(settings), stopping, provenance=settings.provenance, tracing=tracing,
         signer=signer, call_timeout_s=settings.call_timeout_s,
@@ -58,18 +77,13 @@ def run_worker(settings: Settings, name: str) -> int:
         policy=ScorePolicy.parse(settings.score), probe_s=settings.probe_s, feedback=FeedbackPolicy.of(settings),
         on_hang=lambda _: _end_hung(worker, heartbeat, leaver),
     )  # fmt: skip
-    _stop_on_signal(stopping, heartbeat, leaver, settings.grace_s + STOP_MARGIN_S)
-    ended = STOPPED
-    with heartbeat:
-        try:
-            worker.run()
-        except DeviceLost as error:
-            log.critical("%s", error)
-            ended = DEVICE_LOST
-    leaver.release([])
-    tracing.close()
-    log.info("stopped", extra={"handed_back": 0})
-    return ended
+    heartbeat.counts = worker.counts
+    try:
+        worker.run()
+    except DeviceLost as error:
+        log.critical("%s", error)
+        return DEVICE_LOST
+    return DRAINED if heartbeat.drains else STOPPED
 
 
 def _consumer(settings: Settings, name: str) -> Consumer:
@@ -94,7 +108,9 @@ def _end_hung(worker: Worker, heartbeat: Heartbeat, leaver: Consumer) -> None:
 
 
 def _stop_on_signal(stopping: threading.Event, heartbeat: Heartbeat, leaver: Consumer, grace_s: float) -> None:
-    """On a signal: end the batch; if that takes longer than ``grace_s``, hand it back and go."""
+    """On a signal: end the batch; if that takes longer than ``grace_s``, hand it back and go. So does a worker that an
+    operator drains already."""
+    told = threading.Event()
 
     def leave() -> None:
         try:
@@ -104,8 +120,9 @@ def _stop_on_signal(stopping: threading.Event, heartbeat: Heartbeat, leaver: Con
             os._exit(STOPPED)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if not stopping.is_set():
-            stopping.set()
+        stopping.set()
+        if not told.is_set():
+            told.set()
             timer = threading.Timer(grace_s, leave)
             timer.daemon = True
             timer.start()

@@ -27,6 +27,7 @@ class WorkerInfo(Strict):
     models: dict[str, Any] = Field(description="The same for each student that it holds, by id/version.")
     max_batch: int = Field(description="Images in one call of the runtime.")
     shows_steps: bool = Field(description="Whether previews can be had.")
+    state: str = Field(description="loading, ready, paused or draining.")
     load_s: float = Field(description="How long loading took, in seconds, warm-up included.")
     warm_up_s: float = Field(description="How long the warm-up of it took, in seconds.")
 

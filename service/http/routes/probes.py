@@ -50,6 +50,8 @@ async def readyz(request: Request, services: WithServices) -> dict[str, str | in
     holding = [worker for worker in workers if str(served.name) in worker.models]
     if not holding:
         raise Unavailable(f"No worker has loaded {served.name} yet.")
+    if not any(worker.claims for worker in holding):
+        raise Unavailable(f"Every worker that has loaded {served.name} is paused or ends.")
     return {
         "status": "ready",
         "model": served.name.id,
@@ -82,6 +84,7 @@ async def _measure(services: Services) -> Memory:
     workers = await services.producer.workers()
     services.metrics.models(_held(workers), sum(bool(worker.models) for worker in workers))
     services.metrics.quality.probes(worker.models for worker in workers)
+    services.metrics.states(worker.state for worker in workers)
     services.metrics.accelerators((worker.host, worker.gpus) for worker in workers)
     services.metrics.quality.drift(await services.drift.streams(), probes_of(workers))
     services.metrics.quality.canaries(await services.models.canaries())

@@ -19,6 +19,7 @@
 --   w:<lane>    list    wake-up tokens for the workers of a lane
 --   c:<worker>  string  the worker's last claim, so that a repeated call gets the same answer
 --   wk, wi:<worker>     workers by the moment when they count as gone; what each says about itself
+--   wo:<worker>         what an operator wants of a worker, if it is to claim nothing: 'paused' or 'draining'
 --   r:<api>     stream  notices for an API process: 'end' of a job that it accepted, 'score' when the scores of one that
 --                       is done have come or count as lost, 'look' at one that it watches
 --   n           hash    counters: finished, redelivered, fenced, dead

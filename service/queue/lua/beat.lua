@@ -1,7 +1,8 @@
 -- worker, what it says about itself, lease_ms, max attempts, JSON of {background task: its failures since the last beat},
 -- then pairs of (id, token) that it holds
--- → {{id, 'cancelled' | 'expired' | 'lost'}, …}: the jobs that it need not go on with. The other leases are renewed (and
--- the time that it has for the scores of a job that is done), and leases that others have let run out are reaped: no HTTP process is needed for that.
+-- → {order, {{id, 'cancelled' | 'expired' | 'lost'}, …}}: what an operator wants of it (order.lua), and the jobs that it
+-- need not go on with. The other leases are renewed (and the time that it has for the scores of a job that is done), and
+-- leases that others have let run out are reaped: no HTTP process is needed for that.
 local worker, info, lease_ms, max_attempts = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local now, drop = now_us(), {}
 redis.call('ZADD', P .. 'wk', int(now + lease_ms * 2000), worker)
@@ -22,4 +23,6 @@ for i = 6, #ARGV, 2 do
 end
 keep(P .. 'l', WEEK_MS)
 reap(32, max_attempts)
-return drop
+local order = redis.call('GET', P .. 'wo:' .. worker)
+if order then keep(P .. 'wo:' .. worker, WEEK_MS) end
+return {order or '', drop}

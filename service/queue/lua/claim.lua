@@ -1,7 +1,8 @@
 -- worker, claim id, JSON of {lane: the most images that a batch of it holds}, lease_ms
 -- → {now_us, token, {{id, payload, attempts, waiting since (µs), best}, …}}: waiting jobs of one bucket, in order; best
 -- is what an earlier round of the job has left, '' if there was none.
--- The same claim id gets the same jobs again (those that are still held), never more.
+-- The same claim id gets the same jobs again (those that are still held), never more. A worker that an operator has paused
+-- or drains gets none.
 local worker, claim_id, lanes, lease_ms = ARGV[1], ARGV[2], cjson.decode(ARGV[3]), tonumber(ARGV[4])
 local claim_key = P .. 'c:' .. worker
 
@@ -23,6 +24,8 @@ if last and last.claim_id == claim_id then
   end
   return answer(last.token, held)
 end
+
+if redis.call('EXISTS', P .. 'wo:' .. worker) == 1 then return {int(now_us()), '0', {}} end
 
 -- The bucket of these lanes whose head comes first.
 local MOST_TURNS = 64  -- buckets of which nothing is left to draw: a script must end, whatever it finds

@@ -13,5 +13,5 @@ for _, id in ipairs(redis.call('ZRANGE', P .. 'sc', 0, -1)) do
   if job.worker == worker then lose_scores(job) end
 end
 redis.call('ZREM', P .. 'wk', worker)
-redis.call('DEL', P .. 'wi:' .. worker, P .. 'c:' .. worker)
+redis.call('DEL', P .. 'wi:' .. worker, P .. 'wo:' .. worker, P .. 'c:' .. worker)
 return held

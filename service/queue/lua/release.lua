@@ -12,5 +12,5 @@ for i = 2, #ARGV, 2 do
   end
 end
 redis.call('ZREM', P .. 'wk', worker)
-redis.call('DEL', P .. 'wi:' .. worker)
+redis.call('DEL', P .. 'wi:' .. worker, P .. 'wo:' .. worker)
 return released

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from service.keys import KeyStore
 from service.observe.background import Background
 from service.queue.connection import connect_async
 from service.queue.job import Job, QueueOptions, Record
@@ -189,3 +190,15 @@ def test_a_client_that_goes_away_while_its_picture_is_drawn_gets_none(live: Serv
     eventually(lambda: live.redis.hget(key, "state") == "cancelled", "the job is cancelled")
     id = key.rpartition(":")[2]
     assert not list((live.data_dir / "results").glob(f"*/{id}/*/*"))
+
+
+def test_where_to_ask_is_below_the_address_that_clients_know(make_api: Callable[..., Api], tmp_path: Path) -> None:
+    """Behind a proxy that strips a path, a path of this process leads nowhere."""
+    _, text = KeyStore(tmp_path / "data").create("ann")
+    api = make_api(PUBLIC_URL="https://images.example/fewstep")
+    headers = {"Authorization": f"Bearer {text}", "Prefer": "respond-async"}
+    accepted = call("POST", f"{api.url}/generate", headers=headers, json={"prompt": "p"})
+    id = accepted.json()["id"]
+    assert accepted.headers["Location"] == f"https://images.example/fewstep/jobs/{id}"
+    described = call("GET", f"{api.url}/openapi.json", headers=headers).json()
+    assert described["servers"] == [{"url": "https://images.example/fewstep"}]
