@@ -397,7 +397,7 @@ def test_every_script_is_used_and_says_what_it_may_do_without_memory() -> None:
     names = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.lua")} - {"_common"}
     assert names == {
         "enqueue", "claim", "beat", "finish", "release", "lost", "cancel", "reap",
-        "leave", "watch", "position", "show", "drop_dead_letter", "advance", "hand_back", "load", "score",
+        "leave", "watch", "position", "show", "drop_dead_letter", "advance", "hand_back", "load", "order", "score",
         *(f"models/{name}" for name in ("idle", "init", "promote", "promote_first", "read", "transition", "unload")),
         *(f"models/canary_{name}" for name in ("start", "end")),
         *(f"feedback/{name}" for name in ("note", "erase")),
