@@ -56,6 +56,9 @@ def serve(insecure: Insecure = False, check_config: CheckConfig = False) -> None
 @app.command()
 def api(
     listener: Annotated[int | None, typer.Option(help="A listening socket that was inherited.")] = None,
+    part: Annotated[
+        int | None, typer.Option(help="Of several on one socket, which: they share what they count.")
+    ] = None,
     insecure: Insecure = False,
 ) -> None:
     """Start an HTTP process alone."""
@@ -63,7 +66,10 @@ def api(
     def run(settings: Settings) -> None:
         from service.http.server import run_server
         from service.listener import listen
+        from service.observe.shared import COUNTS, share_counts
 
+        if part is not None:
+            share_counts(settings.data_dir / COUNTS, part)
         found = socket.socket(fileno=listener) if listener is not None else listen(settings.host, settings.port)
         run_server(settings, found)
 

@@ -93,7 +93,7 @@ def _completed(record: Record, index: int) -> Event:
 
 
 class EventStream(Response):
-    """The answer that streams a job's events after number ``after``, until its end.
+    """The answer that streams a job's events after number ``after``, until its end. It is counted as ``stream``.
 
     ``leaving`` is called when the client goes away before that, with True if it is the service that does. A
     ``submission`` is made again if the queue's server has forgotten the job.
@@ -103,13 +103,14 @@ class EventStream(Response):
     scores = True  # whether it goes on after the end of a job whose scores come later
 
     def __init__(
-        self, services: Services, id: str, base_url: str, *, after: int = NOTHING,
+        self, services: Services, id: str, stream: str, base_url: str, *, after: int = NOTHING,
         submission: Submission | None = None, leaving: Callable[[bool], Awaitable[None]] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._services = services
         self._id = id
+        self._counted_as = stream
         self._base_url = base_url
         self._sent = after
         self._place: object = None
@@ -118,8 +119,10 @@ class EventStream(Response):
         self._leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._services.streams.opened(scope["state"]["key"]):
+        try:
             await self._serve(receive, send)
+        finally:
+            await self._services.streams.close(self._counted_as)
 
     async def _serve(self, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

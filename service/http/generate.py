@@ -120,9 +120,10 @@ async def _generate(services: Services, body: GenerateRequest, caller: Caller, r
     await _check_manner(services, served, body, caller.preference)
     submission = _submission(services, served, body, caller)
     if body.stream:
-        services.streams.check(caller.key)
-        id = await submission.enqueue()
-        return caller.stream(services, id, caller.base_url, submission=submission, leaving=_leaving(submission, id))
+        async with services.streams.unless_refused(caller.key) as stream:
+            id = await submission.enqueue()
+        leaving = _leaving(submission, id)
+        return caller.stream(services, id, stream, caller.base_url, submission=submission, leaving=leaving)
     if caller.preference.asynchronously and not caller.preference.wait_s:
         return await _accepted(services, await submission.enqueue(), caller)
     with services.metrics.inflight.track_inprogress():

@@ -15,7 +15,7 @@ from service.http.drift_log import DriftLog
 from service.http.links import Links
 from service.http.mirroring import Mirror
 from service.http.overload import OverloadGuard
-from service.http.streams import Streams
+from service.http.streams import RENEW_S, Streams
 from service.http.tasks import end
 from service.models.controller import ModelController, SingleModel
 from service.models.folder import Folder
@@ -72,6 +72,9 @@ async def background(services: Services) -> AsyncIterator[None]:
 
     async def reap() -> None:
         await services.producer.reap()
+        if fresh := services.background.unreported:
+            await services.producer.count_failures(fresh)
+            services.background.reported(fresh)
 
     async def sweep() -> None:
         if not await services.producer.take_turn("sweep", services.settings.sweep_s / 2):
@@ -84,6 +87,7 @@ async def background(services: Services) -> AsyncIterator[None]:
         asyncio.create_task(forever("replies", services.replies.read, vital=True)),
         asyncio.create_task(forever("models", services.models.look_again, vital=True)),
         asyncio.create_task(forever("reaper", reap, REAP_EVERY_S, vital=True)),
+        asyncio.create_task(forever("streams", services.streams.renew, RENEW_S)),
     ]
     if services.settings.sweep_s:
         tasks.append(asyncio.create_task(forever("sweeper", sweep, services.settings.sweep_s)))
@@ -126,7 +130,7 @@ async def open_services(
         stopping=asyncio.Event(),
         tracing=tracing,
         guard=guard,
-        streams=Streams(settings.max_streams),
+        streams=Streams(producer, settings.max_streams),
         links=Links(producer, settings.result_ttl_s),
         drift=DriftLog(client, queue),
         mirror=Mirror(producer),

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from redis.exceptions import RedisError
@@ -47,6 +48,7 @@ class Background:
 
     def __init__(self) -> None:
         self._duties: dict[str, Duty] = {}
+        self._reported: Counter[str] = Counter()
 
     def duty(self, name: str, vital: bool = False) -> Duty:
         """The duty of this name, for whoever does it in a way of its own."""
@@ -83,6 +85,15 @@ class Background:
     def failures(self) -> dict[str, int]:
         """How often each duty that has ever failed did."""
         return {duty.name: duty.failures for duty in list(self._duties.values()) if duty.failures}
+
+    @property
+    def unreported(self) -> dict[str, int]:
+        """Those failures of each duty that ``reported`` has not been told of."""
+        return dict(Counter(self.failures) - self._reported)
+
+    def reported(self, failures: Mapping[str, int]) -> None:
+        """So many failures more are counted elsewhere from now on."""
+        self._reported.update(failures)
 
     @property
     def broken(self) -> str | None:

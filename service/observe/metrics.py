@@ -12,14 +12,17 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from service.observe.background import Background
+from service.observe.gauges import SeenGauge, SeenGauges
 from service.observe.quality import QualityMetrics
+from service.observe.shared import shared_folder
 from service.quality.feedback import WORDS
 from service.queue.job import Record
 from service.queue.states import State
-from service.queue.status import Depth, WorkerState
+from service.queue.status import FAILED, Depth, WorkerState
 from student.bundle import Student
 from student.probe import Outcome
 
@@ -28,7 +31,6 @@ SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5
 BATCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 # Scores are standardised on the teacher: 0 is its mean, 1 its standard deviation.
 SCORES = (-4, -3, -2.5, -2, -1.5, -1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4)
-FAILED = "failed:"  # before the name of a background task, among the queue's counters
 COUNTERS = {
     "finished": "Jobs that have reached an end.",
     "redelivered": "Jobs that were lost with a worker and given to another.",
@@ -86,9 +88,9 @@ class QueueCounters(Collector):
         return family
 
     def _failures(self) -> CounterMetricFamily:
-        """Those of this process, and those that workers have told of."""
+        """Those that every process has told the queue of, and what this one has not told yet."""
         told = {name.removeprefix(FAILED): count for name, count in self.counters.items() if name.startswith(FAILED)}
-        counts = collections.Counter(told) + collections.Counter(self.background.failures)
+        counts = collections.Counter(told) + collections.Counter(self.background.unreported)
         text = "Failures of what runs in the background; each is done again."
         family = CounterMetricFamily("fewstep_background_failures", text, labels=["task"])
         for task, count in counts.items():
@@ -119,6 +121,7 @@ class Metrics:
 
     def __init__(self, model: str, version: str, build: dict[str, str]) -> None:
         self.registry = CollectorRegistry()
+        self._seen = SeenGauges()
         self._names = (model, version)
         named, drawn = ["model", "version"], ["model", "version", "runtime"]
         self._requests = self._counter("requests", "Answered requests.", ["route", "method", "code"])
@@ -146,7 +149,7 @@ class Metrics:
         self._std = self._gauge("reward_reference_std", "Standard deviation of the same.", scored)
         self._late = self._counter("late_scores", "Jobs whose scores come after the pictures, by end.", [*named, "end"])
         self._splits = self._counter("oom_splits", "Calls that were halved for want of memory.", drawn)
-        self.inflight = self._gauge("inflight_requests", "Requests for images that wait for an answer.")
+        self.inflight = self._under_way("inflight_requests", "Requests for images that wait for an answer.")
         self._waiting = self._gauge("queue_depth", "Jobs that wait for a worker.")
         self._running = self._gauge("running_jobs", "Jobs that a worker holds.")
         self._oldest = self._gauge("queue_oldest_age_seconds", "Age of the oldest waiting job.")
@@ -163,14 +166,18 @@ class Metrics:
         self._queue = QueueCounters()
         self.background = self._queue.background
         self.registry.register(self._queue)
+        self.registry.register(self._seen)
         info = {"model": model, "version": version, **build}
-        self._gauge("build_info", "Always 1; the labels tell.", list(info)).labels(**info).set(1)
+        self._gauge("build_info", "Always 1; the labels tell.", list(info)).set(1, *info.values())
 
     def _counter(self, name: str, documentation: str, labels: list[str]) -> Counter:
         return Counter(f"fewstep_{name}", documentation, labels, registry=self.registry)
 
-    def _gauge(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Gauge:
-        return Gauge(f"fewstep_{name}", documentation, labels, registry=self.registry)
+    def _under_way(self, name: str, documentation: str) -> Gauge:
+        return Gauge(f"fewstep_{name}", documentation, registry=self.registry, multiprocess_mode="livesum")
+
+    def _gauge(self, name: str, documentation: str, labels: Sequence[str] = ()) -> SeenGauge:
+        return self._seen.add(f"fewstep_{name}", documentation, labels)
 
     def _histogram(self, name: str, documentation: str, labels: list[str], buckets: Sequence[float]) -> Histogram:
         return Histogram(f"fewstep_{name}", documentation, labels, buckets=buckets, registry=self.registry)
@@ -266,21 +273,21 @@ class Metrics:
         self._std.clear()
         for student in students:
             for scorer, reference in student.reward_reference.items():
-                self._mean.labels(student.id, student.version, scorer).set(reference.mean)
-                self._std.labels(student.id, student.version, scorer).set(reference.std)
+                self._mean.set(reference.mean, student.id, student.version, scorer)
+                self._std.set(reference.std, student.id, student.version, scorer)
 
     def models(self, workers: Mapping[tuple[str, str], int], ready: int) -> None:
         """Note how many workers hold each (model, version), and how many hold any."""
         self._ready.set(ready)
         self._models.clear()
         for names, count in workers.items():
-            self._models.labels(*names).set(count)
+            self._models.set(count, *names)
 
     def states(self, of_workers: Iterable[WorkerState]) -> None:
         """Note how many workers are in each state."""
         counts = collections.Counter(of_workers)
         for state in WorkerState:
-            self._states.labels(state).set(counts[state])
+            self._states.set(counts[state], state.value)
 
     def accelerators(self, seen: Iterable[tuple[str, Mapping[str, Mapping[str, float]]]]) -> None:
         """Note how each worker's GPUs are: its host, and what ``Accelerators.look`` said there."""
@@ -289,8 +296,15 @@ class Metrics:
         for host, gpus in seen:
             for gpu, figures in gpus.items():
                 for name, gauge in self._gpus.items():
-                    gauge.labels(host, gpu).set(figures[FIGURES[name]])
+                    gauge.set(figures[FIGURES[name]], host, gpu)
 
     def text(self) -> bytes:
-        """Everything in Prometheus' text format."""
-        return generate_latest(self.registry)
+        """Everything in Prometheus' text format, of all processes that share their counts with this one."""
+        folder = shared_folder()
+        if folder is None:
+            return generate_latest(self.registry)
+        whole = CollectorRegistry()
+        MultiProcessCollector(whole, str(folder))  # type: ignore[no-untyped-call]
+        for seen in (self._queue, self._seen):
+            whole.register(seen)
+        return generate_latest(whole)

@@ -16,7 +16,7 @@ from service.queue.job import STEPS_DONE, Job, Position, QueueOptions, Record, V
 from service.queue.result import read_result, with_scores
 from service.queue.scripts import Scripts
 from service.queue.states import State
-from service.queue.status import Depth, Usage, Worker, WorkerState, read_usages, read_worker
+from service.queue.status import FAILED, Depth, Usage, Worker, WorkerState, read_usages, read_worker
 
 FIELDS = [
     "state", "result", "key", "payload", "created_us", "claimed_us", "finished_us", "previews", "cancel", "short",
@@ -110,6 +110,13 @@ class Producer:
     async def reap(self) -> int:
         """Requeue the jobs whose worker has fallen silent; returns how many."""
         return int(await self._run("reap", self._max_attempts))
+
+    async def count_failures(self, failures: Mapping[str, int]) -> None:
+        """Count failures of background tasks, by their names."""
+        pipeline = self._client.pipeline(transaction=False)
+        for task, count in failures.items():
+            pipeline.hincrby(f"{self._prefix}n", f"{FAILED}{task}", count)
+        await bounded(pipeline.execute())
 
     async def records(self, ids: list[str]) -> dict[str, Record]:
         """The jobs among ``ids`` that exist."""

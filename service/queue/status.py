@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+FAILED = "failed:"  # before the name of a background task, among the queue's counters
 DRAINED = 6  # the exit code of a worker that an operator has drained: it is not to be started again
 
 

@@ -27,6 +27,7 @@ from service.keys import KeyStore
 from service.listener import listen
 from service.models.single import check_models, queue_name
 from service.observe.accelerators import VISIBLE, visible_gpus
+from service.observe.shared import fresh_folder
 from service.queue.connection import check_server, connect
 from service.queue.consumer import Consumer
 from service.queue.status import DRAINED, WorkerState
@@ -51,11 +52,13 @@ log = logging.getLogger("fewstep")
 class Child:
     """A process that is started again when it dies; a longer pause each time unless it ran steadily.
 
-    ``gpu`` is what CUDA_VISIBLE_DEVICES shows it; empty: what it shows this process.
+    ``gpu`` is what CUDA_VISIBLE_DEVICES shows it; empty: what it shows this process. ``part`` tells the HTTP processes
+    apart.
     """
 
     role: str
     gpu: str = ""
+    part: int = 0
     name: str = ""
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
@@ -79,7 +82,7 @@ class Supervisor:
         self._lock = _claim_data_dir(settings.data_dir)
         self._server: EmbeddedServer | None = None
         workers = workers_of(settings.workers, visible_gpus(), workers_on_cpu(settings))
-        self._children = [Child("api") for _ in range(settings.apis)] + workers
+        self._children = [Child("api", part=part) for part in range(settings.apis)] + workers
         self._workers = len(workers)
         self._redis_url = settings.redis_url or ""
         self._stopping = False
@@ -118,6 +121,7 @@ class Supervisor:
             self._server.start()
         else:
             check_server(self._redis_url)
+        fresh_folder(self._settings.data_dir)
         for child in self._children:
             self._spawn(child)
         about = self._wait_until_ready()
@@ -133,6 +137,7 @@ class Supervisor:
             command += ["--name", child.name]
         else:
             command += ["--listener", str(self._listener.fileno())]
+            command += ["--part", str(child.part)] if self._settings.apis > 1 else []
         child.started = time.monotonic()
         child.process = spawn(
             command,

@@ -108,8 +108,8 @@ async def get_events(id: JobId, request: Request, services: WithServices, last_e
     after = NOTHING if last_event_id is None else last_event_id
     if after >= last_of(record):
         return Response(status_code=204)
-    services.streams.check(key_of(request))
-    return EventStream(services, record.id, base_url_of(request, services.settings), after=after)
+    stream = await services.streams.open(key_of(request))
+    return EventStream(services, record.id, stream, base_url_of(request, services.settings), after=after)
 
 
 @router.get("/{id}/images/{k}", response_class=Response, responses=PICTURE)

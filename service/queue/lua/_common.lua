@@ -14,6 +14,7 @@
 --   v, f        virtual time, and for each key the virtual time at which its last job is over
 --   rt          hash    by lane, what its last jobs took (below); and when the last job of any lane was drawn
 --   ar          hash    by lane, the work that was accepted of late (it fades), and by <lane>@ when it was noted
+--   st:<key>    zset    event streams that a key has open, by the moment when they count no more
 --   q:<key>     hash    what is left of a key's quota
 --   k:<key>     zset    a key's newest jobs, by the time of their acceptance
 --   w:<lane>    list    wake-up tokens for the workers of a lane

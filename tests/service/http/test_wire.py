@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import STATUS, Cancelled, DeadlineExceeded, GenerationFailed, ServiceError, TooManyStreams
+from service.errors import STATUS, Cancelled, DeadlineExceeded, GenerationFailed, ServiceError
 from service.http import protocol, server
-from service.http.streams import Streams
 from service.keys import KeyStore
 from tests.service.http.test_http import check_error
 from tests.service.support import Api, Service, call, post
@@ -150,15 +149,6 @@ def test_what_only_burns_work_again_is_not_to_be_retried() -> None:
 
 def test_a_failed_drawing_says_so_over_http(live: Service) -> None:
     assert post(live.url, prompt="fake:raise").headers["x-should-retry"] == "false"
-
-
-def test_streams_are_bounded_for_each_key() -> None:
-    streams = Streams(2)
-    with streams.opened("ann"), streams.opened("ann"):
-        with pytest.raises(TooManyStreams, match="2 streams"):
-            streams.check("ann")
-        streams.check("bob")
-    streams.check("ann")
 
 
 def test_a_stream_too_many_is_refused_before_its_job_is_queued(make_api: Callable[..., Api]) -> None:

@@ -62,3 +62,16 @@ def test_the_failures_of_this_process_and_of_the_workers_are_one_metric() -> Non
     assert 'fewstep_background_failures_total{task="heartbeat"} 2.0' in text
     assert 'fewstep_background_failures_total{task="replies"} 2.0' in text
     assert "fewstep_jobs_finished_total 3.0" in text
+
+
+def test_a_failure_that_was_reported_elsewhere_is_counted_once() -> None:
+    metrics = Metrics("m", "1", {})
+    for _ in range(3):
+        metrics.background.duty("replies").failed(KeyError("x"))
+    assert (fresh := metrics.background.unreported) == {"replies": 3}
+    metrics.background.reported(fresh)
+    metrics.queue(Depth(0, 0, 0.0, 1, {"failed:replies": 3}))
+    assert 'fewstep_background_failures_total{task="replies"} 3.0' in metrics.text().decode()
+    metrics.background.duty("replies").failed(KeyError("x"))
+    assert metrics.background.unreported == {"replies": 1}
+    assert 'fewstep_background_failures_total{task="replies"} 4.0' in metrics.text().decode()

@@ -1,0 +1,69 @@
+"""Several HTTP processes on one socket: whichever is scraped tells of all of them, and a restart forgets nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.service.observe.test_metrics import Samples, read, value
+from tests.service.support import Service, alive, call, eventually, post, running_service
+
+GENERATED = {"route": "/generate", "method": "POST", "code": "200"}
+
+
+def apis(service: Service) -> list[int]:
+    return [process["pid"] for process in service.run_file()["processes"] if process["role"] == "api"]
+
+
+@contextmanager
+def only(pid: int, pids: list[int]) -> Iterator[None]:
+    """No other process takes a connection meanwhile."""
+    others = [other for other in pids if other != pid]
+    for other in others:
+        os.kill(other, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for other in others:
+            os.kill(other, signal.SIGCONT)
+
+
+def scrape(service: Service) -> Samples:
+    return read(call("GET", f"{service.url}/metrics").text)
+
+
+def test_a_scrape_of_any_process_tells_of_all(tmp_path: Path) -> None:
+    with running_service(tmp_path / "data", APIS="2") as service:
+        pids = apis(service)
+        assert len(pids) == 2
+        for pid, requests in zip(pids, (3, 1), strict=True):
+            with only(pid, pids):
+                for seed in range(requests):
+                    assert post(service.url, prompt="p", seed=seed).status_code == 200
+                eventually(lambda: value(scrape(service), "images_total", model="fake", version="1") >= requests)
+        seen = []
+        for pid in pids:
+            with only(pid, pids):
+                seen.append(scrape(service))
+        for samples in seen:
+            assert value(samples, "requests_total", **GENERATED) == 4
+            assert value(samples, "images_total", model="fake", version="1") == 4
+            assert value(samples, "job_duration_seconds_count", model="fake", version="1") == 4
+            assert value(samples, "inflight_requests") == 0
+            assert value(samples, "workers") == 1, "what the queue says is no sum"
+        assert {name for name, _ in seen[0]} == {name for name, _ in seen[1]}
+        assert not [labels for _, labels in seen[0] if "pid" in dict(labels)]
+
+        killed = pids[0]
+        os.kill(killed, signal.SIGKILL)
+        eventually(lambda: not alive(killed) and killed not in apis(service) and len(apis(service)) == 2, "a new one")
+        eventually(lambda: call("GET", f"{service.url}/readyz").status_code == 200)
+        assert value(scrape(service), "images_total", model="fake", version="1") == 4
+        assert value(scrape(service), "requests_total", **GENERATED) == 4
+        assert sorted(path.name for path in (tmp_path / "data" / "counts").glob("counter_*")) == [
+            "counter_0.db",
+            "counter_1.db",
+        ]
