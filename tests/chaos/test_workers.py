@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import pytest
 
 from service.queue.job import SCHEMA_VERSION
 from tests.chaos.clients import Clients, repeated
-from tests.chaos.conftest import Ledger
+from tests.chaos.conftest import CHAOS_JOBS, Ledger
 from tests.chaos.fleet import LEASE_S, Fleet, stop_gently
 from tests.service.support import PATIENCE_S, call, check_answer, eventually, open_post, post
+
+SHORT_S = 0.5  # the lease of a fleet of its own
 
 
 def test_1_a_worker_is_killed_in_mid_batch(
@@ -31,20 +35,29 @@ def test_1_a_worker_is_killed_in_mid_batch(
     assert fleet.at_rest() and fleet.redis.zcard(f"{fleet.prefix}dead") == 0
 
 
+@pytest.fixture
+def hasty(tmp_path: Path) -> Iterator[Fleet]:
+    """Leases so short that a hundred kills take minutes."""
+    fleet = Fleet(tmp_path / "hasty", apis=1, workers=1, LEASE_S=str(SHORT_S), MAX_ATTEMPTS="50")
+    yield fleet
+    fleet.close()
+
+
 def test_1_a_worker_is_killed_in_a_call_that_takes_longer_than_two_leases(
-    fleet: Fleet, clients: Clients, ledger: Ledger, jobs: int, seed: int
-) -> None:
+    hasty: Fleet, jobs: int, seed: int
+) -> None:  # fmt: skip
     """At a random moment, and nothing is asked for meanwhile: no other job renews anything by the way."""
-    chosen, kills = random.Random(seed), max(2, jobs // 20)
-    for _ in range(kills):
-        clients.send(1, f"fake:sleep={3 * LEASE_S}")
-        fleet.wait_until_busy()
-        time.sleep(chosen.uniform(0, 3 * LEASE_S))
-        for worker in fleet.workers:
-            worker.send(signal.SIGKILL)
-        clients.settle()
-    ledger.close(1, "workers killed in a call of three leases", clients, f"{kills} kills")
-    assert fleet.at_rest() and fleet.redis.zcard(f"{fleet.prefix}dead") == 0
+    chosen, kills = random.Random(seed), max(2, jobs if jobs >= CHAOS_JOBS else jobs // 6)
+    with Clients([member.url for member in hasty.apis], seed) as clients:
+        for _ in range(kills):
+            clients.send(1, f"fake:sleep={3 * SHORT_S}")
+            hasty.wait_until_busy()
+            time.sleep(chosen.uniform(0, 3 * SHORT_S))
+            hasty.workers[0].send(signal.SIGKILL)
+            clients.settle()
+            assert clients.account.lost == 0
+        Ledger(hasty).close(1, "worker killed in a call of three leases", clients, f"{kills} kills")
+    assert hasty.at_rest() and hasty.redis.zcard(f"{hasty.prefix}dead") == 0
 
 
 def test_2_a_worker_is_frozen_longer_than_its_lease(fleet: Fleet, clients: Clients, ledger: Ledger, jobs: int) -> None:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
+from service.observe.metrics import Metrics
+from service.queue.job import Record
+from service.settings import Settings
 from service.webhooks import deliver
+from service.webhooks.outbox import Delivery
 from service.webhooks.target import RESOLVE_S, Target
 
 
@@ -37,3 +44,43 @@ def test_an_answer_without_end_is_not_read() -> None:
                 return (await deliver.send(target, {}, b"{}", context)).status_code
 
     assert asyncio.run(status()) == 200
+
+
+def test_a_receiver_that_never_answers_has_some_hands_and_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = [Delivery(f"slow {k}", 1, "http://slow.example/hook", (), "") for k in range(deliver.AT_ONE_HOST + 5)]
+    quick = [Delivery(f"quick {k}", 1, "http://quick.example/hook", (), "") for k in range(3)]
+    begun: list[str] = []
+    put_back: list[str] = []
+
+    class Waiting:
+        """Everything that is due, once."""
+
+        async def take(self, limit: int, lease_s: float) -> list[Delivery]:
+            return [*slow, *quick] if not begun and limit >= len(slow) + len(quick) else []
+
+        async def put_back(self, id: str, pause_s: float) -> None:
+            put_back.append(id)
+
+    class Records:
+        async def records(self, ids: list[str]) -> dict[str, Record]:
+            return {}
+
+    async def never(_: object, delivery: Delivery, record: Record | None) -> None:
+        begun.append(delivery.id)
+        await asyncio.Event().wait()
+
+    async def run() -> None:
+        settings = Settings(runtime="fake")
+        parts: tuple[Any, ...] = (Records(), Waiting(), Metrics("m", "1", {}), None)
+        deliverer = deliver.Deliverer(settings, *parts)
+        await deliverer.deliver()
+        await asyncio.sleep(0)
+        for task in deliverer.sending:
+            task.cancel()
+        await asyncio.gather(*deliverer.sending, return_exceptions=True)
+
+    monkeypatch.setattr(deliver.Deliverer, "_one", never)
+    asyncio.run(run())
+    of_slow = [delivery.id for delivery in slow]
+    assert begun == [*of_slow[: deliver.AT_ONE_HOST], *(delivery.id for delivery in quick)]
+    assert put_back == of_slow[deliver.AT_ONE_HOST :]

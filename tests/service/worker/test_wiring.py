@@ -1,7 +1,8 @@
-"""What a worker process is made of: how often it renews its leases, and for how long they last."""
+"""What a worker process is made of: how often it renews its leases, for how long they last, and what it scores."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 
 from service.settings import Settings
 from service.worker import process
+from service.worker.scoring import ScorePolicy
 from student.runtimes.fake import FakeRuntime
 from student.runtimes.options import Options
+from tests.service.support import Api, post, start_worker
 
 
 class Stop(Exception):
@@ -54,9 +57,23 @@ def test_a_worker_among_others_shares_the_cores_with_them(monkeypatch: pytest.Mo
     monkeypatch.setattr("student.runtimes.load.load", load)
     monkeypatch.setattr(process, "Worker", worker)
     monkeypatch.setattr(Settings, "cores", 8)
+    monkeypatch.setattr(process.Consumer, "beat", lambda *_: {})  # there is no server
+    monkeypatch.setattr(process.Consumer, "release", lambda *_: 0)
     for workers in (1, 2):
         settings = Settings(redis_url="redis://127.0.0.1:1", data_dir=tmp_path, workers=workers)
         with pytest.raises(Stop):
             process.run_worker(settings, "w")
     assert [options.crowded_threads for options in asked] == [0, 4]
     assert [options["neighbours"] is not None for options in made] == [False, True]
+
+
+def test_a_process_scores_what_the_setting_says(make_api: Callable[..., Api], tmp_path: Path) -> None:
+    api, seeds = make_api(), list(range(10))
+    worker = start_worker(api.redis_url, tmp_path / "data", SCORE="0.5")
+    try:
+        answer = post(api.url, prompt="p", seed=seeds).json()
+    finally:
+        worker.kill()
+        worker.wait()
+    scored = [bool(image["reward"]) for image in answer["data"]]
+    assert scored == [ScorePolicy(0.5).scores(seed) for seed in seeds] and 0 < sum(scored) < len(seeds)
