@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -114,20 +115,22 @@ def test_a_worker_that_is_not_there_is_told_nothing(make_api: Callable[..., Api]
 def test_a_drained_worker_ends_what_it_holds_and_serve_starts_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with running_service(tmp_path / "data", **QUICK) as service:
+    with running_service(tmp_path / "data", LEASE_S="5") as service:
         url, pid = service.url, service.pids()["worker"]
         id = wait_for(url, "ready")["id"]
-        held = later(url, "fake:sleep=1.5 held")
+        held = later(url, "fake:sleep=1 held")
         eventually(lambda: status(url, held) == "running", "it draws")
+        os.kill(pid, signal.SIGSTOP)  # so that it has not ended before all is said
         assert command(capsys, url, "drain", id) == (0, f"{id} ends when it has drawn what it holds.\n", "")
         waits = later(url, "waits")
         for refused in ("resume", "pause"):
             code, _, why = command(capsys, url, refused, id)
             assert (code, why) == (3, "fewstep: The worker is draining: it ends when it has drawn what it holds.\n")
+        os.kill(pid, signal.SIGCONT)
         eventually(lambda: status(url, held) == "done", "what it held is drawn")
         eventually(lambda: "worker" not in service.pids(), "its process has ended")
-        output = service.output.read_text()
-        assert f"worker process {pid} ended with code {DRAINED}; an operator has drained it" in output
+        said = f"worker process {pid} ended with code {DRAINED}; an operator has drained it"
+        eventually(lambda: said in service.output.read_text(), "the supervisor says why")
         time.sleep(0.5)  # longer than the pause before a dead process is started again
         assert "worker" not in service.pids() and "it is started again" not in service.output.read_text()
         assert status(url, waits) == "queued" and command(capsys, url, "list")[1] == "No worker is alive.\n"
