@@ -57,6 +57,7 @@ def run_worker(settings: Settings, name: str) -> int:
     try:
         with heartbeat:  # while it loads, too: whoever waits for this worker sees that it lives
             open_models(settings, loaded, stopping, background)
+            heartbeat.ask()  # that it is ready is news
             ended = _work(settings, loaded, consumer, heartbeat, leaver, stopping, tracing, signer)
     finally:
         leaver.release([])

@@ -11,11 +11,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from service.errors import StartupError
+from service.queue.status import WorkerState
 from service.settings import Settings
 from service.supervise.supervisor import Supervisor
 from tests.service.support import (
@@ -334,6 +336,8 @@ def test_the_start_waits_for_workers_that_load_and_not_for_a_silent_http_process
             return {"status": "ok"}
         return {"status": "ready"} if len(asked) > 9 else {}
 
+    loading = SimpleNamespace(state=WorkerState.LOADING)
+    monkeypatch.setattr("service.supervise.supervisor.live_workers", lambda _: [loading])
     monkeypatch.setattr("service.supervise.supervisor._ask", ask)
     assert supervisor._wait_until_ready() == {"status": "ready"}
     assert "still loading" in capsys.readouterr().err
