@@ -62,7 +62,7 @@ async def own_form(services: Services, record: Record, caller: Caller) -> Respon
 async def own_status(services: Services, record: Record, caller: Caller) -> Response:
     """202: a job that was accepted, as it is now, and where to ask for it."""
     status = await job_status(services, record, caller.base_url)
-    headers = {"Location": f"/jobs/{record.id}", "Preference-Applied": caller.preference.applied}
+    headers = {"Location": job_url(services.settings, record.id), "Preference-Applied": caller.preference.applied}
     return Response(status.model_dump_json(), 202, headers, "application/json")
 
 

@@ -9,8 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from prometheus_client import Gauge
-
+from service.observe.gauges import SeenGauge
 from service.quality.canary import Canary, Sums
 from service.quality.drift import Probes, Stream, cause
 
@@ -20,7 +19,7 @@ COMPARED = ["model", "base", "candidate"]
 
 
 class MakeGauge(Protocol):
-    def __call__(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Gauge: ...
+    def __call__(self, name: str, documentation: str, labels: Sequence[str] = ()) -> SeenGauge: ...
 
 
 class QualityMetrics:
@@ -51,38 +50,38 @@ class QualityMetrics:
                 found[id, version].append(about.get("probe", {"outcome": "none"}))
         for names, told in found.items():
             for outcome, count in Counter(each["outcome"] for each in told).items():
-                self._probes.labels(*names, outcome).set(count)
+                self._probes.set(count, *names, outcome)
             if times := [each["at_s"] for each in told if "at_s" in each]:
-                self._probe_at.labels(*names).set(min(times))
+                self._probe_at.set(min(times), *names)
             if shifts := [each["score_shift"] for each in told if "score_shift" in each]:
-                self._probe_shift.labels(*names).set(max(shifts))
+                self._probe_shift.set(max(shifts), *names)
 
     def drift(self, streams: Sequence[Stream], probes: Probes) -> None:
         """Note what the drift tests know."""
         _clear(self._mean, self._low, self._jobs, self._evidence, self._alarm)
         for one in streams:
             labels = (one.model, one.version, one.scorer, str(one.steps), one.size, str(one.selected).lower())
-            self._mean.labels(*labels).set(one.mean)
-            self._low.labels(*labels).set(one.low_share)
-            self._jobs.labels(*labels).set(one.count)
-            self._evidence.labels(*labels).set(one.evidence)
+            self._mean.set(one.mean, *labels)
+            self._low.set(one.low_share, *labels)
+            self._jobs.set(one.count, *labels)
+            self._evidence.set(one.evidence, *labels)
             why = cause(one, probes, streams) if one.drifts else "none"
-            self._alarm.labels(*labels, why).set(one.drifts)
+            self._alarm.set(one.drifts, *labels, why)
 
     def canaries(self, canaries: Iterable[tuple[Canary, Sums]]) -> None:
         """Note each model's last canary, and what its pairs have shown."""
         _clear(self._state, self._pairs, self._failed, self._difference, self._width)
         for canary, sums in canaries:
             names = (canary.model, canary.base, canary.candidate)
-            self._state.labels(*names, canary.state).set(1)
-            self._pairs.labels(*names).set(sums.pairs)
-            self._failed.labels(*names, "base").set(sums.base_failed)
-            self._failed.labels(*names, "candidate").set(sums.candidate_failed)
+            self._state.set(1, *names, canary.state)
+            self._pairs.set(sums.pairs, *names)
+            self._failed.set(sums.base_failed, *names, "base")
+            self._failed.set(sums.candidate_failed, *names, "candidate")
             for scorer, row in sums.rewards.items():
-                self._difference.labels(*names, scorer).set(row.mean)
-                self._width.labels(*names, scorer).set(row.half_width(canary.plan.alpha / (len(sums.rewards) + 2)))
+                self._difference.set(row.mean, *names, scorer)
+                self._width.set(row.half_width(canary.plan.alpha / (len(sums.rewards) + 2)), *names, scorer)
 
 
-def _clear(*gauges: Gauge) -> None:
+def _clear(*gauges: SeenGauge) -> None:
     for gauge in gauges:
         gauge.clear()

@@ -8,6 +8,8 @@ import signal
 import threading
 from types import FrameType
 
+from redis.exceptions import RedisError
+
 from service.models.loaded import LoadedModels
 from service.models.loader import open_models
 from service.models.single import queue_name
@@ -60,7 +62,7 @@ def run_worker(settings: Settings, name: str) -> int:
             heartbeat.ask()  # that it is ready is news
             ended = _work(settings, loaded, consumer, heartbeat, leaver, stopping, tracing, signer)
     finally:
-        leaver.release([])
+        _leave(leaver)
     tracing.close()
     log.info("stopped", extra={"handed_back": 0})
     return ended
@@ -85,6 +87,14 @@ def _work(
         log.critical("%s", error)
         return DEVICE_LOST
     return DRAINED if heartbeat.drains else STOPPED
+
+
+def _leave(leaver: Consumer) -> None:
+    """Count as a worker no more; where the queue is out of reach that ends by itself."""
+    try:
+        leaver.release([])
+    except RedisError as error:
+        log.warning("the queue is not told that this worker ends: %s", error)
 
 
 def _consumer(settings: Settings, name: str) -> Consumer:
