@@ -13,14 +13,15 @@ from service.models.controller import ModelController
 from service.models.folder import Folder
 from service.models.registry import Entry, ModelRegistry, ModelState, ModelStates
 from service.queue.producer import Producer
+from service.queue.status import WorkerState
 from service.settings import Settings
 
 NAME = "cats/1"
 
 
-def worker(*models: str, refused: str = "") -> Any:
+def worker(*models: str, refused: str = "", state: WorkerState = WorkerState.READY) -> Any:
     refusals = {NAME: {"attempt": "try", "reason": refused}} if refused else {}
-    return SimpleNamespace(models=models, refused=refusals)
+    return SimpleNamespace(models=models, refused=refusals, state=state)
 
 
 def moves(runner: asyncio.Runner, state: ModelState, workers: Sequence[Any]) -> list[ModelState]:
@@ -57,6 +58,9 @@ def moves(runner: asyncio.Runner, state: ModelState, workers: Sequence[Any]) -> 
         (ModelState.LOADING, [worker(NAME), worker()], []),
         (ModelState.LOADING, [worker(NAME), worker(NAME)], [ModelState.SERVING]),
         (ModelState.LOADING, [worker(NAME), worker(refused="No room.")], [ModelState.REFUSED]),
+        (ModelState.LOADING, [worker(NAME), worker(state=WorkerState.PAUSED)], []),
+        (ModelState.LOADING, [worker(NAME), worker(state=WorkerState.LOADING)], [ModelState.SERVING]),
+        (ModelState.LOADING, [worker(refused="No room.", state=WorkerState.LOADING)], [ModelState.REFUSED]),
         (ModelState.LOADING, [], []),
         (ModelState.UNLOADING, [worker(NAME), worker()], []),
         (ModelState.UNLOADING, [worker(), worker()], [ModelState.UNLOADED]),
