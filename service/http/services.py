@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
+from redis.exceptions import RedisError
 
 from service.http.drift_log import DriftLog
 from service.http.links import Links
@@ -34,6 +35,7 @@ from service.results.store import ResultStore
 from service.settings import Settings
 
 REAP_EVERY_S = 1.0
+FIRST_LOOK_S = 2.0  # a server that is away does not keep a process from starting
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,9 @@ async def open_services(
         feedback=FeedbackLog(client, queue, FeedbackPolicy.of(settings)),
     )
     try:
+        # A process that took requests before its first look would answer 404 to models that are served.
+        with suppress(RedisError, OSError, TimeoutError):
+            await asyncio.wait_for(services.models.refresh(), FIRST_LOOK_S)
         async with background(services):
             yield services
     finally:

@@ -2,6 +2,7 @@
 
 import { quietly } from "./api.js";
 import { $, element, milliseconds } from "./dom.js";
+import { items } from "./health.js";
 
 const EVERY_MS = 2000;
 const WINDOW_MS = 60000;
@@ -135,6 +136,7 @@ function show(read) {
   showRates();
   showLatency();
   showRewards(read);
+  $("health").replaceChildren(...items(read));
 }
 
 function explain(text) {

@@ -19,6 +19,7 @@ ASSETS = {
     "api.js": "text/javascript",
     "dom.js": "text/javascript",
     "gallery.js": "text/javascript",
+    "health.js": "text/javascript",
     "panel.js": "text/javascript",
     "quality.js": "text/javascript",
     "snippets.js": "text/javascript",

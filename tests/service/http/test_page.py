@@ -189,6 +189,30 @@ def test_the_panel_shows_what_the_metrics_say(page: Page, live: Service) -> None
     assert not page.value("document.getElementById('panel').open")
 
 
+HEALTH = """(async () => { const { samples } = await import('./page/panel.js'); const { findings } = await import(
+  './page/health.js'); return findings(samples(TEXT)).map(({ text, bad }) => `${bad ? "!" : ""}${text}`); })()"""
+
+
+def test_the_panel_says_what_probes_drift_and_canaries_have_found(page: Page) -> None:
+    stream = 'model="m",version="1",scorer="trained",steps="4",size="64x64",selected="false"'
+    text = [
+        'fewstep_probe_workers{model="m",version="1",outcome="same"} 3.0',
+        'fewstep_probe_workers{model="m",version="1",outcome="pixels_changed"} 1.0',
+        'fewstep_probe_workers{model="m",version="2",outcome="none"} 1.0',
+        f'fewstep_drift_alarm{{{stream},cause="none"}} 0.0',
+        'fewstep_canary_state{model="m",base="1",candidate="2",state="rolled_back"} 1.0',
+        'fewstep_canary_pairs{model="m",base="1",candidate="2"} 50.0',
+    ]
+    found = page.value(HEALTH.replace("TEXT", json.dumps("\n".join(text))))
+    assert found == [
+        "m 1 draws the same bits as ever (3 workers)", "!m 1 draws other bits than it did (1 worker)",
+        "Scores have not drifted", "!m 2 was rolled back, against 1: 50 pairs",
+    ]  # fmt: skip
+    alarm = f'fewstep_drift_alarm{{{stream},cause="prompts"}} 1.0'
+    drifted = page.value(HEALTH.replace("TEXT", json.dumps(alarm)))
+    assert drifted == ["!trained scores of m 1 at 4 steps have drifted: the prompts"]
+
+
 QUANTILES = """(async () => { const { samples, buckets, quantile, since } = await import('./page/panel.js');
   const found = buckets(samples(TEXT), 'h'); return [found.map(({ count }) => count), [0.1, 0.5, 0.9, 1].map(
   (share) => quantile(share, found)), since(found, found).map(({ count }) => count), since([found[0]], [{ count: 99 }])
