@@ -18,6 +18,9 @@ from student.families.family import Condition, Family, SizeError, by_channel, ch
 
 MAX_TOKENS = 512  # what WanPipeline takes where nothing is said
 FPS, FPS_5B = 16, 24
+# Feature maps of a frame, as wide as the decoder's last layers, that it holds at once: counted at full size on a
+# make-believe device (51 and 85; tests/student/families/test_video_memory.py), and a little more.
+MAPS, RESIDUAL_MAPS = 54, 90
 FRAME_COPIES = 8  # of the drawn frames in float32: joined, scaled, clamped, moved, scored and encoded
 SIDE_MULTIPLE_PX = 16  # WanPipeline refuses other sides, whatever its autoencoder and patches are
 
@@ -88,9 +91,9 @@ class Wan(Family):
         width = config.num_attention_heads * config.attention_head_dim
         token_bytes = self.transformer.dtype.itemsize * (8 * width + 2 * config.ffn_dim) + 8 * width
         frame_tokens = pixels / (self._cell_px**2 * math.prod(self._patch) * self._cell_frames)
-        channels = self.vae.config.decoder_base_dim or self.vae.config.base_dim
-        layers = 4 * self._cell_frames + 4 * (self.vae.config.num_res_blocks + 1)  # a chunk's, and two frames of each
-        fixed_bytes = pixels // (self.vae.config.patch_size or 1) ** 2 * channels * 4 * layers
+        vae = self.vae.config
+        cells, channels = pixels // (vae.patch_size or 1) ** 2, vae.decoder_base_dim or vae.base_dim
+        fixed_bytes = 4 * cells * channels * (RESIDUAL_MAPS if vae.is_residual else MAPS)
         return self._cell_frames, fixed_bytes, int(frame_tokens * token_bytes) + pixels * 3 * 4 * FRAME_COPIES
 
     def _predict(self, x: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
