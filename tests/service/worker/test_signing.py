@@ -15,11 +15,15 @@ import pytest
 from PIL import Image
 
 from service.errors import StartupError
+from service.results.formats import MEDIA_TYPES
 from service.settings import Settings
 from service.worker.pictures import encode
 from service.worker.provenance import SOURCE_TYPE, Provenance
 from service.worker.signing import SigningError, open_signer
+from service.worker.videos import encode_video
+from student.runtimes.fake import fake_video
 from tests.service.support import eventually, expected_pixels, pixels, post, running_service, start_worker
+from tests.service.video_files import decode_mp4, decode_webp
 
 c2pa = pytest.importorskip("c2pa", reason="c2pa-python has no wheel here")
 x509 = pytest.importorskip("cryptography.x509")
@@ -122,6 +126,19 @@ def test_a_signed_picture_says_which_model_drew_it(tmp_path: Path, kind: str) ->
     assert created["action"] == "c2pa.created" and created["digitalSourceType"] == SOURCE_TYPE
     assert created["softwareAgent"] == {"name": "shapes", "version": "3"}
     assert manifest["claim_generator_info"][0]["name"] == "fewstep"
+
+
+@pytest.mark.parametrize("format", ["mp4", "webp"])
+def test_videos_can_be_signed_and_keep_their_frames_and_their_xmp(papers: Papers, format: str) -> None:
+    signer = open_signer(papers.settings())
+    assert signer is not None
+    plain = encode_video(fake_video("p", 1, 4, 5), 8, format, None, MADE_BY)
+    signed = signer.sign(plain, format, MADE_BY)
+    state, manifest = read(signed, MEDIA_TYPES[format], papers.root)
+    assert state == "Trusted" and manifest["claim_generator_info"][0]["name"] == "fewstep"
+    decode = decode_mp4 if format == "mp4" else decode_webp
+    assert np.array_equal(decode(signed).frames_FHWC, decode(plain).frames_FHWC)
+    assert SOURCE_TYPE.encode() in signed
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
