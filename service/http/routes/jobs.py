@@ -13,6 +13,7 @@ from service.http.events import NOTHING, EventStream, last_of
 from service.http.feedback import FeedbackAnswer, FeedbackRequest, noted
 from service.http.jobs import cancelled, find, image_of, page_of
 from service.http.presentation import job_status
+from service.http.ranges import PARTS, part_of
 from service.http.responses import JobList, JobStatus, error_responses
 from service.http.routes.images import EVENTS, PICTURES
 from service.http.services import Services, WithServices
@@ -35,6 +36,7 @@ Expires = Annotated[int | None, Query(ge=0, description="Of a link: the time at 
 Signature = Annotated[str | None, Query(max_length=64, description="Of a link: what makes it work without a key.")]
 PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"description": "The bytes of the image.", "content": PICTURES},
+    **PARTS,
     **error_responses(403, 404, 409, 422, 503),
 }
 STREAM: dict[int | str, dict[str, Any]] = {
@@ -121,6 +123,6 @@ async def get_image(
     The links in answers (url) need no key: they hold a signature, and work until they expire.
     """
     if signature is None:
-        return await image_of(services, await _find(request, services, id), k)
+        return part_of(request, await image_of(services, await _find(request, services, id), k))
     await services.links.check(id, k, expires or 0, signature)
-    return await image_of(services, await find(services, id, None), k)
+    return part_of(request, await image_of(services, await find(services, id, None), k))

@@ -22,6 +22,7 @@ from service.http.openai.videos import (
     video_of,
 )
 from service.http.preferences import Preference
+from service.http.ranges import PARTS, part_of
 from service.http.responses import error_responses
 from service.http.routes.images import IdempotencyKey
 from service.http.services import Services, WithServices
@@ -39,6 +40,7 @@ BODY: dict[str, Any] = {
 }
 FILE: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file.", "content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}},
+    **PARTS,
     **error_responses(400, 404, 409, 422, 503),
 }
 
@@ -80,7 +82,7 @@ async def get_content(id: VideoId, request: Request, services: WithServices, var
     """The file of a video that is completed."""
     if variant != "video":
         raise InvalidRequest(f"variant {variant} is not kept: the video itself is.", "variant")
-    return await image_of(services, await _find(request, services, id), 0)
+    return part_of(request, await image_of(services, await _find(request, services, id), 0))
 
 
 @router.post("/{id}/{action}", include_in_schema=False)

@@ -94,6 +94,29 @@ def test_a_video_can_be_fetched_by_its_link_and_as_a_file(videos: Service) -> No
     assert as_file.headers["content-disposition"].endswith('-0.mp4"')
 
 
+def test_a_player_may_ask_for_parts_of_the_file(videos: Service) -> None:
+    (video,) = answered(videos, seed=7, response_format="url")["data"]
+    whole = call("GET", video["url"])
+    assert whole.status_code == 200 and whole.headers["accept-ranges"] == "bytes"
+    data = whole.content
+    for asked, wanted in (
+        ("bytes=0-", data), ("bytes=0-1", data[:2]), ("bytes=5-9", data[5:10]), ("bytes=-4", data[-4:]),
+        (f"bytes=3-{len(data) + 9}", data[3:]),
+    ):  # fmt: skip
+        part = call("GET", video["url"], headers={"Range": asked})
+        first = len(data) - len(wanted) if asked in ("bytes=-4",) or asked.startswith("bytes=3-") else int(asked[6])
+        assert (part.status_code, part.content) == (206, wanted), asked
+        assert part.headers["content-range"] == f"bytes {first}-{first + len(wanted) - 1}/{len(data)}"
+        assert part.headers["content-type"] == "video/mp4" and part.headers["content-length"] == str(len(wanted))
+    for asked in (f"bytes={len(data)}-", "bytes=9-3", "bytes=-0"):
+        beyond = call("GET", video["url"], headers={"Range": asked})
+        assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{len(data)}"), asked
+    for asked in ("bytes=0-1,4-5", "bytes=-", "lines=0-1", "bytes=a-b"):
+        assert call("GET", video["url"], headers={"Range": asked}).content == data, asked
+    other = {"Range": "bytes=0-1", "If-Range": '"another"'}
+    assert call("GET", video["url"], headers=other).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "param", "message"),
     [
