@@ -12,7 +12,7 @@ from service.http import server
 from service.settings import Settings
 from tests.service.support import Service, call, post
 
-POLICY = "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'"
+POLICY = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; frame-ancestors 'none'"
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/page/page.js"])

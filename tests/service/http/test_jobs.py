@@ -23,7 +23,7 @@ LONG = {"REQUEST_TIMEOUT_S": "600"}
 STATUS_FIELDS = {
     "id", "status", "created", "model", "model_version", "prompt", "seeds", "user", "metadata", "priority",
     "cancelling", "queue", "data", "runtime", "batch_size", "timings", "scoring", "error",
-    "started", "finished", "expires_at", "key", "rank_by", "floor", "ended_by",
+    "started", "finished", "expires_at", "key", "rank_by", "floor", "ended_by", "progress",
 }  # fmt: skip
 
 
