@@ -122,6 +122,13 @@ def test_no_block_is_left_out_without_a_reason(document: Path) -> None:
             assert block.marker.removeprefix("not run: ") in REASONS, f"{where}: {block.marker}"
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_a_page_starts_with_a_command(page: Path) -> None:
+    """At its top, so that a reader can try what the page is about at once."""
+    first = blocks(page)[0]
+    assert first.language == SHELL and first.line <= 10
+
+
 def test_a_block_is_run_as_its_marker_says(tmp_path: Path) -> None:
     document = tmp_path / "page.md"
     document.write_text(

@@ -18,14 +18,16 @@ from tests.documents.generated import PARTS, written
 from training.rats.config import RatsConfig
 
 ROOMS = "service|student|rewards|training|export|fewstep|deploy|benchmarks|models|tests|docs|requirements"
-FUNCTION = re.compile(rf"`((?:{ROOMS})/[\w/.-]+\.py):([\w.]+)`")
+FUNCTION = re.compile(rf"`((?:{ROOMS})/[\w/.-]+\.(?:py|lua)):([\w.]+)`")
 FILE = re.compile(rf"`((?:{ROOMS})/[\w/.-]*\w/?)`")
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)\s]+)\)")
 BY_NAME = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 
 def defined(path: Path) -> set[str]:
-    """``function``, ``Class``, ``Class.method`` and ``CONSTANT`` of a file."""
+    """``function``, ``Class``, ``Class.method`` and ``CONSTANT`` of a file; of a Lua script, its functions."""
+    if path.suffix == ".lua":
+        return set(re.findall(r"^local function (\w+)", path.read_text("utf-8"), flags=re.MULTILINE))
     names = set()
     for node in ast.parse(path.read_text("utf-8")).body:
         names |= _names(node)

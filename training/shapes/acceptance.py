@@ -1,4 +1,4 @@
-"""``python -m training.shapes.acceptance``: what the starter models draw and the scorers can tell, in docs/starter.md.
+"""``python -m training.shapes.acceptance``: the starter models and scorers measured, in docs/starter.md.
 
 Every table has the truth's line and that of the truth through the autoencoder, which no student can pass. Errors are
 standard errors over prompts: all prompts differ, and several pictures of one prompt count as one.
@@ -183,7 +183,13 @@ def headroom(rows: Sequence[Row], scorers: Sequence[str]) -> str:
 
 TEXT = """# The starter world's models
 
-What `models/shapes-teacher`, `models/shapes` and `models/shapes-scorers` draw and tell, by the exact judge (a program,
+<!-- not run: takes long -->
+```bash
+make install
+.venv/bin/python -m training.shapes.acceptance --out out/starter.md    # measures all of it again
+```
+
+What `models/shapes-teacher`, `models/shapes` and `models/shapes-scorers` can do, by the exact judge (a program,
 `training/shapes/judge.py`; nothing trains on it). {num} test prompts, all different, none of them a caption that the
 teacher was fine-tuned on or the student saw; prompt i with seed i, ± one standard error over prompts. Made by
 `python -m training.shapes.acceptance`.
@@ -193,7 +199,7 @@ teacher was fine-tuned on or the student saw; prompt i with seed i, ± one stand
 are held out. The truth is what the world renders for a prompt; through the autoencoder it is the best that a student
 could draw.
 
-## What the scorers can tell
+## What the scorers can distinguish
 
 The probability that a picture is right for its prompt, by each scorer. A scorer is accepted if the truth is more than
 five errors above the teacher, and if its correlation with the judge within prompt (over the rows below the first) is
