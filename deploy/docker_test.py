@@ -106,7 +106,7 @@ def check_images(docker: Engine, base: str) -> None:
         print(f"{image}: {added:.0f} MB above its base of {base_bytes / 1e6:.0f} MB")
         expect(added < limit, f"{image} adds {added:.0f} MB to its base; {limit} MB are allowed")
         history = docker.run("docker", "history", "--no-trunc", "--format", "{{.CreatedBy}}", image)
-        expect("PIP_" not in history, f"{image}'s history tells how it was built: {history}")
+        expect("PIP_" not in history, f"{image}'s history contains pip's settings: {history}")
         find = "from importlib.util import find_spec as f; print([n for n in ('torch', 'pip', 'setuptools') if f(n)])"
         python = "/opt/venv/bin/python"
         found = docker.run("docker", "run", "--rm", "--entrypoint", python, image, "-I", "-c", find)
@@ -132,8 +132,8 @@ def check_secrets(docker: Engine, stack: Stack, key: str) -> None:
     for service in stack.services:
         container = stack.container(service)
         image = docker.run("docker", "inspect", "-f", "{{.Image}}", container)
-        told = docker.run("docker", "history", "--no-trunc", image) + docker.run("docker", "inspect", container)
-        expect(not any(secret in told for secret in secrets), f"{service}'s image or description tells a secret")
+        shown = docker.run("docker", "history", "--no-trunc", image) + docker.run("docker", "inspect", container)
+        expect(not any(secret in shown for secret in secrets), f"{service}'s image or description contains a secret")
     listed = docker.run("docker", "exec", stack.container("worker"), "ls", "/secrets/metrics", "/secrets/grafana")
     expect("token" not in listed and "password" not in listed, "the worker holds the secrets of others")
 

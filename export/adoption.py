@@ -137,7 +137,7 @@ def _options(asked: Adoption, pipe: Any) -> dict[str, Any]:
         return {}
     embedded = bool(pipe.transformer.config.guidance_embeds)
     if asked.guidance is not None and not embedded:
-        raise ExportError(f"guidance is {asked.guidance:g}: {asked.source.name} is told no guidance, as FLUX.1-schnell")
+        raise ExportError(f"guidance is {asked.guidance:g}: {asked.source.name} takes none, like FLUX.1-schnell")
     return {"guidance": asked.guidance} if embedded else {"max_tokens": SCHNELL_TOKENS}
 
 

@@ -87,7 +87,7 @@ def _configure(trt: Any, builder: Any, order: Order) -> Any:
 
 
 def _strongly_typed(trt: Any) -> int:
-    """Precision lives in the graph; TensorRT 11 knows nothing else, TensorRT 10 must be told."""
+    """Precision lives in the graph; TensorRT 11 always takes it from there, TensorRT 10 needs a flag."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 

@@ -48,7 +48,7 @@ class Signature:
     not_batched: tuple[str, ...] = ()
 
     def dims(self) -> tuple[dict[int, Any], ...]:
-        """What the exporter is told of each input; one name is one number wherever it stands."""
+        """The dynamic shapes of each input for the exporter; equal names are equal sizes."""
         names = sorted({name for dims in self.free.values() for name in dims.values()})
         known = {name: torch.export.Dim(name, min=1, max=MAX_SIDE) for name in names}
         batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
@@ -180,7 +180,7 @@ def _tidy(model: ir.Model) -> ir.Model:
 
 
 def _name_transposed(graph: ir.Graph) -> None:
-    """A weight that folding will turn over keeps a name that a person can read: ``blocks.0.to_q.weight.T``."""
+    """A weight that folding will turn over keeps a name that a person can read: ``blocks.0.to_q.value.T``."""
     seen: Counter[str] = Counter()
     for node in graph:
         weight = node.inputs[0] if node.op_type == "Transpose" else None
@@ -196,9 +196,9 @@ def _halve(graph: ir.Graph) -> None:
     So the file of a student whose own weights are float16 on disk is half as large, and no number in it changes.
     """
     first = graph[0]
-    for name, wide in list(graph.initializers.items()):
-        assert wide.const_value is not None
-        weights = wide.const_value.numpy()
+    for name, value in list(graph.initializers.items()):
+        assert value.const_value is not None
+        weights = value.const_value.numpy()
         if weights.dtype != np.float32 or weights.size < HALVE_FROM:
             continue
         with np.errstate(over="ignore"):
@@ -207,15 +207,15 @@ def _halve(graph: ir.Graph) -> None:
             continue
         stored = ir.Value(
             name=f"{name}.f16",
-            shape=wide.shape,
+            shape=value.shape,
             type=ir.TensorType(ir.DataType.FLOAT16),
             const_value=ir.tensor(half, name=f"{name}.f16"),
         )
         to_float = [ir.AttrInt64("to", int(ir.DataType.FLOAT))]
         cast = ir.Node("", "Cast", [stored], to_float, num_outputs=1, name=f"widen.{name}")
         graph.initializers.pop(name)
-        wide.replace_all_uses_with(cast.outputs[0])
-        cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].type = name, wide.shape, wide.type
+        value.replace_all_uses_with(cast.outputs[0])
+        cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].type = name, value.shape, value.type
         graph.register_initializer(stored)
         graph.insert_before(first, cast)
 

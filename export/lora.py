@@ -55,7 +55,7 @@ class Lora:
 
     @property
     def name(self) -> str:
-        """As the card tells it: no path of this machine."""
+        """Its name in the card: no path of this machine."""
         return Path(self.source).name if Path(self.source).exists() else self.source
 
 

@@ -60,7 +60,7 @@ def add_scorers(bundle: Path, asked: Measurement) -> Student:
     0 is the mean of the student's own pictures at its largest step count and its own size, 1 their deviation.
 
     Raises:
-        ExportError, BundleError: a reward cannot be opened or cannot tell pictures apart, or nothing draws here.
+        ExportError, BundleError: a reward cannot be opened or cannot distinguish images, or no runtime works.
     """
     student = read_student(bundle)
     check_memory(bundle, asked)

@@ -91,14 +91,14 @@ def _around(graph: ir.Graph, value: ir.Value, scale: Scale, precision: str) -> i
 def _weight(graph: ir.Graph, node: ir.Node, weight: ir.Value, precision: str) -> ir.Value:
     """The weight stored in eight bits, and turned back before the product."""
     assert weight.const_value is not None
-    wide = weight.const_value.numpy().astype(np.float32)
-    most = np.abs(wide).max(axis=0)
+    full = weight.const_value.numpy().astype(np.float32)
+    most = np.abs(full).max(axis=0)
     if precision == "int8":
         scale = np.maximum(most / 127, LEAST_SCALE).astype(np.float32)
-        short = np.clip(np.rint(wide / scale), -127, 127).astype(np.int8)
+        short = np.clip(np.rint(full / scale), -127, 127).astype(np.int8)
     else:
         scale = np.maximum(most / E4M3_MOST, LEAST_SCALE).astype(ml_dtypes.bfloat16).astype(np.float32)
-        short = np.clip(wide / scale, -E4M3_MOST, E4M3_MOST).astype(FP8)
+        short = np.clip(full / scale, -E4M3_MOST, E4M3_MOST).astype(FP8)
     parts = [
         _constant(graph, f"{weight.name}.{precision}", short),
         _constant(graph, f"{weight.name}.scale", scale),

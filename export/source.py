@@ -48,7 +48,7 @@ class Weights:
         return sum(file.stat().st_size for file in self.files)
 
     def plain_names(self) -> dict[Path, str]:
-        """What each file of weights is called where nobody has to be told of a variant."""
+        """Each weight file's name without the variant."""
         return {file: self._plain(file.name) for file in self.files}
 
     def plain_index(self) -> tuple[str, dict[str, Any]] | None:

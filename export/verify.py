@@ -1,6 +1,6 @@
 """The proof of an export: the compiled form draws and scores what torch does in float32.
 
-Three looks, each of which catches what the others may not: every stage fed what torch's own was fed, whole pictures
+Three checks, each of which catches what the others may miss: every stage fed what torch's own was fed, whole pictures
 against diffusers' own loop, and the paired change of the rewards.
 """
 
@@ -89,7 +89,7 @@ def prove(
     graphs: Graphs, pipe: Any, student: Student, tolerance: Tolerance, prompts: Sequence[str] = PROMPTS,
     score: Score | None = None,
 ) -> tuple[dict[int, Parity], dict[str, StageError]]:  # fmt: skip
-    """All three looks at every trained step count.
+    """All three checks at every trained step count.
 
     Raises:
         ExportError: one of them is beyond the tolerance; the message names the stage that drifted.
@@ -174,9 +174,9 @@ def relative_norm(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> flo
     """``|ours - theirs| / |theirs|``, and infinity where that is no number or the shapes differ."""
     if ours.shape != theirs.shape:
         return float("inf")
-    wide = theirs.astype(np.float64)
+    reference = theirs.astype(np.float64)
     with np.errstate(all="ignore"):
-        value = float(np.linalg.norm(ours - wide) / np.linalg.norm(wide))
+        value = float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
     return value if np.isfinite(value) else float("inf")
 
 

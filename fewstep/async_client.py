@@ -119,7 +119,7 @@ class AsyncClient:
     async def operate(self, method: str, path: str, *, wait_s: float | None = None, **query: Any) -> dict[str, Any]:
         """A call of the operator under ``admin/``, as ``/docs`` describes them: the JSON object of its answer.
 
-        ``wait_s`` is how long the service is told to wait for its workers.
+        ``wait_s`` is how long the service waits for its workers.
         """
         return await self._run(protocol.operate(method, path, query, wait_s, self._retries))
 

@@ -157,7 +157,7 @@ def operate(
 ) -> Steps[dict[str, Any]]:
     """A call of the operator, whose answer is a JSON object. Only one that reads is repeated.
 
-    ``wait_s`` is how long the service is told to wait for its workers.
+    ``wait_s`` is how long the service waits for its workers.
     """
     whole = query if wait_s is None else {**query, "wait_s": wait_s}
     call = Call(method, path, query=whole, patience_s=(wait_s or 0.0) + OPERATION_S)

@@ -1,4 +1,4 @@
-"""ImageReward v1.0 (Xu et al. 2023): BLIP's text encoder reads the prompt while it looks at the image.
+"""ImageReward v1.0 (Xu et al. 2023): BLIP's text encoder reads the prompt with cross-attention to the image.
 
 The checkpoint's names (BLIP's own ``vit.py`` and ``med.py``) are mapped onto transformers' BLIP classes, whose
 mathematics is the same; no code of the published package is needed.

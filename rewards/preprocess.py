@@ -97,8 +97,8 @@ class Preprocess:
         height, width = images_BCHW.shape[2:]
         scale = self.size / max(height, width)
         shape = (max(1, round(height * scale)), max(1, round(width * scale)))
-        high, wide = (self.size - side for side in shape)
-        return F.pad(_resize(images_BCHW, shape), (wide // 2, wide - wide // 2, high // 2, high - high // 2))
+        pad_h, pad_w = (self.size - side for side in shape)
+        return F.pad(_resize(images_BCHW, shape), (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
 
 
 def square_side(image_size: object) -> int:

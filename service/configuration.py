@@ -1,4 +1,4 @@
-"""The effective configuration, as it may be shown, and whether a service could start with it."""
+"""The effective configuration without secrets, and a check whether a service could start with it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ HIDDEN = "***"
 
 
 def effective(settings: Settings) -> dict[str, Any]:
-    """Every setting and its value, whether set or not; without passwords and other secrets."""
+    """Every setting and its value, including defaults; without passwords and other secrets."""
     shown = settings.model_dump(mode="json")
     return {name: _shown(name, value) for name, value in shown.items()}
 
 
 def check_configuration(settings: Settings) -> dict[str, Any]:
-    """What a service would start with; nothing is started.
+    """The configuration that a service would start with; nothing is started.
 
     Raises:
-        StartupError: it could not start, and why.
+        StartupError: it could not start, with the reason.
     """
     keys = KeyStore(settings.data_dir)
     check_exposure(settings, resolve(settings.host, settings.port)[4][0], keys)
@@ -50,7 +50,7 @@ def _check_data_dir(settings: Settings) -> None:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise StartupError(f"FEWSTEP_DATA_DIR {settings.data_dir} cannot be used: {folder} cannot be written.")
+        raise StartupError(f"FEWSTEP_DATA_DIR {settings.data_dir} cannot be used: {folder} is not writable.")
 
 
 def _shown(name: str, value: Any) -> Any:

@@ -3,22 +3,22 @@
 ServiceError
 ├── InvalidRequest      the request itself is wrong; ``param`` names the field
 ├── Unauthorized        no API key, or not a valid one
-├── Forbidden           the key's scopes do not reach so far, or it is for the operator here
+├── Forbidden           the key lacks the scope, or only the operator may do this
 ├── NotFound
 │   └── ModelGone       it was served a moment ago
 ├── ModelRefused        it cannot be loaded; the message says why
 ├── MethodNotAllowed
-├── Conflict            not now: the job is in another state
+├── Conflict            the job's or the model's state does not allow it
 ├── RequestTimeout      the client stopped sending
 ├── TooLarge
 ├── UnsupportedMediaType
-├── QuotaExceeded       the caller has asked for too much lately
+├── QuotaExceeded       the caller's quota is used up
 │   └── TooManyStreams  it has too many streams open
 ├── QueueFull           try again later
 ├── Unavailable         the queue or every worker is out of reach, or the service is stopping
-├── DeadlineExceeded    not done in time, or certain not to be
+├── DeadlineExceeded    the deadline has passed, or will certainly pass
 ├── Cancelled           accepted, and cancelled before it was done
-└── GenerationFailed    accepted, but the worker could not do it
+└── GenerationFailed    accepted, but the worker failed
 StartupError            not a request: the service cannot start; the message is one sentence
 """
 
@@ -61,12 +61,12 @@ STATUS = {
     "deadline_exceeded": 504,
 }
 RETRY_AFTER_S = 1
-# The job was drawn, or dropped on purpose: what OpenAI's clients would repeat by themselves only burns work again.
+# The job has used the device, or was ended on purpose: OpenAI's clients would retry by themselves and waste work.
 NOT_WORTH_A_RETRY = ("cancelled", "generation_failed", "worker_lost", "deadline_exceeded")
 
 
 class StartupError(Exception):
-    """The service cannot start, for a reason that one sentence tells."""
+    """The service cannot start; the message is one sentence that says why."""
 
 
 class ServiceError(Exception):
@@ -91,7 +91,7 @@ class ServiceError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Its own, and Retry-After in whole seconds: what was measured, else a moment for what is away for a moment."""
+        """Its own headers and Retry-After in whole seconds: the measured wait, or one second for a short outage."""
         if self._retry_after_s is None and self.code in NOT_WORTH_A_RETRY:
             return {**self._headers, "x-should-retry": "false"}
         if self._retry_after_s is None and self.status != 503:

@@ -1,7 +1,7 @@
 """API keys, in a file of the data directory: hashed, so that whoever reads the file cannot use them.
 
 A key is ``fewstep_<id>_<secret>``. The id names it (in the queue, in logs, in ``revoke``); the secret has 192 random
-bits, so that one round of SHA-256 is enough. A revoked key stays in the file: it is what keeps the service closed.
+bits, so that one round of SHA-256 is enough. A revoked key stays in the file, so the service keeps asking for keys.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class KeysError(StartupError):
-    """Something is wrong with the file of keys or with what is asked of it; the message is one sentence."""
+    """The key file is unusable, or a request to change it is wrong; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ class KeyStore:
 
     @property
     def required(self) -> bool:
-        """Whether requests need a key: there is, or was while this process lives, a file of keys."""
+        """Whether requests need a key: a key file exists, or has existed since this process started."""
         self._refresh()
         return self._required
 
     def find(self, presented: str) -> Key | None:
-        """The active key of this text, if it is one."""
+        """The active key that was presented, or None."""
         self._refresh()
         match = FORM.fullmatch(presented)
         key = self._keys.get(match[1]) if match else None
@@ -105,7 +105,7 @@ class KeyStore:
         self, name: str, scopes: Sequence[str] = USUAL_SCOPES, quota: float | None = None,
         max_priority: int | None = None, allow_training: bool = False,
     ) -> tuple[Key, str]:  # fmt: skip
-        """A new key and its text, which is kept nowhere.
+        """A new key and its text, which is not stored.
 
         Raises:
             KeysError: no such scope, a wrong name, quota or priority, or the file cannot be written.
@@ -134,7 +134,7 @@ class KeyStore:
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Key]]:
-        """The keys, to be changed by one process at a time, and written at the end."""
+        """The keys, for one process at a time to change; they are written at the end."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
@@ -154,7 +154,7 @@ class KeyStore:
             status = self._path.stat()
             stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
         except (FileNotFoundError, NotADirectoryError):
-            self._keys, self._stamp = {}, None  # and whoever needed a key before still does
+            self._keys, self._stamp = {}, None  # a key that was required before still is
             return
         except OSError as error:
             stamp = (error.errno or 0,)
@@ -164,7 +164,7 @@ class KeyStore:
         try:
             self._keys = _read(self._path)
         except KeysError as error:
-            log.error("the keys stay as they were: %s", error)
+            log.error("the key file cannot be read, so the former keys stay valid: %s", error)
 
 
 def _digest(secret: str) -> str:
@@ -173,12 +173,12 @@ def _digest(secret: str) -> str:
 
 def _check(name: str, scopes: Sequence[str], quota: float | None, max_priority: int | None) -> None:
     if not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
-        raise KeysError(f"A key's name has 1 to {MAX_NAME_CHARS} printable characters.")
+        raise KeysError(f"A key's name must have 1 to {MAX_NAME_CHARS} printable characters.")
     if not scopes or (unknown := set(scopes) - set(SCOPES)):
         shown = f" {sorted(unknown)[0]!r}" if scopes else ""
-        raise KeysError(f"There is no scope{shown}; scopes are {', '.join(SCOPES)}.")
+        raise KeysError(f"There is no scope{shown}: accepted are {', '.join(SCOPES)}.")
     if quota is not None and not 0 < quota < 1e12:
-        raise KeysError("A quota is a number of megapixel-steps a minute above 0.")
+        raise KeysError("A quota must be a number of megapixel-steps a minute above 0.")
     if max_priority is not None and max_priority not in PRIORITIES:
         raise KeysError(f"A key's highest priority is a whole number from {min(PRIORITIES)} to {max(PRIORITIES)}.")
 
@@ -195,7 +195,7 @@ def _read(path: Path) -> dict[str, Key]:
     except OSError as error:
         raise KeysError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise KeysError(f"{path} is not a file of keys.") from error
+        raise KeysError(f"{path} is not a key file.") from error
     return {key.id: key for key in keys}
 
 
@@ -212,7 +212,7 @@ def _entry(key: Key) -> dict[str, Any]:
 
 
 def _write(path: Path, keys: dict[str, Key]) -> None:
-    """Whoever reads meanwhile sees all of the old file or all of the new one."""
+    """A reader sees either the old file or the new one, each complete."""
     text = json.dumps({"format_version": FORMAT_VERSION, "keys": [_entry(key) for key in keys.values()]}, indent=2)
     unfinished = path.with_suffix(".part")
     unfinished.unlink(missing_ok=True)

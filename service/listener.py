@@ -11,7 +11,7 @@ BACKLOG = 2048
 
 
 def resolve(host: str, port: int) -> Any:
-    """(family, kind, protocol, name, address) of the address that is listened on.
+    """(family, kind, protocol, name, address) of the address to listen on.
 
     Raises:
         StartupError: there is no such host.
@@ -26,13 +26,13 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens on this address; port 0 takes a free one.
 
     Raises:
-        StartupError: the address is taken, or not allowed, or not this machine's.
+        StartupError: the address is in use, not permitted, or not on this machine.
     """
     try:
         family, kind, protocol, _, address = resolve(host, port)
         listener = socket.socket(family, kind, protocol)
         try:
-            # Lets a new service take the port of one that has just ended; never that of one that runs.
+            # Lets a new service take the port of one that has just ended, never that of a running one.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen(BACKLOG)

@@ -16,7 +16,7 @@ from service.errors import StartupError
 from service.webhook_key import key_of
 
 PREFIX = "FEWSTEP_"
-SECRETS_DIR = "FEWSTEP_SECRETS_DIR"  # a directory with a file for each setting that shall not be in the environment
+SECRETS_DIR = "FEWSTEP_SECRETS_DIR"  # a directory with one file for each setting that must not be in the environment
 OF_CLIENTS = {"FEWSTEP_URL", "FEWSTEP_API_KEY"}  # what the client and the command line read
 REPOSITORY = Path(__file__).resolve().parent.parent
 SECRETS = ("FEWSTEP_REDIS_URL", "FEWSTEP_RESULTS", "FEWSTEP_WEBHOOK_SECRET")  # a URL may hold a password
@@ -25,12 +25,12 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 LogLevel = Literal["debug", "info", "warning", "error"]
 KIND = "(auto|onnx|openvino|tensorrt|tensorrt_rtx|torch)"
-# A kind, the folder of one ("onnx-staged-int8"), or several with commas between: the first that can be had serves.
+# A kind, a runtime's folder ("onnx-staged-int8"), or several separated by commas: the first that is available serves.
 RuntimeName = Annotated[str, Field(pattern=rf"^(fake(-video)?|{KIND}(-[\w.-]+)?(,{KIND}(-[\w.-]+)?)*)$")]
 
 
 def default_data_dir() -> Path:
-    """``fewstep`` in the user's data directory, as the XDG rules have it."""
+    """``fewstep`` in the user's data directory, by the XDG specification."""
     try:
         base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     except RuntimeError as error:
@@ -39,18 +39,18 @@ def default_data_dir() -> Path:
 
 
 class Settings(BaseSettings):
-    """Each field is the environment variable of its name with the prefix; the descriptions are its documentation."""
+    """Each field is an environment variable: its name with the prefix. The descriptions are the documentation."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     host: str = Field(default="127.0.0.1", description="Address that the HTTP process listens on.")
     cors: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="Web origins (https://app.example,...) whose pages may call the API; * is all of them."
+        default=(), description="Web origins (https://app.example,...) whose pages may call the API; * for all."
     )
     insecure: bool = Field(
         default=False, description="Whether other machines may reach a service that has no API key (--insecure)."
     )
-    port: int = Field(default=8000, ge=0, le=65535, description="Its port; 0 takes a free one.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port that it listens on; 0 picks a free one.")
     redis_url: str | None = Field(
         default=None,
         pattern="^(redis|rediss|unix)://",
@@ -62,18 +62,18 @@ class Settings(BaseSettings):
         description="Replicas of the queue's server that must hold a job (WAIT); else it is refused: 503.",
     )
     data_dir: AbsolutePath = Field(
-        default_factory=default_data_dir, description="Embedded server, results, keys and run.json live here."
+        default_factory=default_data_dir, description="Directory of the embedded server, results, keys and run.json."
     )
-    model: AbsolutePath = Field(default=REPOSITORY / "models" / "shapes", description="The served student.")
+    model: AbsolutePath = Field(default=REPOSITORY / "models" / "shapes", description="Folder of the served student.")
     models: AbsolutePath | None = Field(
         default=None,
-        description="Several students instead of one: a directory of ID/VERSION/, loaded and unloaded while serving.",
+        description="A directory of ID/VERSION/ folders instead of one student; they are loaded while serving.",
     )
     model_memory_mb: int = Field(
-        default=0, ge=0, description="Memory that the students of one worker may take together; 0: what is free."
+        default=0, ge=0, description="Memory (MB) that all students of a worker may use; 0: what is free."
     )
     runtime: RuntimeName = Field(
-        default="auto", description="How the student is run: a kind, a runtime's folder, or a list of them."
+        default="auto", description="The runtime: a kind, a runtime's folder, or a comma-separated list of them."
     )
     score: str = Field(
         default="always",
@@ -87,11 +87,11 @@ class Settings(BaseSettings):
     feedback_days: float = Field(default=30.0, gt=0, description="How long they are kept.")
     offload: Literal["auto", "off", "encoders", "cpu"] = Field(
         default="auto",
-        description="Where the torch runtime keeps prompt encoders: on the GPU (off), in main memory but for the time "
-        "that they encode (encoders), or on the CPU, which encodes (cpu); auto: the first for which there is room.",
+        description="Where the torch runtime keeps text encoders: on the GPU (off), in main memory and on the GPU only "
+        "while encoding (encoders), or on the CPU, which encodes (cpu); auto: the first of these that fits.",
     )
     torch_compile: Literal["off", "on", "graphs"] = Field(
-        default="off", description="Whether the torch runtime compiles the network, and records it as CUDA graphs."
+        default="off", description="Whether the torch runtime compiles the network and records CUDA graphs."
     )
     threads: int = Field(
         default=0, ge=0, description="Threads of one worker; 0: all cores, or while other workers draw too, its share."
@@ -106,45 +106,45 @@ class Settings(BaseSettings):
     max_pending_per_key: int = Field(
         default=0,
         ge=0,
-        description="Jobs of one API key that may wait; beyond, 429. 0: a quarter of FEWSTEP_MAX_PENDING.",
+        description="Most jobs of one API key that may wait; beyond, 429. 0: a quarter of FEWSTEP_MAX_PENDING.",
     )
     request_timeout_s: float = Field(
-        default=60.0, gt=0, description="Longest wait for an answer, unless the request says timeout_s; beyond, 504."
+        default=60.0, gt=0, description="Deadline (s) of a request that sets no timeout_s; beyond, 504."
     )
     job_timeout_s: float = Field(
-        default=3600.0, gt=0, description="The same for a job whose client asks for it later (Prefer: respond-async)."
+        default=3600.0, gt=0, description="The same for a job that is fetched later (Prefer: respond-async)."
     )
     priority_images: int = Field(
-        default=50, ge=0, description="A level of priority goes ahead of so many images of each other key."
+        default=50, ge=0, description="How many images of each other key one level of priority may overtake."
     )
     quota: float = Field(
-        default=0.0, ge=0, description="Megapixel-steps that a key may ask for in a minute; beyond, 429. 0: no limit."
+        default=0.0, ge=0, description="Quota of each key in megapixel-steps a minute; beyond, 429. 0: no limit."
     )
     retry_grace_s: float = Field(
         default=30.0,
         ge=0,
-        description="How long a job with an Idempotency-Key outlives its last connection, so that a retry finds it.",
+        description="How long (s) a job with an Idempotency-Key outlives its last connection, for a retry to find.",
     )
     head_timeout_s: float = Field(
-        default=20.0, gt=0, description="A client that takes longer to send the head of a request is disconnected."
+        default=20.0, gt=0, description="Time (s) for the head of a request to arrive; then the client is disconnected."
     )
-    body_timeout_s: float = Field(default=20.0, gt=0, description="A body of which nothing more comes is answered 408.")
-    max_streams: int = Field(default=100, ge=1, description="Event streams that a key may have open; beyond, 429.")
+    body_timeout_s: float = Field(default=20.0, gt=0, description="Longest pause (s) within a body; then 408.")
+    max_streams: int = Field(default=100, ge=1, description="Most event streams that a key may have open; beyond, 429.")
     event_heartbeat_s: float = Field(
-        default=15.0, gt=0, description="A stream of events says so often that it is alive when nothing happens."
+        default=15.0, gt=0, description="Interval (s) of the keep-alive comments in an event stream."
     )
     result_ttl_s: float = Field(default=3600.0, gt=0, description="How long images and job records are kept.")
     results: str | None = Field(
         default=None,
         pattern="^(s3|redis|rediss|unix)://",
-        description="Where images lie: s3://bucket/prefix (extra s3) or a second server; unset: files in the data "
-        "directory.",
+        description="Where images are stored: s3://bucket/prefix (extra s3) or a second Redis; unset: files in the "
+        "data directory.",
     )
     sweep_s: float = Field(
-        default=60.0, ge=0, description="Results past their time are looked for this often, by one process; 0: never."
+        default=60.0, ge=0, description="Interval (s) at which one process deletes expired results; 0: never."
     )
     results_quota_mb: int = Field(
-        default=0, ge=0, description="Beyond that many MiB of images the oldest are swept away; 0: no limit."
+        default=0, ge=0, description="Most MiB of images; beyond, the oldest are deleted. 0: no limit."
     )
     max_pixels: int = Field(default=2**24, ge=1, description="Pixels that one request may ask for; beyond, 413.")
     max_video_pixels: int = Field(
@@ -152,48 +152,48 @@ class Settings(BaseSettings):
     )
     provenance: bool = Field(default=True, description="Whether image files say in XMP that a model drew them.")
     c2pa_cert: AbsolutePath | None = Field(
-        default=None, description="Certificate chain (PEM) with which workers sign pictures (C2PA); unset: unsigned."
+        default=None, description="Certificate chain (PEM) with which workers sign images (C2PA); unset: unsigned."
     )
     c2pa_key: AbsolutePath | None = Field(default=None, description="The first certificate's private key (PEM).")
     public_url: str | None = Field(
         default=None,
         pattern="^https?://[^/?#]+(/[^?#]*[^/?#])?$",
-        description="Address of the service as its clients know it, for the urls in answers; unset: as they call it.",
+        description="Public URL of the service, for the links in responses; unset: the one the client called.",
     )
     webhook_secret: SecretStr | None = Field(
         default=None,
-        description="whsec_ and 24 to 64 random bytes in base64: signs webhooks. Unset: requests with one are refused.",
+        description="whsec_ and 24 to 64 random bytes in base64: signs webhooks. Unset: webhooks are not enabled.",
     )
     webhook_networks: Annotated[tuple[Network, ...], NoDecode] = Field(
-        default=(), description="Networks (10.0.0.0/8,...) to which webhooks may go beside public addresses."
+        default=(), description="Networks (10.0.0.0/8,...) that webhooks may reach besides public addresses."
     )
     webhook_http: bool = Field(default=False, description="Whether webhooks may go without TLS.")
     webhook_retry_s: float = Field(
-        default=5.0, gt=0, description="Pause after a failed webhook; it triples each time, up to 8 tries."
+        default=5.0, gt=0, description="Pause (s) after a failed webhook; it triples each time, up to 8 attempts."
     )
-    lease_s: float = Field(default=10.0, ge=0.2, description="A worker that is silent so long is taken for dead.")
+    lease_s: float = Field(default=10.0, ge=0.2, description="A worker without a heartbeat for this long (s) is dead.")
     call_timeout_s: float = Field(
         default=0.0,
         ge=0,
-        description="A call of the model that takes longer is taken for hung: its worker ends and is started again, "
-        "its jobs are tried again alone. 0: 20 times what such a call took before, at least 30 s.",
+        description="A runtime call that takes longer (s) counts as hung: its worker is restarted and its jobs are "
+        "retried, each alone. 0: 20 times what such a call took before, at least 30 s.",
     )
-    max_attempts: int = Field(default=5, ge=1, description="A job that was lost with so many workers is given up.")
+    max_attempts: int = Field(default=5, ge=1, description="A job that this many workers died with is given up.")
     drain_s: float = Field(
-        default=0.0, ge=0, description="On a stop: how long new requests are still taken while /readyz says 503."
+        default=0.0, ge=0, description="On a stop: how long (s) requests are still accepted while /readyz returns 503."
     )
     grace_s: float = Field(
         default=1.0,
         ge=0,
-        description="On a stop, after that: time for what is being drawn and who waits for it; then jobs are handed "
-        "back to the queue, and clients are told where to ask for them.",
+        description="On a stop, after that: time (s) for running jobs and their clients; then jobs are handed back to "
+        "the queue, and clients get the URL to fetch them from.",
     )
-    log_level: LogLevel = Field(default="info", description="Least severe line that is logged.")
+    log_level: LogLevel = Field(default="info", description="Lowest level that is logged.")
     log_format: Literal["auto", "json", "text"] = Field(
-        default="auto", description="One JSON object a line, or text; auto: text in a terminal only."
+        default="auto", description="One JSON object a line, or text; auto: text if standard error is a terminal."
     )
     log_prompts: bool = Field(
-        default=False, description="Whether prompts are logged as they are; else their length and hash."
+        default=False, description="Whether prompts are logged in full; otherwise only their length and hash."
     )
     tracing: bool = Field(default=False, description="OpenTelemetry spans (extra otel); OTEL_* say where they go.")
 
@@ -211,7 +211,7 @@ class Settings(BaseSettings):
 
     @property
     def webhook_key(self) -> bytes:
-        """What webhooks are signed with, where it is known that they are on."""
+        """The key that signs webhooks; only where they are enabled."""
         assert self.webhook_secret is not None
         return key_of(self.webhook_secret.get_secret_value())
 
@@ -222,7 +222,7 @@ class Settings(BaseSettings):
 
     @property
     def key_pending(self) -> int:
-        """How many jobs of one key may wait."""
+        """The most jobs of one key that may wait."""
         return self.max_pending_per_key or max(1, self.max_pending // 4)
 
     @property
@@ -244,14 +244,14 @@ class Settings(BaseSettings):
 
     @property
     def required_redis_url(self) -> str:
-        """The URL, for a process that does not start a server of its own."""
+        """The URL of the queue's server, for a process that does not start one."""
         if self.redis_url is None:
-            raise StartupError("FEWSTEP_REDIS_URL is not set; only serve starts a server of its own.")
+            raise StartupError("FEWSTEP_REDIS_URL is not set: only the command serve starts a server of its own.")
         return self.redis_url
 
     @property
     def required_models(self) -> Path:
-        """The directory of several students, where it is known that there is one."""
+        """The directory of several students; only where FEWSTEP_MODELS is set."""
         assert self.models is not None
         return self.models
 
@@ -264,12 +264,12 @@ def read_settings() -> Settings:
     """The settings of this process.
 
     Raises:
-        StartupError: a variable with the prefix that is not a setting, or a value outside its range.
+        StartupError: a variable with the prefix is not a setting, or its value is out of range.
     """
     _refuse_unknown(os.environ)
     options: dict[str, Any] = {"_secrets_dir": _secrets_dir(os.environ)}  # mypy knows only the fields
     if PREFIX + "MODEL" in os.environ and PREFIX + "MODELS" in os.environ:
-        raise StartupError("FEWSTEP_MODEL is one student and FEWSTEP_MODELS a directory of several: set one of them.")
+        raise StartupError("FEWSTEP_MODEL is one student and FEWSTEP_MODELS a directory of several: set only one.")
     try:
         return Settings(**options)
     except ValidationError as error:
@@ -280,7 +280,7 @@ def read_settings() -> Settings:
 
 
 def _secrets_dir(environ: Mapping[str, str]) -> Path | None:
-    """The directory of files that are settings, ``fewstep_redis_url`` for example; the environment goes before them."""
+    """The directory whose files are settings, such as ``fewstep_redis_url``; the environment takes precedence."""
     if not environ.get(SECRETS_DIR):
         return None
     folder = Path(environ[SECRETS_DIR])
@@ -296,4 +296,4 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
     for name in sorted(environ):
         if name.upper().startswith(PREFIX) and name.upper() not in {*known, *OF_CLIENTS, SECRETS_DIR}:
             nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
-            raise StartupError(f"{name} is not a setting; the nearest one is {nearest}.")
+            raise StartupError(f"{name} is not a setting: did you mean {nearest}?")

@@ -22,5 +22,5 @@ def key_of(secret: str) -> bytes:
     except binascii.Error:
         raise ValueError("must be whsec_ and base64") from None
     if len(key) not in KEY_BYTES:
-        raise ValueError(f"must hold 24 to 64 bytes, and holds {len(key)}")
+        raise ValueError(f"must hold 24 to 64 bytes, but holds {len(key)}")
     return key

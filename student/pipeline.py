@@ -36,7 +36,7 @@ def open_pipeline(
 
     ``dtype`` may name components, and ``default`` for the others. ``parts`` are components that are not read but given:
     a trained transformer to be saved, or None for an encoder that is not wanted. What was saved as None opens as None
-    (diffusers itself must be told so again: ``from_pretrained(bundle, text_encoder_3=None, tokenizer_3=None)``).
+    (diffusers itself needs them again: ``from_pretrained(bundle, text_encoder_3=None, tokenizer_3=None)``).
 
     Raises:
         BundleError: no pipeline there, or one whose files are missing, broken, or not to be had.

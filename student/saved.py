@@ -67,7 +67,7 @@ def check_index(path: Path) -> None:
 
 
 def check_files(folder: Path, index: Mapping[str, Any], given: Iterable[str] = ()) -> None:
-    """Look at a folder's parts, but for those that are ``given`` from elsewhere.
+    """Inspect a folder's parts, except for those that are ``given`` from elsewhere.
 
     Raises:
         BundleError: one is missing, holds weights that are no safetensors, or is not whole; names the file.

@@ -1,4 +1,4 @@
-"""When a sampler looks at the picture: the one place that computes sigmas (1 is noise, 0 is data)."""
+"""The sigmas of a sampler: the one place that computes them (1 is noise, 0 is data)."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ class StepLog:
         kept = [row for row in read_log(path) if row["step"] < first_step] if first_step else []
         path.write_text("".join(map(_line, kept)))
         self._path = path
-        board = path.parent / "tensorboard" / path.stem
-        self._board = SummaryWriter(str(board), purge_step=first_step + 1 if first_step else 0, flush_secs=10)
+        folder = path.parent / "tensorboard" / path.stem
+        self._tensorboard = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0, flush_secs=10)
         self._start = time.monotonic()
 
     def write(self, step: int, **values: float) -> None:
@@ -53,11 +53,11 @@ class StepLog:
         with self._path.open("a") as file:
             file.write(_line(row))
         for name, value in values.items():
-            self._board.add_scalar(name, value, step + 1)
+            self._tensorboard.add_scalar(name, value, step + 1)
 
     def close(self) -> None:
         """Write what TensorBoard has not been given yet."""
-        self._board.close()
+        self._tensorboard.close()
 
 
 def _line(row: dict[str, float]) -> str:

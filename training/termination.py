@@ -13,7 +13,7 @@ from types import FrameType
 def sigterm() -> Iterator[threading.Event]:
     """An event that is set when SIGTERM comes; afterwards SIGTERM means what it meant before.
 
-    Only the main thread can be told of signals; in another the event is never set.
+    Only the main thread receives signals; in another the event is never set.
     """
     received = threading.Event()
 

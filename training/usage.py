@@ -74,7 +74,7 @@ def plain(student: Student, index: Mapping[str, Any], weights: str) -> str:
 
 
 def _opening(student: Student, index: Mapping[str, Any], weights: str) -> Sequence[str]:
-    """diffusers must be told which of Stable Diffusion's encoders were left out."""
+    """diffusers needs to know which of Stable Diffusion's encoders were left out."""
     absent = [name for name, kind in index.items() if kind == [None, None] and name.endswith("_3")]
     options = [f"{name}=None" for name in absent]
     if weights == "bf16":

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 SETTINGS: dict[str, Any] = {
-    "add_help_option": False,  # the service's own help tells its options
+    "add_help_option": False,  # the service has a help of its own
     "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},
 }
 

@@ -1,4 +1,4 @@
-"""Who may do what: every address needs a key with the right scope, unless it is on the list of public ones."""
+"""Authorisation: every route needs a key with the right scope, unless it is listed as public."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.observe.context import ANONYMOUS, current_request
 from service.settings import Settings
 
 PUBLIC = ("/", "/page/{name}", "/favicon.ico", "/docs", "/healthz", "/readyz")
-# (method, address) → scope. What is not listed needs admin: a route that somebody forgets here is closed, not open.
+# (method, path) → scope. A route that is not listed needs admin, so that one forgotten here is closed, not open.
 SCOPE_OF = {
     ("POST", "/generate"): "generate",
     ("POST", "/v1/images/generations"): "generate",
@@ -71,14 +71,14 @@ def needed_scope(method: str, path: str) -> str | None:
 
 
 async def operator(request: Request) -> None:
-    """A dependency for the operator's routes: a key needs the scope admin; without keys they are for this machine.
+    """A dependency of the operator's routes: they need a key with the scope admin; without keys, a local request.
 
     Raises:
         Forbidden: there is no key in the service, and the request comes from elsewhere or through a proxy.
     """
     if "admin" not in request.state.scopes:
         raise Forbidden(
-            "This address is for the operator: on the machine of the service, or with a key of scope admin."
+            "This address is for the operator: call it on the service's own machine, or with a key of scope admin."
         )
 
 
@@ -130,7 +130,7 @@ class Access:
             return key
         if key:
             raise Forbidden(
-                f"This key is not allowed to do that: it has no scope {needed}.",
+                f"This API key may not do that: it lacks the scope {needed}.",
                 headers={"WWW-Authenticate": f'{CHALLENGE}, error="insufficient_scope", scope="{needed}"'},
             )
         if header:

@@ -1,4 +1,4 @@
-"""From a request to a job: everything that the types of its fields cannot say. Pure, but for the drawn seed."""
+"""From a request to a job: the checks that field types cannot express. Pure, except for random seeds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check(
     check_quality(student, body, scored)
     tokens = count_tokens(body.prompt)
     if tokens > student.max_tokens:
-        raise InvalidRequest(f"prompt has {tokens} tokens; the student reads {student.max_tokens} at most.", "prompt")
+        raise InvalidRequest(f"prompt has {tokens} tokens: the student reads at most {student.max_tokens}.", "prompt")
 
 
 def priority_of(body: GenerateRequest, highest: int) -> int:
@@ -104,16 +104,16 @@ def _seeds(body: GenerateRequest) -> tuple[int, ...]:
 def _check_fields_together(student: Student, body: GenerateRequest) -> None:
     given = body.model_fields_set
     if {"n", "num_images_per_prompt"} <= given:
-        raise InvalidRequest("n is another name of num_images_per_prompt: send one of them.", "n")
+        raise InvalidRequest("n is another name for num_images_per_prompt: send only one of them.", "n")
     if body.size is not None and not (body.width is None and body.height is None):
-        raise InvalidRequest("size says both width and height: send it or them.", "size")
+        raise InvalidRequest("size sets both width and height: send either size or width and height.", "size")
     if isinstance(body.seed, list) and len(body.seed) != body.count:
-        raise InvalidRequest(f"seed has {len(body.seed)} entries for {body.count} images: one each is needed.", "seed")
+        raise InvalidRequest(f"seed has {len(body.seed)} entries for {body.count} images: send one each.", "seed")
     if body.response_format == "file" and body.count > 1:
         field = _count_field(body)
-        raise InvalidRequest(f"response_format file answers one image: {field} must be 1.", field)
+        raise InvalidRequest(f"response_format file returns one image: {field} must be 1.", field)
     if body.response_format == "file" and body.stream:
-        raise InvalidRequest("response_format file is one image, and stream is events: choose one.", "response_format")
+        raise InvalidRequest("response_format file and stream cannot be combined: choose one.", "response_format")
     if format_of(student, body) == "png" and body.output_compression is not None:
         raise InvalidRequest("output_compression is for jpeg and webp: png is lossless.", "output_compression")
 
@@ -147,15 +147,15 @@ def _check_student(student: Student, body: GenerateRequest) -> None:
         )
     baked = student.baked.get("guidance_scale")
     if body.guidance_scale is not None and body.guidance_scale != baked:
-        fixed = f"at {baked:g}" if baked is not None else "by its training"
+        fixed = f"at {baked:g}" if baked is not None else "by training"
         raise InvalidRequest(
             f"guidance_scale cannot be chosen: the guidance of {student.id} is fixed {fixed}. Leave it out.",
             "guidance_scale",
         )
     if body.negative_prompt is not None:
         raise InvalidRequest(
-            f"negative_prompt has no effect on {student.id}, which draws without the pass that would read it. "
-            "Leave it out.",
+            f"negative_prompt has no effect on {student.id}, which runs without the network pass that would read "
+            "it. Leave it out.",
             "negative_prompt",
         )
 

@@ -47,20 +47,20 @@ EXPOSED_HEADERS = (
     "Location", "Preference-Applied", "Retry-After", "X-Request-ID", "X-Seed", "X-Model-Version", "X-Reward-Score",
     "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "x-should-retry",
 )  # fmt: skip
-DESCRIPTION = "Pictures from a few-step student, each with its reward."
+DESCRIPTION = "Images from a few-step student, each with its reward."
 
 
 def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
     """The application with all its routes; it connects when it is started.
 
     Raises:
-        StartupError: there is no student to serve, or the file of keys cannot be read.
+        StartupError: there is no student to serve, or the key file cannot be read.
     """
     one = SingleModel(settings) if settings.models is None else None
     check_models(settings)
     tracing = tracing or open_tracing(settings, "api")
     keys = KeyStore(settings.data_dir)
-    keys.keys()  # a file that cannot be read is told now
+    keys.keys()  # an unreadable file must fail now
     served = one.choice.default() if one else None
     name = served.name if served else Name("several", "")
     guard = OverloadGuard()

@@ -1,4 +1,4 @@
-"""Who asks, and under which address the service was called."""
+"""Who calls, and under which address the service was called."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def key_of(request: Request) -> str:
 
 
 def owner_of(request: Request) -> str | None:
-    """Whose jobs a caller may see and cancel: its own; None, everybody's, with a key of the scope admin."""
+    """Whose jobs a caller may see and cancel: its own, or with the scope admin everybody's (None)."""
     everybodys = request.state.keyed and "admin" in request.state.scopes
     return None if everybodys else key_of(request)
 
 
 def base_url_of(request: Request, settings: Settings) -> str:
-    """What the addresses in answers begin with, with a slash at the end."""
+    """The prefix of the URLs in responses, with a trailing slash."""
     return f"{settings.public_url}/" if settings.public_url else str(request.base_url)
 
 

@@ -1,4 +1,4 @@
-"""The description of the API: FastAPI's, put right, with what ``service.http.access`` asks of each address."""
+"""The OpenAPI description: FastAPI's, corrected, with the scope that ``service.http.access`` requires of each route."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ OPENAI_PATHS = ("/v1/images/generations", VIDEOS_PATH)
 SCHEME = {
     "type": "http",
     "scheme": "bearer",
-    "description": "Made by fewstep keys create; needed once there is one. Each address says which scope it needs.",
+    "description": "Created with fewstep keys create; required once one exists. Each operation names its scope.",
 }
 
 
 class DescribedApp(FastAPI):
-    """An application whose description says which addresses need a key, and what they really answer."""
+    """An application whose OpenAPI description says which routes need a key, and what they really return."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -36,7 +36,7 @@ def _secure(operation: dict[str, Any], scope: str | None) -> None:
     if scope is None:
         operation["security"] = []
         return
-    # The empty one: without any key in the service, none is needed.
+    # The empty one: while the service has no keys, none is needed.
     operation["security"] = [{}, {"ApiKey": []}]
     operation["description"] = f"{operation.get('description', '')}\n\nScope of the key: {scope}.".strip()
     for status, response in error_responses(401, 403).items():
@@ -46,7 +46,7 @@ def _secure(operation: dict[str, Any], scope: str | None) -> None:
 
 
 def _correct(schema: dict[str, Any]) -> None:
-    """A wrong field is answered 400 where OpenAI's clients ask, and everywhere in our own form of an error."""
+    """A wrong field gets a 400 on OpenAI's routes, and everywhere our own error body."""
     for path in OPENAI_PATHS:
         for operation in schema["paths"][path].values():
             operation["responses"].pop("422", None)

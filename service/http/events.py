@@ -1,7 +1,7 @@
 """A job's life as server-sent events.
 
-Every event is a projection of the job's record and has a fixed number, so that nothing is kept for those who reconnect:
-whoever says the number of the last event that it saw (Last-Event-ID) is sent what came after it, from the record.
+Every event is a projection of the job's record and has a fixed number, so no state is kept for clients that reconnect:
+one that sends the number of its last event (Last-Event-ID) gets the events after it, from the record.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ QUEUED, STARTED, PREVIEW, COMPLETED, END, SCORED = 0, 1, 10, 100, 1000, 2000
 NOTHING = -1
 SCORES = ("seed", "reward", "reward_percentile", "reward_worst", "worst_frame")
 PROGRESS = "progress"
-END_MARGIN_S = 2.0  # the queue ends a job at its deadline, and is looked at every second
+END_MARGIN_S = 2.0  # the queue ends a job at its deadline, and is polled every second
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Event:
 
 
 def events_of(record: Record) -> list[Event]:
-    """All events of a job so far, in the order of their numbers."""
+    """All events of a job so far, by number."""
     events = [Event(QUEUED, "queued")]
     if record.claimed_s is not None:
         events.append(Event(STARTED, "started", {"queue_s": record.claimed_s - record.created_s}))
@@ -72,8 +72,8 @@ def last_of(record: Record) -> int:
 def _scored(record: Record) -> Event:
     """What has become of scores that come later than the pictures."""
     images = record.result.get("images", ())
-    told = [{"index": k, **{name: image[name] for name in SCORES if name in image}} for k, image in enumerate(images)]
-    return Event(SCORED, "scored", {"scoring": record.scoring, "data": told})
+    scores = [{"index": k, **{name: image[name] for name in SCORES if name in image}} for k, image in enumerate(images)]
+    return Event(SCORED, "scored", {"scoring": record.scoring, "data": scores})
 
 
 def _preview(name: str, file: str) -> Event:
@@ -147,27 +147,27 @@ class EventStream(Response):
         last = time.monotonic()
         async for text in self._texts():
             if text or time.monotonic() - last >= every_s:
-                body = text or format_sse_event(comment="still here")
+                body = text or format_sse_event(comment="keep-alive")
                 await send({"type": "http.response.body", "body": body, "more_body": True})
                 last = time.monotonic()
 
     async def _texts(self) -> AsyncIterator[bytes]:
-        """Each event as text, and an empty one whenever there was none for a moment."""
+        """Each event as text, and an empty one after each pause without events."""
         again = self._submission.enqueue if self._submission else None
         within_s = self._submission.options.timeout_s + END_MARGIN_S if self._submission else math.inf
         ended = False
         async for record in self._services.replies.follow(self._id, again, within_s=within_s, scores=self.scores):
             if record is not None:
                 ended = record.terminal
-                async for text in self._told(record):
+                async for text in self._unsent(record):
                     yield text
             yield b""
-        if not ended and self._submission:  # the server is away, or has lost the job and took it no more
+        if not ended and self._submission:  # the server is down, or has lost the job and refuses it now
             error = DeadlineExceeded(f"Not done within {self._submission.options.timeout_s:g} s.")
             data = {"type": "error", "error": error_detail(error)}
             yield format_sse_event(data_str=json.dumps(data), event="error", id=str(END))
 
-    async def _told(self, record: Record) -> AsyncIterator[bytes]:
+    async def _unsent(self, record: Record) -> AsyncIterator[bytes]:
         """The events of a record that were not sent yet; how far it is has no number, as the place has none."""
         for event in events_of(record):
             if event.number > self._sent or event.number == QUEUED:
@@ -180,12 +180,12 @@ class EventStream(Response):
                 yield text
 
     async def _text(self, event: Event, record: Record) -> bytes | None:
-        """What is sent for an event, if anything is."""
+        """What is sent for an event; None: nothing."""
         try:
             data = await self._data(event, record)
         except (ServiceError, RedisError) as error:
             log.warning("event %s of job %s cannot be sent: %s", event.name, record.id, error)
-            return None  # a preview of a worker that was lost, or an image that is kept no longer
+            return None  # a preview of a lost worker, or an image that has expired
         if data is None:
             return None
         number = str(event.number) if event.number > self._sent else None
@@ -203,7 +203,7 @@ class EventStream(Response):
         return {"id": record.id, **event.data, **await self._image(event, record)}
 
     async def _queued(self, record: Record) -> dict[str, Any] | None:
-        """The job's place, whenever it has changed; the first time in any case."""
+        """The job's position, the first time and whenever it has changed."""
         place = await position_of(self._services, record)
         if self._sent >= QUEUED and (place is None or place.position == self._place):
             return None

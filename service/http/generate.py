@@ -1,4 +1,4 @@
-"""A request for images, from its validation to its answer: check → job → enqueue → wait, hand out or stream."""
+"""A request for images, from validation to response: check → job → enqueue → wait, accept or stream."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from service.queue.states import State
 from service.queue.status import WorkerState
 from student.runtimes.sizes import SizeRange, own_size
 
-CHANGES = 3  # as many models may be swapped while one request is accepted
+CHANGES = 3  # how often the served version may change while one request is accepted
 
 log = logging.getLogger(__name__)
 
 
 class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected."""
 
 
 class StillWaiting(Exception):
-    """The client wants to ask for the job later."""
+    """The client's wait is over; it will fetch the job later."""
 
 
 async def own_form(services: Services, record: Record, caller: Caller) -> Response:
-    """A job that is done, in the form of /generate."""
+    """The response of /generate for a finished job."""
     applied = {"Preference-Applied": caller.preference.applied} if caller.preference.applied else {}
     if record.job.response_format == "file":
         response = await image_file(services, record, 0)
@@ -97,7 +97,7 @@ async def generate(services: Services, body: GenerateRequest, caller: Caller, re
     for _ in range(CHANGES):
         try:
             return await _generate(services, body, caller, receive)
-        except ModelGone:  # another version is served since this process has asked
+        except ModelGone:  # another version has been served since this process last asked
             await services.models.refresh()
     return await _generate(services, body, caller, receive)
 
@@ -137,15 +137,15 @@ async def _generate(services: Services, body: GenerateRequest, caller: Caller, r
 
 
 async def _check_manner(services: Services, served: Served, body: GenerateRequest, preference: Preference) -> None:
-    """Whether the manner of answering fits the request."""
+    """Check that the wanted kind of response fits the request."""
     later = preference.asynchronously or preference.wait_s is not None
     if body.stream and later:
-        raise InvalidRequest("stream and the Prefer header cannot be combined: send one of them.", "stream")
+        raise InvalidRequest("stream and the Prefer header cannot be combined: send only one of them.", "stream")
     if body.partial_images and not (body.stream or later):
-        message = "partial_images needs stream, or the header Prefer: respond-async."
+        message = "partial_images needs stream or the header Prefer: respond-async."
         raise InvalidRequest(message, "partial_images")
     if body.partial_images and not await shows_steps(services, served.name):
-        message = "partial_images is not available: the runtime runs all steps in one call and shows none of them."
+        message = "partial_images is not available: the runtime runs all steps in one call and has no previews."
         raise InvalidRequest(message, "partial_images")
 
 
@@ -163,7 +163,7 @@ async def _size_range(services: Services, served: Served, body: GenerateRequest)
 
 
 async def shows_steps(services: Services, name: Name) -> bool:
-    """Whether a worker does for this student; without any worker, one that does may yet come."""
+    """Whether a worker has previews of this student; True without workers, as one with previews may yet start."""
     workers = [each for each in await services.producer.workers() if each.state is not WorkerState.LOADING]
     return not workers or any(worker.shows(str(name)) for worker in workers)
 
@@ -193,7 +193,7 @@ def _job(served: Served, body: GenerateRequest, caller: Caller) -> Job:
 
 
 def _own_quota() -> int | None:
-    """The quota of the caller's key, if it has its own."""
+    """The quota of the caller's own key, or None."""
     info = current_request.get()
     return None if info is None or info.quota is None else round(info.quota * 1000)
 
@@ -218,7 +218,7 @@ async def _finished(submission: Submission, wait_s: int | None, receive: Receive
 async def _attend(
     submission: Submission, id: str, ended: Awaitable[Record], wait_s: int | None, receive: Receive
 ) -> Record:
-    """Wait for a job's end; whatever ends the waiting before that is told to the queue."""
+    """Wait for a job's end; if the wait ends earlier, the queue is notified."""
     services, options = submission.services, submission.options
     outcome = asyncio.ensure_future(ended)
     gone = asyncio.create_task(client_gone(receive))
@@ -238,41 +238,41 @@ async def _attend(
             message = f"The service is stopping, and the job will continue: ask for {where} later."
             raise Unavailable(message, headers={"Location": where})
         if wait_s is not None and wait_s < options.timeout_s:
-            await _tell(services.producer.detach(id, options.client))
+            await _notify(services.producer.detach(id, options.client))
             raise StillWaiting(id)
         if id == submission.job.id:
             if (
-                await _tell(services.producer.cancel(id, "expired")) == State.DONE
+                await _notify(services.producer.cancel(id, "expired")) == State.DONE
             ):  # with what earlier rounds have drawn
                 return (await services.producer.records([id]))[id]
-        else:  # the deadline of the job that it was attached to is another's business
+        else:  # a job that this request was attached to has a deadline of its own
             await _leaving(submission, id)()
-        raise DeadlineExceeded(f"The picture was not ready within {options.timeout_s:g} s.")
+        raise DeadlineExceeded(f"The image was not ready within {options.timeout_s:g} s.")
     finally:
         await end(tasks)
 
 
 def _leaving(submission: Submission, id: str) -> Any:
-    """What to do when the client that waits for a job has gone: nobody else's job is touched by it."""
+    """What to do when the client that waits for a job disconnects; other clients' jobs are not affected."""
     services, options = submission.services, submission.options
     grace_s = services.settings.retry_grace_s if options.idempotency else 0.0
 
     async def leave(stopping: bool = False) -> None:
-        """``stopping``: it is the service that goes, and the client will ask again."""
+        """``stopping``: the service is stopping, and the client will ask again."""
         if options.client and stopping:
-            await _tell(services.producer.detach(id, options.client))
+            await _notify(services.producer.detach(id, options.client))
         elif options.client:
-            await _tell(services.producer.leave(id, options.client, grace_s))
+            await _notify(services.producer.leave(id, options.client, grace_s))
 
     return leave
 
 
-async def _tell(call: Awaitable[object]) -> object:
+async def _notify(call: Awaitable[object]) -> object:
     """What the queue answers; None if it is away."""
     try:
         return await call
     except RedisError as error:
-        log.warning("the queue could not be told that nobody waits: %s", error)
+        log.warning("the queue could not be notified that the client has gone: %s", error)
         return None
 
 
@@ -282,10 +282,10 @@ async def _accepted(services: Services, id: str, caller: Caller) -> Response:
 
 
 async def _answer(services: Services, record: Record, caller: Caller) -> Response:
-    """200 for a job that has ended well.
+    """200 for a job that is done.
 
     Raises:
-        ServiceError: it has not.
+        ServiceError: it ended otherwise.
     """
     if (error := failure(record)) is not None:
         raise error

@@ -1,4 +1,4 @@
-"""From exceptions to answers: each becomes the one error body."""
+"""Exception handlers: every exception becomes the same error body."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Let the app answer every error in the one form."""
+    """Make the app return every error in the same form."""
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> JSONResponse:
@@ -57,19 +57,19 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def from_validation(error: dict[str, Any], fields: Collection[str]) -> ServiceError:
-    """The first thing that is wrong with a body, in one sentence that names the field; ``fields`` are known."""
+    """The first error of a body, in one sentence that names the field; ``fields`` are the known ones."""
     kind, field = error["type"], _field(error["loc"])
     if kind == "json_invalid":
         return ServiceError("The body is not valid JSON.", code="invalid_json")
     if kind == "string_unicode" and field is None:
-        return InvalidRequest("The name of a field is not valid Unicode.")
+        return InvalidRequest("A field's name is not valid Unicode.")
     if field is None:
-        return InvalidRequest("Send a JSON object, with the header Content-Type: application/json.")
+        return InvalidRequest("The body must be a JSON object, sent with Content-Type: application/json.")
     if kind == "missing":
         return InvalidRequest(f"{field} is missing.", param=field)
     if kind == "extra_forbidden" and len(error["loc"]) == 2:
         nearest = difflib.get_close_matches(field, fields, n=1, cutoff=0)[0]
-        return InvalidRequest(f"{field} is not a field of this request; the nearest one is {nearest}.", param=field)
+        return InvalidRequest(f"{field} is not a field of this request (did you mean {nearest}?).", param=field)
     message = error["msg"].removeprefix("Value error, ")
     where = "" if len(error["loc"]) == 2 else _entry(error["loc"])
     return InvalidRequest(f"{field}{where}: {message[:1].lower()}{message[1:]}.", param=field)
@@ -79,7 +79,7 @@ def from_http(error: HTTPException, path: str = "/") -> ServiceError:
     """What the framework itself refuses."""
     if error.status_code == 404:
         meant = re.sub("/+", "/", path).rstrip("/")
-        hint = f" The address without its extra slashes is {_printable(meant)}." if meant not in ("", path) else ""
+        hint = f" Without the extra slashes, the address is {_printable(meant)}." if meant not in ("", path) else ""
         return NotFound(f"There is no such page.{hint}")
     if error.status_code == 405:
         return MethodNotAllowed("This address does not support this method.")
@@ -99,12 +99,12 @@ def _fields(request: Request) -> Collection[str]:
 
 
 def _field(location: tuple[Any, ...]) -> str | None:
-    """The field's name, made safe to be printed: it may be the client's own invention."""
+    """The field's name, made printable: the client may have sent anything."""
     return _printable(str(location[1])) if len(location) > 1 else None
 
 
 def _entry(location: tuple[Any, ...]) -> str:
-    """Which entry of a list or an object is wrong, if one is."""
+    """Which entry of a list or an object is wrong, if any."""
     entries = [part for part in location[2:] if isinstance(part, int)]
     return f"[{entries[0]}]" if entries else ""
 

@@ -1,4 +1,4 @@
-"""Jobs that were accepted before: finding one, and what may be asked of it."""
+"""Accepted jobs: finding one, listing them, their images, cancelling."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ CURSOR = re.compile("[0-9]{1,18}")
 
 
 async def find(services: Services, id: str, key: str | None) -> Record:
-    """A job of this caller, or with ``key`` None of anybody.
+    """A job of this caller, or with ``key`` None of any caller.
 
-    A job of somebody else is as unknown as one that never was, or as one that another version of the service wrote in a
-    way of its own.
+    Another caller's job is as unknown as one that never existed, or one whose format this version cannot read.
 
     Raises:
         NotFound, RedisError
@@ -37,7 +36,7 @@ async def find(services: Services, id: str, key: str | None) -> Record:
 
 @dataclass(frozen=True)
 class Page:
-    """Some jobs, newest first, and where the next page begins (empty: nowhere)."""
+    """A page of jobs, newest first, and the cursor of the next one (empty: there is none)."""
 
     records: Sequence[Record]
     cursor: str
@@ -46,10 +45,10 @@ class Page:
 async def page_of(
     services: Services, key: str | None, limit: int, cursor: str | None, states: Collection[State]
 ) -> Page:
-    """The newest jobs of this caller, or with ``key`` None of all, in these states; those after ``cursor``.
+    """The newest jobs of this caller, or with ``key`` None of all, in these states, after ``cursor``.
 
     Raises:
-        InvalidRequest: no page began with this cursor.
+        InvalidRequest: this is not the cursor of a page.
         RedisError
     """
     before_us = _read_cursor(cursor)
@@ -72,7 +71,7 @@ def _read_cursor(cursor: str | None) -> int | None:
     if cursor is None:
         return None
     if not CURSOR.fullmatch(cursor):
-        raise InvalidRequest("cursor must be the next of an earlier page.", "cursor")
+        raise InvalidRequest("cursor must be the value of next in an earlier page.", "cursor")
     return int(cursor)
 
 
@@ -81,7 +80,7 @@ async def image_of(services: Services, record: Record, index: int) -> Response:
 
     Raises:
         Conflict: the job has not ended yet.
-        NotFound: it has no such image, or the image is kept no longer.
+        NotFound: it has no such image, or the image has expired.
     """
     if not record.terminal:
         raise Conflict(f"The job is {record.state}: its images are not ready yet.")
@@ -92,16 +91,16 @@ async def image_of(services: Services, record: Record, index: int) -> Response:
     try:
         return await image_file(services, record, index)
     except ServiceError:
-        raise NotFound("The image is no longer kept.") from None
+        raise NotFound("The image has expired and was deleted.") from None
 
 
 def _unknown() -> NotFound:
-    return NotFound("There is no such job, or it is no longer kept.")
+    return NotFound("There is no such job, or it has expired.")
 
 
 async def cancelled(services: Services, record: Record) -> Record:
-    """The job after it was cancelled: one that waited has ended, one that runs will at its next step boundary, and one
-    that had ended before is as it was.
+    """The job after it was cancelled: a waiting one has ended, a running one ends at its next step, and one that had
+    already ended is unchanged.
 
     Raises:
         NotFound, RedisError

@@ -1,4 +1,4 @@
-"""Addresses of pictures that anybody may open who has them, until they expire: no API key fits into an <img src>."""
+"""Signed image URLs that work without an API key until they expire, as an <img src> needs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from service.queue.producer import Producer
 
 SECRET_KEPT_S = 60.0
 SIGNATURE_BYTES = 18
-EXPIRED = "This link is not valid, or no longer: ask for the job, whose answer has a new one."
+EXPIRED = "This link is invalid or has expired: fetch the job, which has a new one."
 
 
 @dataclass(frozen=True)
 class Link:
-    """An address; ``expires`` is the Unix time at which it stops working, in seconds."""
+    """A URL; ``expires`` is the Unix time at which it stops working, in seconds."""
 
     url: str
     expires: int
 
 
 class Links:
-    """Signs addresses with a secret that all HTTP processes of a queue share."""
+    """Signs URLs with a secret that all HTTP processes of a queue share."""
 
     def __init__(self, producer: Producer, lifetime_s: float) -> None:
         self._producer = producer
@@ -50,7 +50,7 @@ class Links:
         return int((record.finished_s or record.created_s) + self._lifetime_s)
 
     async def check(self, id: str, index: int, expires: int, signature: str) -> None:
-        """Return if this link was made here and works still.
+        """Return if this link was signed by this service and is still valid.
 
         Raises:
             Forbidden: it was not, or no longer does.
@@ -63,13 +63,13 @@ class Links:
     async def _key(self) -> bytes:
         if not self._secret or time.monotonic() - self._read_at > SECRET_KEPT_S:
             found = await self._producer.shared_secret("links")
-            if found is None:  # links of this answer will not open, but the answer can be read
+            if found is None:  # the links of this response will not work, but the response can be read
                 return secrets.token_bytes(32)
             self._secret, self._read_at = found, time.monotonic()
         return self._secret
 
 
 def sign(secret: bytes, id: str, index: int, expires: int) -> str:
-    """What proves that a link to this image, with this expiry, was made by a holder of the secret."""
+    """The signature of a link to this image with this expiry."""
     digest = hmac.new(secret, f"{id}/{index}/{expires}".encode(), hashlib.sha256).digest()
     return base64.urlsafe_b64encode(digest[:SIGNATURE_BYTES]).decode("ascii")

@@ -21,8 +21,8 @@ from service.observe.metrics import Metrics
 from service.observe.tracer import Tracing
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-CLIENT_GONE = 499  # nginx's number; nobody sees it, it is only counted
-QUIET = {"/healthz", "/readyz", "/metrics"}  # asked all the time, by machines
+CLIENT_GONE = 499  # nginx's code; it is never sent, only counted
+QUIET = {"/healthz", "/readyz", "/metrics"}  # polled all the time, by machines
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class RequestContext:
             await self._app(scope, receive, send_with_id)
         except Exception:
             log.exception("request failed")
-            if status != CLIENT_GONE:  # the answer has begun: nothing can be said any more
+            if status != CLIENT_GONE:  # the response has begun: its status can no longer change
                 raise
             error = ServiceError("The service failed unexpectedly.")
             await JSONResponse(error_body(error, info.request_id), error.status)(scope, receive, send_with_id)
@@ -71,7 +71,7 @@ class RequestContext:
             self._note(scope, status)
 
     def _note(self, scope: Scope, status: int) -> None:
-        """Count the request, and say what became of it."""
+        """Count and log the request."""
         route = getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in METHODS else "other"
         seconds = time.perf_counter() - scope["state"]["started"]

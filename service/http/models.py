@@ -1,4 +1,4 @@
-"""What is said about models to clients and to the operator."""
+"""The models as clients and the operator see them."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class ProbeReport(Strict):
 
 
 class ServedVersion(Strict):
-    """A version that requests can ask for."""
+    """A version that requests can name."""
 
     version: str
-    latest: bool = Field(description="Whether it is what requests without a version get.")
-    steps: list[int] = Field(description="The values of num_inference_steps that it was trained for.")
+    latest: bool = Field(description="Whether requests without a version get it.")
+    steps: list[int] = Field(description="The values of num_inference_steps it was trained for.")
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")
     num_frames: int | None = Field(None, description="Of a student of videos: its own length.")
@@ -73,9 +73,9 @@ class ServedVersion(Strict):
     best_of: list[Gain] = Field(
         description="What best_of is predicted to buy, as measured when the bundle was made; empty where it was not."
     )
-    runtime: str | None = Field(description="How it is run; null while no worker holds it.")
-    shows_steps: bool = Field(description="Whether partial_images can be had.")
-    workers: int = Field(description="How many workers hold it.")
+    runtime: str | None = Field(description="The runtime that runs it; null while no worker has loaded it.")
+    shows_steps: bool = Field(description="Whether partial_images is available.")
+    workers: int = Field(description="How many workers have loaded it.")
     probe: ProbeReport = Field(description="What the golden probe says of its engine.")
 
 
@@ -105,11 +105,11 @@ class ModelVersion(Strict):
     state: str = Field(description="available, loading, serving, unloading, unloaded or refused.")
     reason: str = Field(description="Why it was refused.")
     latest: bool
-    workers: int = Field(description="How many workers hold it.")
+    workers: int = Field(description="How many workers have loaded it.")
 
 
 class AdminModels(Strict):
-    """Every version in the directory."""
+    """Every version in the directory of models."""
 
     data: list[ModelVersion]
 
@@ -138,14 +138,14 @@ async def retrieve(services: Services, name: str) -> Model:
 
 
 async def controller_of(services: Services) -> ModelController:
-    """Whoever leads the models, with brought up to date.
+    """The controller of the models, up to date.
 
     Raises:
         Conflict: the service serves one student and no other.
     """
     models = services.models
     if not isinstance(models, ModelController):
-        raise Conflict("This service serves the one student of FEWSTEP_MODEL; FEWSTEP_MODELS serves several.")
+        raise Conflict("This service serves only the student of FEWSTEP_MODEL; FEWSTEP_MODELS serves several.")
     await models.refresh()
     return models
 

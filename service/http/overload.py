@@ -1,4 +1,4 @@
-"""Refuses cheaply while the queue is full: what it has refused again and again need not be asked every time."""
+"""Load shedding: while the queue keeps refusing jobs, requests are refused without asking it each time."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from service.http.preferences import KEY_HEADER
 from service.observe.metrics import Metrics
 
 GUARDED = ("/generate", *OPENAI_PATHS)
-IN_A_ROW = 8  # fewer refusals are no overload: each of those is the queue's own
+IN_A_ROW = 8  # after fewer refusals, every request still asks the queue
 HOLD_S = 0.05  # then one request may ask the queue again
 
 
 @dataclass(frozen=True)
 class _Refused:
-    """Stands for the route that was not looked for, where requests are counted."""
+    """Stands in for the route, which was not resolved, where requests are counted."""
 
     path: str
 
 
 class OverloadGuard:
-    """Remembers what the queue said of late. Only of this process, and only for a moment: the queue is the truth."""
+    """Remembers the queue's latest verdicts, in this process and for a moment only: the queue is the authority."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -37,20 +37,20 @@ class OverloadGuard:
         self._wait_s = 0.0
 
     def record(self, full: bool, wait_s: float = 0.0) -> None:
-        """Note whether the queue has refused a job for being full; ``wait_s``: when another try is worth it."""
+        """Record whether the queue refused a job because it is full; ``wait_s``: after how long to retry."""
         self._in_a_row = self._in_a_row + 1 if full else 0
         self._wait_s = wait_s
         self._closed_until = self._clock() + HOLD_S if self._in_a_row >= IN_A_ROW else 0.0
 
     def refusal(self) -> QueueFull | None:
-        """What to answer without asking the queue, if it need not be asked."""
+        """The refusal to send without asking the queue, or None if it should be asked."""
         if self._clock() >= self._closed_until:
             return None
         return QueueFull("The queue is full: too many jobs are waiting.", retry_after_s=self._wait_s)
 
 
 class OverloadMiddleware:
-    """Answers for the guard, before a body is read. A request with an Idempotency-Key passes: its job may be there."""
+    """Sends the guard's refusals before a body is read. An Idempotency-Key passes: its job may exist already."""
 
     def __init__(self, app: ASGIApp, guard: OverloadGuard, metrics: Metrics) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""The headers with which a client says how it wants to be answered."""
+"""The headers with which a client states which kind of response it wants."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ KEY_HEADER = "Idempotency-Key"
 
 @dataclass(frozen=True)
 class Preference:
-    """What a Prefer header says (RFC 7240): ``asynchronously``, or to wait for the answer ``wait_s`` at most."""
+    """A Prefer header (RFC 7240): ``asynchronously``, or wait at most ``wait_s`` for the result."""
 
     asynchronously: bool = False
     wait_s: int | None = None
 
     @property
     def applied(self) -> str:
-        """The Preference-Applied header of an answer that follows it; empty without a preference."""
+        """The Preference-Applied header of a response that honours it; empty without a preference."""
         parts = ["respond-async"] if self.asynchronously else []
         return ", ".join(parts + ([f"wait={self.wait_s}"] if self.wait_s is not None else []))
 
 
 def read_preference(header: str) -> Preference:
-    """What is understood of a Prefer header; the rest is ignored, as the RFC has it. The first of two counts."""
+    """The known preferences of a header; others are ignored, as the RFC requires. The first of two counts."""
     words = [part.partition(";")[0].strip().lower() for part in header.split(",")]
     waits = [match[1] for word in words if (match := re.fullmatch(r'wait\s*=\s*"?([0-9]{1,9})"?', word))]
     return Preference("respond-async" in words, min(int(waits[0]), LONGEST_WAIT_S) if waits else None)
 
 
 def idempotency(header: str | None, key: str) -> str:
-    """The digest of an Idempotency-Key and of whose it is; empty without one.
+    """The digest of an Idempotency-Key and its owner; empty without one.
 
     Raises:
-        InvalidRequest: it is empty, too long, or not of printable ASCII characters.
+        InvalidRequest: it is empty, too long, or has characters outside printable ASCII.
     """
     if header is None:
         return ""
@@ -49,5 +49,5 @@ def idempotency(header: str | None, key: str) -> str:
 
 
 def digest(body: GenerateRequest) -> str:
-    """The same for two bodies that ask for the same, however they are written."""
+    """A digest that is equal for two bodies that ask for the same, however they are written."""
     return hashlib.sha256(body.model_dump_json().encode()).hexdigest()

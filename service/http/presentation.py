@@ -1,4 +1,4 @@
-"""From a job's record to what its client sees: JSON, or the bytes of an image."""
+"""From a job's record to the response: JSON, or the bytes of an image."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 
 
 async def generated(services: Services, record: Record, base_url: str) -> GenerateResponse:
-    """The answer for a job that is done: images in base64, or their addresses below ``base_url``.
+    """The response for a finished job: images in base64, or their URLs below ``base_url``.
 
     Raises:
-        ServiceError: an image was swept away meanwhile.
+        ServiceError: an image has been deleted meanwhile.
     """
     job, result = record.job, record.result
     inline = job.response_format != "url"
@@ -73,7 +73,7 @@ def drawn_images(record: Record) -> int:
 
 
 async def job_status(services: Services, record: Record, base_url: str, show_key: bool = False) -> JobStatus:
-    """What is known of a job at any time; of a waiting one its place, too. ``show_key``: and whose it is.
+    """The state of a job at any time, with the position of a waiting one. ``show_key``: with its owner's key.
 
     Raises:
         RedisError: the queue is out of reach.
@@ -124,7 +124,7 @@ def progress_of(record: Record) -> int | None:
 
 
 async def position_of(services: Services, record: Record) -> QueuePosition | None:
-    """Where a waiting job stands; None for one that does not wait (any more).
+    """A waiting job's position in the queue; None if it is not waiting.
 
     Raises:
         RedisError: the queue is out of reach.
@@ -136,28 +136,28 @@ async def position_of(services: Services, record: Record) -> QueuePosition | Non
 
 
 def timings(record: Record) -> Timings:
-    """Where the time of a job that is done went."""
+    """How long each stage of a finished job took."""
     total_s = (record.finished_s or record.created_s) - record.created_s
     return Timings(**_known(Timings, record.result["timings"]), total_s=total_s)
 
 
 def failure(record: Record) -> ServiceError | None:
-    """What a job that has ended ended with instead of pictures, or None if it is done."""
+    """The error that a job ended with, or None if it is done."""
     if record.state is State.DONE:
         return None
     if record.state is State.EXPIRED:
-        return DeadlineExceeded("The deadline passed before the picture was ready.")
+        return DeadlineExceeded("The deadline passed before the image was ready.")
     if record.state is State.CANCELLED:
         return Cancelled("The job was cancelled.")
-    error = record.result.get("error", {"code": "generation_failed", "message": "The picture could not be drawn."})
+    error = record.result.get("error", {"code": "generation_failed", "message": "The image could not be generated."})
     return GenerationFailed(error["message"], code=error["code"])
 
 
 async def image_file(services: Services, record: Record, index: int) -> Response:
-    """The bytes of image ``index`` of a job that is done; headers tell the rest.
+    """The bytes of image ``index`` of a finished job, with its seed, model and reward in headers.
 
     Raises:
-        ServiceError: it was swept away meanwhile.
+        ServiceError: it has been deleted meanwhile.
     """
     image, job = record.result["images"][index], record.job
     data = await read_image(services, image["file"], image["sha256"])
@@ -170,7 +170,7 @@ async def image_file(services: Services, record: Record, index: int) -> Response
     }
     if image.get("below_floor"):
         headers["X-Below-Floor"] = "true"
-    if (score := main_score(_student_of(services, job), image["reward"])) is not None:
+    if (score := main_score(student_of(services, job), image["reward"])) is not None:
         headers["X-Reward-Score"] = f"{score:.6f}"
     return Response(data, media_type=MEDIA_TYPES[job.output_format], headers=headers)
 
@@ -179,21 +179,21 @@ async def read_image(services: Services, reference: str, sha256: str = "") -> by
     """The stored bytes.
 
     Raises:
-        ServiceError: they were swept away.
+        ServiceError: they have been deleted.
     """
     try:
         return await asyncio.to_thread(_read_whole, services.results, reference, sha256)
     except ResultMissing:
-        raise ServiceError("The picture was generated, but its file no longer exists.", code="result_missing") from None
+        raise ServiceError("The image was generated, but its file no longer exists.", code="result_missing") from None
     except OSError as error:
         raise Unavailable("The result store cannot be reached.") from error
 
 
 def _read_whole(results: ResultStore, reference: str, sha256: str) -> bytes:
-    """The bytes of an image, if they are those that the worker has stored.
+    """The bytes of an image, checked against the hash of what the worker stored.
 
     Raises:
-        ResultMissing: they are not, or nothing is there.
+        ResultMissing: they differ, or are gone.
     """
     data = results.get(reference)
     if sha256 and hashlib.sha256(data).hexdigest() != sha256:
@@ -208,15 +208,15 @@ async def in_base64(services: Services, reference: str, sha256: str = "") -> str
 
 
 def main_score(student: Student | None, reward: dict[str, float]) -> float | None:
-    """The score of the scorer that the student was trained on, or of any other, or None without one."""
+    """The score of the scorer that the student was trained on, else of any other; None without scores."""
     scorers = student.scorers if student else {}
     trained = [name for name, scorer in scorers.items() if scorer.role == "trained" and name in reward]
     names = trained or sorted(reward)
     return reward[names[0]] if names else None
 
 
-def _student_of(services: Services, job: Job) -> Student | None:
-    """The student that drew a job; it may be served no more."""
+def student_of(services: Services, job: Job) -> Student | None:
+    """The student of a job; None if it is no longer served."""
     served = services.models.choice.served.get(Name(job.model, job.version))
     return served.student if served else None
 
@@ -245,5 +245,5 @@ def public_fields(form: type[BaseModel], image: Mapping[str, Any]) -> dict[str, 
 
 
 def _known(form: type[BaseModel], said: Mapping[str, Any]) -> dict[str, Any]:
-    """What this release knows of; a worker of a later one may say more."""
+    """The fields that this release knows; a worker of a later one may send more."""
     return {name: value for name, value in said.items() if name in form.model_fields}

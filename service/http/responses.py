@@ -38,14 +38,14 @@ class Floor(Strict):
 
 
 class GeneratedImage(Strict):
-    """One image and where it came from."""
+    """One image and how it was made."""
 
     b64_json: str | None = Field(None, description="The bytes of the image in base64, with response_format b64_json.")
     url: str | None = Field(
-        None, description="Where the bytes of the image are, with response_format url: for whoever has this link."
+        None, description="URL of the image, with response_format url. Anyone who has the link can open it."
     )
     expires_at: int | None = Field(None, description="Unix time at which the link stops working, in seconds.")
-    seed: int = Field(description="Posting this seed alone gives the same bytes.")
+    seed: int = Field(description="The seed that reproduces these bytes.")
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")
     num_frames: int | None = Field(None, description="Of a video.")
@@ -54,7 +54,7 @@ class GeneratedImage(Strict):
     reward: dict[str, float] = Field(description="Standardised score by scorer; 0 is the teacher's mean.")
     reward_percentile: dict[str, float] = Field(
         default_factory=dict,
-        description="Per cent of the student's own pictures at these steps that score lower, by scorer.",
+        description="Percentage of the student's own images at these steps that score lower, by scorer.",
     )
     reward_worst: dict[str, float] | None = Field(
         None, description="Of a video, whose reward is the mean of its frames': that of the worst of them, by scorer."
@@ -83,8 +83,8 @@ ENDED_BY = Field(
 class Timings(Strict):
     """How long each stage took, in seconds. Jobs of one batch share the times of inference and scoring."""
 
-    queue_s: float = Field(description="From acceptance to the worker.")
-    inference_s: float = Field(description="Drawing the batch.")
+    queue_s: float = Field(description="From acceptance until a worker took it.")
+    inference_s: float = Field(description="Generating the batch.")
     score_s: float = Field(description="Scoring the batch.")
     encode_s: float = Field(description="Encoding and storing this request's images.")
     total_s: float = Field(description="From acceptance to the end.")
@@ -104,8 +104,8 @@ class GenerateResponse(Strict):
     created: int = Field(description="Unix time of acceptance, in seconds.")
     model: str
     model_version: str
-    runtime: str = Field(description="How the student was run.")
-    batch_size: int = Field(description="Images in the largest call of the runtime that this request was part of.")
+    runtime: str = Field(description="The runtime that ran the student.")
+    batch_size: int = Field(description="Images in the largest runtime call that this request was part of.")
     data: list[GeneratedImage]
     timings: Timings = Field(description="How long each stage took.")
     scoring: Scoring | None = Field(None, description=LATE_SCORES)
@@ -115,41 +115,41 @@ class GenerateResponse(Strict):
 
 
 class ErrorDetail(Strict):
-    """What went wrong."""
+    """An error."""
 
     message: str = Field(description="One sentence.")
     type: Literal["invalid_request_error", "rate_limit_error", "server_error"] = Field(
-        description="What kind of error it is."
+        description="The kind of error, as OpenAI classifies it."
     )
-    param: str | None = Field(description="The field that is wrong, if one is.")
-    code: str = Field(description="An identifier for programs.")
+    param: str | None = Field(description="The name of the wrong field, if any.")
+    code: str = Field(description="A stable identifier for programs.")
 
 
 class QueuePosition(Strict):
-    """Where a waiting job stands."""
+    """A waiting job's position in the queue."""
 
-    position: int = Field(description="How many jobs are ahead of it. One of a higher priority may yet arrive.")
-    predicted_wait_s: float = Field(description="How long these will take at the recent speed; 0: not known yet.")
+    position: int = Field(description="Number of jobs ahead of it; jobs of a higher priority may still arrive.")
+    predicted_wait_s: float = Field(description="How long those will take at the current rate; 0: not known yet.")
 
 
 class JobStatus(Strict):
-    """A job at any time of its life."""
+    """The state of a job."""
 
     id: str = Field(description="The job's id.")
     status: Literal["queued", "running", "done", "failed", "cancelled", "expired"] = Field(
-        description="The last four are final."
+        description="Its state; the last four are final."
     )
     created: int = Field(description="Unix time of acceptance, in seconds.")
     started: float | None = Field(description="Unix time at which a worker took it (for the last time), in seconds.")
     finished: float | None = Field(description="Unix time of its end, in seconds.")
-    expires_at: int | None = Field(description="When it has ended: Unix time until which it and its images are kept.")
-    key: str | None = Field(description="The id of the key that it belongs to; for keys with the scope admin.")
+    expires_at: int | None = Field(description="Once it has ended: Unix time until which it and its images are kept.")
+    key: str | None = Field(description="The id of the API key it belongs to; shown to keys with the scope admin.")
     model: str
     model_version: str
     prompt: str
-    seeds: list[int] = Field(description="One for each image, random ones included.")
-    user: str | None = Field(description="As it was sent.")
-    metadata: dict[str, str] = Field(description="As it was sent.")
+    seeds: list[int] = Field(description="One for each image, including random ones.")
+    user: str | None = Field(description="As sent in the request.")
+    metadata: dict[str, str] = Field(description="As sent in the request.")
     priority: int
     cancelling: bool = Field(description="It is still running, but will be dropped after the current step.")
     progress: int | None = Field(
@@ -159,44 +159,44 @@ class JobStatus(Strict):
     data: list[GeneratedImage] = Field(description="When it is done: its images, each with its url.")
     runtime: str | None = Field(description="When it is done: how the student was run.")
     batch_size: int | None = Field(
-        description="When it is done: images in the largest call of the runtime that it was part of."
+        description="Once it is done: images in the largest runtime call that it was part of."
     )
-    timings: Timings | None = Field(description="When it is done: how long each stage took.")
+    timings: Timings | None = Field(description="Once it is done: how long each stage took.")
     scoring: Scoring | None = Field(description=LATE_SCORES)
     rank_by: str | None = Field(None, description="With best_of or min_reward: the scorer that chooses.")
     floor: Floor | None = Field(None, description="When it is done, with min_reward: the floor in effect.")
     ended_by: EndedBy = ENDED_BY
-    error: ErrorDetail | None = Field(description="When it is failed, cancelled or expired: why.")
+    error: ErrorDetail | None = Field(description="Once it has failed, expired or been cancelled: why.")
 
 
 class JobList(Strict):
     """Jobs, newest first."""
 
     data: list[JobStatus]
-    next: str | None = Field(description="The cursor of the next page; null on the last one.")
+    next: str | None = Field(description="The cursor of the next page; null on the last page.")
 
 
 class ErrorResponse(Strict):
     """The body of every answer that is not a success."""
 
     error: ErrorDetail
-    request_id: str = Field(description="The answer's X-Request-ID header.")
+    request_id: str = Field(description="The value of the response's X-Request-ID header.")
 
 
 MEANING = {
     400: "The body is not JSON.",
-    401: "An API key is needed, or the one that came is not valid.",
-    403: "The key has no scope for this.",
+    401: "An API key is needed, or the one that was sent is not valid.",
+    403: "The key lacks the scope for this.",
     404: "There is no such page, job, image or model.",
     408: "The body did not arrive in time.",
-    409: "The job is not in the state for this: it has not ended yet, or it was cancelled.",
-    413: "The body is too large, or more pixels are asked for than one request may have.",
+    409: "The job's state does not allow this: it has not ended yet, or it was cancelled.",
+    413: "The body is too large, or the request asks for more pixels than allowed.",
     415: "The body is not JSON, or is compressed.",
     422: "A field is missing, unknown or wrong; error.param names it.",
     429: "The key has used up its quota, or has too many streams open; see the Retry-After header.",
-    500: "The picture could not be drawn.",
-    503: "Too much work is waiting, or a part of the service is away; see the Retry-After header.",
-    504: "The picture was not ready in time, or certain not to be; then see the Retry-After header.",
+    500: "The image could not be generated.",
+    503: "Too many jobs are waiting, or a part of the service is unavailable; see the Retry-After header.",
+    504: "The image was not ready in time, or could not have been; see the Retry-After header.",
 }
 
 

@@ -1,4 +1,4 @@
-"""The body of a request, as clients write it. Everything is strict: no coercion, no unknown fields."""
+"""The body of a request. Everything is strict: no coercion, no unknown fields."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 
 from service.queue.job import PRIORITIES
 
-MAX_PROMPT_CHARS = 32_000  # as OpenAI's; what a student reads is counted in tokens
+MAX_PROMPT_CHARS = 32_000  # as OpenAI's; a student's own limit is in tokens
 MAX_IMAGES = 10
 MAX_SIDE_PX = 16384
 MAX_PREVIEWS = 3
@@ -26,6 +26,9 @@ def _not_blank(prompt: str) -> str:
     if not prompt.strip():
         raise ValueError("must contain at least one word")
     return prompt
+
+
+Prompt = Annotated[str, AfterValidator(_not_blank)]
 
 
 def _one_or_many(seed: Any) -> str:
@@ -61,35 +64,35 @@ class Strict(BaseModel):
 
 
 class GenerateRequest(Strict):
-    """What to draw, and in which form to answer."""
+    """The images to generate, and the form of the response."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
-    prompt: Annotated[str, AfterValidator(_not_blank)] = Field(
-        min_length=1, max_length=MAX_PROMPT_CHARS, description="What to draw, in words.", examples=["a red heart"]
+    prompt: Prompt = Field(
+        min_length=1, max_length=MAX_PROMPT_CHARS, description="A description of the image.", examples=["a red heart"]
     )
     negative_prompt: str | None = Field(
         None,
         max_length=MAX_PROMPT_CHARS,
-        description="Not supported: a few-step student runs without the second pass that would read it.",
+        description="Not supported: a few-step student runs without the second network pass that would read it.",
     )
     num_inference_steps: int | None = Field(
         None,
         ge=1,
         le=1000,
-        description="Network calls for each image: one of the step counts that the student was trained for. Unset: the "
-        "student's own default.",
+        description="Network calls for each image: one of the step counts the student was trained for. Default: the "
+        "student's own.",
         examples=[4],
     )
     guidance_scale: float | None = Field(
         None,
-        description="An error unless it is the value that was distilled into the student's weights.",
+        description="Refused unless it is the value that was distilled into the student's weights.",
     )
     width: int | None = Field(
-        None, ge=1, le=MAX_SIDE_PX, description="Pixels. Unset: the student's own width.", examples=[64]
+        None, ge=1, le=MAX_SIDE_PX, description="In pixels. Default: the student's own width.", examples=[64]
     )
     height: int | None = Field(
-        None, ge=1, le=MAX_SIDE_PX, description="Pixels. Unset: the student's own height.", examples=[64]
+        None, ge=1, le=MAX_SIDE_PX, description="In pixels. Default: the student's own height.", examples=[64]
     )
     size: str | None = Field(
         None,
@@ -99,12 +102,12 @@ class GenerateRequest(Strict):
     )
     seed: Seeds | None = Field(
         None,
-        description="Where the noise comes from: the same prompt and seed give the same bytes. Image k of a request "
-        "uses (seed + k) mod 2^32; a list gives each image its own. Unset: random; the answer says which.",
+        description="The seed of the noise: the same prompt and seed give the same bytes. Image k of a request uses "
+        "(seed + k) mod 2^32; a list gives each image its own. Default: random; the response reports it.",
         examples=[7, [7, 21, 42]],
     )
     num_images_per_prompt: int = Field(
-        1, ge=1, le=MAX_IMAGES, description="How many images to draw. Unset: as many as there are seeds."
+        1, ge=1, le=MAX_IMAGES, description="Number of images. Default: as many as there are seeds."
     )
     n: int = Field(1, ge=1, le=MAX_IMAGES, description="Another name for num_images_per_prompt.", examples=[2])
     best_of: int = Field(
@@ -137,7 +140,7 @@ class GenerateRequest(Strict):
     )
     model: str | None = Field(None, max_length=128, description="The id of a served student. Unset: the only one.")
     model_version: str | None = Field(
-        None, max_length=128, description="One of its versions, or latest. Unset: the newest.", examples=["latest"]
+        None, max_length=128, description="One of its versions, or latest (the default).", examples=["latest"]
     )
     num_frames: int | None = Field(
         None,
@@ -168,13 +171,13 @@ class GenerateRequest(Strict):
     response_format: Literal["b64_json", "url", "file"] = Field(
         "b64_json",
         description="b64_json: JSON with the images in base64. url: JSON with links, which work without a key for as "
-        "long as the service keeps results. file: the bytes of the one image.",
+        "long as the service keeps results. file: the bytes of a single image.",
     )
     priority: int = Field(
         0,
         ge=min(PRIORITIES),
         le=max(PRIORITIES),
-        description="Higher goes first, by a bounded amount of work, so that nothing waits for ever. Within a "
+        description="A higher priority goes first, by a bounded amount of work, so that no job starves. Within a "
         "priority, keys take turns. A key may be limited to less; without a limit of its own, one that is no admin's "
         "may ask for 0 at most.",
     )
@@ -183,7 +186,7 @@ class GenerateRequest(Strict):
         gt=0,
         le=MAX_TIMEOUT_S,
         description="Deadline in seconds. A request that would have to wait longer is refused at once with 504, and "
-        "a job that has not started by then never will. Unset: the service's own setting.",
+        "a job that has not started by then never will. Default: the service's own setting.",
         examples=[30],
     )
     stream: bool = Field(
@@ -195,15 +198,15 @@ class GenerateRequest(Strict):
         0,
         ge=0,
         le=MAX_PREVIEWS,
-        description="At most how many previews of each unfinished image to send; only where the runtime shows its "
-        "steps, with stream or Prefer: respond-async.",
+        description="At most how many previews of each unfinished image to send; only on a runtime with previews, "
+        "with stream or Prefer: respond-async.",
     )
     allow_training: bool | None = Field(
         None,
         description="Whether the prompt may be kept to train later students, if its images score low. Unset: as the "
         "API key says, else no. Neither user nor metadata are kept with it.",
     )
-    user: str | None = Field(None, max_length=128, description="Your own name for the user; returned with the job.")
+    user: str | None = Field(None, max_length=128, description="Your own name for the end user; returned with the job.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(
         None, max_length=MAX_METADATA, description="Your own notes; returned with the job.", examples=[{"page": "12"}]
     )
@@ -211,17 +214,17 @@ class GenerateRequest(Strict):
     webhook_url: str | None = Field(
         None,
         max_length=2048,
-        description="An https address that receives a signed message when the job has ended, if the operator allows "
+        description="An https URL that receives a signed message when the job has ended, if the operator has enabled "
         "webhooks. It may arrive twice, with the same webhook-id.",
         examples=["https://example.com/hook"],
     )
     webhook_events: list[WebhookEvent] | None = Field(
-        None, min_length=1, max_length=4, description="Which outcomes to send. Unset: all.", examples=[["job.done"]]
+        None, min_length=1, max_length=4, description="Which outcomes to send. Default: all.", examples=[["job.done"]]
     )
 
     @property
     def count(self) -> int:
-        """How many images are asked for, by whichever field says so."""
+        """The number of images requested, by whichever field gives it."""
         if "num_images_per_prompt" in self.model_fields_set:
             return self.num_images_per_prompt
         if "n" in self.model_fields_set:

@@ -23,8 +23,8 @@ from service.http.services import Services
 from service.keys import KeyStore
 from service.settings import Settings
 
-STOP_MARGIN_S = 1  # for those who are answered at the last moment
-KEEP_ALIVE_S = 75  # longer than the idle limit of common load balancers, so that it is they who close first
+STOP_MARGIN_S = 1  # for responses that are sent at the last moment
+KEEP_ALIVE_S = 75  # longer than the idle limit of common load balancers, so that they close first
 
 DESCRIPTORS_WANTED = 65536
 DESCRIPTORS_APART = 128  # files, the queue, the result store, threads
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """A server that tells the application at once when it is to stop, so that /readyz says so and who waits hears."""
+    """A server that notifies the application as soon as it must stop, so that /readyz and waiting requests know."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float) -> None:
         super().__init__(config)
@@ -45,8 +45,8 @@ class Server(uvicorn.Server):
         if services is None or services.stopping.is_set():
             return super().handle_exit(sig, frame)
         services.stopping.set()
-        # A signal comes in the middle of anything: the line is not about the request that is just being answered.
-        Context().run(log.info, "told to stop", extra={"drain_s": self._drain_s})
+        # A signal may arrive while a request is being handled; the line must not carry that request's context.
+        Context().run(log.info, "stopping", extra={"drain_s": self._drain_s})
         asyncio.get_running_loop().call_later(self._drain_s, super().handle_exit, sig, frame)
 
 
@@ -54,11 +54,11 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
     """Serve on a bound socket until SIGTERM or SIGINT.
 
     Raises:
-        StartupError: there is no student to serve, no server is known, or a key is needed and there is none.
+        StartupError: there is no student to serve, no queue server is set, or a key is needed and there is none.
     """
     settings.required_redis_url  # noqa: B018
     check_exposure(settings, listener.getsockname()[0], KeyStore(settings.data_dir))
-    # A third more lines, for a date that nobody asks for.
+    # The _created series make a scrape a third longer, and nothing uses them.
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     app = build_app(settings)
     config = uvicorn.Config(
@@ -83,7 +83,7 @@ def _end(_number: int, _frame: FrameType | None) -> None:
 
 
 def raise_descriptor_limit() -> int:
-    """How many descriptors this process may have open, after it has asked for more: each waiting client needs one."""
+    """Raise the limit of open descriptors, as each waiting client needs one; returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:

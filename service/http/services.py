@@ -1,4 +1,4 @@
-"""What the routes work with: built once for each API process."""
+"""The dependencies of the routes: built once for each HTTP process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FIRST_LOOK_S = 2.0  # a server that is away does not keep a process from startin
 
 @dataclass(frozen=True)
 class Services:
-    """``stopping`` is set when the process has been told to end."""
+    """``stopping`` is set when the process has received a signal to stop."""
 
     settings: Settings
     models: SingleModel | ModelController
@@ -60,7 +60,7 @@ class Services:
 
 
 async def services_of(request: Request) -> Services:
-    """The services of the process that answers a request."""
+    """The services of this process, as a dependency of routes."""
     services: Services = request.app.state.services
     return services
 
@@ -70,7 +70,7 @@ WithServices = Annotated[Services, Depends(services_of)]
 
 @asynccontextmanager
 async def background(services: Services) -> AsyncIterator[None]:
-    """Run what an API process does beside answering, for as long as the context lasts."""
+    """Run the background tasks of an HTTP process for as long as the context lasts."""
 
     async def reap() -> None:
         await services.producer.reap()
@@ -87,7 +87,7 @@ async def background(services: Services) -> AsyncIterator[None]:
     forever = services.background.forever
     tasks = [
         asyncio.create_task(forever("replies", services.replies.read, vital=True)),
-        asyncio.create_task(forever("models", services.models.look_again, vital=True)),
+        asyncio.create_task(forever("models", services.models.poll, vital=True)),
         asyncio.create_task(forever("reaper", reap, REAP_EVERY_S, vital=True)),
         asyncio.create_task(forever("streams", services.streams.renew, RENEW_S)),
     ]
@@ -103,7 +103,7 @@ async def background(services: Services) -> AsyncIterator[None]:
 async def open_services(
     settings: Settings, metrics: Metrics, one: SingleModel | None, tracing: Tracing, guard: OverloadGuard
 ) -> AsyncIterator[Services]:
-    """Connect (lazily: the server may come later), start the background tasks. Without ``one``, several are served."""
+    """Connect (lazily) and start the background tasks; without ``one``, several students are served."""
     api = uuid.uuid4().hex
     client = connect_async(settings.required_redis_url)
     reader = connect_async(settings.required_redis_url, block_s=BLOCK_S)
@@ -150,6 +150,6 @@ async def open_services(
 
 
 async def ending(services: Services) -> None:
-    """Returns when the process has been told to end and the time for what is almost done is over."""
+    """Returns when the process is stopping and the grace period for running requests is over."""
     await services.stopping.wait()
     await asyncio.sleep(services.settings.drain_s + services.settings.grace_s)

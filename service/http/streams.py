@@ -34,13 +34,13 @@ class Streams:
         """Count one more; returns its id, for ``close``.
 
         Raises:
-            TooManyStreams: the key has as many as it may.
+            TooManyStreams: the key has reached its limit.
             RedisError: the queue is out of reach.
         """
         id = secrets.token_hex(8)
         asked = (id, key, self._most, round(KEPT_S * 1000))
         if not await bounded(self._scripts.run("open_stream", *asked)):
-            raise TooManyStreams(f"This key has {self._most} streams open already: close one first.")
+            raise TooManyStreams(f"This key already has {self._most} streams open: close one first.")
         self._open[id] = key
         return id
 

@@ -1,4 +1,4 @@
-"""Putting a job into the queue, and what the queue's refusals mean to a client."""
+"""Enqueueing a job, and translating the queue's refusals for the client."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Submission:
-    """A job, how it is to be queued, and what the queue can be asked to do with it again."""
+    """A job and how it is to be queued; it can be enqueued again after the queue's server has lost it."""
 
     services: Services
     job: Job
     options: QueueOptions
 
     async def enqueue(self) -> str:
-        """Put the job into the queue; returns the id of the job to wait for, which is another for a repeated request.
+        """Put the job into the queue; returns the id of the job to wait for: a repeated request gets the first one's.
 
         Raises:
             ServiceError: the queue refuses it.
@@ -55,21 +55,21 @@ class Submission:
     def _log(self, verdict: Verdict) -> None:
         job, settings = self.job, self.services.settings
         about = {"verdict": verdict.word, "images": len(job.seeds), "steps": job.steps}
-        log.info("job asked for", extra={**about, **prompt_facts(job.prompt, settings.log_prompts)})
+        log.info("job requested", extra={**about, **prompt_facts(job.prompt, settings.log_prompts)})
 
 
 def _note(verdict: Verdict) -> None:
-    """Let the answer say which job it is about, and what is left of the caller's quota."""
+    """Add the job's id and the rest of the caller's quota to the response."""
     if info := current_request.get():
         info.job_id = verdict.id
         info.headers |= rate_headers(verdict.quota, verdict.quota_left)
 
 
 def rate_headers(quota: int, left: int) -> dict[str, str]:
-    """What is left of a quota, in thousands of pixel-steps; nothing without a quota.
+    """The rate limit headers for a quota in thousands of pixel-steps; none without a quota.
 
-    X-RateLimit-* is the custom; RateLimit and RateLimit-Policy are those of draft-ietf-httpapi-ratelimit-headers-10.
-    ``Reset`` and ``t`` are the seconds until all of it is back: it comes back steadily, all of it within a minute.
+    X-RateLimit-* is conventional; RateLimit and RateLimit-Policy are from draft-ietf-httpapi-ratelimit-headers-10.
+    ``Reset`` and ``t`` are the seconds until the quota is full again: it refills steadily, completely in a minute.
     """
     if quota <= 0:
         return {}
@@ -90,18 +90,18 @@ def _refusal(verdict: Verdict, job: Job) -> ServiceError | None:
     if verdict.word == "full":
         return QueueFull("The queue is full: too many jobs are waiting.", retry_after_s=again)
     if verdict.word == "key_full":
-        message = "Too many of your requests are waiting: wait for some of them, or for the time in Retry-After."
+        message = "Too many of your requests are waiting: let some of them finish, or retry after Retry-After."
         return QuotaExceeded(message, code="too_many_waiting", retry_after_s=again)
     if verdict.word == "late":
         message = "The queue is too long for this deadline: timeout_s would pass before a worker is free."
         return DeadlineExceeded(message, "timeout_s", retry_after_s=again)
     if verdict.word == "quota":
         message = (
-            f"This request costs {job.cost / 1000:g} megapixel-steps, and of your {verdict.quota / 1000:g} a minute "
-            f"{max(0, verdict.quota_left) / 1000:g} are left."
+            f"This request costs {job.cost / 1000:g} megapixel-steps, but only {max(0, verdict.quota_left) / 1000:g} "
+            f"are left of your quota of {verdict.quota / 1000:g} a minute."
         )
         return QuotaExceeded(message, retry_after_s=again)
     if verdict.word == "mismatch":
-        message = f"This {KEY_HEADER} was used for another request: use a new one."
+        message = f"This {KEY_HEADER} was already used for a different request: use a new one."
         return InvalidRequest(message, KEY_HEADER, code="idempotency_mismatch")
     return None

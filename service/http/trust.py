@@ -1,7 +1,7 @@
-"""Whom a service without API keys may answer: programs and people on its own machine, and nobody through them.
+"""Which requests a service without API keys accepts: those of programs and people on its own machine.
 
 Every web page that is open on the machine can send requests to 127.0.0.1 (DNS rebinding, cross-site forms), and so can
-whoever a reverse proxy in front of the service lets in. Neither has a key to show, so both are told by their headers.
+anyone whom a reverse proxy in front of the service lets in. Without keys, only their headers give them away.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ PROXY_HEADERS = ("forwarded", "x-real-ip", "via")
 PROXY_PREFIX = "x-forwarded-"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 CODE = "untrusted_request"
-MAKE_A_KEY = "make an API key with fewstep keys create"
+MAKE_A_KEY = "create an API key with fewstep keys create"
 
 
 def check_keyless(scope: Scope, settings: Settings) -> None:
     """Return if a request without a key may be answered by a service that has none.
 
     Raises:
-        Forbidden: it comes from another web page, or (unless the operator said --insecure) through a proxy or under a
-            name that is not this machine's own.
+        Forbidden: it comes from another web page, or (without --insecure) through a proxy or under a host name that is
+            not this machine's own.
     """
     headers = Headers(scope=scope)
     if scope.get("method", "GET") not in SAFE_METHODS and _cross_site(headers, settings):
-        raise Forbidden("This service takes no requests from other web pages: FEWSTEP_CORS allows them.", code=CODE)
+        raise Forbidden("Requests from other web pages are refused: FEWSTEP_CORS allows their origins.", code=CODE)
     if settings.insecure:
         return
     if settings.public_url or proxied(headers):
-        raise Forbidden(f"This service is reached through a proxy, and has no API key: {MAKE_A_KEY}.", code=CODE)
+        raise Forbidden(f"This service is behind a proxy and has no API key: {MAKE_A_KEY}.", code=CODE)
     if not is_loopback_name(headers.get("host", "")):
-        message = f"This service has no API key, so it answers to localhost only: use that name, or {MAKE_A_KEY}."
+        message = f"This service has no API key, so it accepts requests to localhost only: use that, or {MAKE_A_KEY}."
         raise Forbidden(message, code=CODE)
 
 
 def proxied(headers: Headers) -> bool:
-    """Whether something between the client and this process has left a sign of itself."""
+    """Whether the headers show a proxy between the client and this process."""
     return any(name in PROXY_HEADERS or name.startswith(PROXY_PREFIX) for name in headers.keys())
 
 
@@ -61,7 +61,7 @@ def is_loopback_name(host: str) -> bool:
 
 
 def is_local(scope: Scope) -> bool:
-    """Whether a request comes straight from this machine."""
+    """Whether a request comes directly from this machine."""
     client, headers = scope.get("client"), Headers(scope=scope)
     if client is None or proxied(headers) or not is_loopback_name(headers.get("host", "")):
         return False

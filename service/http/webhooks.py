@@ -1,4 +1,4 @@
-"""What a request for images says about its webhook, and the task that delivers them."""
+"""The webhook of a request for images, and the task that delivers webhooks."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from service.webhooks.deliver import POLL_EVERY_S, Deliverer
 from service.webhooks.outbox import Outbox
 from service.webhooks.target import TargetRefused, check_url, rules_of
 
-EVENTS = ("job.done", "job.failed", "job.cancelled", "job.expired")
+OUTCOMES = ("job.done", "job.failed", "job.cancelled", "job.expired")
 
 
 def webhook_of(body: GenerateRequest, settings: Settings, base_url: str) -> str:
-    """The webhook as the queue keeps it; empty without one.
+    """The webhook as the queue stores it; empty without one.
 
     Raises:
-        InvalidRequest: there are none here, or none may go to this address.
+        InvalidRequest: webhooks are not enabled, or this URL is not allowed.
     """
     if body.webhook_url is None:
         if body.webhook_events is not None:
             raise InvalidRequest("webhook_events needs a webhook_url.", "webhook_events")
         return ""
     if settings.webhook_secret is None:
-        raise InvalidRequest("webhook_url: this service sends no webhooks.", "webhook_url")
+        raise InvalidRequest("webhook_url: webhooks are not enabled on this service.", "webhook_url")
     try:
         check_url(body.webhook_url, rules_of(settings))
     except TargetRefused as error:
         raise InvalidRequest(f"webhook_url: {error}.", "webhook_url") from None
-    return json.dumps({"url": body.webhook_url, "events": body.webhook_events or EVENTS, "base_url": base_url})
+    return json.dumps({"url": body.webhook_url, "events": body.webhook_events or OUTCOMES, "base_url": base_url})
 
 
 @asynccontextmanager
 async def webhooks(services: Services) -> AsyncIterator[None]:
-    """Deliver for as long as the context lasts, if webhooks are on. What was under way at the end is sent later."""
+    """Deliver webhooks for as long as the context lasts, if enabled. What is interrupted at the end is sent later."""
     if services.settings.webhook_secret is None:
         yield
         return

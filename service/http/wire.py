@@ -1,5 +1,5 @@
-"""What is refused before a route is looked for: requests that two readers could read differently, bodies in a form that
-nobody here reads, and clients that send nothing for too long."""
+"""Checks before routing: ambiguous requests, bodies of an unsupported form, and clients that send nothing for too long
+are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STREAMS = "/events"
 
 
 class WireCheck:
-    """Answers what is wrong with a request as it came over the wire; HEAD becomes GET without the body."""
+    """Refuses requests that are malformed on the wire; turns HEAD into GET without the body."""
 
     def __init__(self, app: ASGIApp, body_timeout_s: float) -> None:
         self._app = app
@@ -42,7 +42,7 @@ class WireCheck:
 
 
 def refusal(scope: Scope) -> ServiceError | None:
-    """Why a request is not read any further, or None."""
+    """Why a request is refused before its body is read, or None."""
     headers = Headers(scope=scope)
     if "content-length" in headers and "transfer-encoding" in headers:
         message = "Content-Length and Transfer-Encoding contradict each other: send one of them."
@@ -51,18 +51,18 @@ def refusal(scope: Scope) -> ServiceError | None:
         return None
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
-        return UnsupportedMediaType(f"A body in {encoding[:40]} is not read here: send it uncompressed.")
+        return UnsupportedMediaType(f"Content-Encoding {encoding[:40]} is not supported: send the body uncompressed.")
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if scope["path"] == VIDEOS_PATH and kind == "multipart/form-data":  # OpenAI's client sends nothing else
         return None
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         shown = f", not {kind[:80]}" if kind else ""
-        return UnsupportedMediaType(f"Send a JSON object with the header Content-Type: application/json{shown}.")
+        return UnsupportedMediaType(f"The body must be a JSON object with Content-Type: application/json{shown}.")
     return None
 
 
 def _in_time(receive: Receive, timeout_s: float) -> Receive:
-    """``receive`` with a bound on each wait until the body is complete; after that it reports a client that leaves."""
+    """``receive`` with a limit on each wait until the body is complete; after that it reports a disconnect."""
     complete = False
 
     async def receive_in_time() -> Message:

@@ -1,4 +1,4 @@
-"""What an operator asks of the models: load, promote, unload."""
+"""The operator's actions on models: load, promote, unload."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from service.quality.canary import Canary, Plan
 from student.bundle import BundleError
 
 POLL_EVERY_S = 0.1
-UNKNOWN = "There is no such model, or no such version of it."
+UNKNOWN = "There is no such model or version."
 
 
 async def load(controller: ModelController, name: Name, wait_s: float) -> Version:
-    """Have a version loaded; ``serving`` or, after the wait, still ``loading``.
+    """Load a version; its state is ``serving`` or, after the wait, still ``loading``.
 
     Raises:
         NotFound, ModelRefused, Conflict, RedisError
@@ -91,7 +91,7 @@ async def stop_canary(controller: ModelController, name: Name) -> Canary:
 
 
 async def unload(controller: ModelController, name: Name, wait_s: float) -> Version:
-    """Have a version dropped; ``unloaded`` or, after the wait, still ``unloading``.
+    """Unload a version; its state is ``unloaded`` or, after the wait, still ``unloading``.
 
     Raises:
         NotFound, Conflict, RedisError
@@ -100,9 +100,9 @@ async def unload(controller: ModelController, name: Name, wait_s: float) -> Vers
     _known(controller, name)
     word = await controller.registry.unload(str(name))
     if word == "promoted":
-        raise Conflict(f"{name} is the latest of its model: promote another version first.", "version")
+        raise Conflict(f"{name} is the latest version of its model: promote another one first.", "version")
     if word == "last":
-        raise Conflict(f"{name} is the only one that is served: load another one first.", "version")
+        raise Conflict(f"{name} is the only served model: load another one first.", "version")
     if word == "missing" and controller.version(name).state not in (ModelState.UNLOADING, ModelState.UNLOADED):
         raise Conflict(f"{name} is not served.", "version")
     return await _settled(controller, name, {ModelState.SERVING, ModelState.UNLOADING}, wait_s)
@@ -114,7 +114,7 @@ def _known(controller: ModelController, name: Name) -> None:
 
 
 async def _settled(controller: ModelController, name: Name, moving: set[ModelState], wait_s: float) -> Version:
-    """What a version has become, or is after ``wait_s``."""
+    """The version once it has left the states in ``moving``, or after ``wait_s``."""
     deadline = time.monotonic() + wait_s
     while True:
         await controller.refresh()

@@ -1,4 +1,4 @@
-"""Which of the served students a request means: pure rules over what is served at one moment."""
+"""Which of the served students a request names: pure rules over what is served at one moment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LATEST = "latest"
 
 @dataclass(frozen=True)
 class Served:
-    """A student that requests can be made of; ``sizes`` are those beside its own."""
+    """A student that requests can name; ``sizes`` are those besides its own."""
 
     student: Student
     count_tokens: Callable[[str], int]
@@ -39,7 +39,7 @@ class Choice:
 
     @property
     def ids(self) -> list[str]:
-        """The models of which a version is served."""
+        """The models that have a served version."""
         return sorted({name.id for name in self.served})
 
     def versions(self, id: str) -> list[str]:
@@ -47,7 +47,7 @@ class Choice:
         return sorted((name.version for name in self.served if name.id == id), key=age)
 
     def latest(self, id: str) -> str | None:
-        """The version that ``latest`` means: the promoted one, else the newest."""
+        """The latest version: the promoted one, else the newest."""
         versions = self.versions(id)
         promoted = self.promoted.get(id)
         return promoted if promoted in versions else versions[-1] if versions else None
@@ -66,7 +66,7 @@ class Choice:
         return (found, candidate) if candidate else None
 
     def pick(self, id: str | None, version: str | None) -> Served:
-        """The student that a request for these means.
+        """The student that a request for this id and version gets.
 
         Raises:
             NotFound: it is not served.
@@ -74,14 +74,14 @@ class Choice:
         """
         ids = self.ids
         if id is None and len(ids) > 1:
-            raise InvalidRequest(f"model is missing, and several are served: {', '.join(ids)}.", "model")
+            raise InvalidRequest(f"model is required, as several are served: {', '.join(ids)}.", "model")
         if id is None and ids:
             id = ids[0]
         if id not in ids:
-            raise NotFound(f"There is no model {_shown(id)} here: {_listed(ids)}.", "model", code="model_not_found")
+            raise NotFound(f"The model {_shown(id)} is not served: {_listed(ids)}.", "model", code="model_not_found")
         exact = self.latest(id) if version in (None, LATEST) else version
         if exact not in self.versions(id):
-            message = f"Model {id} has no version {_shown(exact)} here: {_listed(self.versions(id))}."
+            message = f"Version {_shown(exact)} of model {id} is not served: {_listed(self.versions(id))}."
             raise NotFound(message, "model_version", code="model_not_found")
         return self.served[Name(id, str(exact))]
 
@@ -91,4 +91,4 @@ def _shown(text: object) -> str:
 
 
 def _listed(served: Sequence[str]) -> str:
-    return f"served {'is' if len(served) == 1 else 'are'} {', '.join(served)}" if served else "none is served"
+    return f"accepted {'is' if len(served) == 1 else 'are'} {', '.join(served)}" if served else "none is"

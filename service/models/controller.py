@@ -1,6 +1,6 @@
-"""What is served, as an API process sees it; with FEWSTEP_MODELS it also leads each model from one state to the next.
+"""What is served, as an HTTP process sees it; with FEWSTEP_MODELS it also moves each model from state to state.
 
-Every API process does so, in any order: each move names the state that it starts from, so a second one changes nothing.
+Every HTTP process does so, in any order: each transition names the state it starts from, so a second changes nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a model: ``state`` is 'available' if nothing was said of it; ``workers`` hold it now."""
+    """One version of a model: ``state`` is 'available' if it is not registered; ``workers`` have loaded it."""
 
     name: Name
     state: str
@@ -56,7 +56,7 @@ class SingleModel:
     async def refresh(self) -> None:
         """Nothing changes."""
 
-    async def look_again(self) -> None:
+    async def poll(self) -> None:
         """Nothing changes."""
         await asyncio.sleep(POLL_EVERY_S)
 
@@ -78,7 +78,7 @@ class ModelController:
         self._workers: Sequence[Worker] = ()
         self._began = False
 
-    async def look_again(self) -> None:
+    async def poll(self) -> None:
         """Refresh, and pause until it is time to do so again; an outage of the queue leaves everything as it was.
 
         Raises:
@@ -89,7 +89,7 @@ class ModelController:
         await asyncio.sleep(BUSY_POLL_S if moving else POLL_EVERY_S)
 
     async def refresh(self) -> None:
-        """Read the states, lead on what can be led on, and take over what is served.
+        """Read the states, advance those that can be, and adopt what is served.
 
         Raises:
             RedisError: the queue's server is away.
@@ -108,19 +108,19 @@ class ModelController:
         await self._take_over(states)
 
     async def load(self, name: Name) -> None:
-        """Ask the workers to load a version; whoever asked watches ``version`` for what becomes of it."""
+        """Ask the workers to load a version; ``version`` shows its progress."""
         await self.registry.transition(str(name), LOADABLE, Entry(ModelState.LOADING, attempt=secrets.token_hex(8)))
         await self.refresh()
 
     def version(self, name: Name) -> Version:
-        """What is known of a version, as of the last refresh."""
+        """The state of a version, as of the last refresh."""
         entry = self._entries.get(str(name))
         held = tuple(worker for worker in self._workers if str(name) in worker.models)
         promoted = self.choice.latest(name.id) == name.version
         return Version(name, entry.state if entry else "available", entry.reason if entry else "", promoted, held)
 
     def versions(self) -> list[Version]:
-        """Everything that lies in the directory or was said."""
+        """Every version that is in the directory or registered."""
         said = {Name.of(name) for name in self._entries}
         found = self.folder.names()
         return [self.version(name) for name in [*found, *sorted(said - set(found), key=str)]]
@@ -138,8 +138,8 @@ class ModelController:
         return self.states.entries
 
     def _beginning(self, states: ModelStates) -> ModelStates:
-        """What is to be said when nothing was: what this process knew (the server has lost its data), else to load the
-        newest version of each model. Of a model that comes later, nothing was said either."""
+        """The first states of unregistered models: what this process knew (the server has lost its data), else to load
+        the newest version of each. A model that is added later is not registered either."""
         if not states.entries and self._entries:
             return self.states
         known = {Name.of(name).id for name in states.entries}
@@ -147,7 +147,7 @@ class ModelController:
         return ModelStates({str(name): Entry(ModelState.LOADING, attempt=secrets.token_hex(8)) for name in fresh})
 
     async def _advance(self, states: ModelStates) -> bool:
-        """Lead on what the workers have done; True if anything has moved."""
+        """Advance the versions that the workers are done with; True if any state has changed."""
         moved = False
         for name, entry in states.entries.items():
             if (after := self._after(name, entry)) is not None:
@@ -183,7 +183,7 @@ class ModelController:
         return None if verdict.decision is Decision.GO_ON else (verdict.decision, verdict.reason)
 
     def _after(self, name: str, entry: Entry) -> Entry | None:
-        """What comes after an entry, if its time has come."""
+        """The entry that follows this one; None while it must wait."""
         holding = [worker for worker in self._workers if name in worker.models]
         if entry.state is ModelState.UNLOADING and self._workers and not holding:
             return Entry(ModelState.UNLOADED)
@@ -206,7 +206,7 @@ class ModelController:
         self.states = states
 
     def _open(self, names: Sequence[Name]) -> dict[Name, Served]:
-        """What the workers draw with, as far as this process can read it."""
+        """The students that the workers serve, as far as this process can read them."""
         opened: dict[Name, Served] = {}
         for name in names:
             try:
@@ -214,5 +214,5 @@ class ModelController:
                 count_tokens = counter_of(self.folder.bundle(name), student, self._settings)
                 opened[name] = Served(student, count_tokens, sizes_of(self.folder.bundle(name), student))
             except BundleError as error:
-                log.warning("%s is loaded, but its files cannot be read here: %s", name, error)
+                log.warning("%s is loaded by workers, but its files cannot be read here: %s", name, error)
         return opened

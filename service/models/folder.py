@@ -29,7 +29,7 @@ class Name:
 
 
 class Folder:
-    """What lies in a directory of students. It is read anew each time: folders come and go while the service runs."""
+    """A directory of students. It is read anew each time, as folders come and go while the service runs."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,20 +46,20 @@ class Folder:
         return list({name.id: name for name in self.names()}.values())
 
     def bundle(self, name: Name) -> Path:
-        """Where a student lies, or would lie."""
+        """The folder of a student, which need not exist."""
         return self.path / name.id / name.version
 
     def student(self, name: Name) -> Student:
         """The manifest of a version.
 
         Raises:
-            BundleError: there is none, or it is wrong, or it is that of another student.
+            BundleError: it is missing or invalid, or names another student.
         """
         if not _sound(name):
-            raise BundleError(f"{name} is not the name of a student's version")
+            raise BundleError(f"{name} is not a valid ID/VERSION")
         student = read_student(self.bundle(name))
         if (student.id, student.version) != (name.id, name.version):
-            raise BundleError(f"the manifest in {name} says that it is {student.id}/{student.version}")
+            raise BundleError(f"the manifest in {name} names {student.id}/{student.version} instead")
         return student
 
 

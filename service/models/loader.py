@@ -1,4 +1,4 @@
-"""Loads and drops a worker's students as the model registry says, beside the thread that draws."""
+"""Loads and drops a worker's students as the model registry demands, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class ModelLoader:
-    """Brings the loaded models into line with the registry. A failure is reported; what is held stays."""
+    """Makes the loaded models match the registry. A failure is reported; what is loaded stays."""
 
     def __init__(
         self, settings: Settings, folder: Folder, registry: WorkerRegistry, loaded: LoadedModels,
@@ -65,9 +65,9 @@ class ModelLoader:
             stopping.wait(POLL_EVERY_S)
 
     def follow(self, states: ModelStates) -> None:
-        """Load what is wanted and not held; drop what is not wanted once nobody waits for it.
+        """Load what is registered and not loaded; drop what is unregistered once no job waits for it.
 
-        An empty note says nothing: the server has lost its data and will be told again.
+        An empty registry changes nothing: the server has lost its data, and it will be filled again.
         """
         if not states.entries:
             return
@@ -92,7 +92,7 @@ class ModelLoader:
             reason = str(error)
         except MemoryError:
             reason = "it does not fit into memory"
-        except Exception as error:  # a network library may fail in any way; what is held goes on
+        except Exception as error:  # a network library may fail in any way; the loaded students go on
             log.exception("%s cannot be loaded", name)
             reason = f"loading it failed ({type(error).__name__})"
         else:

@@ -1,5 +1,5 @@
-"""Whether a student fits into the memory that is left. An estimate, made before anything is loaded: a process that runs
-out of memory is killed with everything that it serves."""
+"""Whether a student fits into the free memory: an estimate that is made before loading, as a process that runs out of
+memory is killed together with everything it serves."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from pathlib import Path
 from student.bundle import BundleError, Student
 from student.runtimes.machine import free_bytes
 
-# Twice its files, for what the runtime makes of them, and room to compute in: the starter student (14 MB of ONNX files)
-# was measured to take 91 MB after a batch of 8.
+# Twice its files, for the runtime's own copies, and room to compute: the starter student (14 MB of ONNX files) was
+# measured at 91 MB after a batch of 8.
 GROWTH = 2
 ROOM_BYTES = 64 * 2**20
 WEIGHTS = {".onnx", ".data", ".safetensors", ".engine", ".plan", ".bin"}
 
 
 def check_memory(bundle: Path, student: Student, runtime: str, limit_bytes: int, held_bytes: int) -> int:
-    """The bytes that loading this student is taken to need.
+    """The estimated bytes that loading this student needs.
 
-    ``limit_bytes`` is what all students of a process may take together (0: no limit but the machine's), ``held_bytes``
-    what is taken already.
+    ``limit_bytes`` is what all students of a process may use together (0: the machine's memory), ``held_bytes`` what
+    is in use already.
 
     Raises:
-        BundleError: they are not there.
+        BundleError: they are not available.
     """
     needed = needed_bytes(bundle, runtime)
     if limit_bytes and held_bytes + needed > limit_bytes:
         raise BundleError(
-            f"it needs about {_mb(needed)} MB of memory, and {_mb(max(0, limit_bytes - held_bytes))} MB of the "
+            f"it needs about {_mb(needed)} MB of memory, but only {_mb(max(0, limit_bytes - held_bytes))} MB of the "
             f"{_mb(limit_bytes)} MB of FEWSTEP_MODEL_MEMORY_MB are left"
         )
     free = free_bytes()
     if free is not None and needed > free:
-        raise BundleError(f"it needs about {_mb(needed)} MB of memory, and {_mb(free)} MB are free")
+        raise BundleError(f"it needs about {_mb(needed)} MB of memory, but only {_mb(free)} MB are free")
     return needed
 
 
 def needed_bytes(bundle: Path, runtime: str) -> int:
-    """An estimate of what a student takes in memory, from the sizes of the files that its runtime reads.
+    """An estimate of a student's memory, from the sizes of the files that its runtime reads.
 
     Weights of a pipeline are often stored in half the precision in which torch computes on a CPU.
     """

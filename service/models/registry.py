@@ -1,4 +1,4 @@
-"""The registry of models, where several are served: what is to become of each version; only Lua scripts write it."""
+"""The registry of models, where several are served: the wanted state of each version; only Lua scripts write it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from service.queue.scripts import Scripts
 
 
 class ModelState(StrEnum):
-    """What is to become of a version; ``refused`` and ``unloaded`` are at rest."""
+    """The wanted state of a version; ``refused`` and ``unloaded`` are final until it is loaded again."""
 
     LOADING = "loading"
     SERVING = "serving"
@@ -30,7 +30,7 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True)
 class Entry:
-    """``attempt`` tells a second try to load from the first; ``reason`` says why it was refused."""
+    """``attempt`` distinguishes attempts to load; ``reason`` says why it was refused."""
 
     state: ModelState
     attempt: str = ""
@@ -50,7 +50,7 @@ class ModelStates:
 
 
 def read_states(answer: Sequence[Sequence[str]]) -> ModelStates:
-    """What the script that reads answered."""
+    """The states in the answer of the reading script."""
     entries = {name: _entry(json.loads(text)) for name, text in _pairs(answer[0])}
     canaries = {id: read_canary(id, json.loads(text)) for id, text in _pairs(answer[2])}
     return ModelStates(entries, dict(_pairs(answer[1])), canaries)
@@ -65,7 +65,7 @@ def _pairs(row: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 class ModelRegistry:
-    """The states as an API process handles them."""
+    """The states as an HTTP process reads and changes them."""
 
     def __init__(self, client: redis.asyncio.Redis, queue: str) -> None:
         self._client = client
@@ -80,15 +80,15 @@ class ModelRegistry:
         await self._run("init", json.dumps(entries), json.dumps(dict(states.promoted)))
 
     async def transition(self, name: str, from_states: Sequence[str], entry: Entry) -> bool:
-        """Enter this if the version is in one of these states ('none': it is not registered)."""
+        """Set this entry if the version is in one of these states ('none': it is not registered)."""
         return bool(await self._run("transition", name, " ".join(from_states), entry.to_json()))
 
     async def unload(self, name: str) -> str:
-        """'ok', 'missing', 'promoted' or 'last'; from then on the queue takes no job for it."""
+        """'ok', 'missing', 'promoted' or 'last'; after 'ok' the queue accepts no more jobs for it."""
         return str(await self._run("unload", name, Entry(ModelState.UNLOADING).to_json()))
 
     async def promote(self, id: str, version: str) -> bool:
-        """From now on 'latest' is this version; False if it is not served."""
+        """Make this version 'latest'; False if it is not served."""
         return bool(await self._run("promote", id, version) == "ok")
 
     async def promote_first(self, id: str, version: str) -> None:

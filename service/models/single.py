@@ -32,7 +32,7 @@ def open_student(settings: Settings) -> Student:
     try:
         return read_student(settings.model)
     except BundleError as error:
-        raise StartupError(f"{error}; FEWSTEP_MODEL says which one is served.") from error
+        raise StartupError(f"{error}; FEWSTEP_MODEL sets the student to serve.") from error
 
 
 def queue_name(settings: Settings) -> str:
@@ -61,15 +61,15 @@ def check_models(settings: Settings) -> None:
             reasons.append(str(error))
         else:
             return
-    why = f"; {reasons[0]}" if reasons else ": a student lies in a folder ID/VERSION of it"
+    why = f"; {reasons[0]}" if reasons else ": each student must be in a folder ID/VERSION of it"
     raise StartupError(f"FEWSTEP_MODELS {settings.models} holds no student{why}.")
 
 
 def load_runtime(bundle: Path, settings: Settings) -> Runtime:
-    """A student, verified and warm.
+    """A student's runtime, verified and warmed up.
 
     Raises:
-        BundleError: one sentence that says why it cannot be had.
+        BundleError: it cannot be loaded; one sentence that says why.
     """
     from student.runtimes.load import load  # may bring a network library with it
     from student.runtimes.options import Options

@@ -27,24 +27,24 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 class Accelerators:
-    """The GPUs that this process can see. One that stops answering is told of no more."""
+    """The GPUs that this process can see. One that stops answering is no longer reported."""
 
     def __init__(self) -> None:
         self._library, devices = _open()
         chosen = [name for name in os.environ.get(VISIBLE, "").split(",") if name.startswith("GPU-")]
         self._devices = {uuid: devices[uuid] for uuid in devices if not chosen or uuid.startswith(tuple(chosen))}
 
-    def look(self) -> dict[str, dict[str, float]]:
+    def measure(self) -> dict[str, dict[str, float]]:
         """By the GPU's UUID: its busy share (0 to 1), memory in bytes, watts, degrees Celsius."""
         found = {}
         for uuid, device in self._devices.items():
             try:
-                found[uuid] = self._measure(device)
+                found[uuid] = self._state(device)
             except self._library.NVMLError as error:
                 log.debug("GPU %s does not answer: %s", uuid, error)
         return found
 
-    def _measure(self, device: Any) -> dict[str, float]:
+    def _state(self, device: Any) -> dict[str, float]:
         nvml = self._library
         memory = nvml.nvmlDeviceGetMemoryInfo(device)
         return {
@@ -67,5 +67,5 @@ def _open() -> tuple[Any, Mapping[str, Any]]:
         handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
         return nvml, {nvml.nvmlDeviceGetUUID(handle): handle for handle in handles}
     except nvml.NVMLError as error:
-        log.debug("no GPU is told of: %s", error)
+        log.debug("no GPU is reported: %s", error)
         return nvml, {}

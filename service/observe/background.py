@@ -1,6 +1,6 @@
-"""Background duties: what a process does again and again beside its work, and whether it still does it.
+"""Background duties: what a process repeats beside its main work, and whether it still succeeds.
 
-A duty that fails is logged, counted, and done again: no exception of one may end it, or take others with it.
+A duty that fails is logged, counted and repeated: no exception may end it, or any other duty.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-BROKEN_AFTER = 3  # failures in a row: fewer are an accident
+BROKEN_AFTER = 3  # consecutive failures; fewer may be transient
 LONGEST_PAUSE_S = 1.0  # after a failure, unless the duty's own pause is longer
 
 log = logging.getLogger(__name__)
@@ -51,13 +51,13 @@ class Background:
         self._reported: Counter[str] = Counter()
 
     def duty(self, name: str, vital: bool = False) -> Duty:
-        """The duty of this name, for whoever does it in a way of its own."""
+        """The duty of this name, for a caller that runs it itself."""
         return self._duties.setdefault(name, Duty(name, vital))
 
     async def forever(
         self, name: str, action: Callable[[], Awaitable[object]], every_s: float = 0.0, *, vital: bool = False
     ) -> None:
-        """Do it, pause for ``every_s``, and do it again, whatever happens; ends only when it is cancelled."""
+        """Run it every ``every_s`` until cancelled, whatever it raises."""
         duty = self.duty(name, vital)
         while True:
             try:
@@ -72,7 +72,7 @@ class Background:
     def forever_in_thread(
         self, name: str, action: Callable[[], object], every_s: float, stopping: threading.Event, *, vital: bool = False
     ) -> None:
-        """The same in a thread of its own, which ends when ``stopping`` is set; it begins with the pause."""
+        """The same in a thread of its own, which ends when ``stopping`` is set; it starts with the pause."""
         duty = self.duty(name, vital)
         while not stopping.wait(every_s):
             try:
@@ -83,12 +83,12 @@ class Background:
 
     @property
     def failures(self) -> dict[str, int]:
-        """How often each duty that has ever failed did."""
+        """The number of failures of each duty that has ever failed."""
         return {duty.name: duty.failures for duty in list(self._duties.values()) if duty.failures}
 
     @property
     def unreported(self) -> dict[str, int]:
-        """Those failures of each duty that ``reported`` has not been told of."""
+        """The failures of each duty that are not in ``reported`` yet."""
         return dict(Counter(self.failures) - self._reported)
 
     def reported(self, failures: Mapping[str, int]) -> None:
@@ -97,7 +97,7 @@ class Background:
 
     @property
     def broken(self) -> str | None:
-        """What is wrong with the first vital duty that cannot be done any more, if there is one."""
+        """The error of the first vital duty that keeps failing, or None."""
         for duty in list(self._duties.values()):
             if duty.vital and duty.in_a_row >= BROKEN_AFTER:
                 return f"{duty.name} fails ({duty.reason})"

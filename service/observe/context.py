@@ -1,4 +1,4 @@
-"""What is known of the request that is being answered, for whatever works for it: answer headers, quota, log lines."""
+"""The context of the current request: response headers, quota, and fields of its log lines."""
 
 from __future__ import annotations
 

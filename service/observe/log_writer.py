@@ -1,4 +1,4 @@
-"""Where log lines leave the process: a reader that is slow, or gone, never holds up the service."""
+"""Writes log lines without blocking: a reader that is slow or gone never holds up the service."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
-MOST_LINES = 10_000  # that wait for the reader; whatever comes then is dropped and counted
-FLUSH_S = 0.5  # how long the end of the process waits for the reader
+MOST_LINES = 10_000  # waiting for the reader; further ones are dropped and counted
+FLUSH_S = 0.5  # how long the process waits for the reader when it exits
 POLL_EVERY_S = 0.005
 GATHER_S = 0.01  # lines that come within this time of each other are written together: each wake-up costs the others
 ATOMIC_BYTES = 4096  # what a pipe takes in one piece (PIPE_BUF), so that processes that share it never mix lines
@@ -19,10 +19,10 @@ ATOMIC_BYTES = 4096  # what a pipe takes in one piece (PIPE_BUF), so that proces
 class LogWriter(logging.Handler):
     """Writes lines to a file descriptor from a thread of its own.
 
-    A write to a pipe that nobody reads blocks for ever, so neither a request nor a batch may do it. Lines are formatted
-    where they are logged, as they tell of the request at hand. The descriptor is written to directly: a stream's lock,
-    held by a thread that hangs, would stop the end of the process. A signal's handler may log in the middle of this,
-    so no lock may be held there but the handler's own, which its thread may take twice: SimpleQueue has none.
+    A write to a pipe that nobody reads blocks forever, so neither a request nor a batch may do it. Lines are formatted
+    where they are logged, since they contain the request's context. The descriptor is written to directly: a stream's
+    lock, held by a thread that hangs, would block the exit of the process. A signal handler may log in the middle of
+    this, so no lock may be held but the handler's own reentrant one: SimpleQueue has none.
     """
 
     def __init__(self, descriptor: int, most_lines: int = MOST_LINES) -> None:
@@ -60,17 +60,17 @@ class LogWriter(logging.Handler):
             for piece in _pieces(lines):
                 try:
                     self._put(piece)
-                    self._confess()
+                    self._report_dropped()
                 except OSError:  # nobody will ever read it
                     self.dropped += piece.count(b"\n")
             self._taken_out += len(lines)
 
-    def _confess(self) -> None:
-        """Say how many lines are missing here."""
+    def _report_dropped(self) -> None:
+        """Write how many lines were dropped here."""
         if (dropped := self.dropped) > self._reported:
             lost, self._reported = dropped - self._reported, dropped
             about = {"dropped": lost, "dropped_in_all": dropped}
-            words = f"{lost} log lines were dropped: nobody read them in time"
+            words = f"{lost} log lines were dropped: they were not read in time"
             record = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"})
             record.msg = words
             record.__dict__.update(about)

@@ -1,4 +1,4 @@
-"""Log lines: JSON for machines, text for a terminal. No line holds a key, a password, or (unless opted in) a prompt."""
+"""Log lines: JSON for machines, text for a terminal. None contains a key, a password, or (unless opted in) a prompt."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def configure_logging(settings: Settings, stream: TextIO | None = None) -> None:
         chosen = "text" if stream.isatty() else "json"
     handler = _handler(stream)
     handler.setFormatter(JsonLines() if chosen == "json" else TextLines(TEXT))
-    # Its lines at INFO are the addresses that webhooks go to, and these hold secrets.
+    # At INFO it logs the URLs of webhooks, which may contain secrets.
     for chatty in ("httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
@@ -53,20 +53,20 @@ def _handler(stream: TextIO) -> logging.Handler:
 
 
 def flush_logs() -> None:
-    """Let what was logged go out before the process is ended at once; a reader that hangs is not waited for."""
+    """Write pending lines before the process exits abruptly; a reader that hangs is not waited for."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 
 
 def prompt_facts(prompt: str, whole: bool) -> dict[str, Any]:
-    """What is logged of a prompt: enough to find it again for whoever has it; all of it if that was opted in."""
+    """The log fields of a prompt: its length and hash, by which its owner can find it; the text only if opted in."""
     digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:HASH_CHARS]
     return {"prompt_chars": len(prompt), "prompt_sha256": digest, **({"prompt": prompt} if whole else {})}
 
 
 @contextmanager
 def keeping_private(*prompts: str) -> Iterator[None]:
-    """Meanwhile these texts are masked in messages and tracebacks, wherever these come from."""
+    """Mask these texts in messages and tracebacks of any origin while the context lasts."""
     long_enough = {text for text in prompts if len(text) >= SHORTEST_MASKED_CHARS}
     token = _private.set(tuple(sorted(long_enough, key=len, reverse=True)))
     try:
@@ -95,7 +95,7 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """The same for people."""
+    """The same as text, for people."""
 
     def format(self, record: logging.LogRecord) -> str:
         about = {name: value for name, value in record.__dict__.items() if name not in STANDARD}
@@ -104,7 +104,7 @@ class TextLines(logging.Formatter):
 
 
 def without_secrets(text: str) -> str:
-    """The text without the secrets of keys, and the passwords in addresses."""
+    """The text without the secrets of API keys and the passwords in URLs."""
     for pattern, instead in SECRETS:
         text = pattern.sub(instead, text)
     return text

@@ -1,6 +1,6 @@
-"""What Prometheus sees. Never a prompt, a seed or an id as a label.
+"""The Prometheus metrics. No label is ever a prompt, a seed or an id.
 
-What a worker measures comes back with the job's record, so that one scrape of the API process shows everything.
+What a worker measures returns with the job's record, so that one scrape of the HTTP process covers everything.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ from service.queue.status import FAILED, Depth, WorkerState
 from student.bundle import Student
 from student.probe import Outcome
 
-# The first is below what a few-step student needs for one image.
+# The first bound is below the time that a few-step student needs for one image.
 SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60)
 BATCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 # Scores are standardised on the teacher: 0 is its mean, 1 its standard deviation.
 SCORES = (-4, -3, -2.5, -2, -1.5, -1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4)
 COUNTERS = {
-    "finished": "Jobs that have reached an end.",
-    "redelivered": "Jobs that were lost with a worker and given to another.",
-    "fenced": "Results that came from a worker which had been taken for dead.",
+    "finished": "Jobs that have ended, in any state.",
+    "redelivered": "Jobs that were requeued after their worker was lost.",
+    "fenced": "Results that were refused because the worker's lease had expired.",
     "dead": "Jobs that were given up after too many lost workers.",
 }
 # What workers report of their devices, in milliseconds.
 DEVICE = {
-    "busy": "Seconds in which workers' devices drew.",
-    "starved": "Seconds in which workers' devices idled although a job waited for them.",
+    "busy": "Seconds that workers' devices were busy.",
+    "starved": "Seconds that workers' devices were idle while a job was waiting.",
 }
 PROBES = "probe_"  # before what a golden probe found, among the queue's counters
-# No sample where no worker sees a GPU of NVIDIA's; the unit is the name's end.
+# No sample where no worker has an NVIDIA GPU; the name ends with the unit.
 GPU = {
-    "busy_ratio": "Share of the time in which the GPU computed (0 to 1).",
-    "memory_used_bytes": "Memory of the GPU in use.",
-    "memory_total_bytes": "Memory of the GPU.",
-    "power_watts": "Power that the GPU draws.",
+    "busy_ratio": "GPU utilisation (0 to 1).",
+    "memory_used_bytes": "GPU memory in use.",
+    "memory_total_bytes": "GPU memory in total.",
+    "power_watts": "Power draw of the GPU.",
     "temperature_celsius": "Temperature of the GPU.",
 }
 FIGURES = dict(zip(GPU, ("busy", "used_bytes", "total_bytes", "power_w", "temperature_c"), strict=True))
 
 
 class QueueCounters(Collector):
-    """The counters that the queue's server keeps, as of the last look at it."""
+    """The counters that the queue's server keeps, as of the last reading."""
 
     def __init__(self) -> None:
         self.counters: dict[str, int] = {}
@@ -88,10 +88,10 @@ class QueueCounters(Collector):
         return family
 
     def _failures(self) -> CounterMetricFamily:
-        """Those that every process has told the queue of, and what this one has not told yet."""
-        told = {name.removeprefix(FAILED): count for name, count in self.counters.items() if name.startswith(FAILED)}
-        counts = collections.Counter(told) + collections.Counter(self.background.unreported)
-        text = "Failures of what runs in the background; each is done again."
+        """Those that all processes have reported to the queue, and those that this one has yet to report."""
+        reported = {name.removeprefix(FAILED): n for name, n in self.counters.items() if name.startswith(FAILED)}
+        counts = collections.Counter(reported) + collections.Counter(self.background.unreported)
+        text = "Failures of background tasks; each is retried."
         family = CounterMetricFamily("fewstep_background_failures", text, labels=["task"])
         for task, count in counts.items():
             family.add_metric([task], count)
@@ -100,7 +100,7 @@ class QueueCounters(Collector):
 
 @dataclass(frozen=True)
 class Memory:
-    """What the queue's server says of its memory (``max_bytes`` 0: unbounded) and of its append-only file."""
+    """The memory of the queue's server (``max_bytes`` 0: no limit) and the state of its append-only file."""
 
     used_bytes: int
     max_bytes: int
@@ -117,27 +117,27 @@ def as_drawn(images: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]
 
 
 class Metrics:
-    """All metrics of one API process, in a registry of its own."""
+    """All metrics of one HTTP process, in a registry of its own."""
 
     def __init__(self, model: str, version: str, build: dict[str, str]) -> None:
         self.registry = CollectorRegistry()
         self._seen = SeenGauges()
         self._names = (model, version)
         named, drawn = ["model", "version"], ["model", "version", "runtime"]
-        self._requests = self._counter("requests", "Answered requests.", ["route", "method", "code"])
-        self._images = self._counter("images", "Images drawn.", named)
-        self._failures = self._counter("failed_jobs", "Jobs without a picture, by reason.", ["reason"])
+        self._requests = self._counter("requests", "Requests by route and status.", ["route", "method", "code"])
+        self._images = self._counter("images", "Images generated.", named)
+        self._failures = self._counter("failed_jobs", "Jobs that ended without images, by reason.", ["reason"])
         self._rejected = self._counter("rejected_requests", "Requests that the queue refused, by reason.", ["reason"])
-        self._webhooks = self._counter("webhooks", "Tries to send a webhook, by outcome.", ["outcome"])
-        self._duration = self._histogram("request_duration_seconds", "From request to answer.", ["route"], SECONDS)
-        self._queue_wait = self._histogram("queue_wait_seconds", "From acceptance to a worker.", named, SECONDS)
-        self._job = self._histogram("job_duration_seconds", "From acceptance to the pictures.", named, SECONDS)
+        self._webhooks = self._counter("webhooks", "Attempts to send a webhook, by outcome.", ["outcome"])
+        self._duration = self._histogram("request_duration_seconds", "From request to response.", ["route"], SECONDS)
+        self._queue_wait = self._histogram("queue_wait_seconds", "From acceptance until claimed.", named, SECONDS)
+        self._job = self._histogram("job_duration_seconds", "From acceptance to the images.", named, SECONDS)
         self._inference = self._histogram("inference_duration_seconds", "One call of the runtime.", drawn, SECONDS)
         self._batch = self._histogram("batch_size", "Images in one call of the runtime.", drawn, BATCH)
         staged, scored = [*named, "stage"], [*named, "scorer"]
-        self._stage = self._histogram("stage_duration_seconds", "Of a job with pictures, by stage.", staged, SECONDS)
+        self._stage = self._histogram("stage_duration_seconds", "Time of each stage of a job.", staged, SECONDS)
         self._reward = self._histogram("reward_score", "Standardised scores.", scored, SCORES)
-        # The library gives no sum of values that may be negative, and without it no mean over a time can be had.
+        # The library has no sum of values that may be negative, and a mean over time needs one.
         self._above = self._counter("reward_above", "Sum of the scores above 0.", scored)
         self._beneath = self._counter("reward_below", "Sum of the scores below 0, without their sign.", scored)
         gained = "Score of the kept candidate above the mean of all that were drawn for its image."
@@ -183,7 +183,7 @@ class Metrics:
         return Histogram(f"fewstep_{name}", documentation, labels, buckets=buckets, registry=self.registry)
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count an answered request."""
+        """Count a request."""
         self._requests.labels(route, method, str(status)).inc()
         self._duration.labels(route).observe(seconds)
 
@@ -192,7 +192,7 @@ class Metrics:
         self._rejected.labels(reason).inc()
 
     def webhook(self, outcome: str) -> None:
-        """Count a try to send a webhook."""
+        """Count an attempt to send a webhook."""
         self._webhooks.labels(outcome).inc()
 
     def record(self, record: Record) -> None:
@@ -252,7 +252,7 @@ class Metrics:
                 self._gain.labels(*names, scorer, role).observe(score - sum(scores) / len(scores))
 
     def queue(self, depth: Depth) -> None:
-        """Note how full the queue is."""
+        """Record how full the queue is."""
         self._waiting.set(depth.waiting)
         self._running.set(depth.running)
         self._oldest.set(depth.oldest_s)
@@ -260,7 +260,7 @@ class Metrics:
         self._queue.counters = depth.counters
 
     def reached(self, memory: Memory | None) -> None:
-        """Note that the queue's server answered, and what it says of itself; None: it is out of reach."""
+        """Record the state of the queue's server; None: it is out of reach."""
         self._up.set(memory is not None)
         if memory is not None:
             self._memory.set(memory.used_bytes)
@@ -268,7 +268,7 @@ class Metrics:
             self._appends.set(memory.appends)
 
     def references(self, students: Iterable[Student]) -> None:
-        """Note what each served student's scores were when it was made: what drift is measured against."""
+        """Record the reference scores of each served student, which drift is measured against."""
         self._mean.clear()
         self._std.clear()
         for student in students:
@@ -277,7 +277,7 @@ class Metrics:
                 self._std.set(reference.std, student.id, student.version, scorer)
 
     def models(self, workers: Mapping[tuple[str, str], int], ready: int) -> None:
-        """Note how many workers hold each (model, version), and how many hold any."""
+        """Record how many workers have loaded each (model, version), and how many have loaded any."""
         self._ready.set(ready)
         self._models.clear()
         for names, count in workers.items():
@@ -290,7 +290,7 @@ class Metrics:
             self._states.set(counts[state], state.value)
 
     def accelerators(self, seen: Iterable[tuple[str, Mapping[str, Mapping[str, float]]]]) -> None:
-        """Note how each worker's GPUs are: its host, and what ``Accelerators.look`` said there."""
+        """Record the state of each worker's GPUs: its host, and what ``Accelerators.measure`` returned there."""
         for gauge in self._gpus.values():
             gauge.clear()
         for host, gpus in seen:

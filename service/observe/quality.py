@@ -48,12 +48,12 @@ class QualityMetrics:
             for name, about in models.items():
                 id, _, version = name.partition("/")
                 found[id, version].append(about.get("probe", {"outcome": "none"}))
-        for names, told in found.items():
-            for outcome, count in Counter(each["outcome"] for each in told).items():
+        for names, probes in found.items():
+            for outcome, count in Counter(each["outcome"] for each in probes).items():
                 self._probes.set(count, *names, outcome)
-            if times := [each["at_s"] for each in told if "at_s" in each]:
+            if times := [each["at_s"] for each in probes if "at_s" in each]:
                 self._probe_at.set(min(times), *names)
-            if shifts := [each["score_shift"] for each in told if "score_shift" in each]:
+            if shifts := [each["score_shift"] for each in probes if "score_shift" in each]:
                 self._probe_shift.set(max(shifts), *names)
 
     def drift(self, streams: Sequence[Stream], probes: Probes) -> None:

@@ -1,4 +1,4 @@
-"""Tracing with OpenTelemetry; imported only where it is wanted. OTEL_* variables say where the spans go."""
+"""Tracing with OpenTelemetry; imported only where it is enabled. OTEL_* variables set where the spans go."""
 
 from __future__ import annotations
 

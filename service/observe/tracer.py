@@ -1,4 +1,4 @@
-"""Spans through the queue, for whoever has the extra ``otel`` and sets FEWSTEP_TRACING; for everybody else, nothing.
+"""Spans through the queue, with the extra ``otel`` and FEWSTEP_TRACING; without them, this does nothing.
 
 A request's span (SERVER) has the enqueueing as its child (PRODUCER), whose traceparent travels with the job. A batch of
 the worker is a span of its own, linked to the producers of all batch mates; in each mate's own trace lies a span
@@ -20,7 +20,7 @@ class BatchTrace:
     """One batch; its stages may run in any thread."""
 
     def begin(self, stage: str) -> Callable[[], object]:
-        """A part of the batch begins; call what is returned when it ends."""
+        """Start a stage of the batch; call the returned function when it ends."""
         return lambda: None
 
     def end(self) -> None:
@@ -28,7 +28,7 @@ class BatchTrace:
 
 
 class Tracing:
-    """What the service says about its work; this one listens to none of it."""
+    """The interface of tracing; this implementation does nothing."""
 
     @contextmanager
     def request(self, method: str, headers: Mapping[str, str]) -> Iterator[str]:
@@ -36,7 +36,7 @@ class Tracing:
         yield ""
 
     def answered(self, route: str, method: str, status: int) -> None:
-        """Inside ``request``: what became of it."""
+        """Inside ``request``: its outcome."""
 
     @contextmanager
     def publish(self, job: Job) -> Iterator[str]:
@@ -44,8 +44,8 @@ class Tracing:
         yield ""
 
     def batch(self, batch: str, jobs: Sequence[Job]) -> BatchTrace:
-        """Of everything that a worker does for one batch, from now until it is ended."""
+        """The trace of all that a worker does for one batch, from now until ``end``."""
         return BatchTrace()
 
     def close(self) -> None:
-        """Hand in what has not been exported yet."""
+        """Export what has not been exported yet."""

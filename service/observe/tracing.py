@@ -1,4 +1,4 @@
-"""Which tracing a process has."""
+"""Which kind of tracing a process uses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from service.settings import Settings
 
 
 def open_tracing(settings: Settings, role: Role) -> Tracing:
-    """The tracing that was asked for.
+    """The tracing that the settings ask for.
 
     Raises:
         StartupError: the packages for it are not installed.

@@ -15,12 +15,12 @@ from redis.retry import Retry
 from service.errors import StartupError
 
 OLDEST = (7, 0)
-RETRIES = 12  # about 4 s in all: a server that is started again is back before
+RETRIES = 12  # about 4 s in all: a restarted server is back by then
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.5
 CONNECT_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 5.0
-LONGEST_CALL_S = 8.0  # with its repetitions: a server that swallows everything must not hold a client for a minute
+LONGEST_CALL_S = 8.0  # including retries: a server that never answers must not block a client for a minute
 MOST_CONNECTIONS = 32  # of one event loop; a call that finds all of them taken waits for one
 CONNECTION_WAIT_S = 4.0
 
@@ -37,13 +37,11 @@ def check_server(url: str) -> None:
     try:
         version = str(client.info("server")["redis_version"])
     except redis.RedisError as error:
-        raise StartupError(f"The server that FEWSTEP_REDIS_URL names does not answer ({error}).") from error
+        raise StartupError(f"The server of FEWSTEP_REDIS_URL does not answer ({error}).") from error
     finally:
         client.close()
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        raise StartupError(
-            f"The server that FEWSTEP_REDIS_URL names is version {version}; 7.0 is the oldest that serves."
-        )
+        raise StartupError(f"The server of FEWSTEP_REDIS_URL has version {version}: accepted is 7.0 or later.")
 
 
 def connect(url: str, *, block_s: float = 0.0, retries: int = RETRIES) -> redis.Redis:

@@ -46,7 +46,7 @@ class Consumer:
         ]
 
     def wait(self, lanes: Iterable[str], seconds: float) -> None:
-        """Return when something was put into one of the lanes, or after ``seconds``; a lost token costs that long."""
+        """Return when a job was put into one of the lanes, or after ``seconds`` (also if its wake-up was lost)."""
         served = [form for lane in lanes for form in readable_lanes(lane)]
         self._client.brpop([f"{self._scripts.prefix}w:{lane}" for lane in served], timeout=seconds)
 
@@ -87,10 +87,10 @@ class Consumer:
     def advance(
         self, id: str, token: str, result: Mapping[str, Any], *, shape: str, images: int, cost: int
     ) -> str:  # fmt: skip
-        """Put a job back for another round, and keep what this one has drawn; a repeated call changes nothing.
+        """Put a job back for another round, and keep the result of this one; a repeated call changes nothing.
 
         From now on the job ends with ``result`` if it is given up. ``shape``, ``images`` and ``cost`` are those of the
-        round that follows (see ``Job``). Returns 'queued'; 'done' if it was given up meanwhile; or 'fenced'.
+        next round (see ``Job``). Returns 'queued'; 'done' if it was given up meanwhile; or 'fenced'.
         """
         return str(self._scripts.run("advance", id, token, shape, images, cost, write_result(result)))
 
@@ -101,7 +101,7 @@ class Consumer:
         return int(millionths) / 1e6, bool(late)
 
     def show(self, id: str, token: str, previews: Mapping[str, str]) -> bool:
-        """Tell whoever watches a job of previews in the result store; False if it is another worker's by now."""
+        """Announce previews in the result store to a job's watchers; False if another worker holds it by now."""
         return bool(self._scripts.run("show", id, token, *_flat(previews.items())))
 
     def progress(self, id: str, token: str, steps_done: int) -> bool:
@@ -109,13 +109,13 @@ class Consumer:
         return self.show(id, token, {STEPS_DONE: str(steps_done)})
 
     def release(self, held: Iterable[Held]) -> int:
-        """Leave: hand back what is held, without counting an attempt, and count as a worker no more."""
+        """Deregister this worker and hand its jobs back, without counting an attempt."""
         return int(self._scripts.run("release", self.worker, *_flat(held)))
 
     def hand_back(self, held: Iterable[Held], *, spared: bool = False) -> int:
-        """Return jobs that were claimed and not drawn, without counting an attempt; the worker goes on.
+        """Hand back claimed jobs that were not run, without counting an attempt; the worker goes on.
 
-        ``spared``: they were on a device when it failed. They travel alone from now on, and are spared so often only.
+        ``spared``: they were on a device when it failed. Each then runs alone; this is allowed a few times only.
         """
         return int(self._scripts.run("hand_back", int(spared), self._max_attempts, *_flat(held)))
 

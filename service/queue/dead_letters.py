@@ -1,4 +1,4 @@
-"""Dead letters: jobs that were given up because one worker after the other died while it drew them."""
+"""Dead letters: jobs that were given up because one worker after another died while running them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.queue.scripts import Scripts
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A job that was given up; ``died_s`` is the Unix time of it, ``worker`` the last one that it took with it."""
+    """A job that was given up; ``died_s`` is when (Unix time), ``worker`` the last one that died with it."""
 
     record: Record
     attempts: int
@@ -41,11 +41,11 @@ class DeadLetterQueue:
         return found[0] if found else None
 
     async def retry(self, letter: DeadLetter, timeout_s: float) -> Verdict:
-        """Queue a job like a letter's, alone in its batch, and drop the letter once it is queued.
+        """Queue a copy of the dead letter's job, alone in its batch, and drop the dead letter once it is queued.
 
-        It is a job of its own, for one that has ended stays so; its webhook and its Idempotency-Key are the old one's.
-        Its id follows from the old one: a repeated call finds what the first one did. 'attached': whoever has asked for
-        it has done so again meanwhile, with the same key, and that job stands for this one, too.
+        It is a new job, since an ended job never runs again; its webhook and its Idempotency-Key are the old one's. Its
+        id is derived from the old id, so a repeated call finds the first one's job. 'attached': the client has sent the
+        request again meanwhile, with the same key, and that job takes the place of this one.
 
         Raises:
             PayloadError: the job was written by another release.
@@ -61,7 +61,7 @@ class DeadLetterQueue:
         return verdict
 
     async def drop(self, id: str) -> bool:
-        """Forget a letter; False if there is none."""
+        """Drop a dead letter; False if there is none."""
         return bool(await bounded(self._scripts.run("drop_dead_letter", id)))
 
     async def _read(self, entries: list[tuple[str, float]]) -> list[DeadLetter]:

@@ -1,4 +1,4 @@
-"""What travels through the queue: the job that the API accepts, and the record that a worker leaves."""
+"""What the queue carries: the job that the API accepts, and the record with the worker's result."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class Job:
     of the student's own) they are drawn one after the other until one is that good, then others at the next step count
     of ``cascade``; ``steps`` is the first. See ``rounds``.
 
-    ``key`` names who asked: whoever may read or cancel the job. ``quality`` is that of JPEG and WebP (None: usual).
-    ``previews`` is how many looks at each unfinished image are wanted. ``traceparent`` is the W3C header of
-    the span that sent it (empty: none). ``frames`` (0: it asks for pictures) and ``fps`` are those of videos.
+    ``key`` is the id of its owner's API key. ``quality`` is that of JPEG and WebP (None: the default). ``previews`` is
+    how many previews of each unfinished image are wanted. ``traceparent`` is the W3C header of the span that sent it
+    (empty: none). ``frames`` (0: it asks for pictures) and ``fps`` are those of videos.
     ``pair`` is set if it is half of a canary's pair, whose pictures are sent to nobody: model|epoch|pair|side.
     ``may_train``: whoever asked allows that its prompt trains later students.
     """
@@ -86,7 +86,7 @@ class Job:
 
     @property
     def form(self) -> int:
-        """The lowest form in which everything can be said that this job asks for."""
+        """The lowest form that can express all that this job asks for."""
         return max([SCHEMA_VERSION, *(LATER[name] for name in self._later())])
 
     @property
@@ -101,20 +101,20 @@ class Job:
 
     @property
     def shape(self) -> str:
-        """What batch mates share beside the lane: never the prompt, the seed, the output format or who asks."""
+        """What jobs of a batch share besides the lane: never the prompt, seed, output format or owner."""
         length = f"x{self.frames}" if self.frames else ""
         return f"{self.height}x{self.width}{length}|{self.steps}"
 
     @property
     def cost(self) -> int:
-        """What drawing it costs, in thousands of pixel-steps."""
+        """Its cost, in thousands of pixel-steps."""
         return max(1, self.height * self.width * max(1, self.frames) * self.steps // 1000) * self.images
 
     def to_payload(self) -> str:
-        """The job as it is stored. A later field is left out where it says nothing: older releases would stumble."""
+        """The job as it is stored. A newer field with its default is left out, since older releases refuse it."""
         silent = set(LATER) - set(self._later())
-        told = {name: value for name, value in asdict(self).items() if name not in silent}
-        return json.dumps({"schema_version": self.form, **told})
+        stated = {name: value for name, value in asdict(self).items() if name not in silent}
+        return json.dumps({"schema_version": self.form, **stated})
 
     @classmethod
     def from_payload(cls, payload: str) -> Job:
@@ -128,16 +128,16 @@ class Job:
             data = json.loads(payload)
             if data["schema_version"] not in READABLE:
                 raise PayloadError("the job was written by another version of the service")
-            told = {name: value for name, value in data.items() if name in known}
-            lists: dict[str, Any] = {name: tuple(told[name]) for name in ("seeds", "cascade") if name in told}
-            candidates = tuple(tuple(seeds) for seeds in told.get("candidate_seeds", ()))
-            found: dict[str, Any] = {**told, **lists, "seeds": lists["seeds"], "candidate_seeds": candidates}
+            stated = {name: value for name, value in data.items() if name in known}
+            lists: dict[str, Any] = {name: tuple(stated[name]) for name in ("seeds", "cascade") if name in stated}
+            candidates = tuple(tuple(seeds) for seeds in stated.get("candidate_seeds", ()))
+            found: dict[str, Any] = {**stated, **lists, "seeds": lists["seeds"], "candidate_seeds": candidates}
             return cls(**found)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise PayloadError("the job cannot be read") from error
 
     def _later(self) -> list[str]:
-        """The fields of later forms that say something."""
+        """The fields of newer forms that differ from their defaults."""
         return [
             field.name for field in fields(self) if field.name in LATER and getattr(self, field.name) != field.default
         ]
@@ -147,11 +147,11 @@ class Job:
 class QueueOptions:
     """How a job is to be queued.
 
-    ``client`` names an open connection that waits for it (empty: nobody, it is asked for later). ``watched``: whoever
-    accepted it wants to hear of more than its end. ``idempotency`` is the digest of a client's Idempotency-Key and of
-    the client itself (empty: none), ``body`` that of what was asked. ``webhook`` is what to send where at its end.
-    ``quota`` is the key's own one, in thousands of pixel-steps a minute (None: the usual one). ``solo``: it shares its
-    batch with nobody. ``key_pending`` is how many jobs of its key may wait (0: as many as may wait at all).
+    ``client`` is the id of an open connection that waits for it (empty: it will be fetched later). ``watched``: the
+    process that accepted it wants all of its events, not only its end. ``idempotency`` is the digest of a client's
+    Idempotency-Key and of the client (empty: none), ``body`` that of the request. ``webhook`` is what to send at its
+    end. ``quota`` is the key's own, in thousands of pixel-steps a minute (None: the service's). ``solo``: it runs alone
+    in its batch. ``key_pending`` is the most jobs of its key that may wait (0: no limit but the queue's).
     """
 
     timeout_s: float
@@ -167,11 +167,10 @@ class QueueOptions:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the queue says to a job; ``id`` is the job that is to be waited for.
+    """The queue's answer to a job; ``id`` is the job to wait for.
 
-    ``wait_s`` is, for a job that was accepted, the predicted wait; for one that was refused, after how long another try
-    is worth it; 0 where nothing was measured yet. ``quota`` (0: none) and
-    ``quota_left`` are in thousands of pixel-steps.
+    ``wait_s`` is the predicted wait of an accepted job, or after how long a refused one may be retried; 0 where nothing
+    was measured yet. ``quota`` (0: none) and ``quota_left`` are in thousands of pixel-steps.
     """
 
     word: Literal["ok", "known", "attached", "mismatch", "quota", "full", "key_full", "late", "gone"]
@@ -183,7 +182,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a waiting job stands: ``position`` jobs come before it and take about ``wait_s`` (0: nothing is known)."""
+    """A waiting job's position: ``position`` jobs are ahead of it and take about ``wait_s`` (0: unknown)."""
 
     position: int
     wait_s: float
@@ -212,7 +211,7 @@ class Record:
     earlier round: why there are no better ones. ``idempotency``, ``body`` and ``webhook`` are as in ``QueueOptions``.
     ``key`` is who may see it, ``payload`` what was asked for. ``previews`` refers to looks at unfinished images in the
     result store, by "number:image"; ``steps_done`` are the network calls of a running job, where its worker tells.
-    ``giving_up``: it runs, and its worker has been told to drop it. ``scoring`` is set if the scores come after the
+    ``giving_up``: it runs, and its worker has been asked to drop it. ``scoring`` is set if the scores come after the
     pictures: 'pending', 'done', 'lost' (with their worker) or 'skipped' (there were too many to score).
     """
 
@@ -244,7 +243,7 @@ class Record:
 
     @property
     def readable(self) -> bool:
-        """Whether this version of the service can tell what was asked for."""
+        """Whether this version of the service can read the request."""
         try:
             return bool(self.job)
         except PayloadError:
@@ -252,9 +251,9 @@ class Record:
 
     @cached_property
     def job(self) -> Job:
-        """What was asked for.
+        """The job of the request.
 
         Raises:
-            PayloadError: by another version of the service.
+            PayloadError: another version of the service wrote it.
         """
         return Job.from_payload(self.payload)

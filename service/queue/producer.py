@@ -1,4 +1,4 @@
-"""The API's side of the queue."""
+"""The HTTP process's side of the queue."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ FIELDS = [
 MOST_OWNED = 1000  # as many as enqueue.lua keeps in the list of a key
 DAY_S = 86400
 SECRET_KEPT_S = 30 * DAY_S
-MOST_WORKERS = 1000  # of those alive, that are asked what they say
+MOST_WORKERS = 1000  # that are reported
 REPLICATED_WITHIN_MS = 500
 
 
 class Producer:
-    """Puts jobs into one queue and reads what became of them.
+    """Puts jobs into one queue and reads their records.
 
-    ``managed``: which models may be drawn with is noted in the queue, and may change. A level of priority is worth the
+    ``managed``: which models are served is registered in the queue, and may change. A level of priority is worth the
     work of ``priority_images`` images; ``quota`` is the work that a key may ask for in a minute, in thousands of
-    pixel-steps (0: no limit). ``replicas``: so many must hold a job before it counts as accepted.
+    pixel-steps (0: no limit). ``replicas``: how many must hold a job before it counts as accepted.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Producer:
             self._replicated(document) if self._replicas else self._run("enqueue", document)
         )
         wait_s = int(wait_ms) / 1000
-        if word in ("full", "key_full"):  # all that were refused together would come back together
+        if word in ("full", "key_full"):  # clients that were refused together must not retry together
             wait_s *= random.uniform(1.0, 2.0)
         return Verdict(word, id, wait_s, int(left), quota)
 
@@ -83,7 +83,7 @@ class Producer:
         verdict, copies = await bounded(pipeline.execute())
         if verdict[0] == "ok" and copies < self._replicas:
             await self.cancel(verdict[1])
-            raise redis.ConnectionError(f"{copies} of {self._replicas} replicas hold the job")
+            raise redis.ConnectionError(f"only {copies} of {self._replicas} replicas hold the job")
         return verdict
 
     async def cancel(self, id: str, why: Literal["cancelled", "expired"] = "cancelled") -> str:
@@ -91,24 +91,24 @@ class Producer:
         return str(await self._run("cancel", id, why))
 
     async def leave(self, id: str, client: str, grace_s: float) -> str:
-        """A client's connection is gone: without another one the job is given up after ``grace_s``."""
+        """A client has disconnected: if no other one waits, the job is given up after ``grace_s``."""
         return str(await self._run("leave", id, client, round(grace_s * 1000)))
 
     async def detach(self, id: str, client: str) -> str:
-        """A client stops waiting and will ask later: the job is given up for nobody's absence any more."""
+        """A client stops waiting and will fetch the job later: it is no longer given up when clients disconnect."""
         return str(await self._run("leave", id, client, "detach"))
 
     async def watch(self, id: str) -> None:
-        """From now on hear of whatever happens to a job, in the reply stream."""
+        """Receive all further events of a job in the reply stream."""
         await self._run("watch", id, self._api)
 
     async def position(self, id: str) -> Position | None:
-        """Where a job stands, or None if it does not wait."""
+        """A job's position in the queue, or None if it is not waiting."""
         position, wait_ms = await self._run("position", id)
         return Position(int(position), int(wait_ms) / 1000) if position >= 0 else None
 
     async def reap(self) -> int:
-        """Requeue the jobs whose worker has fallen silent; returns how many."""
+        """Requeue the jobs whose lease has expired; returns how many."""
         return int(await self._run("reap", self._max_attempts))
 
     async def count_failures(self, failures: Mapping[str, int]) -> None:
@@ -133,7 +133,7 @@ class Producer:
         in one of these states (all, if none is named)."""
         found: list[Record] = []
         highest = "+inf" if before_us is None else f"({before_us}"
-        for start in range(0, MOST_OWNED, limit):  # some records may have gone before their place in the list
+        for start in range(0, MOST_OWNED, limit):  # a record may expire before its entry in the list
             names = self._client.zrevrangebyscore(f"{self._prefix}k:{key}", highest, "-inf", start, limit)
             if not (ids := await bounded(names)):
                 break
@@ -150,7 +150,7 @@ class Producer:
         return [name.removeprefix(start) for name in names]
 
     async def usage(self, days: int) -> list[Usage]:
-        """What was drawn for each key on each of the last days (UTC), today among them."""
+        """The usage of each key on each of the last days (UTC), including today."""
         today = await self._now_us() // (DAY_S * 1_000_000)
         pipeline = self._client.pipeline(transaction=False)
         numbers = range(today, today - days, -1)
@@ -163,7 +163,7 @@ class Producer:
         ]
 
     async def workers(self) -> list[Worker]:
-        """The workers that have given a sign of life lately."""
+        """The live workers."""
         now_us = await self._now_us()
         living = self._client.zrangebyscore(f"{self._prefix}wk", now_us, "+inf", start=0, num=MOST_WORKERS)
         names = [str(name) for name in await bounded(living)]
@@ -194,9 +194,9 @@ class Producer:
         return Depth(waiting, running, oldest_s, workers, {name: int(count) for name, count in counters.items()})
 
     async def shared_secret(self, name: str) -> bytes | None:
-        """Random bytes that every process of this queue finds under this name; the first one to ask makes them.
+        """Random bytes that all processes of this queue share under this name; the first caller creates them.
 
-        None: there are none yet, and the server takes no writes just now.
+        None: there are none yet, and the server refuses writes at the moment.
         """
         key = f"{self._prefix}secret:{name}"
         pipeline = self._client.pipeline(transaction=False)
@@ -209,7 +209,7 @@ class Producer:
         return bytes.fromhex(found) if found else None
 
     async def take_turn(self, duty: str, for_s: float) -> bool:
-        """Whether this process is the one that does a duty now: for so long nobody else is given it."""
+        """Whether this process does a duty now; for ``for_s`` seconds no other process will."""
         key, until_ms = f"{self._prefix}turn:{duty}", max(1, round(for_s * 1000))
         return bool(await bounded(self._client.set(key, self._api, nx=True, px=until_ms)))
 
@@ -246,7 +246,7 @@ def _record(id: str, row: Mapping[str, str | None]) -> Record:
 
 
 def _state(name: str) -> State:
-    """A state that only another release knows is not this one's to end."""
+    """The state; one that only another release knows counts as running, so that this release does not end it."""
     return State(name) if name in list(State) else State.RUNNING
 
 

@@ -1,4 +1,4 @@
-"""How an API process learns what happens to jobs: one stream, one reader, and the job itself as the truth."""
+"""How an HTTP process learns what happens to jobs: one stream, one reader, and the job's record as the authority."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Replies:
 
     @contextmanager
     def news(self, id: str) -> Iterator[asyncio.Queue[Record]]:
-        """The records of a job from now on, as the stream tells of them. (It may miss some: look at the job, too.)"""
+        """The records of a job from now on, as they arrive in the stream, which may miss some: read the job too."""
         mine: asyncio.Queue[Record] = asyncio.Queue()
         self._news.setdefault(id, set()).add(mine)
         try:
@@ -59,13 +59,13 @@ class Replies:
     ) -> Record:
         """The record of a job when it has ended; without end, so set a limit around it.
 
-        ``news`` must have been opened before the job was enqueued, or ``check_first`` be set. It looks at the job now
-        and then, so that a notice that was lost costs ``POLL_S``. A job that the server has forgotten (it came back
-        without its data) is enqueued again; ``enqueue`` returns the id to wait for, which then may be another.
+        ``news`` must have been opened before the job was enqueued, or ``check_first`` be set. The job is polled too, so
+        that a lost notice costs ``POLL_S``. A job that the server has lost (it restarted without its data) is enqueued
+        again; ``enqueue`` returns the id to wait for, which then may be another.
         """
         wait_s = 0.0 if check_first else POLL_S
         while True:
-            record = await _next(news, wait_s) or await self._look(id)
+            record = await _next(news, wait_s) or await self._current(id)
             wait_s = POLL_S
             if isinstance(record, Record):
                 if record.terminal:
@@ -98,11 +98,11 @@ class Replies:
     ) -> AsyncIterator[tuple[Record | None, str | None]]:
         """The records of one id; the last entry says which id follows, if any does."""
         with self.news(id) as news:
-            with suppress(RedisError):  # looking at it now and then is enough
+            with suppress(RedisError):  # polling is enough
                 await self._producer.watch(id)
             record: Record | str | None = None
             while time.monotonic() < deadline:
-                record = record or await self._look(id)
+                record = record or await self._current(id)
                 if isinstance(record, Record):
                     yield record, None
                     if record.settled or (record.terminal and not scores):
@@ -118,19 +118,19 @@ class Replies:
                 record = await _next(news, FOLLOW_S)
 
     async def read(self) -> None:
-        """Read what the stream says next, waiting for it for a while; to be called for ever.
+        """Wait for the next entries of the stream and deliver them; to be called in a loop.
 
         Raises:
-            RedisError: the server is away; nothing was passed over.
-            ExceptionGroup: ``observe`` has failed for some records. Whoever waits for them has them all the same.
+            RedisError: the server is down; nothing was skipped.
+            ExceptionGroup: ``observe`` has failed for some records. Those who wait for them got them anyway.
         """
         answer: Any = await self._client.xread({self._stream: self._last}, block=round(BLOCK_S * 1000), count=256)
         for _, entries in answer:
             await self._deliver([fields for _, fields in entries], entries[-1][0])
 
     async def _deliver(self, notices: list[dict[str, str]], last: str) -> None:
-        told = {what: {notice["id"] for notice in notices if notice["what"] == what} for what in self._observers}
-        wanted = [notice["id"] for notice in notices if notice["id"] in self._news or notice["what"] in told]
+        notified = {what: {notice["id"] for notice in notices if notice["what"] == what} for what in self._observers}
+        wanted = [notice["id"] for notice in notices if notice["id"] in self._news or notice["what"] in notified]
         records = (await self._producer.records(list(dict.fromkeys(wanted)))).values()
         self._last = last
         failures: list[Exception] = []
@@ -138,17 +138,17 @@ class Replies:
             for news in self._news.get(record.id, ()):
                 news.put_nowait(record)
             for what, observe in self._observers.items():
-                if record.id not in told[what]:
+                if record.id not in notified[what]:
                     continue
                 try:
                     observe(record)
                 except Exception as error:
                     failures.append(error)
         if failures:
-            raise ExceptionGroup("some ends of jobs could not be noted", failures)
+            raise ExceptionGroup("the ends of some jobs could not be recorded", failures)
 
-    async def _look(self, id: str) -> Record | str | None:
-        """The job's record, or 'forgotten', or None while the server is away."""
+    async def _current(self, id: str) -> Record | str | None:
+        """The job's record, or 'forgotten', or None while the server is down."""
         try:
             return (await self._producer.records([id])).get(id) or "forgotten"
         except RedisError:
@@ -156,7 +156,7 @@ class Replies:
 
 
 async def _next(news: asyncio.Queue[Record], wait_s: float) -> Record | None:
-    """The newest record, waited for; None if there was none in time."""
+    """Wait for a record and return the newest; None if there was none in time."""
     try:
         record = await asyncio.wait_for(news.get(), wait_s)
     except TimeoutError:
@@ -167,7 +167,7 @@ async def _next(news: asyncio.Queue[Record], wait_s: float) -> Record | None:
 
 
 async def _quietly(enqueue: Enqueue) -> str | None:
-    """Enqueue again; a server that is away, or has no room now, is asked another time."""
+    """Enqueue again; None if the server is down or full, to be tried later."""
     try:
         return await enqueue()
     except (RedisError, QueueFull, QuotaExceeded):

@@ -1,7 +1,7 @@
-"""What a worker says about a job that it has ended, as it travels through the queue.
+"""The result that a worker reports for a job, as it is stored in the queue.
 
-It is read tolerantly, since the worker may be of another release: what is missing has a default, what is not known is
-left out, and what has a wrong type counts as missing. So no reader of a result has to expect anything but this form.
+It is read tolerantly, since the worker may be of another release: missing fields have defaults, unknown ones are left
+out, and one of a wrong type counts as missing. So readers of a result see this form only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-RESULT_VERSION = 1  # noted for people and later releases; nothing depends on it so far
+RESULT_VERSION = 1  # for people and later releases; nothing depends on it so far
 
 UNREADABLE = {"code": "generation_failed", "message": "The worker's answer cannot be read."}
 
@@ -37,8 +37,8 @@ def read_result(text: str | None) -> Mapping[str, Any]:
     if "error" not in said:
         return _drawn(said)
     error = _mapping(said["error"])
-    told = {name: _typed(error, name, str, UNREADABLE[name]) for name in UNREADABLE}
-    return {**_drawn(said), "error": {**error, **told}}
+    known = {name: _typed(error, name, str, UNREADABLE[name]) for name in UNREADABLE}
+    return {**_drawn(said), "error": {**error, **known}}
 
 
 def with_scores(result: Mapping[str, Any], text: str | None) -> Mapping[str, Any]:
@@ -75,7 +75,7 @@ def _drawn(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _image(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One without a ``file`` is one whose bytes are missing."""
+    """An image without a ``file`` is one whose bytes are missing."""
     about: dict[str, Any] = {
         name: _typed(entry, name, kind, default)
         for name, kind, default in (

@@ -10,8 +10,8 @@ import redis
 import redis.asyncio
 
 FOLDER = Path(__file__).parent / "lua"
-# A script without the flag is refused by a server that is out of memory. Only taking on new work may be:
-# finishing must work, or the workers would draw pictures that they cannot hand in.
+# A server that is out of memory refuses scripts without the flag. Only accepting new work may be refused:
+# finishing must work, or workers would generate images that they cannot deliver.
 REFUSED_WITHOUT_MEMORY = {"enqueue"}
 
 
@@ -23,14 +23,14 @@ def source(name: str) -> str:
 
 
 def prefix(queue: str) -> str:
-    """What all keys of a queue begin with; the braces keep them in one slot of a cluster."""
+    """The prefix of all Redis keys of a queue; the braces keep them in one slot of a cluster."""
     return f"fewstep:{{{queue}}}:"
 
 
 class Scripts:
     """The scripts of one queue, each loaded when it is first run.
 
-    A client for threads answers with what the script answers, one for an event loop with an awaitable of it.
+    With a synchronous client ``run`` returns the script's answer, with an asyncio client an awaitable of it.
     """
 
     def __init__(self, client: redis.Redis | redis.asyncio.Redis, queue: str) -> None:

@@ -49,8 +49,8 @@ TRANSITIONS: Mapping[tuple[State | None, Event], State] = {
     (R, Event.LOSE_LAST): State.FAILED,
 }
 
-# A running job that is cancelled, or whose deadline passes, is only marked: its worker draws it. The first mark counts,
-# and whatever would have come next leads to what it says.
+# A running job that is cancelled, or whose deadline passes, is only marked: a worker is running it. The first mark
+# counts, and the next event leads to the marked state.
 MARKS: Mapping[Event, State] = {Event.CANCEL: State.CANCELLED, Event.EXPIRE: State.EXPIRED}
 
 TERMINAL = frozenset(State) - {state for state, _ in TRANSITIONS}

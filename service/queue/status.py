@@ -22,11 +22,11 @@ class WorkerState(StrEnum):
 
 @dataclass(frozen=True)
 class Worker:
-    """What a live worker says about itself.
+    """What a live worker reports in its heartbeats.
 
-    ``models`` tells of each model that it holds by ``id/version``: runtime, max_batch, shows_steps; ``refused`` of each
-    that it could not load: the reason, and which try it was. The fields beside them are those of its first model.
-    ``gpus`` says by UUID how those are that it sees: busy (0 to 1), used_bytes, total_bytes, power_w, temperature_c.
+    ``models`` has, by ``id/version``, runtime, max_batch and shows_steps of each loaded model; ``refused`` the reason
+    and the attempt of each that could not be loaded. The other fields are those of its first model. ``gpus`` has, by
+    UUID, the state of each visible GPU: busy (0 to 1), used_bytes, total_bytes, power_w, temperature_c.
     ``jobs`` is how many jobs it holds.
     """
 
@@ -53,7 +53,7 @@ class Worker:
         return self.models.get(model, {}).get("sides_px")
 
     def shows(self, model: str) -> bool:
-        """Whether it shows the steps of ``id/version``. One of an older release tells of its only model alone."""
+        """Whether it has previews of ``id/version``. A worker of an older release reports its only model."""
         return bool(self.models.get(model, {}).get("shows_steps")) if self.models else self.shows_steps
 
 
@@ -70,8 +70,8 @@ class Depth:
 
 @dataclass(frozen=True)
 class Usage:
-    """What was drawn for a key on one day; ``day_s`` is the Unix time of its beginning, ``work`` the cost in thousands
-    of pixel-steps."""
+    """The usage of a key on one day; ``day_s`` is the Unix time of its start, ``work`` the cost in thousands of
+    pixel-steps."""
 
     key: str
     day_s: int

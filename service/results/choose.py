@@ -22,5 +22,5 @@ def open_store(settings: Settings) -> ResultStore:
     if url.startswith("s3://"):
         return BucketStore(url)
     if url == settings.redis_url:
-        raise StartupError("FEWSTEP_RESULTS is the queue's own server: pictures need another one, or files.")
+        raise StartupError("FEWSTEP_RESULTS is the queue's own server: accepted are another server, s3:// or unset.")
     return MemoryStore(url, settings.result_ttl_s)

@@ -18,7 +18,7 @@ CLOCK = ".clock"
 
 class FolderStore:
     """A file appears under its name when it is complete and on the disk: a job that is done must not lose it with the
-    power. Ages are told by the folder's own clock, not the caller's."""
+    power. Ages are measured by the folder's own clock, not the caller's."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

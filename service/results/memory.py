@@ -29,7 +29,7 @@ class MemoryStore:
         """See ``ResultStore``."""
         reference = reference_of(job, token, name, suffix)
         if len(data) > LARGEST_BYTES:
-            raise OSError(f"an image of {len(data)} bytes: a store of this kind takes {LARGEST_BYTES}")
+            raise OSError(f"the image has {len(data)} bytes: this store accepts at most {LARGEST_BYTES}")
         key, _, field = reference.rpartition("/")
         pipeline = self._client.pipeline()
         pipeline.hset(_key(key), field, cast(Any, data))

@@ -48,7 +48,7 @@ def reference_of(job: str, token: str, name: str, suffix: str) -> str:
     """
     reference = f"{job[:2]}/{job}/{token}/{name}.{suffix}"
     if not REFERENCE.fullmatch(reference):
-        raise ValueError(f"{reference!r} is no reference to a result")
+        raise ValueError(f"{reference!r} is not a reference to a result")
     return reference
 
 

@@ -26,7 +26,7 @@ def find_worker(settings: Settings, host: str) -> None:
         raise StartupError(f"The queue cannot be reached: {error}.") from error
     states = [worker.state for worker in workers if worker.host == host]
     if not states:
-        raise StartupError(f"No worker on {host} has given a sign of life.")
+        raise StartupError(f"No worker on {host} is alive.")
     if set(states) == {WorkerState.LOADING}:
         raise StartupError(f"The workers on {host} are still loading.")
 

@@ -81,7 +81,7 @@ def socket_path(folder: Path) -> Path:
     private.mkdir(mode=0o700, exist_ok=True)
     status = private.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise StartupError(f"{private} belongs to somebody else; set FEWSTEP_DATA_DIR to a shorter path.")
+        raise StartupError(f"{private} belongs to another user: set FEWSTEP_DATA_DIR to a shorter path.")
     return private / f"{name}.sock"
 
 

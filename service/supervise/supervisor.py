@@ -127,7 +127,7 @@ class Supervisor:
         about = self._wait_until_ready()
         if about:
             what = f"{about['model']} {about['model_version']} on {about['runtime']}"
-            took = f"loaded in {about['load_s']:.1f} s, of it {about['warm_up_s']:.1f} s of warm-up"
+            took = f"loaded in {about['load_s']:.1f} s, including {about['warm_up_s']:.1f} s of warm-up"
             print(f"fewstep serves {what} ({took}): open {self.url} (Ctrl-C stops it)", flush=True)
 
     def _spawn(self, child: Child) -> None:
@@ -161,7 +161,7 @@ class Supervisor:
         return {**os.environ, **{PREFIX + name: value for name, value in chosen.items()}, **gpu}
 
     def _wait_until_ready(self) -> dict[str, Any]:
-        """What /readyz says once it says yes; empty if we are told to stop meanwhile.
+        """The answer of /readyz once it is ready; empty if a signal to stop arrives first.
 
         A large student takes its time: as long as a worker says that it loads, it is waited for.
 
@@ -202,7 +202,7 @@ class Supervisor:
 
     def _restart_server(self) -> None:
         if self._server and self._server.process and (code := self._server.process.poll()) is not None:
-            log.warning("the embedded server ended with code %s; it is started again", code)
+            log.warning("the embedded server ended with code %s; it is restarted", code)
             self._server.process = None
             self._write_run_file()
             self._server.start()
@@ -292,7 +292,7 @@ def _claim_data_dir(folder: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise StartupError(f"Another serve already uses {folder}; FEWSTEP_DATA_DIR chooses another one.") from None
+        raise StartupError(f"Another service already uses {folder}: FEWSTEP_DATA_DIR sets another one.") from None
     return descriptor
 
 

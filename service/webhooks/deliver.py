@@ -1,4 +1,4 @@
-"""Tells of jobs that have ended: at least once, signed, with patience, and only where it may."""
+"""Delivers webhooks of ended jobs: at least once, signed, with retries, and only to allowed addresses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from service.webhooks.signature import headers
 from service.webhooks.target import Target, TargetRefused, find_target, rules_of
 
 AT_ONCE, AT_ONE_HOST = 64, 8
-POSTPONE_S = 1.0  # until a host that has its share is looked at again
+POSTPONE_S = 1.0  # until a host with its most requests under way is tried again
 POLL_EVERY_S = 0.3
 MAX_TRIES = 8  # with pauses that triple from 5 s to 10 min: for half an hour
 GROWTH, LONGEST_PAUSE_S, JITTER = 3, 600.0, 0.2
@@ -57,9 +57,9 @@ class Deliverer:
         self.sending: set[asyncio.Task[None]] = set()
 
     async def deliver(self) -> None:
-        """Begin to send what is due, as far as there are hands; ``sending`` is what is under way.
+        """Start sending what is due, up to a limit; ``sending`` is what is under way.
 
-        Nobody waits for another's receiver: one host gets so many hands and no more, however slow it is.
+        Each host has a limit of its own, so that a slow receiver does not delay the others.
 
         Raises:
             RedisError: the queue's server is away.
@@ -88,7 +88,7 @@ class Deliverer:
     async def _one(self, delivery: Delivery, record: Record | None) -> None:
         if record is None or not record.readable:
             self._metrics.webhook("lost")
-            log.warning("webhook of job %s is lost: its record is gone or cannot be read", delivery.id)
+            log.warning("webhook of job %s is dropped: its record is gone or unreadable", delivery.id)
             return await self._outbox.complete(delivery.id)
         if f"job.{record.state}" not in delivery.events:
             return await self._outbox.complete(delivery.id)
@@ -98,7 +98,7 @@ class Deliverer:
         self._metrics.webhook(outcome)
         if outcome == "failed":
             return await self._outbox.postpone(delivery.id, max(wait_s, self._pause_s(delivery.attempt)))
-        log.info("webhook of job %s: %s at try %d", delivery.id, outcome, delivery.attempt)
+        log.info("webhook of job %s: %s at attempt %d", delivery.id, outcome, delivery.attempt)
         await self._outbox.complete(delivery.id)
 
     async def _try(self, delivery: Delivery, record: Record) -> tuple[str, float]:

@@ -1,7 +1,7 @@
-"""Where webhooks may go: a client chooses the address, so it must not lead into the operator's own network.
+"""Where webhooks may go: a client chooses the URL, so it must not lead into the operator's own network.
 
-The name is resolved once for each delivery, every address of it must be allowed, and the connection goes to the address
-that was checked: a name that changes its mind in between changes nothing.
+The name is resolved once for each delivery, all its addresses must be allowed, and the connection goes to the address
+that was checked, so a DNS answer that changes in between has no effect.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ def check_url(url: str, rules: Rules) -> SplitResult:
     except ValueError:
         raise TargetRefused("it is not a URL") from None
     if len(url) > MAX_URL_CHARS or any(ord(char) <= 32 or ord(char) >= 127 for char in url):
-        raise TargetRefused("it is too long, or has characters that must be escaped")
+        raise TargetRefused("it is too long or has unescaped characters")
     if parts.scheme != "https" and not (rules.http and parts.scheme == "http"):
         raise TargetRefused("it must begin with https://")
     if not parts.hostname or port == 0:
-        raise TargetRefused("it names no host")
+        raise TargetRefused("it has no host")
     if parts.username is not None or parts.password is not None:
-        raise TargetRefused("it must not hold a name or a password")
+        raise TargetRefused("it must not contain a user name or password")
     try:
         literal = ipaddress.ip_address(parts.hostname)
     except ValueError:

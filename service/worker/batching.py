@@ -27,12 +27,12 @@ def plan(jobs: Sequence[Job], max_batch: int) -> list[list[Slot]]:
 
 
 def largest_call(calls: Sequence[Sequence[Slot]], job: int) -> int:
-    """The number of images in the largest call that a job rode in."""
+    """The number of images in the largest call that a job was part of."""
     return max(len(call) for call in calls if any(slot.job == job for slot in call))
 
 
 def preview_steps(steps: int, wanted: int) -> tuple[int, ...]:
-    """After which steps (from 0) an image is looked at: at most ``wanted``, evenly, and never after the last one."""
+    """After which steps (from 0) previews are taken: at most ``wanted``, evenly spaced, never after the last step."""
     chances = steps - 1
     count = min(wanted, chances)
     return tuple((2 * k + 1) * chances // (2 * count) for k in range(count))

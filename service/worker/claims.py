@@ -118,7 +118,7 @@ class Claims:
         while not self._stopping.is_set():
             try:
                 self._turn()
-            except Exception as error:  # whatever it is: a worker that claims nothing more would look well
+            except Exception as error:  # of any kind: a worker that stopped claiming would still seem healthy
                 duty.failed(error)
                 self._stopping.wait(PAUSE_AFTER_ERROR_S)
             else:
@@ -168,12 +168,12 @@ def read(claimed: Claimed, runtime: Runtime) -> Round | Failure:
         found = round_of(Job.from_payload(claimed.payload), claimed.best)
         job = found.job
     except PayloadError as error:
-        return Failure("generation_failed", f"The worker cannot take this job: {error}.")
+        return Failure("generation_failed", f"The worker cannot run this job: {error}.")
     student = runtime.student
     if job.steps not in student.steps:
         return Failure("generation_failed", f"The worker's student was not trained for {job.steps} steps.")
     if not draws(runtime, student, (job.height, job.width)):
-        return Failure("generation_failed", f"The worker's student does not draw {job.width}x{job.height} pixels.")
+        return Failure("generation_failed", f"The worker's student cannot generate {job.width}x{job.height} pixels.")
     lengths = getattr(runtime, "lengths", {}).get((job.height, job.width))
     if (lengths is None) != (job.frames == 0) or (lengths and job.frames not in lengths):
         asked = f"videos of {job.frames} frames" if job.frames else "pictures"

@@ -25,16 +25,16 @@ log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
-    """Nobody needs what a call of the runtime draws any more."""
+    """The images of a runtime call are no longer needed."""
 
 
 class DeviceLost(Exception):
-    """The runtime fails at what it has drawn before: the device is at fault, not the job."""
+    """The runtime fails at the warm-up image, which worked before: the device is at fault, not the job."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job has no pictures: a code of ``service.errors`` and a sentence for the client."""
+    """Why a job has no images: a code of ``service.errors`` and a sentence for the client."""
 
     code: str
     message: str
@@ -80,7 +80,7 @@ def execute(
         return Executed(tuple(_draw_all(runtime, jobs, watching, guard)))
     except Exception as error:  # a network may fail in any way; its process goes on
         if len(jobs) > 1:
-            log.warning("a batch of %d jobs failed (%s); each is tried alone", len(jobs), type(error).__name__)
+            log.warning("a batch of %d jobs failed (%s); each is retried alone", len(jobs), type(error).__name__)
         else:
             log.exception("job %s failed", jobs[0].id)
     if len(jobs) > 1:
@@ -100,9 +100,9 @@ def _fault_of_job_or_device(runtime: Runtime, guard: Guard) -> Executed:
         with guard(1):
             runtime.draw(["a"], [0], min(student.steps))
     except Exception:
-        log.exception("the device fails at its warm-up picture, too")
+        log.exception("the device fails at the warm-up image, too")
         return Executed(undrawn=frozenset({0}))
-    return Executed(failures={0: Failure("generation_failed", "The picture could not be drawn.")})
+    return Executed(failures={0: Failure("generation_failed", "The image could not be generated.")})
 
 
 def _each_alone(runtime: Runtime, jobs: Sequence[Job], watching: Watching | None, guard: Guard) -> Executed:
@@ -147,7 +147,7 @@ def _draw_or_halve(
     except Exception as error:
         if len(slots) < 2 or not _out_of_memory(error):
             raise
-    log.warning("no memory for %d images in one call; they are drawn in halves", len(slots))
+    log.warning("out of memory with %d images in one call; it is split in halves", len(slots))
     half = len(slots) // 2  # outside of the handler, whose traceback would keep the failed call's arrays alive
     halves = [_draw_or_halve(runtime, part, job, watching, guard) for part in (slots[:half], slots[half:])]
     first = halves[0]

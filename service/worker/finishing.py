@@ -26,7 +26,7 @@ from service.worker.settling import DROPPED, Drawing, Scoring, Settler
 from student.runtimes.runtime import FloatArray
 
 MOST_ENCODERS = 4
-UNDELIVERED = Failure("generation_failed", "The picture was drawn, but could not be delivered.")
+UNDELIVERED = Failure("generation_failed", "The image was generated, but could not be delivered.")
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Finisher:
         self._backlog = Backlog()
         self._scoring = ThreadPoolExecutor(1, "score")
         self._settling = ThreadPoolExecutor(min(MOST_ENCODERS, os.cpu_count() or 1), "settle")
-        self._showing = ThreadPoolExecutor(1, "previews")  # one thread: a later look never comes before an earlier one
+        self._showing = ThreadPoolExecutor(1, "previews")  # one thread keeps the previews of a job in order
         self._previews: dict[tuple[str, int], list[Future[None]]] = defaultdict(list)
 
     def submit(
@@ -92,16 +92,16 @@ class Finisher:
         ending = self._settling.submit(self._give_up, batch, number)
         ending.add_done_callback(lambda _: self._backlog.remove(0))
 
-    def show(self, batch: Batch, number: int, look: int, index: int, image_CHW: FloatArray) -> None:
+    def show(self, batch: Batch, number: int, preview: int, index: int, image_CHW: FloatArray) -> None:
         """Show a preview of a job's image; it is there before the job has ended."""
         claimed, job = batch.claimed[number], batch.jobs[number]
-        shown = self._showing.submit(self._settler.show, batch.maker, claimed, job, look, index, image_CHW)
+        shown = self._showing.submit(self._settler.show, batch.maker, claimed, job, preview, index, image_CHW)
         self._previews[batch.token, number].append(shown)
 
     def advance(self, batch: Batch, number: int, steps_done: int) -> None:
         """Tell how many of a job's steps are done."""
-        told = self._showing.submit(self._settler.advance, batch.claimed[number], steps_done)
-        self._previews[batch.token, number].append(told)
+        reported = self._showing.submit(self._settler.advance, batch.claimed[number], steps_done)
+        self._previews[batch.token, number].append(reported)
 
     def beside(self, action: Callable[[], None]) -> None:
         """Do something in the thread that scores, since a scorer need not bear two callers."""

@@ -62,7 +62,7 @@ class Floor:
             self, score=self.score if score is None else score, percentile=rank, utilisation=load.utilisation
         )
 
-    def told(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """For the job's record."""
         return {
             "scorer": self.scorer,

@@ -1,4 +1,4 @@
-"""Keeps a worker's leases alive from a thread of its own: a long call of the runtime must not look like death."""
+"""Renews a worker's leases in a thread of its own, so that a long runtime call does not count as a dead worker."""
 
 from __future__ import annotations
 
@@ -159,4 +159,4 @@ class Heartbeat:
     def _measure(self) -> None:
         """Not in every beat: a driver may take its time."""
         if self._accelerators is not None:
-            self._gpus = self._accelerators.look()
+            self._gpus = self._accelerators.measure()

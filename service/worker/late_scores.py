@@ -89,7 +89,7 @@ class LateScores:
         claimed = batch.claimed[number]
         rode_in = [(found[number], score_s) for found, score_s in scored if number in found]
         judged = [one for found, _ in rode_in for one in found]
-        scores = {"images": [one.told() for one in judged], "score_s": sum(score_s for _, score_s in rode_in)}
+        scores = {"images": [one.record() for one in judged], "score_s": sum(score_s for _, score_s in rode_in)}
         timing = _timing(calls, number)
         notes = notes_of(batch.runtime.student, batch.jobs[number], judged, timing, self._feedback)
         until_answered(

@@ -105,7 +105,7 @@ class Prober:
         """The picture could not be drawn."""
         log.exception("the probe of %s failed", name_of(run.runtime))
         self.take(run)
-        self._tell(run, Outcome.FAILED, {})
+        self._report(run, Outcome.FAILED, {})
 
     def settle(self, run: Run, images: list[FloatArray]) -> None:
         """Score the pictures of a run, compare them with what is known, and say what was found."""
@@ -130,9 +130,9 @@ class Prober:
             source = "recorded"
         reference = exact or alike
         shift = round(furthest(found, reference), 4) if reference else 0.0
-        self._tell(run, outcome, {"source": source, "machine": machine, "score_shift": min(shift, 1e6)})
+        self._report(run, outcome, {"source": source, "machine": machine, "score_shift": min(shift, 1e6)})
 
-    def _tell(self, run: Run, outcome: Outcome, about: Mapping[str, Any]) -> None:
+    def _report(self, run: Run, outcome: Outcome, about: Mapping[str, Any]) -> None:
         self.counts = {**self.counts, f"probe_{outcome}": self.counts.get(f"probe_{outcome}", 0) + 1}
         self._loaded.probed(run.runtime, {"outcome": str(outcome), "at_s": int(time.time()), **about})
         level = logging.ERROR if outcome in BAD else logging.INFO

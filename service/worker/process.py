@@ -94,7 +94,7 @@ def _leave(leaver: Consumer) -> None:
     try:
         leaver.release([])
     except RedisError as error:
-        log.warning("the queue is not told that this worker ends: %s", error)
+        log.warning("the end of this worker cannot be reported to the queue: %s", error)
 
 
 def _consumer(settings: Settings, name: str) -> Consumer:
@@ -103,7 +103,7 @@ def _consumer(settings: Settings, name: str) -> Consumer:
 
 
 def _end_hung(worker: Worker, heartbeat: Heartbeat, leaver: Consumer) -> None:
-    """A call hangs, and no thread can be ended: settle what was drawn, give up the jobs of the call, and go.
+    """A call hangs, and its thread cannot be stopped: settle finished jobs, give up those of the call, and exit.
 
     They are lost with this worker as if it had died: each is tried again alone, and the attempt counts.
     """
@@ -121,7 +121,7 @@ def _end_hung(worker: Worker, heartbeat: Heartbeat, leaver: Consumer) -> None:
 def _stop_on_signal(stopping: threading.Event, heartbeat: Heartbeat, leaver: Consumer, grace_s: float) -> None:
     """On a signal: end the batch; if that takes longer than ``grace_s``, hand it back and go. So does a worker that an
     operator drains already."""
-    told = threading.Event()
+    signalled = threading.Event()
 
     def leave() -> None:
         try:
@@ -132,8 +132,8 @@ def _stop_on_signal(stopping: threading.Event, heartbeat: Heartbeat, leaver: Con
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         stopping.set()
-        if not told.is_set():
-            told.set()
+        if not signalled.is_set():
+            signalled.set()
             timer = threading.Timer(grace_s, leave)
             timer.daemon = True
             timer.start()

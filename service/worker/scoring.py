@@ -49,7 +49,7 @@ class ScorePolicy:
 
 @dataclass(frozen=True)
 class Judged:
-    """What is told of one picture or video; ``failed`` names the scorers that failed on it.
+    """The scores of one image or video; ``failed`` names the scorers that failed on it.
 
     The reward of a video is the mean of its frames', ``reward_worst`` that of ``worst_frame``, counted from 0.
     """
@@ -60,8 +60,8 @@ class Judged:
     reward_worst: dict[str, float] = field(default_factory=dict)
     worst_frame: dict[str, int] = field(default_factory=dict)
 
-    def told(self) -> dict[str, object]:
-        """For the job's record; what failed is only there where something did."""
+    def record(self) -> dict[str, object]:
+        """The entries of the job's record; ``reward_failed`` only where a scorer failed."""
         failed: dict[str, object] = {"reward_failed": list(self.reward_failed)} if self.reward_failed else {}
         worst = {"reward_worst": self.reward_worst, "worst_frame": self.worst_frame} if self.worst_frame else {}
         return {"reward": self.reward, "reward_percentile": self.reward_percentile, **worst, **failed}

@@ -16,7 +16,7 @@ from service.worker.scoring import Judged
 class Kept:
     """What an image is after a round: ``row`` of the round's pictures, or (None) the picture that it was before.
 
-    ``about`` is what is told of it, beside its bytes; ``score`` that by which it was chosen (-inf: it has none).
+    ``about`` is its entry in the job's result; ``score`` that by which it was chosen (-inf: it has none).
     """
 
     row: int | None
@@ -41,7 +41,7 @@ def select(drawn: Round, judged: Sequence[Judged], whole: Sequence[bool]) -> tup
             kept.append(_best(drawn, before, {row: _candidate(drawn, row, judged, whole) for row in rows}))
         else:
             (row,) = rows
-            kept.append(Kept(row, {"seed": drawn.draws[row].seed, **judged[row].told()}) if whole[row] else None)
+            kept.append(Kept(row, {"seed": drawn.draws[row].seed, **judged[row].record()}) if whole[row] else None)
     return tuple(kept)
 
 
@@ -65,11 +65,12 @@ def with_floor(result: Mapping[str, Any], kept: Sequence[Kept], floor: Floor) ->
         {**image, "below_floor": one.score < floor.asked_score}
         for image, one in zip(result["images"], kept, strict=True)
     ]
-    return {**result, "images": marked, "floor": floor.told()}
+    return {**result, "images": marked, "floor": floor.record()}
 
 
 def _candidate(drawn: Round, row: int, judged: Sequence[Judged], whole: Sequence[bool]) -> dict[str, Any]:
-    about = {"seed": drawn.draws[row].seed, "steps": drawn.stage.steps, "round": drawn.number + 1, **judged[row].told()}
+    scores = judged[row].record()
+    about = {"seed": drawn.draws[row].seed, "steps": drawn.stage.steps, "round": drawn.number + 1, **scores}
     return about if whole[row] else {**about, "reward": {}, "reward_percentile": {}, "broken": True}
 
 

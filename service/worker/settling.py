@@ -1,4 +1,4 @@
-"""One job's end: its pictures are encoded, signed and stored, and then the queue is told; or it has none, and why."""
+"""The end of one job: its images are encoded, signed and stored before the queue ends it; or it fails with a reason."""
 
 from __future__ import annotations
 
@@ -88,53 +88,52 @@ class Settler:
         if isinstance(stored, Failure):
             self.fail(maker, claimed, stored, calls)
             return False
-        told, following = stored
-        report = {"runtime": maker.runtime, **told, "calls": [*drawn.best.get("calls", []), *calls]}
-        follow = told["scoring"] == "pending"
+        result, following = stored
+        report = {"runtime": maker.runtime, **result, "calls": [*drawn.best.get("calls", []), *calls]}
+        follow = result["scoring"] == "pending"
         if following is not None:
             ended = self._advance(claimed, following, report)
         else:
-            notes = {} if follow else self._notes(maker, drawn.asked, told)
+            notes = {} if follow else self._notes(maker, drawn.asked, result)
             ended = self._finish(claimed, State.DONE, report, scores_follow=follow, notes=notes)
         # An unknown end (None) may be a good one: what it points at is left to the sweeper.
         if ended in WITHOUT_PICTURES:
             self._discard(claimed)
         return follow and ended == State.DONE
 
-    def _notes(self, maker: Maker, job: Job, told: Mapping[str, Any]) -> dict[str, Any]:
+    def _notes(self, maker: Maker, job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
         """What is to be counted with the job's end, of the pictures that it ends with."""
-        judged = [Judged(one["reward"], one["reward_percentile"]) for one in told["images"]]
-        timing = Timing(told["timings"]["inference_s"], told["batch_size"])
+        judged = [Judged(one["reward"], one["reward_percentile"]) for one in result["images"]]
+        timing = Timing(result["timings"]["inference_s"], result["batch_size"])
         return notes_of(maker.student, job, judged, timing, self._feedback)
 
     def _stored(
         self, maker: Maker, claimed: Claimed, drawn: Round, drawing: Drawing
     ) -> tuple[dict[str, Any], Round | None] | Failure:
-        """What is told of the pictures that are kept, once they are stored, and the round that follows; or why they
-        cannot be handed out."""
+        """The job's result once the images that are kept are stored, and the round that follows; or why it failed."""
         kept = select(drawn, drawing.judged, [bool(np.isfinite(image).all()) for image in drawing.images])
         pictures = [one for one in kept if one is not None]
         if len(pictures) < len(kept):
-            return Failure("generation_failed", "The picture came out broken (its values are not finite).")
+            return Failure("generation_failed", "The generated image is broken (its values are not finite).")
         floor, following = self._judged_by_floor(claimed, drawn, pictures, drawing.floor)
         started = time.perf_counter()
         try:
             images = self._keep_all(maker, claimed, drawn, drawing, pictures)
         except SigningError as error:
             log.error("job %s cannot be signed: %s", claimed.id, error)
-            return Failure("generation_failed", "The picture could not be signed.")
+            return Failure("generation_failed", "The image could not be signed.")
         except OSError as error:
             log.error("job %s cannot be stored: %s", claimed.id, error)
-            return Failure("storage_failed", "The picture was drawn, but could not be stored.")
+            return Failure("storage_failed", "The image was generated, but could not be stored.")
         timings = {
             "queue_s": drawing.queue_s,
             "inference_s": drawing.inference_s,
             "score_s": drawing.score_s,
             "encode_s": time.perf_counter() - started,
         }
-        told = {"images": images, "timings": timings, "batch_size": drawing.batch_size, "scoring": drawing.scoring}
-        told = with_earlier(drawn, told)
-        return (told if floor is None else with_floor(told, pictures, floor)), following
+        result = {"images": images, "timings": timings, "batch_size": drawing.batch_size, "scoring": drawing.scoring}
+        result = with_earlier(drawn, result)
+        return (result if floor is None else with_floor(result, pictures, floor)), following
 
     def _judged_by_floor(
         self, claimed: Claimed, drawn: Round, kept: Sequence[Kept], floor: Floor | None
@@ -164,7 +163,7 @@ class Settler:
         self._discard(claimed)
 
     def show(self, maker: Maker, claimed: Claimed, job: Job, number: int, index: int, image_CHW: FloatArray) -> None:
-        """Store look ``number`` at the unfinished image ``index``; a preview that cannot be had is left out."""
+        """Store preview ``number`` of the unfinished image ``index``; one that fails is left out."""
         try:
             suffix, data = preview_of(job, image_CHW, self._made_by(maker))
             reference = self._store.put(job.id, claimed.token, f"p{number}-{index}", suffix, data)
@@ -177,7 +176,7 @@ class Settler:
         try:
             self._consumer.progress(claimed.id, claimed.token, steps_done)
         except RedisError as error:
-            log.warning("the progress of job %s is not told: %s", claimed.id, error)
+            log.warning("the progress of job %s cannot be reported: %s", claimed.id, error)
 
     def _keep_all(
         self, maker: Maker, claimed: Claimed, drawn: Round, drawing: Drawing, kept: Sequence[Kept]
@@ -235,7 +234,7 @@ class Settler:
         scores_follow: bool = False,
         notes: Mapping[str, Any] | None = None,
     ) -> str | None:
-        """Tell the queue, through an outage of the server if need be; None if its answer stayed out."""
+        """End the job in the queue, retrying through an outage of the server; None if it never answered."""
         ended: str | None = None
         try:
             ended = until_answered(

@@ -101,7 +101,7 @@ def _algorithm(key: bytes) -> str:
     try:
         private = load_pem_private_key(key, None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise StartupError("FEWSTEP_C2PA_KEY is no unencrypted private key in PEM.") from None
+        raise StartupError("FEWSTEP_C2PA_KEY is not an unencrypted private key in PEM.") from None
     if isinstance(private, ec.EllipticCurvePrivateKey):
         names = {256: "es256", 384: "es384", 521: "es512"}
         if private.curve.key_size in names:
@@ -111,5 +111,5 @@ def _algorithm(key: bytes) -> str:
     if isinstance(private, rsa.RSAPrivateKey):
         return "ps256"
     raise StartupError(
-        "FEWSTEP_C2PA_KEY is of a kind that C2PA does not know: use P-256, P-384, P-521, Ed25519 or RSA."
+        "FEWSTEP_C2PA_KEY is of a type that C2PA does not support: accepted are P-256, P-384, P-521, Ed25519 and RSA."
     )

@@ -1,4 +1,4 @@
-"""What a worker does between two steps of a batch: find out who needs no more, and show previews to whoever watches."""
+"""What a worker does between two steps of a batch: check which jobs are cancelled, and publish previews."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Watchdog:
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_EVERY_S):
             if hung := self._overdue():
-                log.critical("%s has gone on for longer than its bound; the worker ends", hung)
+                log.critical("%s has exceeded its time limit; the worker exits", hung)
                 self._on_hang(hung)
                 return
 

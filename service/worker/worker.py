@@ -69,7 +69,7 @@ class Worker:
         self.claims = Claims(loaded, consumer, heartbeat, self.device, self._finisher.refuse)
 
     def run(self) -> None:
-        """Work until told to stop; a batch that was claimed and not begun is handed back.
+        """Work until ``stopping`` is set; a batch that was claimed and not begun is handed back.
 
         Raises:
             DeviceLost: the device fails at everything; what it could not draw has been handed back.
@@ -121,7 +121,7 @@ class Worker:
         if executed.device_lost:
             undrawn = [batch.claimed[number] for number in sorted(executed.undrawn)]
             hand_back(self._consumer, self._heartbeat, undrawn, spared=True)
-            raise DeviceLost(f"the device cannot draw; {len(undrawn)} jobs were handed back")
+            raise DeviceLost(f"the device fails; {len(undrawn)} jobs were handed back")
 
     def _probe(self, run: Run) -> None:
         """Draw one picture of a probe, and have it judged with the others once it is the last one."""
@@ -175,7 +175,7 @@ class Worker:
 
     @contextmanager
     def _guard(self, batch: Batch, images: int) -> Iterator[None]:
-        with self._watchdog.watching(f"a call for {images} pictures", self._bounds.of(batch.shape, images)):
+        with self._watchdog.watching(f"a call for {images} images", self._bounds.of(batch.shape, images)):
             yield
 
     def _guard_scorer(self, what: str) -> AbstractContextManager[None]:
@@ -192,4 +192,4 @@ class Worker:
             "images": [len(call.slots) for call in executed.calls],
             "inference_s": round(sum(call.inference_s for call in executed.calls), 4),
         }
-        log.info("drew %d of %d jobs", len(drawn), len(batch.jobs), extra=about)
+        log.info("generated %d of %d jobs", len(drawn), len(batch.jobs), extra=about)

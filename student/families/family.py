@@ -178,7 +178,7 @@ class Family(nn.Module, ABC):
         """Latents -> images_BCHW in [0, 1], float32; videos (B, F, C, H, W)."""
 
     def sigmas(self, nfe: int, shape: Sequence[int]) -> tuple[float, ...]:
-        """The sigmas at which a picture of this latent shape is looked at, from 1 downwards, without the final 0.
+        """The sigmas of the sampler for this latent shape, from 1 downwards, without the final 0.
 
         They are shifted once, as the pipeline's scheduler says, and are the ones really used: to draw the same with
         diffusers they are passed to a scheduler that shifts no more (``student.pipeline.shift_no_more``).

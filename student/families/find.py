@@ -36,7 +36,7 @@ def open_family(
     parts: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Family:
-    """Open a folder or hub id; its class is looked at before any weights are read.
+    """Open a folder or hub id; its class is checked before any weights are read.
 
     ``parts`` replaces components (``{"text_encoder_3": None, "tokenizer_3": None}`` opens SD3 without T5);
     ``options`` go to the family: ``max_tokens``, and ``guidance`` for FLUX.1-dev. A family may keep a part of the

@@ -36,7 +36,7 @@ class Flux(Family):
 
     @property
     def baked(self) -> dict[str, float]:
-        """The guidance that a guidance-distilled transformer is told; the others are told none."""
+        """The guidance input of a guidance-distilled transformer; None for the others."""
         return {} if self.guidance is None else {"guidance_scale": self.guidance}
 
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:

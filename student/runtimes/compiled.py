@@ -186,7 +186,7 @@ class CompiledRuntime:
 
 
 class SteppedRuntime(CompiledRuntime):
-    """A staged one: its steps can be looked at, and it can be stopped between them."""
+    """A staged one: it has previews, and can be stopped between steps."""
 
     _graphs: StagedGraphs
     _others: Mapping[Size, StagedGraphs]

@@ -25,7 +25,7 @@ class Lengths:
     def __contains__(self, frames: int) -> bool:
         return self.first <= frames <= self.most and (frames - self.first) % self.step == 0
 
-    def told(self) -> list[int]:
+    def record(self) -> list[int]:
         """For a worker's report; ``read_lengths`` reads it."""
         return [self.first, self.most, self.step]
 

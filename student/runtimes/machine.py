@@ -63,7 +63,7 @@ def has_amx() -> bool:
 
 
 def free_bytes() -> int | None:
-    """Memory that can still be had: the machine's, or the container's if that is less; None where nothing tells."""
+    """Free memory: the machine's, or the container's if that is less; None where it is unknown."""
     found = [value for value in (_machine(), _container()) if value is not None]
     return min(found) if found else None
 

@@ -66,8 +66,8 @@ def place(
     if gpu is None:
         return Placement("cpu", "float32")
     dtype = _type(numbers.get("transformer", 0), gpu)
-    wide = {*in_float32, *(("vae",) if dtype == "float16" else ())}
-    taken = {part: count * (4 if part in wide else WIDTH[dtype]) for part, count in numbers.items()}
+    float32 = {*in_float32, *(("vae",) if dtype == "float16" else ())}
+    taken = {part: count * (4 if part in float32 else WIDTH[dtype]) for part, count in numbers.items()}
     denoising = sum(taken.get(part, 0) for part in DENOISING)
     everything, room = sum(taken.values()), int(gpu.memory_bytes * USABLE)
     needed = {"off": everything + ACTIVATIONS, "encoders": max(everything, denoising + ACTIVATIONS)}

@@ -1,4 +1,4 @@
-"""Antialiased bicubic resizing as two matrices, as PIL and torch do it: scorers look at pictures of any size.
+"""Antialiased bicubic resizing as two matrices, as PIL and torch do it: scorers accept images of any size.
 
 Legend: H x W pixels of the picture, S the side of the square that a scorer reads.
 """

@@ -66,7 +66,7 @@ class Runtime(Protocol):
 
 @runtime_checkable
 class StepwiseRuntime(Runtime, Protocol):
-    """A runtime that shows its steps (staged, not fused): it can be looked at, and ended, between two of them."""
+    """A runtime that shows its steps (staged, not fused): it has previews, and can be stopped between two steps."""
 
     def draw_watched(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch) -> FloatArray:
         """The same bytes as ``draw``; ``watch(i, preview)`` is called after the network's call in step i, from 0, in

@@ -25,7 +25,7 @@ from student.runtimes.runtime import FloatArray
 from student.runtimes.session import OrtSession, open_session
 
 FORMAT = 2
-AT_ONCE = 16  # pictures that a scorer looks at in one call
+AT_ONCE = 16  # images that a scorer gets in one call
 IMAGES, ROWS, COLUMNS, IDS, MASK = "images", "rows", "columns", "token_ids", "token_mask"
 log = logging.getLogger(__name__)
 

@@ -51,13 +51,13 @@ class StagedGraphs:
         """images_BCHW, one call of the step's graph after the other; ``watch`` as for ``draw_watched``."""
         text = self._placed(self.encode(prompts))
 
-        def look(i: int, sigma: float, x_BCHW: Any, v_BCHW: Any) -> None:
+        def on_step(i: int, sigma: float, x_BCHW: Any, v_BCHW: Any) -> None:
             if watch is not None and i < steps - 1:
                 watch(i, lambda rows: self.decode((x_BCHW - v_BCHW * np.float32(sigma))[list(rows)]))
 
         start_BCHW: Any = noise(seeds, self._student.latents.shape)
         x_BCHW: Any = denoise(
-            lambda x, sigma: self.velocity(x, sigma, text), start_BCHW, self._student.sigmas[steps], look
+            lambda x, sigma: self.velocity(x, sigma, text), start_BCHW, self._student.sigmas[steps], on_step
         )
         return self.decode(x_BCHW)
 

@@ -114,15 +114,15 @@ class EngineGraphs(StagedGraphs):
         return run
 
     def _draw_watched(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch) -> FloatArray:
-        """The same launches in the same order, with a look between two steps; only a preview leaves the device."""
+        """The same launches in the same order, with a callback between two steps; only a preview leaves the device."""
         text = self._text(prompts)
 
-        def look(i: int, sigma: float, x: Tensor, v: Tensor) -> None:
+        def show(i: int, sigma: float, x: Tensor, v: Tensor) -> None:
             if i < steps - 1:
                 watch(i, lambda rows: self._pictures((x - v * sigma)[list(rows)]).cpu().numpy())
 
         start = self._noise(seeds).to(self._device.name)
-        x: Tensor = denoise(lambda x, sigma: self._velocity(x, sigma, text), start, self._student.sigmas[steps], look)
+        x: Tensor = denoise(lambda x, sigma: self._velocity(x, sigma, text), start, self._student.sigmas[steps], show)
         images_BCHW: FloatArray = self._pictures(x).cpu().numpy()
         return images_BCHW
 

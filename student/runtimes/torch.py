@@ -228,9 +228,9 @@ class TorchRuntime:
 
 def _open(bundle: Path, student: Student, placement: Placement, kind: type[Family]) -> Family:
     dtype = getattr(torch, placement.dtype)
-    wide = {*kind.in_float32, *(("vae",) if dtype == torch.float16 else ())}
-    types = {"default": dtype, **dict.fromkeys(wide, torch.float32)}
-    family = family_of_student(open_pipeline(bundle, types if wide else dtype), student)
+    float32 = {*kind.in_float32, *(("vae",) if dtype == torch.float16 else ())}
+    types = {"default": dtype, **dict.fromkeys(float32, torch.float32)}
+    family = family_of_student(open_pipeline(bundle, types if float32 else dtype), student)
     spread(family, placement)
     return family
 

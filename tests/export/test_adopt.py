@@ -285,7 +285,7 @@ def test_what_cannot_be_served_is_refused_in_one_sentence_with_nothing_written(
         (["--steps", "0"], "accepted are numbers from 1 to 100"),
         (["--size", "33x64"], "cannot draw 33x64: width is 33: accepted are multiples of 16"),
         (["--size", "big"], "accepted is WIDTHxHEIGHT"),
-        (["--guidance", "3.5"], "is told no guidance, as FLUX.1-schnell"),
+        (["--guidance", "3.5"], "takes none, like FLUX.1-schnell"),
         (["--reward", "pickscore"], "--reward needs --prompts FILE"),
         (["--lora", "nowhere.safetensors"], "lora nowhere.safetensors is not there"),
         (["--lora", "a:0"], "with a weight other than 0"),

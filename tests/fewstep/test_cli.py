@@ -122,7 +122,7 @@ def test_bench_measures_any_server_with_openais_endpoint(fewstep: Any, monkeypat
     ("arguments", "code", "sentence"),
     [
         (["generate", PROMPT, "--steps", 3], 3, "num_inference_steps is 3: fake was trained for 1, 2, 4."),
-        (["generate", PROMPT, "--model", "x"], 5, "There is no model 'x' here: served is fake."),
+        (["generate", PROMPT, "--model", "x"], 5, "The model 'x' is not served: accepted is fake."),
         (["generate", PROMPT, "-o", "a.gif"], 2, "a.gif does not name an image format"),
         (["generate", PROMPT, "-o", "no/a.png"], 2, "There is no directory no."),
         (["generate", PROMPT, "-o", "-", "-n", 2], 2, "Standard output takes one image"),

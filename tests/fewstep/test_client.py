@@ -103,7 +103,7 @@ def test_without_the_key_it_would_be_drawn_twice(client: Client, live: Service) 
     ("prompt", "options", "kind", "message"),
     [
         ("p", {"num_inference_steps": 3}, Refused, "num_inference_steps is 3: fake was trained for 1, 2, 4."),
-        ("p", {"model": "other"}, NotFound, "There is no model 'other' here: served is fake."),
+        ("p", {"model": "other"}, NotFound, "The model 'other' is not served: accepted is fake."),
         ("fake:raise", {}, ServerError, None),
     ],
 )

@@ -47,7 +47,7 @@ def test_every_setting_is_described() -> None:
 )
 def test_an_unknown_variable_names_the_nearest(name: str, nearest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "1")
-    with pytest.raises(StartupError, match=f"{name} is not a setting; the nearest one is {nearest}"):
+    with pytest.raises(StartupError, match=f"{name} is not a setting: did you mean {nearest}"):
         read_settings()
 
 
@@ -103,7 +103,7 @@ def test_secrets_come_from_files_and_the_environment_goes_before_them(
 def test_a_file_of_secrets_that_is_no_setting_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "fewstep_redis").write_text("x")
     monkeypatch.setenv("FEWSTEP_SECRETS_DIR", str(tmp_path))
-    with pytest.raises(StartupError, match="fewstep_redis is not a setting; the nearest one is FEWSTEP_REDIS_URL"):
+    with pytest.raises(StartupError, match=r"fewstep_redis is not a setting: did you mean FEWSTEP_REDIS_URL\?"):
         read_settings()
     monkeypatch.setenv("FEWSTEP_SECRETS_DIR", str(tmp_path / "missing"))
     with pytest.raises(StartupError, match="^FEWSTEP_SECRETS_DIR .*missing cannot be read"):

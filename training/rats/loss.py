@@ -59,7 +59,7 @@ def _distance(student_BD: Tensor, teacher_BD: Tensor, l2_weight: float, cosine_w
 
 
 def steered(alpha: float, diversity: float, wanted: float) -> float:
-    """alpha after a look at the student's diversity: up where it is below what is wanted, down where it is above.
+    """alpha after a measurement of the student's diversity: raised below the target, lowered above it.
 
     alpha (wanted / diversity)^10: a tenth too little makes it 2.9 times as large. Ours; no source.
     """

@@ -50,7 +50,7 @@ def build(config: AutoencoderConfig) -> Any:
 
 
 def loss(model: Any, x_BCHW: Tensor, noise_BCHW: Tensor, config: AutoencoderConfig) -> Tensor:
-    """Reconstruction loss of images in [-1, 1], plus the pull of each channel to mean 0, deviation 1."""
+    """Reconstruction loss of images in [-1, 1], plus a penalty that keeps each channel at mean 0, deviation 1."""
     with torch.autocast("cpu", torch.bfloat16):
         z_BCHW = model.encoder(x_BCHW)
         y_BCHW = model.decoder(z_BCHW + noise_BCHW)

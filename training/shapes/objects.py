@@ -112,8 +112,8 @@ def _mix(rgb_PC: FloatArray, ground_C: FloatArray, ink_C: FloatArray) -> tuple[F
 
 def _grown(mask_HW: BoolArray) -> BoolArray:
     """The true pixels and their four neighbours."""
-    wide = np.pad(mask_HW, 1)
-    grown: BoolArray = mask_HW | wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
+    padded = np.pad(mask_HW, 1)
+    grown: BoolArray = mask_HW | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
     return grown
 
 

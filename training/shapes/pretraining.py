@@ -87,7 +87,7 @@ def write_teacher(parts: teacher.Parts, vae: AutoencoderTiny, path: Path) -> Non
 
 
 def shortened(config: ShapesPretraining, steps: int) -> ShapesPretraining:
-    """The same pretraining with ``steps`` steps a stage: for tests, which look at plumbing and not at quality."""
+    """The same pretraining with ``steps`` steps a stage: for tests of the wiring, not of quality."""
     return replace(
         config,
         autoencoder=replace(config.autoencoder, steps=steps),

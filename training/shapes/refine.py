@@ -1,7 +1,7 @@
 """A bounded scorer with headroom: the probability that a picture is right, highest for the truth itself.
 
 It goes on from a scorer that knows captions (training/shapes/scorer.py). All pictures pass the autoencoder, so that its
-traces tell nothing; right ones are rendered truth, wrong ones have one attribute changed, are badly drawn, have another
+traces carry no signal; right ones are rendered truth, wrong ones have another attribute, are badly drawn, have another
 caption, or are what generators drew. Suffixes: N scenes of the world, M of the generators.
 """
 

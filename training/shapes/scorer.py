@@ -84,9 +84,9 @@ def draw_pairs(
         kinds.append(kind)
     flat = vocabulary.encode(tokenizer, [text for column in texts for text in column])
     ids = torch.tensor(flat).reshape(1 + wrong_captions, num, -1).transpose(0, 1)
-    look = torch.Generator().manual_seed(int(gen.integers(2**31)))
+    gen_photo = torch.Generator().manual_seed(int(gen.integers(2**31)))
     images = torch.cat([world.render_NCHW(scenes), world.render_NCHW(altered), degraded])
-    right, wrong, bad = degrade.photograph(images, look).chunk(3)
+    right, wrong, bad = degrade.photograph(images, gen_photo).chunk(3)
     return PairBatch(right, wrong, bad, ids, np.stack(kinds, 1), altered_kind, degraded_kind)
 
 

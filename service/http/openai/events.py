@@ -1,4 +1,4 @@
-"""A job's events as OpenAI's clients read them: previews, images, and an error, but nothing about the queue."""
+"""A job's events as OpenAI's clients read them: previews, images and an error, nothing about the queue."""
 
 from __future__ import annotations
 

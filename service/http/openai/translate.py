@@ -1,4 +1,4 @@
-"""From OpenAI's words to a request of our own, and from a job that is done to OpenAI's form."""
+"""Translation of OpenAI's requests into our own, and of finished jobs into OpenAI's form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.responses import Response
 from service.errors import InvalidRequest, ServiceError
 from service.http.generate import Caller
 from service.http.openai.schema import ImageDatum, ImagesAnswer, ImagesRequest, InputDetails, Usage
-from service.http.presentation import chosen, drawn_images, in_base64, public_fields
+from service.http.presentation import chosen, drawn_images, in_base64, public_fields, student_of
 from service.http.schema import GenerateRequest
 from service.http.services import Services
 from service.models.choice import Choice, Served
@@ -19,7 +19,7 @@ from student.bundle import Student
 
 REFUSED = {
     "style": "style is not supported: describe it in the prompt.",
-    "complexity": "complexity is not supported: a student has no planning stage.",
+    "complexity": "complexity is not supported: a student has no planning step.",
     "frame_count": "frame_count is for gif, which is not supported.",
     "frame_duration_ms": "frame_duration_ms is for gif, which is not supported.",
 }
@@ -31,7 +31,7 @@ SAME = (
 
 
 def pick(choice: Choice, body: ImagesRequest) -> Served:
-    """The student that is meant.
+    """The student that the request names.
 
     Raises:
         NotFound, InvalidRequest: there is none, or it draws videos.
@@ -44,16 +44,16 @@ def pick(choice: Choice, body: ImagesRequest) -> Served:
 
 
 def translated(body: ImagesRequest, served: Served, shows_steps: bool) -> GenerateRequest:
-    """The request in our own words.
+    """The request in our own form.
 
     Raises:
-        InvalidRequest: it asks for what no student can do.
+        InvalidRequest: it asks for something that no student can do.
     """
     for name, why in REFUSED.items():
         if getattr(body, name) is not None:
             raise InvalidRequest(why, name)
     if body.background == "transparent":
-        raise InvalidRequest("background cannot be transparent: a student draws opaque pictures.", "background")
+        raise InvalidRequest("background cannot be transparent: students generate opaque images.", "background")
     if body.output_format in ("gif", "svg"):
         raise InvalidRequest(
             f"output_format {body.output_format} is not supported: use png, jpeg or webp.", "output_format"
@@ -95,7 +95,7 @@ def _steps(student: Student, body: ImagesRequest) -> int | None:
 
 
 def quality_of(steps: int, student: Student | None) -> str:
-    """What a step count is called; of a student with a single one it is 'high'."""
+    """The quality that a step count stands for; a student's only one is 'high'."""
     counts = sorted(student.steps) if student else [steps]
     return "high" if steps == counts[-1] else "low" if steps == counts[0] else "medium"
 
@@ -104,7 +104,7 @@ async def answer(services: Services, record: Record, caller: Caller) -> Response
     """A job that is done, in OpenAI's form.
 
     Raises:
-        ServiceError: an image was swept away meanwhile.
+        ServiceError: an image has been deleted meanwhile.
     """
     job = record.job
     body = ImagesAnswer(
@@ -119,15 +119,15 @@ async def answer(services: Services, record: Record, caller: Caller) -> Response
 
 
 def described(services: Services, job: Job) -> dict[str, Any]:
-    """What OpenAI says of every image."""
-    student = _student(services, job)
+    """The fields that OpenAI's responses give for all images."""
+    student = student_of(services, job)
     size = f"{job.width}x{job.height}"
     return {"background": "opaque", "output_format": job.output_format, "quality": quality_of(job.steps, student),
             "size": size}  # fmt: skip
 
 
 def usage(services: Services, job: Job, images: int) -> Usage:
-    """The tokens of a prompt and of so many images; a latent patch is a token of the network's."""
+    """The tokens of a prompt and of this many images; each latent patch is a token of the network."""
     served = services.models.choice.served.get(Name(job.model, job.version))
     text = served.count_tokens(job.prompt) if served else 0
     drawn = images * _patches(served.student) if served else 0
@@ -140,11 +140,6 @@ def _patches(student: Student) -> int:
     return latents.height * latents.width // latents.packing**2
 
 
-def _student(services: Services, job: Job) -> Student | None:
-    served = services.models.choice.served.get(Name(job.model, job.version))
-    return served.student if served else None
-
-
 async def _datum(services: Services, record: Record, index: int, base_url: str) -> ImageDatum:
     image = record.result["images"][index]
     fields = public_fields(ImageDatum, image)
@@ -155,5 +150,5 @@ async def _datum(services: Services, record: Record, index: int, base_url: str) 
 
 
 def as_openai(error: ServiceError) -> int:
-    """The status that OpenAI's API has for an error: its clients know a wrong field by 400."""
+    """The status that OpenAI's API uses for an error: its clients expect 400 for a wrong field."""
     return 400 if error.status == 422 else error.status

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from email import message_from_bytes
 from email.message import Message
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import InvalidRequest, error_detail
 from service.http.generate import Caller
-from service.http.openai.schema import not_blank
 from service.http.presentation import failure, progress_of
-from service.http.schema import MAX_FPS, MAX_FRAMES, MAX_PROMPT_CHARS, SEED_LIMIT, GenerateRequest, Strict
+from service.http.schema import MAX_FPS, MAX_FRAMES, MAX_PROMPT_CHARS, SEED_LIMIT, GenerateRequest, Prompt, Strict
 from service.http.services import Services
 from service.http.videos import fps_of
 from service.models.choice import Choice, Served
@@ -36,11 +35,11 @@ class VideosRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompt: Annotated[str, AfterValidator(not_blank)] = Field(
+    prompt: Prompt = Field(
         min_length=1, max_length=MAX_PROMPT_CHARS, description="What to draw, in words.", examples=["waves at sunset"]
     )
     model: str | None = Field(
-        None, max_length=128, description="The id of a served student, or id@version. Unset: the only one."
+        None, max_length=128, description="The id of a served student, or id@version. Default: the only one."
     )
     seconds: float | None = Field(
         None,
@@ -128,7 +127,7 @@ def _text(part: Message) -> str:
 
 
 def pick_video(choice: Choice, body: VideosRequest) -> Served:
-    """The student that is meant.
+    """The student that the request names.
 
     Raises:
         NotFound, InvalidRequest: there is none, or it draws pictures.
@@ -141,10 +140,10 @@ def pick_video(choice: Choice, body: VideosRequest) -> Served:
 
 
 def translated_video(body: VideosRequest, served: Served) -> GenerateRequest:
-    """The request in our own words.
+    """The request in our own form.
 
     Raises:
-        InvalidRequest: it asks for what no student can do.
+        InvalidRequest: it asks for something that no student can do.
     """
     if body.input_reference is not None:
         raise InvalidRequest(REFERENCES, "input_reference")

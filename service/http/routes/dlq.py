@@ -1,4 +1,4 @@
-"""The operator's part in what was given up: list dead letters, try one again, drop one."""
+"""The operator's routes for dead letters: list them, retry one, drop one."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ MOST_LISTED = 1000
 router = APIRouter(prefix="/admin/dlq", tags=["operation"], dependencies=[Depends(operator)])
 
 JobId = Annotated[str, Path(description="The id of the job that was given up.")]
-Limit = Annotated[int, Query(ge=1, le=MOST_LISTED, description="How many at most.")]
+Limit = Annotated[int, Query(ge=1, le=MOST_LISTED, description="The most to list.")]
 
 
 class DeadLetterInfo(Strict):
     """A job that was given up because its workers died."""
 
     id: str = Field(description="The job's id.")
-    model: str | None = Field(description="Null: the job was written by another version of the service.")
+    model: str | None = Field(description="Null if another version of the service wrote the job.")
     model_version: str | None
-    key: str = Field(description="Whose job it was.")
+    key: str = Field(description="The id of the API key it belonged to.")
     attempts: int = Field(description="How many workers died.")
-    worker: str = Field(description="The last of them.")
+    worker: str = Field(description="The last worker that died.")
     created: int = Field(description="Unix time of acceptance, in seconds.")
     died: int = Field(description="Unix time at which it was given up, in seconds.")
-    steps: int | None = Field(description="Of one picture.")
-    images: int | None = Field(description="How many were asked for.")
-    prompt: str | None = Field(description="Null unless FEWSTEP_LOG_PROMPTS allows to show it.")
-    prompt_chars: int | None = Field(description="How long the prompt is.")
+    steps: int | None = Field(description="The step count of each image.")
+    images: int | None = Field(description="The number of images requested.")
+    prompt: str | None = Field(description="Null unless FEWSTEP_LOG_PROMPTS is set.")
+    prompt_chars: int | None = Field(description="The length of the prompt.")
     prompt_sha256: str | None = Field(description="The beginning of its hash.")
 
 
@@ -49,14 +49,14 @@ class DeadLetterList(Strict):
 
 
 class Retried(Strict):
-    """A dead letter that is tried again."""
+    """A dead letter that is retried."""
 
-    id: str = Field(description="The job that was given up; it stays so.")
-    retried_as: str = Field(description="The job that was queued in its stead, for the same owner.")
+    id: str = Field(description="The job that was given up; it stays failed.")
+    retried_as: str = Field(description="The job that was queued in its place, for the same owner.")
 
 
 class Dropped(Strict):
-    """A dead letter that is forgotten."""
+    """A dead letter that was dropped."""
 
     id: str
     dropped: bool = Field(description="Always true.")
@@ -64,28 +64,28 @@ class Dropped(Strict):
 
 @router.get("", responses=error_responses(403, 422, 503))
 async def list_letters(request: Request, services: WithServices, limit: Limit = 100) -> DeadLetterList:
-    """Jobs that were given up in the last week because one worker after the other died while it drew them."""
-    letters = await DeadLetterQueue(services.producer).newest(limit)
-    return DeadLetterList(data=[_described(letter, services.settings.log_prompts) for letter in letters])
+    """Jobs that were given up in the last week because one worker after another died while running them."""
+    found = await DeadLetterQueue(services.producer).newest(limit)
+    return DeadLetterList(data=[_described(letter, services.settings.log_prompts) for letter in found])
 
 
 @router.post("/{id}/retry", responses=error_responses(403, 404, 409, 422, 503))
 async def retry_letter(id: JobId, request: Request, services: WithServices) -> Retried:
-    """Draw it once more, alone, as a new job of the same owner; it does not count for a quota."""
-    letters = DeadLetterQueue(services.producer)
-    letter = await letters.find(id)
+    """Queue it again, alone in its batch, as a new job of the same owner; it does not count against the quota."""
+    queue = DeadLetterQueue(services.producer)
+    letter = await queue.find(id)
     if letter is None:
         raise _unknown()
     if not letter.record.readable:
         raise Conflict("This job was written by another version of the service: it can only be dropped.")
-    verdict = await letters.retry(letter, services.settings.job_timeout_s)
+    verdict = await queue.retry(letter, services.settings.job_timeout_s)
     _check(verdict)
     return Retried(id=id, retried_as=verdict.id)
 
 
 @router.post("/{id}/drop", responses=error_responses(403, 404, 422, 503))
 async def drop_letter(id: JobId, request: Request, services: WithServices) -> Dropped:
-    """Forget it. The job itself stays failed."""
+    """Drop it. The job itself stays failed."""
     if not await DeadLetterQueue(services.producer).drop(id):
         raise _unknown()
     return Dropped(id=id, dropped=True)

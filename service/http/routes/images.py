@@ -42,7 +42,7 @@ EVENTS: dict[str, Any] = {
                 "data": {
                     "type": "string",
                     "contentMediaType": "application/json",
-                    "description": "What there is to tell, with its type.",
+                    "description": "The event's content, with its type.",
                 },
             },
             "required": ["event", "data"],
@@ -50,9 +50,9 @@ EVENTS: dict[str, Any] = {
     }
 }
 RATE = {
-    "X-RateLimit-Limit": _whole_number("The key's quota in thousands of pixel-steps a minute; absent without one."),
-    "X-RateLimit-Remaining": _whole_number("What is left of it."),
-    "X-RateLimit-Reset": _whole_number("Seconds until all of it is back."),
+    "X-RateLimit-Limit": _whole_number("The key's quota in thousands of pixel-steps a minute; absent without a quota."),
+    "X-RateLimit-Remaining": _whole_number("How much of the quota is left."),
+    "X-RateLimit-Reset": _whole_number("Seconds until the whole quota is available again."),
 }
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -62,7 +62,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     },
     202: {
         "model": JobStatus,
-        "description": "Accepted: with Prefer: respond-async, or wait=N has passed. Location says where to ask.",
+        "description": "Accepted: with Prefer: respond-async, or after wait=N has passed. Location is the job's URL.",
         "headers": {
             "Location": {"schema": {"type": "string"}},
             "Preference-Applied": {"schema": {"type": "string"}},
@@ -82,8 +82,8 @@ IdempotencyKey = Annotated[
     str | None,
     Header(
         alias=KEY_HEADER,
-        description="A word of your own for this request: sent again with the same body, it returns the answer of "
-        "the same job, which outlives a lost connection for a while; with another body, 422.",
+        description="A unique value of your own for this request. Sent again with the same body, it returns the same "
+        "job, which outlives a lost connection for a while; with another body, 422.",
     ),
 ]
 
@@ -96,10 +96,10 @@ async def post_generate(
     prefer: Prefer = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Draw images of a prompt: wait for them, ask for them later, or watch them being drawn.
+    """Generate images from a prompt: wait for them, fetch them later, or stream their progress.
 
-    A client that waits and goes away has its job cancelled (with an Idempotency-Key only after a while, so that a retry
-    finds it); with Prefer: respond-async it may go.
+    If a waiting client disconnects, its job is cancelled (with an Idempotency-Key only after a while, so that a retry
+    finds it); with Prefer: respond-async it may disconnect.
     """
     caller = Caller(
         key=key_of(request),

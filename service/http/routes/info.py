@@ -1,4 +1,4 @@
-"""What serves here, and with which settings."""
+"""What this service runs, and with which settings."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class WorkerInfo(Strict):
     """A live worker."""
 
     host: str = Field(description="The machine that it runs on.")
-    runtime: str = Field(description="How it runs the student (the first one, if it holds several).")
-    models: dict[str, Any] = Field(description="The same for each student that it holds, by id/version.")
-    max_batch: int = Field(description="Images in one call of the runtime.")
-    shows_steps: bool = Field(description="Whether previews can be had.")
+    runtime: str = Field(description="The runtime of its student (of the first one, if it has several).")
+    models: dict[str, Any] = Field(description="The same for each student that it has loaded, by id/version.")
+    max_batch: int = Field(description="The most images in one call of the runtime.")
+    shows_steps: bool = Field(description="Whether previews are available.")
     state: str = Field(description="loading, ready, paused or draining.")
     load_s: float = Field(description="How long loading took, in seconds, warm-up included.")
-    warm_up_s: float = Field(description="How long the warm-up of it took, in seconds.")
+    warm_up_s: float = Field(description="How much of that was the warm-up, in seconds.")
 
 
 class Info(Strict):
-    """What serves here."""
+    """What this service runs."""
 
-    model: str | None = Field(description="The model of a request that names none; null where none is served.")
+    model: str | None = Field(description="The default model of a request; null if none is served.")
     model_version: str | None
     workers: list[WorkerInfo] = Field(description="The live ones.")
     config: dict[str, Any] | None = Field(
@@ -45,7 +45,7 @@ class Info(Strict):
 
 @router.get("/info", responses=error_responses(503))
 async def info(request: Request, services: WithServices) -> Info:
-    """What serves here: the student, the runtime of each worker, and the effective configuration."""
+    """What this service runs: the student, the runtime of each worker, and the effective configuration."""
     try:
         workers = await asyncio.wait_for(services.producer.workers(), ASK_S)
     except (RedisError, TimeoutError):

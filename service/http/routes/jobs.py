@@ -1,4 +1,4 @@
-"""What became of a job that was accepted before."""
+"""Jobs: listing, reading and cancelling them, their events and their images."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from service.queue.states import State
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 MOST_LISTED = 100
 
-JobId = Annotated[str, Path(description="The job's id, from its answer.")]
+JobId = Annotated[str, Path(description="The job's id, from the response that accepted it.")]
 Index = Annotated[int, Path(ge=0, description="Which image, from 0.")]
 LastEvent = Annotated[
-    int | None, Header(alias="Last-Event-ID", ge=0, description="The number of the last event that was seen.")
+    int | None, Header(alias="Last-Event-ID", ge=0, description="The number of the last event received.")
 ]
-Limit = Annotated[int, Query(ge=1, le=MOST_LISTED, description="How many at most.")]
-Cursor = Annotated[str | None, Query(max_length=18, description="The next of the page before.")]
+Limit = Annotated[int, Query(ge=1, le=MOST_LISTED, description="The most to list.")]
+Cursor = Annotated[str | None, Query(max_length=18, description="The value of next in the previous page.")]
 Statuses = Annotated[list[State] | None, Query(description="Only jobs in one of these states.", examples=[["queued"]])]
-Everybodys = Annotated[bool, Query(alias="all", description="Everybody's jobs, for a key with the scope admin.")]
-Expires = Annotated[int | None, Query(ge=0, description="Of a link: the time at which it stops working.")]
-Signature = Annotated[str | None, Query(max_length=64, description="Of a link: what makes it work without a key.")]
+Everybodys = Annotated[bool, Query(alias="all", description="The jobs of all keys; needs the scope admin.")]
+Expires = Annotated[int | None, Query(ge=0, description="Of a signed link: the time at which it expires.")]
+Signature = Annotated[str | None, Query(max_length=64, description="Of a signed link: its signature.")]
 PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"description": "The bytes of the image.", "content": PICTURES},
     **PARTS,
@@ -41,7 +41,7 @@ PICTURE: dict[int | str, dict[str, Any]] = {
 }
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"description": "The events after Last-Event-ID, up to done or error (or scored).", "content": EVENTS},
-    204: {"description": "The last event was seen: there is nothing to reconnect for."},
+    204: {"description": "Last-Event-ID was the last event: there are no more."},
     **error_responses(404, 422, 429, 503),
 }
 
@@ -64,15 +64,15 @@ async def list_jobs(
     status: Statuses = None,
     everybodys: Everybodys = False,
 ) -> JobList:
-    """The caller's own jobs that are still kept, newest first; with the scope admin also everybody's.
+    """The caller's own jobs that are still kept, newest first; with the scope admin also those of all keys.
 
-    Without keys they are listed for this machine only: whoever else may draw here sees the jobs whose ids it knows.
+    Without keys, only this machine can list them: other machines can read the jobs whose ids they know.
     """
     if not request.state.keyed:
         await operator(request)
     owner = key_of(request)
     if everybodys and (owner := owner_of(request) or "") != "":
-        raise Forbidden("Everybody's jobs are for keys with the scope admin.")
+        raise Forbidden("Listing the jobs of all keys needs a key with the scope admin.")
     page = await page_of(services, owner or None, limit, cursor, status or ())
     jobs = [await _status(request, services, record) for record in page.records]
     return JobList(data=jobs, next=page.cursor or None)
@@ -80,14 +80,14 @@ async def list_jobs(
 
 @router.get("/{id}", responses=error_responses(404, 422, 503))
 async def get_job(id: JobId, request: Request, services: WithServices) -> JobStatus:
-    """A job as it is now: its place while it waits, its images when it is done, the reason if it failed."""
+    """A job as it is now: its position while it waits, its images once it is done, the reason if it failed."""
     return await _status(request, services, await _find(request, services, id))
 
 
 @router.post("/{id}/cancel", responses=error_responses(404, 422, 503))
 async def cancel_job(id: JobId, request: Request, services: WithServices) -> JobStatus:
-    """Cancel a job, as often as you like: what has ended stays as it is, and a running job is dropped at its next step
-    boundary (on a runtime that shows no steps: at the end of its batch)."""
+    """Cancel a job. A job that has ended is unchanged, and a running one is cancelled after the current step (on a
+    runtime without previews: at the end of its batch)."""
     record = await _find(request, services, id)
     return await _status(request, services, await cancelled(services, record))
 
@@ -100,11 +100,11 @@ async def give_feedback(id: JobId, body: FeedbackRequest, request: Request, serv
 
 @router.get("/{id}/events", response_class=Response, responses=STREAM)
 async def get_events(id: JobId, request: Request, services: WithServices, last_event_id: LastEvent = None) -> Response:
-    """A job's life as server-sent events: queued (again whenever its place changes), started,
+    """A job's progress as server-sent events: queued (again whenever its position changes), started,
     image_generation.partial_image, image_generation.completed for each image, and done or error; where the scores come
-    later than the pictures, scored after that.
+    later than the images, scored after that.
 
-    Numbers are fixed: whoever reconnects with Last-Event-ID misses nothing and gets nothing twice.
+    Event numbers are fixed: a client that reconnects with Last-Event-ID misses nothing and gets nothing twice.
     """
     record = await _find(request, services, id)
     after = NOTHING if last_event_id is None else last_event_id
@@ -118,9 +118,9 @@ async def get_events(id: JobId, request: Request, services: WithServices, last_e
 async def get_image(
     id: JobId, k: Index, request: Request, services: WithServices, expires: Expires = None, signature: Signature = None
 ) -> Response:
-    """The bytes of one image of a job that is done, with X-Seed, X-Model-Version and X-Reward-Score headers.
+    """The bytes of one image of a finished job, with X-Seed, X-Model-Version and X-Reward-Score headers.
 
-    The links in answers (url) need no key: they hold a signature, and work until they expire.
+    The links in responses (url) need no key: they are signed, and work until they expire.
     """
     if signature is None:
         return part_of(request, await image_of(services, await _find(request, services, id), k))

@@ -1,4 +1,4 @@
-"""Which models are served (OpenAI's form, with more about each), and the operator's part: load, promote, unload."""
+"""The served models (OpenAI's list, with more fields), and the operator's routes: load, promote, unload."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Id = Annotated[str, Path(description="The model's id: its folder in FEWSTEP_MODE
 Version = Annotated[str, Path(description="The version: its folder in the model's.", examples=["1"])]
 Wait = Annotated[
     float,
-    Query(ge=0, le=LONGEST_WAIT_S, description="Seconds to wait for the workers; then 202, and they go on."),
+    Query(ge=0, le=LONGEST_WAIT_S, description="Seconds to wait for the workers; then 202, and they continue."),
 ]
 
 
 @public.get("", responses=error_responses(503))
 async def list_models(request: Request, services: WithServices) -> ModelList:
-    """The models that are served, each with its versions. (OpenAI's list, with more fields.)"""
+    """The served models, each with its versions. (OpenAI's list, with more fields.)"""
     return ModelList(data=await listed(services))
 
 
@@ -39,27 +39,28 @@ async def get_model(
     request: Request,
     services: WithServices,
 ) -> Model:
-    """One model that is served."""
+    """One served model."""
     return await retrieve(services, model)
 
 
 @admin.get("", responses=error_responses(403, 409, 503))
 async def list_all(request: Request, services: WithServices) -> AdminModels:
-    """Every version in the directory: whether it is served, why it was refused, how many workers hold it."""
+    """Every version in the directory: whether it is served, why it was refused, how many workers have loaded it."""
     controller = await controller_of(services)
     return AdminModels(data=[describe(version) for version in controller.versions()])
 
 
 @admin.post(
     "/{model}/{version}/load",
-    responses={202: {"model": ModelVersion, "description": "The workers still load it."}, **REFUSALS},
+    responses={202: {"model": ModelVersion, "description": "The workers are still loading it."}, **REFUSALS},
 )
 async def load_version(
     model: Id, version: Version, request: Request, services: WithServices, response: Response, wait_s: Wait = 120.0
 ) -> ModelVersion:
-    """Load and warm a version on every worker. It is served once all of them hold it; what is served meanwhile stays.
+    """Load and warm up a version on every worker. It is served once all of them have loaded it; until then, what is
+    served stays the same.
 
-    Its manifest, its files and its memory are checked first; if anything is against it, 422 says what.
+    Its manifest, files and memory are checked first; if one of them is wrong, 422 says which.
     """
     found = await load(await controller_of(services), Name(model, version), wait_s)
     response.status_code = 200 if found.state == "serving" else 202
@@ -68,20 +69,20 @@ async def load_version(
 
 @admin.post("/{model}/{version}/promote", responses=REFUSALS)
 async def promote_version(model: Id, version: Version, request: Request, services: WithServices) -> ModelVersion:
-    """From now on this served version is the model's latest: the one that requests without a version get."""
+    """Make this served version the model's latest: the one that requests without a version get."""
     return describe(await promote(await controller_of(services), Name(model, version)))
 
 
 @admin.post(
     "/{model}/{version}/unload",
-    responses={202: {"model": ModelVersion, "description": "What was accepted is still being drawn."}, **REFUSALS},
+    responses={202: {"model": ModelVersion, "description": "Accepted jobs are still running."}, **REFUSALS},
 )
 async def unload_version(
     model: Id, version: Version, request: Request, services: WithServices, response: Response, wait_s: Wait = 120.0
 ) -> ModelVersion:
-    """Take no new request for a version, draw what was accepted, then drop it from memory.
+    """Accept no new requests for a version, finish the accepted ones, then free its memory.
 
-    Neither the last model nor the promoted version of one that has others can be unloaded.
+    The last served model cannot be unloaded, nor the promoted version of a model that has others.
     """
     found = await unload(await controller_of(services), Name(model, version), wait_s)
     response.status_code = 202 if found.state == "unloading" else 200

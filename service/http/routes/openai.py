@@ -28,7 +28,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 async def post_images(
     body: ImagesRequest, request: Request, services: WithServices, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Draw images as OpenAI's API does, for its clients: a field that is wrong is answered 400, as there.
+    """Generate images as OpenAI's API does, for its clients: a wrong field gets a 400, as it does there.
 
     With stream: image_generation.partial_image, image_generation.completed, or error.
     """

@@ -1,4 +1,4 @@
-"""The page for people, the description of the API, and the files that they are made of."""
+"""The web page, the API documentation, and their files."""
 
 from __future__ import annotations
 

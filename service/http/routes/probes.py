@@ -1,4 +1,4 @@
-"""What a supervisor, a load balancer and Prometheus ask."""
+"""The routes for supervisors, load balancers and Prometheus."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ router = APIRouter(tags=["operation"])
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """The process answers. It never asks the queue: an outage there is no reason to restart this process."""
+    """The process is alive. It does not ask the queue: an outage there is no reason to restart this process."""
     return {"status": "ok"}
 
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses=error_responses(503))
 async def readyz(request: Request, services: WithServices) -> dict[str, str | int | float]:
-    """The queue answers, and a worker holds the model that this process serves."""
+    """The queue answers, and a worker has loaded the model that this process serves."""
     if services.stopping.is_set():
         raise Unavailable("The service is stopping.")
     if (broken := services.background.broken) is not None:
-        raise Unavailable(f"A background task of this process does not run: {broken}.")
+        raise Unavailable(f"A background task of this process keeps failing: {broken}.")
     try:
         workers = await asyncio.wait_for(services.producer.workers(), ASK_S)
     except (RedisError, TimeoutError):
@@ -65,7 +65,7 @@ async def readyz(request: Request, services: WithServices) -> dict[str, str | in
 
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request, services: WithServices) -> Response:
-    """Prometheus' text format; without the queue's figures while it is out of reach."""
+    """Metrics in Prometheus' text format; without the queue's while it is out of reach."""
     services.metrics.references(served.student for served in services.models.choice.served.values())
     try:
         services.metrics.reached(await asyncio.wait_for(_measure(services), ASK_S))
@@ -75,7 +75,7 @@ async def metrics(request: Request, services: WithServices) -> Response:
 
 
 async def _measure(services: Services) -> Memory:
-    """Note how the queue is; returns how its server is.
+    """Record the state of the queue; returns that of its server.
 
     Raises:
         RedisError: it is out of reach.
@@ -94,6 +94,6 @@ async def _measure(services: Services) -> Memory:
 
 
 def _held(workers: Sequence[Worker]) -> Counter[tuple[str, str]]:
-    """How many workers hold each model and version."""
+    """How many workers have loaded each model and version."""
     names = [Name.of(name) for worker in workers for name in worker.models]
     return Counter((name.id, name.version) for name in names)

@@ -1,4 +1,4 @@
-"""What was drawn for each key: for bills, and for whoever asks where the time goes."""
+"""Usage by API key: for billing, and to see who uses the service."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ MOST_DAYS = 366
 
 router = APIRouter(prefix="/admin/usage", tags=["operation"], dependencies=[Depends(operator)])
 
-Days = Annotated[int, Query(ge=1, le=MOST_DAYS, description="How many days, today among them.")]
+Days = Annotated[int, Query(ge=1, le=MOST_DAYS, description="Number of days, including today.")]
 
 
 class KeyUsage(Strict):
-    """What was drawn for a key on one day."""
+    """What a key used on one day."""
 
     day: str = Field(description="In UTC.", examples=["2026-11-29"])
     key: str = Field(description="The key's id; anonymous without keys.")
-    jobs: int = Field(description="Jobs that ended with pictures.")
+    jobs: int = Field(description="Jobs that ended with images.")
     images: int = Field(description="Images of these jobs.")
-    megapixel_steps: float = Field(description="What the network computed: pixels times steps, in millions.")
+    megapixel_steps: float = Field(description="Compute used: pixels times steps, in millions.")
 
 
 class UsageList(Strict):
@@ -38,7 +38,7 @@ class UsageList(Strict):
 
 @router.get("", responses=error_responses(403, 422, 503))
 async def usage(services: WithServices, days: Days = 30) -> UsageList:
-    """What was drawn for each key on each of the last days. It outlives the jobs, and is kept for 400 days."""
+    """Usage by key on each of the last days. It outlives the jobs, and is kept for 400 days."""
     found = await services.producer.usage(days)
     rows = [
         KeyUsage(

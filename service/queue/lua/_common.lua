@@ -48,7 +48,7 @@
 -- it lowers the score by a bounded amount of work, so that everybody's turn comes.
 --
 -- Keys that jobs need while they live (p, b, o, pending, l, d, ...) empty with their jobs; the reaper keeps them for a
--- week more at each look, so that none can end under a job that waits or runs.
+-- week more at each access, so that none can end under a job that waits or runs.
 local P = KEYS[1]
 local CLAIM_KEPT_MS = 600000
 local STREAM_KEPT_MS = 3600000
@@ -144,7 +144,7 @@ local function miscounted()
 end
 
 -- Take jobs of one bucket out of the waiting ones; the index of buckets is the caller's.
-local function pull(bucket, jobs)
+local function withdraw(bucket, jobs)
   local ids = {}
   for i, job in ipairs(jobs) do ids[i] = job.id end
   redis.call('ZREM', P .. 'p:' .. bucket, unpack(ids))
@@ -324,7 +324,7 @@ end
 
 -- End a waiting job without a picture.
 local function close_waiting(job, why)
-  pull(job.bucket, {job})
+  withdraw(job.bucket, {job})
   index(job.bucket)
   if tonumber(job.attempts) == 0 then
     refund(job, job.best and job.cost or job.charged)

@@ -62,8 +62,8 @@ local function fill(bucket)
     end
   end
   for _, job in ipairs(late) do close_waiting(job, 'expired') end
-  if #gone > 0 then pull(bucket, gone) end
-  if #jobs > 0 then pull(bucket, jobs) end
+  if #gone > 0 then withdraw(bucket, gone) end
+  if #jobs > 0 then withdraw(bucket, jobs) end
   if after and #late == 0 then
     redis.call('ZADD', P .. 'b', after, bucket)
   elseif #found <= 2 * most and #late == 0 then

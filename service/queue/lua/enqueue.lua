@@ -56,7 +56,7 @@ if a.idem ~= '' then
 end
 
 if a.model ~= '' then
-  -- A server that has lost its data will be told again what is served.
+  -- A server that has lost its data will be filled again with what is served.
   if model_state(a.model) ~= 'serving' and redis.call('EXISTS', P .. 'm') == 1 then return verdict('gone', a.id) end
 end
 

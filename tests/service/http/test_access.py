@@ -121,7 +121,7 @@ def test_refusals_have_the_one_form_and_say_what_is_missing(make_api: Callable[.
     check_error(wrong, 401, "invalid_api_key")
     assert 'error="invalid_token"' in wrong.headers["WWW-Authenticate"]
     narrow = call("POST", f"{api.url}/generate", headers=bearer(text), content=b"not even json")
-    assert "no scope generate" in check_error(narrow, 403, "insufficient_scope")
+    assert "lacks the scope generate" in check_error(narrow, 403, "insufficient_scope")
     assert 'scope="generate"' in narrow.headers["WWW-Authenticate"]
     KeyStore(tmp_path / "data").revoke(key.id)
     check_error(call("GET", f"{api.url}/jobs/{NOBODYS_JOB}", headers=bearer(text)), 401, "invalid_api_key")
@@ -273,7 +273,7 @@ def test_a_broken_file_of_keys_ends_the_start(tmp_path: Path) -> None:
     (tmp_path / "data" / "keys.json").write_text("rubbish")
     ended = serve(tmp_path / "data")
     [line] = ended.stderr.splitlines()
-    assert ended.returncode == 1 and "keys.json is not a file of keys" in line
+    assert ended.returncode == 1 and "keys.json is not a key file" in line
 
 
 def test_a_key_asks_for_no_higher_priority_than_it_may(make_api: Callable[..., Api], tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_lost_jobs_are_looked_for_old_images_swept_and_models_followed(runner: a
 
         services = SimpleNamespace(
             replies=SimpleNamespace(read=lambda: forever("replies")),
-            models=SimpleNamespace(look_again=lambda: forever("models")),
+            models=SimpleNamespace(poll=lambda: forever("models")),
             producer=SimpleNamespace(reap=lambda: note("reap"), take_turn=take_turn),
             results=SimpleNamespace(sweep=sweep),
             background=Background(),

@@ -156,7 +156,7 @@ def test_a_silent_stream_says_that_it_is_alive(make_api: Callable[..., Api]) -> 
     id = post_with(api.url, ASYNC, prompt="p").json()["id"]
     with httpx.stream("GET", f"{api.url}/jobs/{id}/events", timeout=PATIENCE_S, trust_env=False) as stream:
         comments = (line for line in stream.iter_lines() if line.startswith(":"))
-        assert [next(comments) for _ in range(2)] == [": still here"] * 2
+        assert [next(comments) for _ in range(2)] == [": keep-alive"] * 2
 
 
 def test_a_failure_is_told_as_an_error(live: Service) -> None:

@@ -167,7 +167,7 @@ def test_the_longest_prompts_are_taken(live: Service) -> None:
 
 
 def test_an_unknown_field_names_the_nearest_known_one(live: Service) -> None:
-    assert "the nearest one is seed" in check_error(post(live.url, prompt="p", sed=1), 422, "invalid_request", "sed")
+    assert "did you mean seed?" in check_error(post(live.url, prompt="p", sed=1), 422, "invalid_request", "sed")
 
 
 def test_the_reason_of_a_refusal_is_told(live: Service) -> None:
@@ -175,8 +175,8 @@ def test_the_reason_of_a_refusal_is_told(live: Service) -> None:
         return check_error(post(live.url, **{"prompt": "p", param: value}), 422, "invalid_request", param)
 
     assert "was trained for 1, 2, 4" in message("num_inference_steps", 3)
-    assert "guidance of fake is fixed by its training" in message("guidance_scale", 3.5)
-    assert "without the pass that would read it" in message("negative_prompt", "blurry")
+    assert "guidance of fake is fixed by training" in message("guidance_scale", 3.5)
+    assert "without the network pass that would read it" in message("negative_prompt", "blurry")
     assert "draws 64x64 pixels and no other size" in message("size", "128x128")
     assert "seed[1]" in message("seed", [1, -1])
 

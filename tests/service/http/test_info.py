@@ -64,7 +64,7 @@ def test_check_config_prints_the_effective_configuration_and_starts_nothing(tmp_
         ({"RUNTIME": "auto", "MODEL": "/nowhere"}, "/nowhere is not a student"),
         ({"REDIS_URL": "unix:///nowhere.sock"}, "FEWSTEP_REDIS_URL"),
         ({"DATA_DIR": "/dev/null/x"}, "FEWSTEP_DATA_DIR"),
-        ({"PROT": "1"}, "the nearest one is FEWSTEP_PORT"),
+        ({"PROT": "1"}, "did you mean FEWSTEP_PORT?"),
     ],
 )
 def test_check_config_says_what_is_wrong_in_one_sentence(settings: dict[str, str], words: str, tmp_path: Path) -> None:

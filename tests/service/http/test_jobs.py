@@ -328,7 +328,7 @@ def test_a_fused_runtime_shows_no_previews_and_says_so(make_api: Callable[..., A
     fused = Consumer(connect(api.redis_url), "fake", "w", lease_s=60, max_attempts=3)
     fused.beat({"runtime": "onnx-fused-fp32", "host": "h", "max_batch": 8, "shows_steps": False}, [])
     response = post_with(api.url, ASYNC, prompt="p", partial_images=1)
-    assert "shows none of them" in check_error(response, 422, "invalid_request", "partial_images")
+    assert "has no previews" in check_error(response, 422, "invalid_request", "partial_images")
     staged = Consumer(connect(api.redis_url), "fake", "v", lease_s=60, max_attempts=3)
     staged.beat({"runtime": "onnx-staged-fp32", "host": "h", "max_batch": 8, "shows_steps": True}, [])
     assert post_with(api.url, ASYNC, prompt="p", partial_images=1).status_code == 202

@@ -54,7 +54,7 @@ def test_a_video_without_seconds_has_the_students_own_length(client: openai.Open
 def test_a_video_that_cannot_be_drawn_has_failed_with_its_reason(client: openai.OpenAI) -> None:
     done = client.videos.create_and_poll(prompt="fake:raise", poll_interval_ms=20)
     assert done.status == "failed" and done.error is not None
-    assert (done.error.code, done.error.message) == ("generation_failed", "The picture could not be drawn.")
+    assert (done.error.code, done.error.message) == ("generation_failed", "The image could not be generated.")
     with pytest.raises(openai.NotFoundError):
         client.videos.download_content(done.id)
 
@@ -68,7 +68,7 @@ def test_a_video_that_cannot_be_drawn_has_failed_with_its_reason(client: openai.
         ({"size": "720x1280"}, 400, "size", "draws 64x64 pixels and no other size"),
         ({"input_reference": ("a.png", b"123")}, 400, "input_reference", "a student draws from text alone"),
         ({"prompt": " "}, 400, "prompt", "at least one word"),
-        ({"model": "sora-2"}, 404, "model", "There is no model 'sora-2' here"),
+        ({"model": "sora-2"}, 404, "model", "The model 'sora-2' is not served"),
         ({"extra_body": {"colour": "red"}}, 400, "colour", "is not a field of this request"),
     ],
 )

@@ -229,7 +229,7 @@ def test_quantiles_are_those_that_prometheus_would_give(page: Page) -> None:
 
 
 def test_events_are_read_whole_however_they_are_cut(page: Page) -> None:
-    stream = ': still here\n\nid: 0\nevent: queued\ndata: {"position": 1}\n\nevent: started\ndata: {"a": 1}\n\nid: 2'
+    stream = ': keep-alive\n\nid: 0\nevent: queued\ndata: {"position": 1}\n\nevent: started\ndata: {"a": 1}\n\nid: 2'
     found = page.value(f"import('./page/api.js').then(({{ parse }}) => parse({json.dumps(stream)}))")
     assert found["rest"] == "id: 2"
     assert [(event["name"], event["number"], event["data"]) for event in found["events"]] == [
@@ -250,7 +250,7 @@ def test_an_error_is_one_sentence_and_the_next_try_works(page: Page) -> None:
     page.wait_for("!document.getElementById('error').hidden")
     assert (
         page.value("document.getElementById('error').textContent")
-        == "prompt has 25 tokens; the student reads 24 at most."
+        == "prompt has 25 tokens: the student reads at most 24."
     )
     assert page.value("document.querySelectorAll('.run').length") == 0
     page.problems[:] = [problem for problem in page.problems if "422" not in problem]

@@ -73,7 +73,7 @@ def test_head_is_get_without_the_body(live: Service) -> None:
 
 def test_an_address_with_a_slash_too_many_is_told_the_right_one(live: Service) -> None:
     for wrong, right in (("/generate/", "/generate"), ("//generate", "/generate"), ("/v1//models/", "/v1/models")):
-        assert f"extra slashes is {right}." in check_error(call("GET", live.url + wrong), 404, "not_found")
+        assert f"extra slashes, the address is {right}." in check_error(call("GET", live.url + wrong), 404, "not_found")
 
 
 def test_the_icon_is_where_browsers_ask_for_it(live: Service) -> None:
@@ -201,9 +201,9 @@ def test_a_process_is_ready_when_a_worker_holds_what_it_serves(make_api: Callabl
 
 def test_what_is_served_is_named_to_whoever_asks_for_something_else(live: Service) -> None:
     message = check_error(post(live.url, prompt="p", model="dall-e-3"), 404, "model_not_found", "model")
-    assert message == "There is no model 'dall-e-3' here: served is fake."
+    assert message == "The model 'dall-e-3' is not served: accepted is fake."
     message = check_error(post(live.url, prompt="p", model_version="7"), 404, "model_not_found", "model_version")
-    assert message == "Model fake has no version '7' here: served is 1."
+    assert message == "Version '7' of model fake is not served: accepted is 1."
 
 
 def test_a_prompt_may_be_as_long_as_the_student_reads(live: Service) -> None:

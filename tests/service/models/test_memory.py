@@ -48,8 +48,8 @@ def test_what_does_not_fit_is_refused_with_the_figures(thousand_mb: Path, tmp_pa
     student = make_student(tmp_path, "a", "1", 4 * MB)
     bundle = tmp_path / "a" / "1"
     assert memory.check_memory(bundle, student, "torch", 100 * MB, 20 * MB) == 80 * MB
-    with pytest.raises(BundleError, match="about 80 MB of memory, and 79 MB of the 100 MB of FEWSTEP_MODEL_MEMORY_MB"):
+    with pytest.raises(BundleError, match="80 MB of memory, but only 79 MB of the 100 MB of FEWSTEP_MODEL_MEMORY_MB"):
         memory.check_memory(bundle, student, "torch", 100 * MB, 21 * MB)
     (thousand_mb / "meminfo").write_text("MemAvailable: 10240 kB\n")
-    with pytest.raises(BundleError, match="about 80 MB of memory, and 10 MB are free"):
+    with pytest.raises(BundleError, match="about 80 MB of memory, but only 10 MB are free"):
         memory.check_memory(bundle, student, "torch", 0, 0)

@@ -117,7 +117,7 @@ def test_one_is_swapped_under_load_without_a_failed_request(service: Service, fo
             before = counts["cats", "1"]
             eventually(lambda: counts["cats", "1"] > before + 3, "both draw")
             assert counts["dogs", "11"] == 0, "loading it is not yet promoting it"
-            check_refused(admin(service, "dogs/10", "unload"), 409, "promote another version first")
+            check_refused(admin(service, "dogs/10", "unload"), 409, "promote another one first")
             assert admin(service, "dogs/11", "promote").json()["latest"] is True
             unloaded = admin(service, "dogs/10", "unload")
             assert unloaded.json()["state"] == "unloaded" and unloaded.json()["workers"] == 0, unloaded.text
@@ -174,7 +174,7 @@ def test_a_model_that_fails_its_manifest_is_refused_and_the_running_one_stays(se
 def test_a_model_of_another_name_is_refused(service: Service, folder: Path) -> None:
     make_student(folder, "cats", "5")
     (folder / "cats" / "5").rename(folder / "cats" / "6")
-    check_refused(admin(service, "cats/6", "load"), 422, "says that it is cats/5")
+    check_refused(admin(service, "cats/6", "load"), 422, "names cats/5 instead")
 
 
 def test_what_was_decided_outlives_every_process(tmp_path: Path) -> None:
@@ -209,11 +209,11 @@ def test_a_model_that_does_not_fit_is_refused_and_the_running_one_stays(tmp_path
         make_student(folder, "small", "2", 2**20)
         make_student(folder, "small", "3", 2**20)
         assert admin(service, "small/2", "load").json()["state"] == "serving"
-        check_refused(admin(service, "small/3", "load"), 422, "it needs about 68 MB of memory, and 1 MB of the 137 MB")
+        check_refused(admin(service, "small/3", "load"), 422, "about 68 MB of memory, but only 1 MB of the 137 MB")
         check_drawn(post(service.url, prompt="p").json(), "small", "1", "p")
         assert admin(service, "small/2", "promote").status_code == 200
         assert admin(service, "small/1", "unload").json()["state"] == "unloaded"
-        check_refused(admin(service, "small/2", "unload"), 409, "the only one that is served")
+        check_refused(admin(service, "small/2", "unload"), 409, "the only served model")
         assert admin(service, "small/3", "load").json()["state"] == "serving", "there is room again"
 
 

@@ -69,7 +69,7 @@ def test_a_prompt_is_as_long_as_the_students_tokens(service: Service) -> None:
     """The tokenizer adds an end token to the words."""
     assert post(service.url, prompt="red " * 23, seed=1).status_code == 200
     error = post(service.url, prompt="red " * 24, seed=1).json()["error"]
-    assert error["param"] == "prompt" and error["message"] == "prompt has 25 tokens; the student reads 24 at most."
+    assert error["param"] == "prompt" and error["message"] == "prompt has 25 tokens: the student reads at most 24."
 
 
 def test_the_worker_runs_without_torch_and_the_http_process_without_a_network_library(service: Service) -> None:

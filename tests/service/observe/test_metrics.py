@@ -111,7 +111,7 @@ def test_gpus_are_shown_as_long_as_a_worker_tells_of_them(tmp_path: Path) -> Non
 
 
 def test_without_a_driver_no_gpu_is_told_of() -> None:
-    assert Accelerators().look() == {} or Path("/dev/nvidiactl").exists()
+    assert Accelerators().measure() == {} or Path("/dev/nvidiactl").exists()
 
 
 def test_scores_fall_into_signed_buckets() -> None:

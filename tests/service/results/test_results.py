@@ -71,7 +71,7 @@ def test_an_image_is_on_the_disk_before_it_has_its_name_and_its_name_before_the_
 def test_nothing_outside_the_store_can_be_named(store: FolderStore, reference: str) -> None:
     with pytest.raises(ResultMissing):
         store.get(reference)
-    with pytest.raises(ValueError, match="no reference"):
+    with pytest.raises(ValueError, match="not a reference"):
         store.put("../" + JOB, "1", "0", "png", b"")
 
 

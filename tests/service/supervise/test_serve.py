@@ -125,7 +125,7 @@ def test_a_data_directory_serves_one_service(tmp_path: Path) -> None:
     ("settings", "words"),
     [
         ({"RUNTIME": "auto", "MODEL": "/nowhere"}, "/nowhere is not a student"),
-        ({"PROT": "1"}, "the nearest one is FEWSTEP_PORT"),
+        ({"PROT": "1"}, "did you mean FEWSTEP_PORT?"),
         ({"PORT": "x"}, "FEWSTEP_PORT"),
         ({"DATA_DIR": "/dev/null/x"}, "FEWSTEP_DATA_DIR"),
         ({"REDIS_URL": "unix:///nowhere.sock"}, "FEWSTEP_REDIS_URL"),

@@ -164,8 +164,8 @@ def test_a_receiver_that_is_gone_for_good_is_not_tried_again(service: Service, r
     [
         ("ftp://127.0.0.1/", "https://"),
         ("http://10.0.0.1/", "not public"),
-        ("http://user:word@127.0.0.1/", "name or a password"),
-        ("http://", "names no host"),
+        ("http://user:word@127.0.0.1/", "user name or password"),
+        ("http://", "has no host"),
     ],
 )
 def test_an_address_that_is_not_allowed_is_refused_at_once(service: Service, url: str, words: str) -> None:
@@ -204,7 +204,7 @@ def test_what_is_owed_survives_the_death_of_every_process(receiver: Receiver, tm
 
 def test_they_are_off_unless_there_is_a_secret(live: Service) -> None:
     error = post(live.url, prompt="p", webhook_url="https://example.com/").json()["error"]
-    assert error["param"] == "webhook_url" and "sends no webhooks" in error["message"]
+    assert error["param"] == "webhook_url" and "webhooks are not enabled" in error["message"]
     error = post(live.url, prompt="p", webhook_events=["job.done"]).json()["error"]
     assert error["param"] == "webhook_events"
 

@@ -59,7 +59,7 @@ def test_the_floor_in_effect_decides_who_goes_on_and_both_are_told() -> None:
     assert asked is not None and asked.sends_on(-0.61) and not asked.sends_on(-0.6)
     low = asked.under(Load(1 / 1.1, False), job)
     assert low.lowered and not low.sends_on(-0.79) and low.sends_on(-0.81) and low.sends_on(float("-inf"))
-    assert low.told() == {
+    assert low.record() == {
         "scorer": "trained", "min_reward": "p20", "asked_score": asked.score, "score": pytest.approx(-0.8),
         "percentile": pytest.approx(10.0), "lowered": True, "utilization": 1 / 1.1,
     }  # fmt: skip

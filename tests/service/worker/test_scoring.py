@@ -66,8 +66,8 @@ def test_a_failed_score_is_missing_and_named_and_the_rest_is_there() -> None:
     said = judge(runtime, np.zeros((3, 3, 64, 64), np.float32), ["a", "b", "c"], [0, 1, 2], 4)
     good = Judged({"trained": 1.0, "heldout": 0.0}, {"trained": 75.0})
     assert said == (good, Judged({"heldout": 0.0}, {}, ("trained",)), good)
-    assert said[1].told() == {"reward": {"heldout": 0.0}, "reward_percentile": {}, "reward_failed": ["trained"]}
-    assert "reward_failed" not in said[0].told()
+    assert said[1].record() == {"reward": {"heldout": 0.0}, "reward_percentile": {}, "reward_failed": ["trained"]}
+    assert "reward_failed" not in said[0].record()
 
 
 def test_only_the_chosen_pictures_are_shown_to_the_scorers() -> None:

@@ -192,9 +192,9 @@ def test_a_seal_that_cannot_sign_is_refused_at_once(papers: Papers, tmp_path: Pa
     assert refused(c2pa_key=None) == "FEWSTEP_C2PA_KEY is missing: signing needs a certificate and its key."
     assert refused(c2pa_cert=None).startswith("FEWSTEP_C2PA_CERT is missing")
     assert "cannot be read: No such file or directory" in refused(c2pa_key=tmp_path / "none.pem")
-    assert refused(c2pa_key=papers.cert) == "FEWSTEP_C2PA_KEY is no unencrypted private key in PEM."
+    assert refused(c2pa_key=papers.cert) == "FEWSTEP_C2PA_KEY is not an unencrypted private key in PEM."
     (tmp_path / "dsa.pem").write_bytes(key_pem(dsa.generate_private_key(2048)))
-    assert "of a kind that C2PA does not know" in refused(c2pa_key=tmp_path / "dsa.pem")
+    assert "of a type that C2PA does not support" in refused(c2pa_key=tmp_path / "dsa.pem")
     (tmp_path / "other.pem").write_bytes(key_pem(KEYS["P-256"]()))
     assert "cannot sign" in refused(c2pa_key=tmp_path / "other.pem")
     assert "cannot sign" in refused(c2pa_cert=papers.key)

@@ -1,6 +1,6 @@
 -- limit, lease_ms → {{id, try, what was asked for}, …}: webhooks (zset wh, by the moment of the next try; close() puts
 -- them there) whose time has come. They are tried again after the lease unless they are completed. Of a job whose record
--- is gone nothing can be told: it comes once, with nothing asked.
+-- is gone nothing can be sent: it is returned once, without a request.
 local due_now = {}
 for _, id in ipairs(due('wh', tonumber(ARGV[1]))) do
   local asked = redis.call('HGET', P .. 'j:' .. id, 'webhook')
