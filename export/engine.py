@@ -24,6 +24,7 @@ class Order:
     """One engine to be: ``library`` is the module (tensorrt or tensorrt_rtx), ``profiles`` are batch sizes.
 
     ``timing_cache`` is a file that is read if it is there and written at the end; none without a GPU.
+    ``tf32``: products of float32 may keep ten bits of fraction.
     """
 
     library: str
@@ -36,6 +37,7 @@ class Order:
     portable: bool = False
     batch_invariant: bool = False
     timing_cache: str = ""
+    tf32: bool = False
 
     def to_json(self) -> str:
         """For the command line's file."""
@@ -74,7 +76,8 @@ def _configure(trt: Any, builder: Any, order: Order) -> Any:
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, order.workspace_bytes)
     config.builder_optimization_level = order.level
     config.progress_monitor = _monitor(trt)
-    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32, as in the proof
+    if not order.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32, as in the proof
     if order.portable:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if order.batch_invariant:

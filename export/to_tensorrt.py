@@ -13,6 +13,7 @@ from export.preflight import missing_library
 from export.request import Request
 from export.targets import Converted, narrowed, reasons
 from student.runtimes.machine import facts, find_gpu, library_version
+from student.runtimes.sizes import DECODER
 from student.runtimes.stages import Opener
 
 ANY_GPU = "anygpu"
@@ -49,12 +50,13 @@ class TensorRT:
         made = narrowed(request, stage, graph, onnx)
         plan = target.with_suffix(SUFFIX)
         inputs, _ = shapes_of(made.file)
-        build_engine(
-            self._order(request, made.file, plan, inputs), request.engine.memory_bytes, request.say, target.parent
-        )
+        order = self._order(request, stage, made.file, plan, inputs)
+        build_engine(order, request.engine.memory_bytes, request.say, target.parent)
         return Converted(plan, plan)
 
-    def _order(self, request: Request, onnx: Path, plan: Path, inputs: Mapping[str, tuple[int | str, ...]]) -> Order:
+    def _order(
+        self, request: Request, stage: str, onnx: Path, plan: Path, inputs: Mapping[str, tuple[int | str, ...]]
+    ) -> Order:
         options, gpu = request.engine, find_gpu()[0]
         cache = onnx.parent.parent / f".{self.name}-{gpu.slug}.timing" if gpu else None
         return Order(
@@ -68,6 +70,8 @@ class TensorRT:
             portable=options.portable,
             batch_invariant=options.batch_invariant,
             timing_cache=str(cache) if cache else "",
+            # A decoder that stays in float32 beside bf16 needs no more bits than TF32 has.
+            tf32=stage.startswith(DECODER) and request.precision != "fp32",
         )
 
     def opener(self, request: Request) -> Opener | None:

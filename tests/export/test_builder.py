@@ -6,6 +6,8 @@ import importlib.util
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,14 +15,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export import builder
+from export import builder, engine
 from export.builder import build_engine
 from export.engine import Order
 from export.errors import ExportError
 from export.graph import Signature, export_graph, save, shapes_of
 from export.narrow import FLOAT32_STAGES, narrow
 from export.quantise import quantise
-from export.to_tensorrt import profiles
+from export.request import EngineOptions
+from export.to_tensorrt import TensorRT, profiles
 from tests.export.conftest import MAKERS, Compile
 
 NEEDS_RTX = pytest.mark.skipif(
@@ -53,6 +56,42 @@ def order(folder: Path, module: nn.Module) -> Order:
         workspace_bytes=GIB,
         level=1,
     )
+
+
+class Config:
+    """A builder's configuration that notes its flags; as the real one it allows TF32 from the start."""
+
+    def __init__(self) -> None:
+        self.flags, self.pool = {"TF32"}, dict[str, int]()
+
+    def set_memory_pool_limit(self, pool: str, size: int) -> None:
+        self.pool[pool] = size
+
+    def clear_flag(self, flag: str) -> None:
+        self.flags.discard(flag)
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "tf32"),
+    [
+        ("bf16", "decoder", True),
+        ("fp16", "decoder-96x64", True),
+        ("fp8", "decoder", True),
+        ("fp32", "decoder", False),
+        ("bf16", "step", False),
+        ("bf16", "text", False),
+    ],
+)
+def test_only_a_decoder_beside_narrower_stages_may_round_its_products(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, stage: str, tf32: bool
+) -> None:
+    request: Any = SimpleNamespace(engine=EngineOptions(), precision=precision)
+    asked = TensorRT("tensorrt_rtx")._order(request, stage, tmp_path / "a.onnx", tmp_path / "a.engine", {})
+    names = SimpleNamespace(WORKSPACE="w", TF32="TF32")
+    trt = SimpleNamespace(MemoryPoolType=names, BuilderFlag=names)
+    monkeypatch.setattr(engine, "_monitor", lambda trt: None)
+    config = engine._configure(trt, SimpleNamespace(create_builder_config=Config), asked)
+    assert asked.tf32 is tf32 and config.flags == ({"TF32"} if tf32 else set())
 
 
 def test_one_profile_for_each_batch_size_from_behind_the_one_before() -> None:
