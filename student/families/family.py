@@ -70,6 +70,7 @@ class Family(nn.Module, ABC):
     name: ClassVar[str]
     encoders: ClassVar[tuple[str, ...]]
     packing: ClassVar[int] = 1  # side of the patch of cells that the pipeline's own latents hold as one token
+    decoder_bytes_px: ClassVar[int] = 1700  # that decoding takes beside weights for a pixel (of one frame), as measured
     in_float32: ClassVar[tuple[str, ...]] = ()  # parts that the published pipeline is never run narrower with
     fps: int | None = None  # of videos, the frames a second that the published model was trained at
     transformer: Any

@@ -19,7 +19,7 @@ OFFLOADS = ("auto", "off", "encoders", "cpu")
 SMALL = 200_000_000  # numbers in a transformer below which float32 costs nothing that matters
 BF16_FROM = (8, 0)  # compute capability
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
-ACTIVATIONS = 2 * 2**30  # at 1024 px, with the autoencoder's
+ACTIVATIONS = 2 * 2**30  # at least, of a picture of 1024 px; see benchmarks/serving_memory.py
 USABLE = 0.92  # of the GPU's memory: the driver and the library take the rest
 DENOISING = ("transformer", "vae")
 
@@ -52,11 +52,12 @@ def read_header(path: Path) -> dict[str, dict[str, list[int]]]:
 
 
 def place(
-    numbers: Mapping[str, int], gpu: Gpu | None, offload: str = "auto", in_float32: Collection[str] = ()
-) -> Placement:
+    numbers: Mapping[str, int], gpu: Gpu | None, offload: str = "auto", in_float32: Collection[str] = (),
+    activations: int = ACTIVATIONS,
+) -> Placement:  # fmt: skip
     """The device and the type of the network, and where the prompt encoders wait.
 
-    ``in_float32`` are the parts that are never run narrower.
+    ``in_float32`` are the parts that are never run narrower, ``activations`` what a call takes beside the weights.
 
     Raises:
         BundleError: an offload that is none, or a GPU that the network does not fit on however that is set.
@@ -70,8 +71,8 @@ def place(
     taken = {part: count * (4 if part in float32 else WIDTH[dtype]) for part, count in numbers.items()}
     denoising = sum(taken.get(part, 0) for part in DENOISING)
     everything, room = sum(taken.values()), int(gpu.memory_bytes * USABLE)
-    needed = {"off": everything + ACTIVATIONS, "encoders": max(everything, denoising + ACTIVATIONS)}
-    needed["cpu"] = denoising + ACTIVATIONS
+    needed = {"off": everything + activations, "encoders": max(everything, denoising + activations)}
+    needed["cpu"] = denoising + activations
     chosen = next((name for name in needed if needed[name] <= room), "") if offload == "auto" else offload
     if not chosen or needed[chosen] > room:
         least = min(needed.values()) if offload == "auto" else needed[offload]

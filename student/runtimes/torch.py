@@ -26,7 +26,7 @@ from student.runtimes.lengths import Lengths, at_length, longest
 from student.runtimes.machine import find_gpu, free_bytes
 from student.runtimes.manifest import RUNTIMES
 from student.runtimes.options import Options
-from student.runtimes.placement import Placement, numbers_of, place
+from student.runtimes.placement import ACTIVATIONS, Placement, numbers_of, place
 from student.runtimes.runtime import FloatArray, Watch, check_call
 from student.runtimes.scoring import Scorers
 from student.runtimes.sizes import Size, SizeRange, at_size, own_size, size_name, sizes_of
@@ -136,7 +136,8 @@ class TorchRuntime:
         self._tokens = PromptTokens(bundle, student.max_tokens, student.family)
         kind = FAMILIES[str(read_index(bundle)["_class_name"])]
         gpu = find_gpu()[0] if torch.cuda.is_available() else None
-        self.placement = place(numbers_of(bundle), gpu, options.offload, kind.in_float32)
+        activations = max(ACTIVATIONS, kind.decoder_bytes_px * student.image.height * student.image.width)
+        self.placement = place(numbers_of(bundle), gpu, options.offload, kind.in_float32, activations)
         self._model = TorchModel(_open(bundle, student, self.placement, kind), self.placement, options.compile)
         self.scorers = Scorers(bundle, student, threads)
         self.sizes: tuple[Size, ...] = sizes_of(bundle, student)

@@ -46,6 +46,15 @@ def test_a_gpu_that_is_too_small_is_refused_with_the_figures() -> None:
         place(FLUX, gpu(80), "disk")
 
 
+def test_a_video_that_takes_more_to_decode_is_given_more_room() -> None:
+    numbers = {"transformer": 1_400_000_000, "text_encoder": 5_700_000_000, "vae": 127_000_000}
+    assert (
+        place(numbers, gpu(20)).offload == "off" and place(numbers, gpu(20), activations=8 * GIB).offload == "encoders"
+    )
+    with pytest.raises(BundleError, match="needs 14.8 GiB"):
+        place(numbers, gpu(14), activations=12 * GIB)
+
+
 def test_parts_that_stay_in_float32_are_counted_so() -> None:
     heavy = {"transformer": 1_000_000_000, "vae": 4_000_000_000}
     assert place(heavy, gpu(16)).dtype == "bfloat16"
