@@ -12,6 +12,8 @@ from service.http.schema import GenerateRequest
 LONGEST_WAIT_S = 3600
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 KEY_HEADER = "Idempotency-Key"
+# Fields that came after the first release whose digests are compared: where they say nothing they do not count.
+LATER = ("best_of", "rank_by", "min_reward", "cascade", "num_frames", "fps", "allow_training")
 
 
 @dataclass(frozen=True)
@@ -49,5 +51,8 @@ def idempotency(header: str | None, key: str) -> str:
 
 
 def digest(body: GenerateRequest) -> str:
-    """A digest that is equal for two bodies that ask for the same, however they are written."""
-    return hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+    """A digest that is equal for two bodies that ask for the same, however they are written, and equal to that of an
+    earlier release where both understand the body: a request may be repeated in the middle of a rolling upgrade."""
+    silent = {name for name in LATER if getattr(body, name) == type(body).model_fields[name].default}
+    as_before = body.model_copy(update={"output_format": body.output_format or "png"})
+    return hashlib.sha256(as_before.model_dump_json(exclude=silent).encode()).hexdigest()
