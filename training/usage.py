@@ -67,7 +67,7 @@ def plain(student: Student, index: Mapping[str, Any], weights: str) -> str:
             "frames = pipe(",
             *arguments,
             ").frames[0]",
-            f'export_to_video(frames, "video.mp4", fps={FPS})',
+            f'export_to_video(frames, "video.mp4", fps={student.image.fps or FPS})',
         ]
     uses = ["from diffusers import DiffusionPipeline", *(["from diffusers.utils import export_to_video"] * is_video)]
     return "\n".join([*before, *uses, "", *_opening(student, index, weights), *draw])

@@ -191,7 +191,8 @@ class GenerateRequest(Strict):
     )
     stream: bool = Field(
         False,
-        description="Answer with server-sent events: queued, started, image_generation.partial_image, "
+        description="Answer with server-sent events: queued, started, progress (of videos), "
+        "image_generation.partial_image, "
         "image_generation.completed for each image, done (or error).",
     )
     partial_images: int = Field(

@@ -64,6 +64,16 @@ def test_the_reward_is_the_mean_of_the_frames_and_the_worst_is_named(videos: Ser
         assert video["worst_frame"][scorer] == int(score_F.argmin())
 
 
+def test_the_best_of_several_videos_is_kept(videos: Service) -> None:
+    (video,) = answered(videos, seed=7, best_of=2, rank_by="trained", num_frames=5)["data"]
+    scores = [candidate["reward"]["trained"] for candidate in video["candidates"]]
+    assert len(scores) == 2 and video["reward"]["trained"] == max(scores) and video["num_frames"] == 5
+    found = decode_mp4(base64.b64decode(video["b64_json"]))
+    assert psnr(found.frames_FHWC, as_bytes(fake_video("waves", video["seed"], 4, 5))) > 25
+    refused = post(videos.url, prompt="waves", best_of=16)
+    assert refused.status_code == 413 and refused.json()["error"]["message"].startswith("16 x 64x64 x 9 frames are")
+
+
 def test_events_tell_the_progress_and_show_the_first_frame(videos: Service) -> None:
     with fewstep.Client(videos.url) as client:
         job = client.submit("waves fake:step=0.3", seed=7, partial_images=3)
