@@ -25,6 +25,7 @@ class QwenImage(Family):
     name = "qwen_image"
     encoders = ("text_encoder",)
     packing = 2
+    decoder_bytes_px = 3_700
     text_encoder: Any
 
     def __init__(self, pipe: Any, max_tokens: int | None = None) -> None:

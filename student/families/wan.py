@@ -38,6 +38,7 @@ class Wan(Family):
     name = "wan"
     encoders = ("text_encoder",)
     in_float32 = ("vae",)
+    decoder_bytes_px = 24_000
     text_encoder: Any
 
     def __init__(self, pipe: Any, max_tokens: int | None = None) -> None:
