@@ -83,8 +83,8 @@ export function parse(text) {
   return { events: events.filter((event) => event.data).map((event) => ({ ...event, data: JSON.parse(event.data) })), rest };
 }
 
-/** Call `tell` with each event of a job, each once, up to its end; a connection that breaks is made again. */
-export async function follow(id, tell) {
+/** Call `onEvent` with each event of a job, each once, up to its end; a connection that breaks is made again. */
+export async function follow(id, onEvent) {
   let last = null;
   let tried = 0;
   while (last === null || last < END) {
@@ -94,7 +94,7 @@ export async function follow(id, tell) {
       await read(response, (event) => {
         tried = 0;
         if (event.number) last = Number(event.number);
-        tell(event);
+        onEvent(event);
       });
       if (last < END) throw new Error("The connection was lost while the picture was being generated.");
     } catch (error) {
@@ -105,7 +105,7 @@ export async function follow(id, tell) {
   }
 }
 
-async function read(response, tell) {
+async function read(response, onEvent) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
@@ -113,6 +113,6 @@ async function read(response, tell) {
     if (done) return;
     const { events, rest } = parse((text + value).replaceAll("\r\n", "\n"));
     text = rest;
-    events.forEach(tell);
+    events.forEach(onEvent);
   }
 }

@@ -6,7 +6,7 @@ import { candidateRows, choice, floorFacts } from "./quality.js";
 import { showCode } from "./snippets.js";
 import { remember, rescore } from "./viewer.js";
 
-const LOOKS = 3;
+const PREVIEWS = 3;
 let useSeed = () => {};
 
 export function startGallery(use) {
@@ -73,7 +73,7 @@ function part(body, count, seen) {
   return { body, figures, seen, job: null, id: null };
 }
 
-function tell(one, event) {
+function showEvent(one, event) {
   const { name, data } = event;
   if (name === "queued" && data.position !== null) {
     one.seen(data.position ? `waits behind ${data.position}` : "next in line");
@@ -87,18 +87,18 @@ function tell(one, event) {
   if (name === "error") throw new Refusal(0, data.error);
 }
 
-/** Post a request and show what comes of it; without looks at unfinished pictures where there are none. */
-async function run(one, looks) {
+/** Post a request and show its progress; with previews where there are any. */
+async function run(one, previews) {
   let job;
   try {
-    job = await submit(looks ? { ...one.body, partial_images: LOOKS } : one.body);
+    job = await submit(previews ? { ...one.body, partial_images: PREVIEWS } : one.body);
   } catch (error) {
     if (error.param !== "partial_images") throw error;
     job = await submit(one.body);
   }
   one.id = job.id;
   if (one.dropped) await cancel(one.id);
-  await follow(job.id, (event) => tell(one, event));
+  await follow(job.id, (event) => showEvent(one, event));
   one.seen(facts(one.job));
 }
 
@@ -119,10 +119,10 @@ function article(title, parts) {
   return made;
 }
 
-async function finish(made, parts, looks) {
+async function finish(made, parts, previews) {
   $("gallery").prepend(made);
   try {
-    await Promise.all(parts.map((one) => run(one, looks)));
+    await Promise.all(parts.map((one) => run(one, previews)));
     made.classList.remove("waiting");
     const what = parts[0].body.output_format === "mp4" ? "videos" : "pictures";
     say(`Done: ${parts.reduce((sum, one) => sum + one.figures.length, 0)} ${what} of ${parts[0].body.prompt}.`);
@@ -133,16 +133,16 @@ async function finish(made, parts, looks) {
   }
 }
 
-/** Draw one request; `looks` says whether unfinished pictures are wanted. */
-export async function draw(body, count, looks) {
+/** Draw one request; `previews` says whether previews of unfinished images are wanted. */
+export async function draw(body, count, previews) {
   const one = part(body, count, (text) => { made.querySelector(".facts").textContent = text; });
   const made = article(body.prompt, [one]);
   one.seen("on its way …");
   made.querySelector(".pictures").append(...one.figures);
-  await finish(made, [one], looks);
+  await finish(made, [one], previews);
 }
 
-/** Draw the same seeds with each variant ({label, body, looks}), as the columns of a table. */
+/** Draw the same seeds with each variant ({label, body, previews}), as the columns of a table. */
 export async function compare(variants, count) {
   const heads = variants.map(({ label }) => {
     const head = element("div", "variant");
@@ -162,5 +162,5 @@ export async function compare(variants, count) {
     column.append(head, ...parts[k].figures);
     table.append(column);
   });
-  await finish(made, parts, variants.every(({ looks }) => looks));
+  await finish(made, parts, variants.every(({ previews }) => previews));
 }

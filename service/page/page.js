@@ -21,7 +21,7 @@ let lookAgain = 0;
 let listed = null; // the first question for what follows
 let offered = []; // as choices() has it
 
-/** What is served, and whether it is ready; looks again for as long as it is not. */
+/** What is served, and whether it is ready; asked again for as long as it is not. */
 async function showAbout() {
   clearTimeout(lookAgain);
   let about = { ready: false, text: "the service cannot be reached" };
@@ -114,7 +114,7 @@ function body(one, steps) {
 }
 
 // A model that is not known yet may not show its steps, and to ask for them would be refused.
-const looks = (one) => one?.shows ?? false;
+const hasPreviews = (one) => one?.shows ?? false;
 
 function variants() {
   const boxes = [...$("variants").querySelectorAll("input:checked")];
@@ -122,7 +122,7 @@ function variants() {
   return boxes.map((box) => {
     const [k, steps] = box.value.split(" ").map(Number);
     const asked = { ...body(offered[k], steps), ...(seed === null ? {} : { seed }) };
-    return { label: box.parentElement.textContent, body: asked, looks: looks(offered[k]) };
+    return { label: box.parentElement.textContent, body: asked, previews: hasPreviews(offered[k]) };
   });
 }
 
@@ -131,7 +131,7 @@ async function start() {
   if (!$("compare").checked) {
     const asked = { ...body(chosen(), chosenSteps()), ...quality(chosen(), chosenSteps()) };
     if (asked.cascade) delete asked.num_inference_steps;
-    return draw(asked, count, looks(chosen()));
+    return draw(asked, count, hasPreviews(chosen()));
   }
   const asked = variants();
   if (asked.length < 2) throw new Error("Choose at least two ways to compare.");

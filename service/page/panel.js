@@ -36,7 +36,7 @@ export function buckets(read, name, wanted = () => true) {
   return upTo.map(([le, count], k) => ({ le, count: count - (k ? upTo[k - 1][1] : 0) }));
 }
 
-/** What came between two looks; a service that was started again begins anew. */
+/** What happened between two updates; a restarted service starts from zero. */
 export function since(now, before) {
   const gone = now.map(({ le, count }, k) => ({ le, count: count - (before[k]?.count ?? 0) }));
   return gone.some(({ count }) => count < 0) ? now : gone;
@@ -145,11 +145,11 @@ function explain(text) {
   $("figures").hidden = Boolean(text);
 }
 
-async function look() {
+async function update() {
   clearTimeout(timer);
   if (!$("panel").open || document.hidden) return;
   if (refused !== storedKey()) await read();
-  timer = setTimeout(look, EVERY_MS);
+  timer = setTimeout(update, EVERY_MS);
 }
 
 async function read() {
@@ -167,7 +167,7 @@ async function read() {
 /** Look every now and then for as long as somebody can see it. */
 export function startPanel() {
   $("panel").open = matchMedia("(min-width: 68rem)").matches;
-  $("panel").addEventListener("toggle", look);
-  document.addEventListener("visibilitychange", look);
-  look();
+  $("panel").addEventListener("toggle", update);
+  document.addEventListener("visibilitychange", update);
+  update();
 }

@@ -26,7 +26,7 @@ class WorkerRow(Strict):
     """A live worker."""
 
     id: str
-    host: str
+    host: str = Field(description="The machine that it runs on.")
     state: str = Field(
         description="loading, ready, paused (it takes no work) or draining (it ends with what it holds)."
     )

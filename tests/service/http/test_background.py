@@ -13,7 +13,9 @@ from tests.service.support import Queue
 
 
 def test_lost_jobs_are_looked_for_old_images_swept_and_models_followed(runner: asyncio.Runner) -> None:
-    done: dict[str, asyncio.Event] = {name: asyncio.Event() for name in ("reap", "sweep", "models", "replies")}
+    done: dict[str, asyncio.Event] = {
+        name: asyncio.Event() for name in ("reap", "sweep", "models", "replies", "streams")
+    }
 
     async def note(name: str) -> int:
         done[name].set()
@@ -38,6 +40,7 @@ def test_lost_jobs_are_looked_for_old_images_swept_and_models_followed(runner: a
         services = SimpleNamespace(
             replies=SimpleNamespace(read=lambda: forever("replies")),
             models=SimpleNamespace(poll=lambda: forever("models")),
+            streams=SimpleNamespace(renew=lambda: forever("streams")),
             producer=SimpleNamespace(reap=lambda: note("reap"), take_turn=take_turn),
             results=SimpleNamespace(sweep=sweep),
             background=Background(),

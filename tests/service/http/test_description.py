@@ -23,12 +23,15 @@ def described(live: Service) -> dict[str, Any]:
     return description
 
 
-def explore(live: Service, examples: int, *more: str, description: Path | None = None, limit_s: int = LIMIT_S) -> None:
-    """Let schemathesis look for what the description does not say; it asks for it itself unless it is given one."""
+def explore(
+    live: Service, examples: int, *more: str, description: Path | None = None, limit_s: int = LIMIT_S,
+    phases: str = "examples,coverage,fuzzing",
+) -> None:  # fmt: skip
+    """Let schemathesis search for what the description does not say; it fetches it itself unless it is given one."""
     command = [
         sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run",
         str(description or f"{live.url}/openapi.json"), "--url", live.url,
-        "--phases", "examples,coverage,fuzzing", "--max-examples", str(examples), "--max-time", str(limit_s),
+        "--phases", phases, "--max-examples", str(examples), "--max-time", str(limit_s),
         "--seed", "1", "--request-timeout", "60", "--suppress-health-check", "all", "--warnings", "off", "--no-color",
         *more,
     ]  # fmt: skip
@@ -42,11 +45,14 @@ def test_schemathesis_finds_no_undocumented_status_and_no_server_error(live: Ser
 
 
 def test_nor_with_keys(keyed: tuple[Service, KeyStore]) -> None:
-    """With a key that may do everything; and without it, or with another one, nothing but 401."""
+    """With a key that may do everything; and without it, or with another one, nothing but 401.
+
+    Boundary values of the fields are covered above, where no key is needed: here each operation gets a few requests.
+    """
     service, keys = keyed
     _, text = keys.create("explorer", SCOPES)
     more = ("--checks", f"{CHECKS},ignored_auth", "--header", f"Authorization: Bearer {text}")
-    explore(service, 5, *more, limit_s=40)
+    explore(service, 5, *more, limit_s=40, phases="fuzzing")
 
 
 @pytest.mark.parametrize("scopes", [(), ("read",)], ids=["unknown", "of another scope"])
@@ -59,7 +65,8 @@ def test_nor_with_a_key_that_may_not(keyed: tuple[Service, KeyStore], scopes: tu
         call("GET", f"{service.url}/openapi.json", headers={"Authorization": f"Bearer {reading}"}).content
     )
     more = ("--checks", CHECKS, "--header", f"Authorization: Bearer {text}")
-    explore(service, 3, *more, description=description, limit_s=20)
+    # The key is refused before the request is read, so one request for each operation says all there is.
+    explore(service, 1, *more, description=description, limit_s=20, phases="fuzzing")
 
 
 def test_every_field_of_a_body_and_of_an_answer_is_described(live: Service) -> None:
@@ -82,7 +89,7 @@ def test_every_error_has_an_example_in_the_one_form(live: Service) -> None:
     for path, operations in described(live)["paths"].items():
         for method, operation in operations.items():
             for status, response in operation["responses"].items():
-                if int(status) >= 400:
+                if int(status) >= 400 and status != "416":  # that one has no body
                     example = response["content"]["application/json"]["example"]
                     assert set(example["error"]) == {"message", "type", "param", "code"}, (path, method, status)
 

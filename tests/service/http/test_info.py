@@ -42,7 +42,7 @@ def test_what_is_shown_holds_no_secret() -> None:
 
 
 def test_the_start_shows_what_was_loaded_and_how_long_it_took(live: Service) -> None:
-    assert re.search(r"fewstep serves fake 1 on fake \(loaded in [\d.]+ s, of it [\d.]+ s of warm-up\): open http",
+    assert re.search(r"fewstep serves fake 1 on fake \(loaded in [\d.]+ s, including [\d.]+ s of warm-up\): open http",
                      live.output.read_text())  # fmt: skip
 
 

@@ -132,7 +132,7 @@ def test_a_drained_worker_ends_what_it_holds_and_serve_starts_no_other(
         said = f"worker process {pid} ended with code {DRAINED}; an operator has drained it"
         eventually(lambda: said in service.output.read_text(), "the supervisor says why")
         time.sleep(0.5)  # longer than the pause before a dead process is started again
-        assert "worker" not in service.pids() and "it is started again" not in service.output.read_text()
+        assert "worker" not in service.pids() and "it is restarted" not in service.output.read_text()
         assert status(url, waits) == "queued" and command(capsys, url, "list")[1] == "No worker is alive.\n"
         assert call("GET", f"{url}/readyz").status_code == 503
 
