@@ -42,6 +42,20 @@ def test_a_student_is_loaded_promoted_and_the_old_one_unloaded(service: Service)
     assert json.loads(run(service.url, "unload", "cats", "2", "--json").stdout)["state"] == "unloaded"
 
 
+def test_a_canary_is_started_listed_and_stopped(service: Service) -> None:
+    assert run(service.url, "canaries").stdout == "There was no canary yet.\n"
+    latest = next(line.split()[1] for line in run(service.url, "list").stdout.splitlines() if "latest" in line)
+    other = "2" if latest == "0" else "0"
+    started = run(service.url, "canary", "cats", other, "--share", "0.5")
+    assert started.stdout == f"cats {other} against {latest}: running; 0 pairs.\n", started.stderr
+    again = run(service.url, "canary", "cats", other)
+    assert again.returncode == 3 and "Another canary of cats is running: stop it first." in again.stderr
+    stopped = f"cats {other} against {latest}: stopped (by the operator); 0 pairs.\n"
+    assert run(service.url, "canary", "cats", other, "--stop").stdout == stopped
+    assert run(service.url, "canaries").stdout == stopped
+    assert json.loads(run(service.url, "canaries", "--json").stdout)["data"][0]["share"] == 0.5
+
+
 def test_a_refusal_is_one_sentence_and_a_code(service: Service) -> None:
     done = run(service.url, "load", "cats", "1")
     assert (done.returncode, done.stdout) == (3, "") and done.stderr.startswith("fewstep: cats/1 is refused: ")

@@ -87,6 +87,8 @@ def test_the_list_of_models_says_what_can_be_asked_of_them(service: Service) -> 
     assert version == {
         "version": "10", "latest": True, "steps": [1, 2, 4], "width": 64, "height": 64, "max_prompt_tokens": 24,
         "scorers": ["heldout", "trained"], "runtime": "fake", "shows_steps": True, "workers": 2,
+        "probe": {"outcomes": {"none": 2}, "oldest_s": None}, "best_of": [], "fps": None, "lengths": None,
+        "num_frames": None,
     }  # fmt: skip
     assert call("GET", f"{service.url}/v1/models/dogs@10").json() == dogs
     assert call("GET", f"{service.url}/v1/models/birds").status_code == 404
