@@ -37,6 +37,7 @@ class Scene:
 
     def _sleep(self, _: float) -> None:
         self.now_s += 10.0
+        assert self.now_s < 100 * READY_TIMEOUT_S, "it waits for ever"
 
     def _ask(self, url: str) -> dict[str, Any]:
         return READY if url.endswith("/healthz") or self.now_s >= self._ready_at_s else {}
