@@ -126,7 +126,7 @@ def test_images_in_a_second_server_end_by_themselves_and_have_a_largest_size(red
     store = MemoryStore(f"{redis_url}?db=3", 60.0)
     store.put(JOB, "9", "0", "png", b"x")
     assert 0 < int(store._client.pttl(f"fewstep:results:ab/{JOB}/9")) <= 60_000  # type: ignore[arg-type]
-    with pytest.raises(OSError, match=f"takes {LARGEST_BYTES}"):
+    with pytest.raises(OSError, match=f"accepts at most {LARGEST_BYTES}"):
         store.put(JOB, "9", "1", "png", bytes(LARGEST_BYTES + 1))
 
 
