@@ -1,0 +1,99 @@
+"""The torch runtime at full published size on a device that is not there: nothing lies elsewhere, types are kept, and
+what it holds is what docs/models.md says and what the placement counts on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import serving_memory
+from benchmarks.make_believe import DEVICE, fake_device, put, unread
+from benchmarks.serving_memory import CASES, GB, Case, Row, kernels, opened, table
+from student.runtimes.placement import ACTIVATIONS
+
+ROOT = Path(__file__).resolve().parents[1]
+BY_NAME = {case.name: case for case in CASES}
+MEDIUM, KLEIN = BY_NAME["Stable Diffusion 3.5 medium"], BY_NAME["FLUX.2 klein 4B"]
+OFFLOADS = {MEDIUM.name: ("off", "encoders", "cpu"), KLEIN.name: ("cpu",)}  # the script does all
+# Parameters of the encoders, as the headers of the published files have them.
+ENCODERS = {
+    "FLUX.1-dev": (123_060_480, 4_762_310_656),
+    "Stable Diffusion 3.5 medium": (123_650_304, 694_659_840, 4_762_310_656),
+    "FLUX.2 klein 4B": (4_022_468_096,),
+    "Qwen-Image": (8_292_166_656,),
+    "Z-Image": (4_022_468_096,),
+    "Wan 2.1 1.3B": (5_680_910_336,),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_encoders_are_of_the_published_size(name: str) -> None:
+    with torch.device("meta"):
+        made = [make() for make in BY_NAME[name].encoders]
+    assert tuple(sum(p.numel() for p in encoder.parameters()) for encoder in made) == ENCODERS[name]
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, Row]:
+    """Two families, measured in a process of their own."""
+    program = (
+        "import json, sys; from benchmarks.serving_memory import CASES, measure; "
+        "asked = json.loads(sys.argv[1]); "
+        "rows = [measure(case, asked[case.name]) for case in CASES if case.name in asked]; "
+        "print(json.dumps([[row.case.name, row.weights, row.peak] for row in rows])); sys.stdout.flush(); "
+        "import os; os._exit(0)"
+    )
+    command = [sys.executable, "-c", program, json.dumps(OFFLOADS)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: Row(BY_NAME[name], weights, peak) for name, weights, peak in json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize("case", [MEDIUM, KLEIN], ids=lambda case: case.name)
+def test_what_lies_on_the_device_is_what_the_offload_says(rows: dict[str, Row], case: Case) -> None:
+    row = rows[case.name]
+    encoders, drawing = row.weights["encoders"], row.weights["transformer"] + row.weights["autoencoder"]
+    for offload in OFFLOADS[case.name]:
+        resident = drawing + (encoders if offload == "off" else 0)
+        while_encoding = resident + (encoders if offload == "encoders" else 0)
+        assert while_encoding <= row.peak[offload]["encode"] <= while_encoding + ACTIVATIONS
+        for stage in ("draw", "decode"):
+            assert resident < row.peak[offload][stage] <= resident + ACTIVATIONS, "the placement leaves so much"
+
+
+def test_the_document_says_what_is_measured(rows: dict[str, Row]) -> None:
+    document = (ROOT / "docs" / "models.md").read_text("utf-8")
+    lines = {line.split(",")[0].removeprefix("| "): line for line in document.splitlines() if line.startswith("| ")}
+    assert serving_memory.line(rows[MEDIUM.name]) in document, "run python -m benchmarks.serving_memory --write"
+    assert lines[KLEIN.name].endswith(f"| **{rows[KLEIN.name].most('cpu') / GB:.1f}** |")
+    assert all(f"| {case.name}, {case.size} |" in document for case in CASES)
+
+
+def test_a_part_that_lies_elsewhere_is_noticed() -> None:
+    """The encoders are left in main memory although the placement says that they are on the device."""
+    with fake_device() as mode, unread(), kernels():
+        model = opened(MEDIUM, "off", mode)
+        put(model.family.text_encoder_3, mode, torch.bfloat16, "cpu")
+        ids_BL = [torch.ones(1, length, dtype=torch.int64) for length in MEDIUM.ids]
+        with pytest.raises(RuntimeError, match=f"(?s)(device.*{DEVICE}|{DEVICE}.*device)"):
+            model.encode(ids_BL)
+
+
+def test_attention_of_two_types_is_noticed() -> None:
+    q = torch.ones(1, 2, 4, 8)
+    with kernels(), pytest.raises(RuntimeError, match="attention of torch.float32, torch.bfloat16"):
+        torch.nn.functional.scaled_dot_product_attention(q, q.bfloat16(), q)
+
+
+def test_the_table_is_in_gb() -> None:
+    peak = {offload: {"encode": 3 * GB, "draw": 2 * GB, "decode": 1 * GB} for offload in ("off", "encoders", "cpu")}
+    row = Row(MEDIUM, {"encoders": 1 * GB, "transformer": 0.5 * GB, "autoencoder": 0.25 * GB}, peak)  # type: ignore[arg-type]
+    said = "| Stable Diffusion 3.5 medium, 1024x1024 | 1.0 | 0.5 | 0.2 | 3.0, 2.0, 1.0: **3.0** | **3.0** | **3.0** |"
+    assert said in table([row], {"weights": 4 * 10**9, "peak": 4 * 10**9})
