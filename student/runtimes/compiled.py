@@ -156,6 +156,11 @@ class CompiledRuntime:
         """Whether every batch is drawn in one call."""
         return len(self.together) == self.max_batch
 
+    @property
+    def _tried_steps(self) -> tuple[int, ...]:
+        """The step counts that have graphs of their own."""
+        return self.student.steps
+
     def _warm_up(self) -> tuple[int, ...]:
         """The batch sizes of which each image is bit for bit the one drawn alone, at every size and step count."""
         found = self._independent()
@@ -167,7 +172,7 @@ class CompiledRuntime:
     def _independent(self) -> set[int]:
         every = range(1, self.max_batch + 1)
         found = set(every)
-        for graphs, steps in product((*self._others.values(), self._graphs), self.student.steps):
+        for graphs, steps in product((*self._others.values(), self._graphs), self._tried_steps):
             found &= set(independent(lambda p, s, graphs=graphs, steps=steps: graphs.draw(p, s, steps), every))  # type: ignore[misc]
         return found
 
@@ -181,7 +186,7 @@ class CompiledRuntime:
         return both if company.allowed else alone
 
     def _drawn_alone(self) -> list[FloatArray]:
-        every = product((*self._others.values(), self._graphs), self.student.steps)
+        every = product((*self._others.values(), self._graphs), self._tried_steps)
         return [graphs.draw(["a"], [0], steps) for graphs, steps in every]
 
 
@@ -204,6 +209,11 @@ class SteppedRuntime(CompiledRuntime):
         graphs = self._at(size)
         assert isinstance(graphs, StagedGraphs)
         return graphs.draw(prompts, seeds, steps, watch)
+
+    @property
+    def _tried_steps(self) -> tuple[int, ...]:
+        """One will do: the same graphs run for each."""
+        return (min(self.student.steps),)
 
     def _warm_up(self) -> tuple[int, ...]:
         found = super()._warm_up()
