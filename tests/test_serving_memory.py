@@ -16,6 +16,7 @@ from benchmarks import serving_memory
 from benchmarks.make_believe import DEVICE, fake_device, put, unread
 from benchmarks.serving_memory import CASES, GB, Case, Row, kernels, opened, table
 from student.runtimes.placement import ACTIVATIONS
+from tests.alone import alone
 
 ROOT = Path(__file__).resolve().parents[1]
 BY_NAME = {case.name: case for case in CASES}
@@ -30,6 +31,8 @@ ENCODERS = {
     "Z-Image": (4_022_468_096,),
     "Wan 2.1 1.3B": (5_680_910_336,),
 }
+
+pytestmark = alone
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -9,15 +9,18 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
+from benchmarks.make_believe import Peak, fake, fake_device, put
 from student.families.family import Condition
 from student.families.find import family_of
-from tests.fake_device import Peak, fake, fake_device, put
+from tests.alone import alone
 from tests.student.families import tiny
 
 WIDE = {
     "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12,
     "patch_size": 2, "scale_factor_spatial": 16, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48,
 }  # fmt: skip
+
+pytestmark = alone
 
 
 @pytest.mark.parametrize(
