@@ -90,7 +90,7 @@ def test_whoever_waits_when_it_stops_is_told_so(make_api: Callable[..., Api]) ->
         response = waiting.result()
     [id] = api.ids()
     assert response.status_code == 503 and response.headers["Location"] == f"/jobs/{id}"
-    assert response.json()["error"]["message"].startswith("The service is stopping and the job will continue")
+    assert response.json()["error"]["message"].startswith("The service is stopping, and the job will continue")
     api.process.wait(10)
     assert api.states() == ["queued"] and api.hash_of(id)["detached"] == "1"
 
