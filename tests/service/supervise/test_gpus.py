@@ -68,15 +68,15 @@ def test_the_gpus_are_those_of_the_machine_or_those_that_were_chosen(
 def test_without_a_driver_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VISIBLE, raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", stand_in(driver=False))
-    assert visible_gpus() == () and Accelerators().look() == {}
+    assert visible_gpus() == () and Accelerators().measure() == {}
 
 
 def test_a_worker_tells_of_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", stand_in())
     monkeypatch.delenv(VISIBLE, raising=False)
-    assert list(Accelerators().look()) == list(UUIDS)
+    assert list(Accelerators().measure()) == list(UUIDS)
     monkeypatch.setenv(VISIBLE, "GPU-bbbb")
-    assert list(Accelerators().look()) == ["GPU-bbbb"]
+    assert list(Accelerators().measure()) == ["GPU-bbbb"]
 
 
 @pytest.mark.parametrize(
