@@ -157,22 +157,22 @@ class CompiledRuntime:
         return len(self.together) == self.max_batch
 
     @property
-    def _tried_steps(self) -> tuple[int, ...]:
+    def _own_graphs(self) -> tuple[int, ...]:
         """The step counts that have graphs of their own."""
         return self.student.steps
 
     def _warm_up(self) -> tuple[int, ...]:
         """The batch sizes of which each image is bit for bit the one drawn alone, at every size and step count."""
-        found = self._independent()
+        found = self._independent(self.student.steps)  # whoever records a loop does so here, for each step count
         if self.company is not None:
             found = self._independent_in_company(self.company, found)
         self.score(self._graphs.draw(["a"], [0], self.student.steps[0]), ["a"])
         return tuple(sorted(found))
 
-    def _independent(self) -> set[int]:
+    def _independent(self, step_counts: Sequence[int]) -> set[int]:
         every = range(1, self.max_batch + 1)
         found = set(every)
-        for graphs, steps in product((*self._others.values(), self._graphs), self._tried_steps):
+        for graphs, steps in product((*self._others.values(), self._graphs), step_counts):
             found &= set(independent(lambda p, s, graphs=graphs, steps=steps: graphs.draw(p, s, steps), every))  # type: ignore[misc]
         return found
 
@@ -181,12 +181,12 @@ class CompiledRuntime:
         drawn = self._drawn_alone()
         company.crowded = True
         company.allowed = all(map(np.array_equal, drawn, self._drawn_alone()))
-        both = alone & self._independent()
+        both = alone & self._independent(self._own_graphs)
         company.crowded = False
         return both if company.allowed else alone
 
     def _drawn_alone(self) -> list[FloatArray]:
-        every = product((*self._others.values(), self._graphs), self._tried_steps)
+        every = product((*self._others.values(), self._graphs), self._own_graphs)
         return [graphs.draw(["a"], [0], steps) for graphs, steps in every]
 
 
@@ -211,7 +211,7 @@ class SteppedRuntime(CompiledRuntime):
         return graphs.draw(prompts, seeds, steps, watch)
 
     @property
-    def _tried_steps(self) -> tuple[int, ...]:
+    def _own_graphs(self) -> tuple[int, ...]:
         """One will do: the same graphs run for each."""
         return (min(self.student.steps),)
 
