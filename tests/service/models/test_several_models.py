@@ -143,16 +143,22 @@ def test_a_server_that_has_lost_its_data_is_told_again_what_is_served(service: S
 
 def test_what_was_accepted_is_drawn_before_a_model_is_dropped(service: Service, folder: Path) -> None:
     assert admin(service, "dogs/9", "load").json()["state"] == "serving"
+
+    def accepted() -> int:
+        return len(list(service.redis.scan_iter("fewstep:{@models}:j:*")))
+
+    before = accepted()
     with ThreadPoolExecutor(8) as pool:
-        slow = [pool.submit(post, service.url, prompt=f"{k} fake:sleep=0.4", model="dogs", model_version="9", n=8)
+        slow = [pool.submit(post, service.url, prompt=f"{k} fake:sleep=0.8", model="dogs", model_version="9", n=8)
                 for k in range(7)]  # fmt: skip
-        eventually(lambda: service.redis.zcard("fewstep:{@models}:pending") >= 2, "two of them wait")
+        eventually(lambda: accepted() == before + 7, "all of them are accepted")
+        assert service.redis.zcard("fewstep:{@models}:pending") >= 1, "and not all of them are being drawn"
         first = admin(service, "dogs/9", "unload", wait_s=0)
         assert (first.status_code, first.json()["state"]) == (202, "unloading")
         assert post(service.url, prompt="p", model="dogs", model_version="9").status_code == 404
         for k, future in enumerate(slow):
             assert future.result().status_code == 200, future.result().text
-            check_drawn(future.result().json(), "dogs", "9", f"{k} fake:sleep=0.4")
+            check_drawn(future.result().json(), "dogs", "9", f"{k} fake:sleep=0.8")
     assert admin(service, "dogs/9", "unload").json()["state"] == "unloaded"
 
 
