@@ -40,6 +40,7 @@ from transformers import (
 
 from benchmarks.full_size import MODELS, Model, without_weights
 from benchmarks.make_believe import DEVICE, Peak, fake_device, num_bytes, put, unread
+from benchmarks.serving.report import write_between
 from benchmarks.train_step import words
 from rewards.clip import ClipReward
 from rewards.hps import vit_h_14
@@ -309,9 +310,7 @@ def main(arguments: Sequence[str]) -> None:
     text = table(rows, scored_with())
     print(text)
     if "--write" in arguments:
-        document = DOCUMENT.read_text("utf-8")
-        before, _, rest = document.partition(BEGIN)
-        DOCUMENT.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", "utf-8")
+        write_between(DOCUMENT, text, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,25 @@ EXPOSED_HEADERS = (
 DESCRIPTION = "Images from a few-step student, each with its reward."
 
 
+ROUTERS = (
+    images.router,
+    openai.router,
+    videos.router,
+    jobs.router,
+    models.public,
+    models.admin,
+    dlq.router,
+    drift.router,
+    canaries.router,
+    feedback.router,
+    usage.router,
+    workers.router,
+    probes.router,
+    info.router,
+    pages.router,
+)
+
+
 def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
     """The application with all its routes; it connects when it is started.
 
@@ -95,22 +114,6 @@ def build_app(settings: Settings, tracing: Tracing | None = None) -> FastAPI:
         )  # fmt: skip
     app.add_middleware(RequestContext, metrics=metrics, tracing=tracing)
     add_handlers(app)
-    routers = (
-        images.router,
-        openai.router,
-        videos.router,
-        jobs.router,
-        models.public,
-        models.admin,
-        dlq.router,
-        drift.router,
-        canaries.router,
-        feedback.router,
-        usage.router,
-        workers.router,
-        probes.router,
-        info.router,
-    )
-    for router in (*routers, pages.router):
+    for router in ROUTERS:
         app.include_router(router)
     return app

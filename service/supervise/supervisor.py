@@ -35,7 +35,7 @@ from service.settings import PREFIX, REPOSITORY, SECRETS_DIR, Settings
 from service.supervise.probe import live_workers
 from service.supervise.processes import spawn, stop
 from service.supervise.redis_server import EmbeddedServer
-from student.runtimes.manifest import OPENED_TWICE, RUNTIMES
+from service.supervise.workers_on_cpu import workers_on_cpu
 
 READY_TIMEOUT_S = 120.0
 POLL_EVERY_S = 0.1
@@ -43,7 +43,6 @@ ASK_TIMEOUT_S = 2.0
 API_MARGIN_S, WORKER_MARGIN_S = 1.2, 0.6
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
 STEADY_AFTER_S = 5.0
-MOST_ON_CPU = 4  # workers of a small student; each takes memory and some of the processor also when nothing is asked
 
 log = logging.getLogger("fewstep")
 
@@ -266,19 +265,6 @@ def workers_of(wanted: int | Literal["auto"], gpus: Sequence[str], on_cpu: int) 
     """So many, each on one of the GPUs in turn; ``auto``: one on each GPU, or ``on_cpu`` of them without any."""
     count = (len(gpus) or on_cpu) if wanted == "auto" else wanted
     return [Child("worker", gpu=gpus[number % len(gpus)] if gpus else "") for number in range(count)]
-
-
-def workers_on_cpu(settings: Settings) -> int:
-    """One for each of a few cores where the student is small and compiled, else one.
-
-    Calls of one thread side by side draw more pictures than calls of several threads one after the other, and each
-    worker holds the student in its own memory.
-    """
-    graphs = list((settings.model / RUNTIMES).glob("onnx-*/*.onnx"))
-    if settings.models is not None or not settings.runtime.startswith(("auto", "onnx")) or not graphs:
-        return 1
-    small = sum(graph.stat().st_size for graph in graphs) <= OPENED_TWICE
-    return min(settings.cores, MOST_ON_CPU) if small else 1
 
 
 def _claim_data_dir(folder: Path) -> int:

@@ -108,6 +108,23 @@ def test_a_head_is_bounded(live: Service) -> None:
     assert endless.startswith(b"HTTP/1.1 400") and b"at most 32768 bytes" in endless, "one header without an end"
 
 
+def test_the_bound_on_a_head_is_one_for_each_request_of_a_connection(live: Service) -> None:
+    host, _, port = live.url.removeprefix("http://").partition(":")
+    request = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\nX: {'y' * 4000}\r\n\r\n".encode()
+    with socket.create_connection((host, int(port)), timeout=30) as connection, connection.makefile("rb") as answers:
+        for _ in range(protocol.MAX_HEAD_BYTES // 4000 + 3):
+            connection.sendall(request)
+            assert answers.readline().startswith(b"HTTP/1.1 200")
+            head = b"".join(iter(answers.readline, b"\r\n")).lower()
+            answers.read(int(head.partition(b"content-length:")[2].split()[0]))
+
+
+def test_head_is_counted_under_its_route(live: Service) -> None:
+    assert call("HEAD", f"{live.url}/v1/models").status_code == 200
+    lines = call("GET", f"{live.url}/metrics").text.splitlines()
+    assert [line for line in lines if 'method="HEAD"' in line and 'route="/v1/models"' in line]
+
+
 def test_bytes_that_are_no_http_are_refused_in_the_form_of_every_error(live: Service) -> None:
     for text in (b"\x16\x03\x01 hello\r\n\r\n", b"GET /\xff HTTP/1.1\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\n\r\n"):
         head, _, body = exchange(live.url, text).partition(b"\r\n\r\n")

@@ -10,10 +10,12 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from service.observe import log_writer
 from service.observe.log_writer import LogWriter
 from tests.service.support import PATIENCE_S, REPOSITORY, call, clean_environment, eventually, post
 
@@ -65,7 +67,10 @@ def test_lines_that_come_together_leave_together_and_no_write_splits_one(monkeyp
     sizes = [50] * 100 + [5000] + [50] * 100
     for number, size in enumerate(sizes):
         log.warning("%s", str(number).rjust(size, "-"))
+    monkeypatch.setattr(log_writer, "FLUSH_S", 2 * PATIENCE_S)
+    began = time.monotonic()
     writer.flush()
+    assert time.monotonic() - began < PATIENCE_S, "it returns with the last line, not with its patience"
     lines = b"".join(written).decode().splitlines()
     assert [int(line.strip("-")) for line in lines] == list(range(201)) and [len(line) for line in lines] == sizes
     assert len(written) <= 20, "not one write for each line"

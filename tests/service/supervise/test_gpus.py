@@ -10,7 +10,8 @@ import pytest
 
 from service.observe.accelerators import VISIBLE, Accelerators, visible_gpus
 from service.settings import Settings
-from service.supervise.supervisor import workers_of, workers_on_cpu
+from service.supervise.supervisor import workers_of
+from service.supervise.workers_on_cpu import workers_on_cpu
 from student.runtimes.manifest import OPENED_TWICE
 from tests.service.support import call, check_answer, eventually, post, running_service
 
