@@ -57,9 +57,12 @@ class Background:
     async def forever(
         self, name: str, action: Callable[[], Awaitable[object]], every_s: float = 0.0, *, vital: bool = False
     ) -> None:
-        """Run it every ``every_s`` until cancelled, whatever it raises."""
-        duty = self.duty(name, vital)
-        while True:
+        """Run it every ``every_s`` until cancelled, whatever it raises.
+
+        A cancellation that a library swallowed in the middle of the action (redis-py 8.1 was seen to) counts after it.
+        """
+        duty, task = self.duty(name, vital), asyncio.current_task()
+        while not (task and task.cancelling()):
             try:
                 await action()
                 duty.succeeded()
@@ -67,7 +70,8 @@ class Background:
             except Exception as error:
                 duty.failed(error)
                 pause_s = max(every_s, min(LONGEST_PAUSE_S, 0.1 * duty.in_a_row))
-            await asyncio.sleep(pause_s)
+            if not (task and task.cancelling()):
+                await asyncio.sleep(pause_s)
 
     def forever_in_thread(
         self, name: str, action: Callable[[], object], every_s: float, stopping: threading.Event, *, vital: bool = False

@@ -158,7 +158,8 @@ class Replies:
 async def _next(news: asyncio.Queue[Record], wait_s: float) -> Record | None:
     """Wait for a record and return the newest; None if there was none in time."""
     try:
-        record = await asyncio.wait_for(news.get(), wait_s)
+        async with asyncio.timeout(wait_s):  # wait_for of Python 3.11 may swallow a cancellation
+            record = await news.get()
     except TimeoutError:
         return None
     while not news.empty():

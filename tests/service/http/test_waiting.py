@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from service.http.tasks import end
 from service.keys import KeyStore
 from service.observe.background import Background
 from service.queue.connection import connect_async
@@ -132,8 +133,7 @@ class Waiter:
                 return await asyncio.wait_for(self.replies.ended(job.id, news, lambda: self.enqueue(job)), 20)
         finally:
             if reader:
-                reader.cancel()
-                await asyncio.wait({reader})
+                await end([reader])
             await self.client.aclose()
 
 

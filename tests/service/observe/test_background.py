@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -31,6 +32,26 @@ def test_a_duty_that_fails_is_done_again_and_counted() -> None:
 
     asyncio.run(run())
     assert background.failures == {"duty": 2} and background.broken is None
+
+
+def test_a_duty_ends_though_its_action_swallows_the_cancellation() -> None:
+    background, calls = Background(), 0
+
+    async def deaf() -> None:
+        nonlocal calls
+        calls += 1
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.05)
+
+    async def run() -> None:
+        task = asyncio.create_task(background.forever("duty", deaf))
+        while not calls:
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait_for(asyncio.wait({task}), 20)
+
+    asyncio.run(run())
+    assert calls == 1
 
 
 @pytest.mark.parametrize("vital", [True, False])

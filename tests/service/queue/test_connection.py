@@ -10,6 +10,7 @@ import httpx
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from service.http.tasks import end
 from service.listener import listen
 from service.queue import connection
 from service.queue.connection import connect, connect_async
@@ -46,8 +47,7 @@ def test_a_connection_that_never_comes_free_is_not_waited_for_without_end(
             await asyncio.sleep(0.01)
         with pytest.raises(RedisConnectionError):
             await client.ping()
-        holding.cancel()
-        await asyncio.gather(holding, return_exceptions=True)
+        await end([holding])
         assert await client.ping(), "and then it is free again"
         await client.aclose()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from service.http.tasks import end
 from service.observe.background import Background
 from service.observe.metrics import Metrics
 from service.queue.connection import connect_async
@@ -33,8 +34,7 @@ class Process:
         try:
             return await asyncio.wait_for(what(), 20)
         finally:
-            reader.cancel()
-            await asyncio.wait({reader})
+            await end([reader])
             await self.client.aclose()
 
     async def enqueue(self, job: Job, **options: Any) -> str:
