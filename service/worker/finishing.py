@@ -78,7 +78,7 @@ class Finisher:
         if self._policy.after and batch.runtime.student.scorers and not batch.chooses:
             self._settle_unscored(batch, executed, started_at, numbers, done)
         else:
-            self._scoring.submit(self._finish, batch, executed, started_at, numbers, done)
+            self._scoring.submit(self._finish, batch, executed, started_at, trace, numbers, done)
 
     def refuse(self, maker: Maker, claimed: Claimed, failure: Failure) -> None:
         """End a job that was claimed and is not to be drawn."""
@@ -124,15 +124,18 @@ class Finisher:
         return self._late.wait_until_empty(end and max(0.0, end - time.monotonic())) and settled
 
     def _finish(
-        self, batch: Batch, executed: Executed, started_at: float, numbers: Sequence[int], done: Callable[[], None]
-    ) -> None:
+        self, batch: Batch, executed: Executed, started_at: float, trace: BatchTrace, numbers: Sequence[int],
+        done: Callable[[], None],
+    ) -> None:  # fmt: skip
         """Score a batch, then have its jobs settled side by side."""
+        judged = trace.begin("score")
         try:
             scored = [self._scored(batch, call) for call in executed.calls]
             outcomes = {number: _outcome(batch, number, executed, scored, started_at) for number in numbers}
         except Exception:
             log.exception("a batch cannot be finished")
             outcomes = dict.fromkeys(numbers, UNDELIVERED)
+        judged()
         when_all(list(self._settle_all(batch, executed, outcomes).values()), done)
 
     def _settle_unscored(
