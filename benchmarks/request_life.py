@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -54,6 +55,13 @@ class Span:
     began_ns: int
     ended_ns: int
 
+    @classmethod
+    def of(cls, sent: Any) -> Span:
+        """A span as OTLP sends it."""
+        links = tuple(link.span_id for link in sent.links)
+        times = (sent.start_time_unix_nano, sent.end_time_unix_nano)
+        return cls(sent.trace_id, sent.span_id, sent.parent_span_id, links, sent.name, *times)
+
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[Span]]]:
@@ -63,15 +71,8 @@ def collector() -> Iterator[tuple[str, list[Span]]]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             sent = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"])))
-            for resource in sent.resource_spans:
-                for scope in resource.scope_spans:
-                    spans.extend(
-                        Span(
-                            span.trace_id, span.span_id, span.parent_span_id, tuple(link.span_id for link in span.links),
-                            span.name, span.start_time_unix_nano, span.end_time_unix_nano,
-                        )
-                        for span in scope.spans
-                    )  # fmt: skip
+            received = [span for each in sent.resource_spans for scope in each.scope_spans for span in scope.spans]
+            spans.extend(Span.of(span) for span in received)
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -150,11 +151,8 @@ def table(found: dict[int, list[dict[str, float]]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        prog="python -m benchmarks.request_life",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.request_life", description=__doc__, formatter_class=form)
     parser.add_argument("--seconds", type=float, default=10.0, help="Of load, after the first moments.")
     parser.add_argument("--write", action="store_true", help="Write the table into docs/performance.md.")
     arguments = parser.parse_args(argv)

@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     )
     probe_s: float = Field(default=3600.0, ge=0, description="How often workers draw the golden probe; 0: never.")
     feedback_percentile: float = Field(default=20.0, ge=0, le=100, description="Prompts that rank lower may train.")
-    feedback_max: int = Field(default=10_000, ge=10, description="How many of the newest are kept; at most a tenth of one key.")
+    feedback_max: int = Field(default=10_000, ge=10, description="How many are kept, the newest; a tenth of one key.")
     feedback_days: float = Field(default=30.0, gt=0, description="How long they are kept.")
     offload: Literal["auto", "off", "encoders", "cpu"] = Field(
         default="auto",
