@@ -38,8 +38,8 @@ STAGES = {
     "drawn": "prompt, noise and all steps of the student",
     "scored": "waits for the scorers' thread and for the scorers",
     "settled": "PNG with its provenance, the file, and the script that ends the job",
-    "told": "the HTTP process hears of it, reads record and file, and writes JSON",
-    "all": "from the first byte that the HTTP process saw to its last",
+    "answered": "the HTTP process hears of it, reads record and file, and writes JSON",
+    "in all": "from the first byte that the HTTP process saw to its last",
 }
 
 
@@ -152,7 +152,8 @@ def table(found: dict[int, list[dict[str, float]]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.request_life", description=__doc__, formatter_class=form)
+    name = "python -m benchmarks.request_life"
+    parser = argparse.ArgumentParser(prog=name, description=__doc__, formatter_class=form)
     parser.add_argument("--seconds", type=float, default=10.0, help="Of load, after the first moments.")
     parser.add_argument("--write", action="store_true", help="Write the table into docs/performance.md.")
     arguments = parser.parse_args(argv)
