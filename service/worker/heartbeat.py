@@ -16,7 +16,7 @@ from service.queue.consumer import Consumer
 from service.queue.job import Claimed
 from service.queue.status import WorkerState
 
-SOONEST_S = 0.02  # between two beats, however often news is asked for
+SOONEST_S = 0.1  # between two beats, however often news is asked for
 
 log = logging.getLogger(__name__)
 
