@@ -1,6 +1,6 @@
-"""``make audit``: does anything that the lock files name have a known hole? Needs pip-audit and its database.
+"""``make audit``: looks for known vulnerabilities in the lock files. Needs pip-audit and its database.
 
-Exit codes: 0 nothing is known, 1 something is, 2 nobody knows, because the database could not be asked.
+Exit codes: 0 none are known, 1 some are, 2 unknown, because the database could not be reached.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PATIENCE_S = 600
 
 
 def holes(report: dict[str, Any]) -> list[str]:
-    """One line for each known hole of pip-audit's report: what has it, its name, and what is without it."""
+    """One line for each vulnerability in pip-audit's report: the package, its id, and the versions without it."""
     return [
         f"{found['name']} {found['version']}: {hole['id']}, {_cure(hole['fix_versions'])}"
         for found in report["dependencies"]
@@ -27,11 +27,11 @@ def holes(report: dict[str, Any]) -> list[str]:
 
 
 def _cure(versions: Sequence[str]) -> str:
-    return f"mended in {', '.join(versions)}" if versions else "not mended yet"
+    return f"fixed in {', '.join(versions)}" if versions else "not fixed yet"
 
 
 def ask(lock: Path, command: Sequence[str] = (sys.executable, "-m", "pip_audit")) -> dict[str, Any] | str:
-    """pip-audit's report about a lock file, or in its own words why there is none."""
+    """pip-audit's report on a lock file, or the reason in its own words why there is none."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         options = ["--disable-pip", "--require-hashes", "--progress-spinner", "off", "--format", "json"]
@@ -41,10 +41,10 @@ def ask(lock: Path, command: Sequence[str] = (sys.executable, "-m", "pip_audit")
                 capture_output=True, text=True, timeout=PATIENCE_S,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return f"no answer within {PATIENCE_S} s"
+            return f"no response within {PATIENCE_S} s"
         if report.exists() and (text := report.read_text("utf-8")):
             return dict(json.loads(text))
-        return (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        return (done.stderr.strip().splitlines() or ["pip-audit printed nothing"])[-1]
 
 
 def main(locks: Sequence[str], command: Sequence[str] = (sys.executable, "-m", "pip_audit")) -> int:
@@ -53,7 +53,7 @@ def main(locks: Sequence[str], command: Sequence[str] = (sys.executable, "-m", "
     for lock in map(Path, locks):
         report = ask(lock, command)
         if isinstance(report, str):
-            print(f"{lock.name} was not audited, as the database of known vulnerabilities cannot be reached: {report}")
+            print(f"{lock.name} was not audited, because the vulnerability database cannot be reached: {report}")
             worst = worst or UNKNOWN
             continue
         found = holes(report)

@@ -1,4 +1,4 @@
-"""``python -m export.adopt MODEL --steps 4 --out students/NAME``: serve a model that exists, untrained."""
+"""``python -m export.adopt MODEL --steps 4 --out students/NAME``: make a student from a published model, untrained."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from student.bundle import BundleError
 
 def adopt(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a diffusers pipeline.")],
-    out: Annotated[Path, typer.Option(help="Folder of the student that is made.")],
-    steps: Annotated[str, typer.Option(help="Step counts, with commas between: 4 or 4,8.")] = "4",
-    lora: Annotated[list[str] | None, typer.Option(help="PATH_OR_ID[:WEIGHT], merged into it; repeatable.")] = None,
-    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels; else the model's own.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder for the student.")],
+    steps: Annotated[str, typer.Option(help="Step counts, separated by commas: 4 or 4,8.")] = "4",
+    lora: Annotated[list[str] | None, typer.Option(help="PATH_OR_ID[:WEIGHT] to merge; repeatable.")] = None,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels; by default the model's own.")] = "",
     frames: Annotated[int, typer.Option(min=1, help="Frames of a video.")] = 1,
-    guidance: Annotated[float | None, typer.Option(help="Embedded guidance (FLUX.1-dev); else its own.")] = None,
-    reward: Annotated[list[str] | None, typer.Option(help="Rewards that score each picture: see export.score.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts that the rewards are measured on, one a line.")] = None,
-    images: Annotated[int, typer.Option(help="Pictures measured; else 64, or one a prompt.")] = 0,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    guidance: Annotated[
+        float | None, typer.Option(help="Embedded guidance (FLUX.1-dev); by default the model's own.")
+    ] = None,
+    reward: Annotated[list[str] | None, typer.Option(help="Rewards to score each picture: see export.score.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts to measure the rewards on, one per line.")] = None,
+    images: Annotated[
+        int, typer.Option(help="Number of pictures to measure; by default 64, or one per prompt if there are more.")
+    ] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Number of CPU threads.")] = 1,
 ) -> None:
-    """Make a student of a published few-step model: linked weights, its own sigmas and guidance, measured rewards."""
+    """Make a student from a published few-step model: linked weights, its own sigmas and guidance, measured rewards."""
     from export.errors import ExportError
 
     try:  # the heavy imports wait until the arguments are read
@@ -38,7 +42,7 @@ def adopt(
         counts = _counts(steps)
         names = tuple(dict.fromkeys(part.strip() for row in reward or [] for part in row.split(",") if part.strip()))
         if names and prompts is None:
-            raise ExportError("--reward needs --prompts FILE: the prompts that its scores are measured on")
+            raise ExportError("--reward needs --prompts FILE, the prompts to measure its scores on")
         lines = read_prompt_file(prompts) if prompts else ()
         wanted = read_size(size) if size else None
         loras = tuple(Lora.parse(text) for text in lora or [])
@@ -56,7 +60,7 @@ def adopt(
         typer.echo(f"adopt: {error.name} is not installed: pip install 'fewstep[export]'", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.echo("adopt: interrupted; what is finished is kept, and the same command goes on from there", err=True)
+        typer.echo("adopt: interrupted; finished work is kept, and the same command resumes from there", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{out}: {student.family}, {', '.join(map(str, student.steps))} steps; FEWSTEP_MODEL={out} serves it")
 
@@ -66,7 +70,7 @@ def _counts(text: str) -> tuple[int, ...]:
 
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() and 1 <= int(part) <= 100 for part in parts):
-        raise ExportError(f"steps is {text!r}: accepted are numbers from 1 to 100 with commas between")
+        raise ExportError(f"steps is {text!r}: accepted are numbers from 1 to 100, separated by commas")
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 

@@ -1,4 +1,4 @@
-"""From a published few-step pipeline to a student's bundle: weights linked, schedule and guidance the model's own."""
+"""Turns a published few-step pipeline into a student's bundle: linked weights, its own schedule and guidance."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SPARE_BYTES = 64 * 2**20  # configurations, tokenizers, the card
 
 @dataclass(frozen=True)
 class Adoption:
-    """What is asked for; ``size`` is (height, width) in pixels, and None the model's own."""
+    """A request to adopt a model; ``size`` is (height, width) in pixels, None for the model's own."""
 
     source: Source
     steps: tuple[int, ...]
@@ -47,7 +47,7 @@ class Adoption:
     say: Say = print
 
     def identity(self) -> str:
-        """sha256 of what makes the student what it is: the same command finds it again."""
+        """sha256 of all that determines the student, so that the same command recognises it."""
         files = {
             f"{part}/{file.name}": [file.stat().st_size, _head(file)]
             for part, weights in self.source.weights.items()
@@ -63,13 +63,13 @@ def _head(file: Path) -> str:
 
 
 def adopt(asked: Adoption) -> Student:
-    """Write the bundle, whole or not at all, or find it there.
+    """Write the bundle atomically, or return the one that is already there.
 
     Raises:
-        ExportError, BundleError: the model cannot be served so; one sentence that says what is supported.
+        ExportError, BundleError: the model cannot be served like this; one sentence says what is supported.
     """
     if found := _already(asked):
-        asked.say(f"{asked.out} is there already")
+        asked.say(f"{asked.out} already exists")
         return found
     pipe = hollow_pipeline(asked.source)
     student = manifest(asked, pipe)
@@ -81,7 +81,7 @@ def adopt(asked: Adoption) -> Student:
         for name in TERMS:
             if (asked.source.folder / name).is_file():
                 shutil.copyfile(asked.source.folder / name, unfinished / name)
-        asked.say("reading every file once, for its sha256")
+        asked.say("hashing every file")
         return write_student(unfinished, student)
 
 
@@ -91,19 +91,19 @@ def _already(asked: Adoption) -> Student | None:
     origin = asked.out / ORIGIN
     same = origin.is_file() and json.loads(origin.read_text("utf-8")).get("identity") == asked.identity()
     if not same:
-        raise ExportError(f"{asked.out} is there already and is not this student: choose another --out")
+        raise ExportError(f"{asked.out} already exists and is not this student: choose another --out")
     return read_student(asked.out)
 
 
 def manifest(asked: Adoption, pipe: Any) -> Student:
-    """What student.json says, but for the files.
+    """The content of student.json, except for the files.
 
     Raises:
-        ExportError: a scheduler, a size or a number of steps that the model cannot be followed in.
+        ExportError: a scheduler, a size or a step count that is not supported for this model.
     """
     if not (type(pipe.scheduler).__name__ == SCHEDULER or multistep(pipe.scheduler)):
         raise ExportError(
-            f"{asked.source.name} steps by a {type(pipe.scheduler).__name__}, whose steps are no plain Euler steps: "
+            f"{asked.source.name} has a {type(pipe.scheduler).__name__}, which does not take plain Euler steps: "
             f"supported are {SCHEDULER}, and {MULTISTEP} with flow sigmas"
         )
     family = family_of(pipe, **_options(asked, pipe))
@@ -111,7 +111,7 @@ def manifest(asked: Adoption, pipe: Any) -> Student:
     try:
         latents = family.geometry(height, width, asked.frames)
     except SizeError as error:
-        raise ExportError(f"{asked.source.name} cannot draw {width}x{height}: {error}") from error
+        raise ExportError(f"{asked.source.name} cannot generate {width}x{height}: {error}") from error
     frames = None if latents.frames is None else asked.frames
     return Student(
         id=_id(asked.out),
@@ -132,32 +132,32 @@ def _options(asked: Adoption, pipe: Any) -> dict[str, Any]:
     if type(pipe).__name__ != "FluxPipeline":
         if asked.guidance not in (None, 1.0):
             raise ExportError(
-                f"guidance is {asked.guidance:g}: a {type(pipe).__name__} is drawn without guidance, by one call a step"
+                f"guidance is {asked.guidance:g}: a {type(pipe).__name__} is served without guidance, one call per step"
             )
         return {}
     embedded = bool(pipe.transformer.config.guidance_embeds)
     if asked.guidance is not None and not embedded:
-        raise ExportError(f"guidance is {asked.guidance:g}: {asked.source.name} takes none, like FLUX.1-schnell")
+        raise ExportError(f"guidance is {asked.guidance:g}: {asked.source.name}, like FLUX.1-schnell, takes none")
     return {"guidance": asked.guidance} if embedded else {"max_tokens": SCHNELL_TOKENS}
 
 
 def _own_size(pipe: Any) -> tuple[int, int]:
     cells = getattr(pipe, "default_sample_size", None)
     if cells is None:
-        raise ExportError(f"a {type(pipe).__name__} has no size of its own: say --size WIDTHxHEIGHT")
+        raise ExportError(f"a {type(pipe).__name__} has no size of its own: give --size WIDTHxHEIGHT")
     side = int(cells) * int(pipe.vae_scale_factor)
     return side, side
 
 
 def own_sigmas(family: Family, steps: int, shape: Sequence[int]) -> tuple[float, ...]:
-    """The sigmas that the model's own pipeline steps at, from its own scheduler, without the final 0.
+    """The sigmas that the model's own pipeline uses, from its own scheduler, without the final 0.
 
-    Those of a ``MULTISTEP`` one are its own too; the steps between them become Euler steps, as its first step is one.
-    A static shift is applied twice there (diffusers #13243), and a few-step model was distilled or tuned for the
-    result: so it is kept.
+    A ``MULTISTEP`` scheduler keeps its sigmas too; the steps between them become Euler steps, as its first step is one.
+    diffusers applies a static shift twice (#13243), and a few-step model was distilled or tuned for the result, so that
+    is kept.
 
     Raises:
-        ExportError: they do not fall from 1 to 0.
+        ExportError: they do not decrease from 1 to 0.
     """
     kind: Any = UniPCMultistepScheduler if multistep(family.scheduler_config) else FlowMatchEulerDiscreteScheduler
     scheduler: Any = kind.from_config(family.scheduler_config)
@@ -170,7 +170,7 @@ def own_sigmas(family: Family, steps: int, shape: Sequence[int]) -> tuple[float,
         scheduler.set_timesteps(steps, **options)
     found = tuple(float(sigma) for sigma in scheduler.sigmas[:-1])
     if not all(a > b for a, b in zip(found, [*found[1:], 0.0], strict=True)) or found[0] > 1:
-        raise ExportError(f"the scheduler's {steps} sigmas are {found}: accepted are sigmas that fall from 1 to 0")
+        raise ExportError(f"the scheduler's {steps} sigmas are {found}: accepted are sigmas that decrease from 1 to 0")
     return found
 
 
@@ -184,15 +184,15 @@ def multistep(scheduler: Any) -> bool:
 def _id(out: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", out.resolve().name).strip("-.")
     if not NAME.fullmatch(name):
-        raise ExportError(f"--out is {out}: accepted is a folder whose name begins with a letter or a digit")
+        raise ExportError(f"--out is {out}: accepted is a folder whose name begins with a letter or digit")
     return name
 
 
 def check_room(asked: Adoption) -> None:
-    """Refuse to begin what cannot be ended.
+    """Refuse an adoption that could not be finished.
 
     Raises:
-        ExportError: too little disk for what must be written, or memory for what must be loaded.
+        ExportError: too little disk space for what must be written, or memory for what must be loaded.
     """
     place = asked.out.parent
     while not place.exists():
@@ -203,14 +203,14 @@ def check_room(asked: Adoption) -> None:
     copied = sum(one.bytes for part, one in weights.items() if part in rewritten or not _links(one, place))
     needed, free = copied + SPARE_BYTES, shutil.disk_usage(place).free
     if free < needed:
-        raise ExportError(f"{asked.out} needs {_gb(needed)} of free disk, and {_gb(free)} are there")
+        raise ExportError(f"{asked.out} needs {_gb(needed)} of disk space, and {_gb(free)} are free")
     memory = available_bytes()
     if merged and memory is not None and memory < int(1.2 * merged):
         raise ExportError(f"merging a LoRA needs {_gb(int(1.2 * merged))} of memory, and {_gb(memory)} are free")
 
 
 def _links(weights: Weights, place: Path) -> bool:
-    """Whether files can get a second name there: the same file system, as far as it says."""
+    """Whether hard links to the files are possible there, that is, on the same file system."""
     return all(file.resolve().stat().st_dev == place.stat().st_dev for file in weights.files)
 
 

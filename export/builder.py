@@ -1,4 +1,4 @@
-"""Starts ``export.engine``, watches its memory, passes on what it says, and ends it when it is to end."""
+"""Runs ``export.engine`` in a child process, watches its memory, passes on its messages, and ends it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ RESIDENT = "VmRSS:"
 
 
 def build_engine(order: Order, memory_bytes: int, say: Callable[[str], None], work: Path) -> dict[str, Any]:
-    """Build in a child process; returns what it said last: ``bytes``, ``layers``, ``version``.
+    """Build in a child process; returns its last message: ``bytes``, ``layers``, ``version``.
 
     Raises:
-        ExportError: the library refused, the process used more than ``memory_bytes``, or it died; nothing is left.
+        ExportError: the library refused, the process used more than ``memory_bytes``, or it died; no files are left.
     """
     paper = work / f"{Path(order.plan).stem}.order.json"
     paper.write_text(order.to_json(), "utf-8")
@@ -41,11 +41,13 @@ def build_engine(order: Order, memory_bytes: int, say: Callable[[str], None], wo
             watch.join()
     name = Path(order.plan).stem
     if watch.exceeded:
-        raise ExportError(f"building {name} took more than {memory_bytes / 2**30:.1f} GiB of memory: see --memory-gb")
+        raise ExportError(
+            f"building {name} needs more than {memory_bytes / 2**30:.1f} GiB of memory: allow more with --memory-gb"
+        )
     if "error" in last:
         raise ExportError(f"{last['error']}")
     if "plan" not in last:
-        end = (said.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1]
+        end = (said.read_text("utf-8", "replace").strip().splitlines() or ["it printed nothing"])[-1]
         raise ExportError(f"the process that built {name} died with status {child.returncode}: {end}")
     paper.unlink()
     said.unlink()
@@ -101,7 +103,7 @@ class _Watch(threading.Thread):
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that a process holds now; 0 where the system does not say."""
+    """The resident memory of a process in bytes; 0 where the system does not report it."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
     except OSError:

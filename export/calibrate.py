@@ -1,4 +1,4 @@
-"""Calibration of eight-bit scales: what the step's graph will be fed, and the values that its products get from it."""
+"""Calibration of eight-bit scales: typical inputs of the step graph, and the values that its products get from them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAMPLES = 2**14  # values kept of one tensor at one feed
 
 @torch.no_grad()
 def calibration_feeds(model: Family, request: Request, tokens: PromptTokens) -> Iterator[dict[str, Any]]:
-    """What the step's stage will be fed: torch's own path from the noise of seeds, at every trained step count."""
+    """Inputs of the step stage along torch's own path from the noise of seeds, at every trained step count."""
     student, names = request.student, text_outputs(request.student.family)
     for first in range(0, len(request.prompts), FEED_BATCH):
         prompts = request.prompts[first : first + FEED_BATCH]
@@ -69,7 +69,7 @@ class Seen:
         self.samples.append(flat[:: -(-flat.size // SAMPLES)].copy())
 
     def bounds(self, cut: float) -> tuple[float, float]:
-        """Between which values all but ``cut`` per cent on each side lie, zero among them."""
+        """The range of the values without ``cut`` per cent on each side, extended to include zero."""
         if cut == 0:
             return self.low, self.high
         low, high = np.percentile(np.concatenate(self.samples), (cut, 100 - cut))
@@ -77,7 +77,7 @@ class Seen:
 
 
 def observe(model: ir.Model, names: Sequence[str], feeds: Iterable[Mapping[str, Any]], work: Path) -> dict[str, Seen]:
-    """The values of these tensors of ``model`` over all feeds; ``work`` is a file that is gone afterwards."""
+    """The values of these tensors of ``model`` over all feeds; ``work`` is a temporary file."""
     outputs = list(model.graph.outputs)
     there = {value.name: value for node in model.graph for value in node.outputs}
     model.graph.outputs.extend(there[name] for name in names if name in there and there[name] not in outputs)

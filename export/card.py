@@ -1,4 +1,4 @@
-"""The model card of a student: where it came from, how it scores, and its runtimes."""
+"""The model card of a student: its origin, its scores, and its runtimes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def row_of(outcome: Outcome) -> str:
 def _parity(outcome: Outcome) -> tuple[str, str, str]:
     parity = list(outcome.manifest.parity.values())
     if not parity:
-        return "not proven", "-", "-"
+        return "not verified", "-", "-"
     worst = max(value for one in parity for value in one.max_abs.values())
     psnr = min(one.psnr_db or 0.0 for one in parity)
     changes = [next(iter(one.reward.values())) for one in parity if one.reward]
@@ -43,7 +43,7 @@ def _parity(outcome: Outcome) -> tuple[str, str, str]:
 
 
 def update_card(bundle: Path, outcome: Outcome) -> None:
-    """Put the runtime's line into the card's table; lines of runtimes that are gone are dropped."""
+    """Put the runtime's row into the card's table; rows of removed runtimes are dropped."""
     card = bundle / "README.md"
     if not card.is_file() or not outcome.made:
         return
@@ -59,7 +59,7 @@ def update_card(bundle: Path, outcome: Outcome) -> None:
 
 
 def licence(source: Source) -> str:
-    """What the source's own card calls its terms."""
+    """The licence as the source's own card names it."""
     front = front_matter(source.folder / "README.md")
     name = front.get("license_name") if front.get("license") == "other" else front.get("license")
     return name or front.get("license") or ("see LICENSE" if _terms(source) else "unknown")
@@ -70,7 +70,7 @@ def _terms(source: Source) -> bool:
 
 
 def front_matter(readme: Path) -> Mapping[str, str]:
-    """The plain ``key: value`` lines between the dashes that a card begins with."""
+    """The plain ``key: value`` lines of a card's front matter."""
     if not readme.is_file():
         return {}
     found = re.match(r"---\s*\n(.*?)\n---", readme.read_text("utf-8", "replace"), re.DOTALL)
@@ -79,28 +79,28 @@ def front_matter(readme: Path) -> Mapping[str, str]:
 
 
 def adopted_card(source: Source, loras: Sequence[Lora], student: Student) -> str:
-    """A model card in the hub's form: where it came from, under which terms, and how it is drawn."""
+    """A model card in the hub's form: origin, licence, and sampling."""
     front = front_matter(source.folder / "README.md")
     terms = {key: front[key] for key in ("license", "license_name", "license_link") if key in front}
     lines = ["---", *(f"{key}: {value}" for key, value in terms.items()), "library_name: diffusers"]
     lines += ["pipeline_tag: text-to-image" if student.image.frames is None else "pipeline_tag: text-to-video"]
     lines += [f"base_model: {source.name}", "tags:", "- fewstep", "---", "", f"# {student.id}", ""]
-    lines += [f"{source.name}, adopted by fewstep as it is: nothing was trained."]
+    lines += [f"{source.name}, adopted by fewstep without any training."]
     lines += [f"Merged into it: {lora.name}, weight {lora.weight:g}." for lora in loras]
-    lines += [f"Terms: {licence(source)}, as its authors' card says; they hold for this copy too.", ""]
+    lines += [f"Licence: {licence(source)}, according to its authors' card; it applies to this copy too.", ""]
     if dict(source.index).get("scheduler", ("", ""))[1] == MULTISTEP:
-        lines += ["Its UniPC steps are taken as Euler steps at the same sigmas.", ""]
+        lines += ["Its UniPC steps are replaced by Euler steps at the same sigmas.", ""]
     lines += ["| steps | sigmas of its own scheduler |", "|---|---|"]
     sigmas = {steps: ", ".join(f"{sigma:.6g}" for sigma in student.sigmas[steps]) for steps in student.steps}
     lines += [f"| {steps} | {row} |" for steps, row in sigmas.items()]
     size = f"{student.image.width}x{student.image.height}"
     baked = ", ".join(f"{name} {value:g}" for name, value in student.baked.items()) or "no guidance"
-    lines += ["", f"Drawn at {size} pixels, with {baked} and prompts of up to {student.max_tokens} tokens.", ""]
+    lines += ["", f"It generates {size} pixels, with {baked} and prompts of up to {student.max_tokens} tokens.", ""]
     return "\n".join(lines)
 
 
 def add_rewards_to_card(bundle: Path, student: Student) -> None:
-    """The table of scores under the card's own text."""
+    """Add the table of scores below the card's own text."""
     path = bundle / "README.md"
     if not path.is_file() or not student.scorers:
         return
@@ -111,6 +111,6 @@ def add_rewards_to_card(bundle: Path, student: Student) -> None:
         f"| {name} | {scorer.reward or scorer.file} | {scorer.mean:.5g} | {scorer.std:.4g} |"
         for name, scorer in student.scorers.items()
     ]
-    head = ["| scorer | reward | raw mean of its own pictures (0) | deviation (1) |", "|---|---|---|---|"]
+    head = ["| scorer | reward | raw mean on its own pictures (0) | standard deviation (1) |", "|---|---|---|---|"]
     text = "\n".join([before.rstrip(), "", title, "", *head, *rows]) + "\n" + (f"\n## {after}" if after else "")
     write_atomically(path, text.encode())

@@ -1,4 +1,4 @@
-"""From a student to one proven runtime in its bundle: graphs, conversion, proof, manifest; whole or not at all."""
+"""Compiles a student to one verified runtime in its bundle: graphs, conversion, proof, manifest; all or nothing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A runtime's folder; ``made`` is empty where it was there already."""
+    """A runtime's folder; ``made`` is empty if it already existed."""
 
     folder: Path
     manifest: RuntimeManifest
@@ -68,7 +68,7 @@ class Outcome:
 
 
 def compile_student(request: Request, target: Target) -> Outcome:
-    """Make the runtime, or find that it is there.
+    """Make the runtime, or return the one that is already there.
 
     Raises:
         ExportError: it cannot be made here, or failed its proof; then nothing is written.
@@ -108,7 +108,7 @@ def cache_key(request: Request, target: Target, keys: Mapping[str, str]) -> str:
 
 
 def _current(folder: Path, request: Request, whole_key: str) -> RuntimeManifest | None:
-    """The manifest of a runtime that serving would accept and that would come out the same."""
+    """The manifest of an existing runtime that serving accepts and that would come out the same again."""
     try:
         manifest = read_manifest(folder)
         check_runtime(folder, request.student, manifest)
@@ -118,7 +118,7 @@ def _current(folder: Path, request: Request, whole_key: str) -> RuntimeManifest 
 
 
 class _Compilation:
-    """One export under way."""
+    """One export in progress."""
 
     def __init__(self, request: Request, target: Target, store: Store) -> None:
         self._request, self._target, self._store = request, target, store
@@ -143,7 +143,7 @@ class _Compilation:
         return Outcome(folder, manifest, tuple(self._made), proof_s)
 
     def _graphs(self, keys: Mapping[str, str]) -> dict[str, Stored]:
-        """All that the exporter takes; a stage that it does not stays in torch, if that leaves something to compile."""
+        """All stages that the exporter accepts; the others stay in torch, if that leaves something to compile."""
         graphs: dict[str, Stored] = {}
         for name, part in self._parts().items():
             try:
@@ -203,7 +203,7 @@ class _Compilation:
 
     def _done(self, name: str, file: Path, start: float, reused: bool) -> None:
         row = Made(name, file.stat().st_size, time.monotonic() - start, reused)
-        kept = ", kept from before" if reused else ""
+        kept = ", reused" if reused else ""
         self._request.say(f"{name}: {row.bytes / 1e6:.1f} MB in {row.seconds:.0f} s{kept}")
         self._made.append(row)
 
@@ -273,7 +273,7 @@ class _Compilation:
         )
 
     def _row(self, stage: str, stored: Stored, file: Path) -> Graph:
-        """``key`` only where the file is the float32 graph itself: another export may begin with it."""
+        """``key`` only if the file is the float32 graph itself, which another export may reuse."""
         names = (f"{stored.path.name}.data", f"{file.name}.data")  # of the float32 graph itself, and of a converted one
         data = next((path for name in names if (path := file.with_name(name)).is_file()), file.with_name(names[0]))
         sigmas = () if self._request.form == "staged" else self._student.sigmas[int(stage.partition("-")[0])]
@@ -290,6 +290,6 @@ class _Compilation:
 
 
 def finished(request: Request) -> Sequence[str]:
-    """The graphs that a run would find there already."""
+    """The graphs that a run would reuse."""
     store = Store(request.bundle)
     return [name for name, key in stage_keys(request).items() if store.find(key)]

@@ -1,7 +1,7 @@
 """The process that builds one TensorRT engine: ``python -m export.engine ORDER.json``.
 
-It is a process of its own because a build may be killed for memory, and because the library crashes at exit where
-the driver is missing. It says what it does in lines of JSON; the last one has ``plan`` or ``error``.
+It is a separate process because a build may be killed for its memory, and because the library crashes at exit where the
+driver is missing. It reports its progress in lines of JSON; the last one has ``plan`` or ``error``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Shape = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class Order:
-    """One engine to be: ``library`` is the module (tensorrt or tensorrt_rtx), ``profiles`` are batch sizes.
+    """One engine to build: ``library`` is the module (tensorrt or tensorrt_rtx), ``profiles`` are batch sizes.
 
-    ``timing_cache`` is a file that is read if it is there and written at the end; none without a GPU.
-    ``tf32``: products of float32 may keep ten bits of fraction.
+    ``timing_cache`` is a file that is read if it exists and written at the end; empty without a GPU.
+    ``tf32``: products of float32 may be computed in TF32.
     """
 
     library: str
@@ -45,11 +45,11 @@ class Order:
 
 
 class BuildError(Exception):
-    """A graph that the library does not take; one sentence."""
+    """A graph that the library does not accept; the message is one sentence."""
 
 
 def build(order: Order) -> None:
-    """Parse, profile, build, write; says each phase."""
+    """Parse, profile, build and write, reporting each phase."""
     trt = importlib.import_module(order.library)
     log = _logger(trt)
     builder = trt.Builder(log)
@@ -90,7 +90,7 @@ def _configure(trt: Any, builder: Any, order: Order) -> Any:
 
 
 def _strongly_typed(trt: Any) -> int:
-    """Precision lives in the graph; TensorRT 11 always takes it from there, TensorRT 10 needs a flag."""
+    """The graph determines precision; TensorRT 11 always follows it, TensorRT 10 needs a flag."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -101,7 +101,7 @@ def _parse(trt: Any, network: Any, log: Any, path: Path) -> None:
         return
     error = parser.get_error(0)
     operator, node = error.node_operator(), error.node_name()
-    raise BuildError(f"{path.name} is not for {trt.__name__}: the operator {operator} ({node}): {error.desc()}")
+    raise BuildError(f"{trt.__name__} cannot read {path.name}: the operator {operator} ({node}): {error.desc()}")
 
 
 def _logger(trt: Any) -> Any:
@@ -110,7 +110,7 @@ def _logger(trt: Any) -> Any:
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.worst = "it gives no reason"
+            self.worst = "it gave no reason"
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
@@ -121,7 +121,7 @@ def _logger(trt: Any) -> Any:
 
 def _monitor(trt: Any) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Says each phase as it ends; SIGTERM ends the build at the next step."""
+        """Reports each phase; SIGTERM ends the build at the next step."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -155,7 +155,7 @@ def _say(**what: object) -> None:
 
 
 def main() -> None:
-    """Build what the file named by the first argument says."""
+    """Build the engine described by the file in the first argument."""
     try:
         build(Order(**json.loads(Path(sys.argv[1]).read_text("utf-8"))))
         code = 0

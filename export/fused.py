@@ -37,7 +37,7 @@ class Fused(nn.Module):
 
 
 def fused_part(pipe: Any, student: Student, tokens: PromptTokens, steps: int) -> Part:
-    """What is to be exported for ``steps`` steps; ``pipe`` is the student's pipeline in float32."""
+    """The part to export for ``steps`` steps; ``pipe`` is the student's pipeline in float32."""
     pipe.text_encoder_2.set_attn_implementation("eager")  # T5's sdpa has not always decomposed
     module = Fused(family_of_student(pipe, student), student.sigmas[steps])
     ids_clip_BL, ids_t5_BL = (torch.from_numpy(ids) for ids in tokens.encode(["a", "b c"]))

@@ -1,6 +1,6 @@
-"""From a torch module to one tidy ONNX graph: the recipe that every exported graph goes through.
+"""Exports a torch module as one tidy ONNX graph; every exported graph goes through this.
 
-Same module, same bytes: nothing of the clock, the machine or a path is kept in the graph.
+The same module gives the same bytes: the graph depends on no clock, machine or path.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Shapes = dict[str, tuple[int | str, ...]]
 class Signature:
     """Names of a graph's inputs (with an example of each, batch 2) and of its outputs.
 
-    The first dimension is the batch, but for ``not_batched``; ``free`` names other dimensions that are not fixed.
+    The first dimension is the batch, except for ``not_batched``; ``free`` names other dimensions that are not fixed.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class Part:
-    """One graph to be: the module, how it is called, and what its file says of itself."""
+    """One graph to export: the module, its signature, and the metadata of its file."""
 
     module: nn.Module
     signature: Signature
@@ -122,9 +122,9 @@ def trace(module: nn.Module, signature: Signature, metadata: Mapping[str, str]) 
 
 
 def culprit(error: BaseException) -> str:
-    """What of a module the exporter did not take: the operator, and the submodule that calls it, as far as known.
+    """What the exporter did not accept: the operator and the submodule that calls it, as far as known.
 
-    The exception itself says neither where; the exporter's frame that raised it still holds the node.
+    The exception itself does not say where, but the exporter's frame that raised it still has the node.
     """
     chain = [error]
     while chain[-1].__cause__ is not None:
@@ -161,7 +161,7 @@ def shapes_of(path: Path) -> tuple[Shapes, Shapes]:
 
 
 def _tidy(model: ir.Model) -> ir.Model:
-    """Fold what is constant and share what is equal: K steps repeat the same constants and the same text work."""
+    """Fold constants and share equal subexpressions: K steps repeat the same constants and the same text work."""
     _name_transposed(model.graph)
     optimizer.fold_constants(model)
     share: Sequence[ir.passes.PassBase] = (
@@ -180,7 +180,7 @@ def _tidy(model: ir.Model) -> ir.Model:
 
 
 def _name_transposed(graph: ir.Graph) -> None:
-    """A weight that folding will turn over keeps a name that a person can read: ``blocks.0.to_q.value.T``."""
+    """Give weights that folding will transpose a readable name: ``blocks.0.to_q.value.T``."""
     seen: Counter[str] = Counter()
     for node in graph:
         weight = node.inputs[0] if node.op_type == "Transpose" else None
@@ -191,9 +191,9 @@ def _name_transposed(graph: ir.Graph) -> None:
 
 
 def _halve(graph: ir.Graph) -> None:
-    """Store as float16, with a Cast back, each weight of which that loses nothing.
+    """Store each weight as float16, with a Cast back, if that loses nothing.
 
-    So the file of a student whose own weights are float16 on disk is half as large, and no number in it changes.
+    This halves the file of a student whose weights are float16 on disk, without changing any number.
     """
     first = graph[0]
     for name, value in list(graph.initializers.items()):
@@ -229,7 +229,7 @@ def _describe(model: ir.Model, signature: Signature, metadata: Mapping[str, str]
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks about itself from the user: none of them is about the model."""
+    """Silence the exporter's messages about itself: none of them is about the model."""
     log = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = log.level
     log.setLevel(logging.ERROR)  # says that torchvision is not installed

@@ -1,4 +1,4 @@
-"""A LoRA merged into a transformer, in whichever of the styles that diffusers reads (its own, kohya's, xlabs')."""
+"""Merges a LoRA into a transformer, in any of the formats that diffusers reads (its own, kohya's, xlabs')."""
 
 from __future__ import annotations
 
@@ -42,31 +42,31 @@ class Lora:
         return Lora(head, weight)
 
     def where(self) -> tuple[str, dict[str, Any]]:
-        """What diffusers is called with."""
+        """The arguments for diffusers."""
         path = Path(self.source)
         if path.is_file():
             return str(path.parent), {"weight_name": path.name, "local_files_only": True}
         if path.is_dir():
             return self.source, {"local_files_only": True}
         if path.is_absolute() or path.suffix == ".safetensors" and len(path.parts) < 3:
-            raise ExportError(f"lora {self.source} is not there: accepted are a file, a folder and a hub id")
+            raise ExportError(f"lora {self.source} does not exist: accepted are a file, a folder and a hub id")
         parts = self.source.split("/")
         return "/".join(parts[:2]), {"weight_name": "/".join(parts[2:])} if len(parts) > 2 else {}
 
     @property
     def name(self) -> str:
-        """Its name in the card: no path of this machine."""
+        """Its name in the card, without any path of this machine."""
         return Path(self.source).name if Path(self.source).exists() else self.source
 
 
 def merge(pipe: Any, lora: Lora) -> int:
-    """Add the LoRA to the pipeline's transformer, in place; returns how many of its layers changed.
+    """Merge the LoRA into the pipeline's transformer, in place; returns the number of changed layers.
 
     Raises:
-        ExportError: it is not there, is of another model, or has keys that the transformer has no layer for.
+        ExportError: it does not exist, is for another model, or has keys for which the transformer has no layer.
     """
     if not hasattr(type(pipe), "lora_state_dict"):
-        raise ExportError(f"a {type(pipe).__name__} takes no LoRA")
+        raise ExportError(f"a {type(pipe).__name__} does not support LoRA")
     where, options = lora.where()
     try:
         with _quiet():
@@ -82,15 +82,15 @@ def merge(pipe: Any, lora: Lora) -> int:
             pipe.unload_lora_weights()
         except (ValueError, RuntimeError, KeyError, AttributeError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ExportError(f"the LoRA {lora.name} does not go into the {type(pipe).__name__}: {first}") from error
+            raise ExportError(f"the LoRA {lora.name} does not fit the {type(pipe).__name__}: {first}") from error
     return layers
 
 
 def check(transformer: nn.Module, state: Mapping[str, Tensor], name: str) -> int:
-    """How many layers a LoRA's state changes; diffusers itself passes over what it does not know.
+    """The number of layers that a LoRA's state changes; diffusers itself ignores keys that it does not know.
 
     Raises:
-        ExportError: names the first key that has no layer, or a layer of another size.
+        ExportError: a key has no layer, or a layer of another size; the message names the first.
     """
     modules = dict(transformer.named_modules())
     layers = set()
@@ -102,14 +102,14 @@ def check(transformer: nn.Module, state: Mapping[str, Tensor], name: str) -> int
             raise ExportError(f"the LoRA {name} has the key {key}: accepted are changes of the transformer's layers")
         module = modules.get(layer)
         if module is None or not hasattr(module, "weight"):
-            raise ExportError(f"the LoRA {name} has the key {key}, and the model has no layer {layer}")
+            raise ExportError(f"the LoRA {name} has the key {key}, but the model has no layer {layer}")
         side = state[key].shape[1] if factor.startswith("A") else state[key].shape[0]
         own = module.weight.shape[1] if factor.startswith("A") else module.weight.shape[0]
         if side != own:
-            raise ExportError(f"the LoRA {name} is of another model: {key} has {side} where this one has {own}")
+            raise ExportError(f"the LoRA {name} is for another model: {key} has size {side} where this one has {own}")
         layers.add(layer)
     if not layers:
-        raise ExportError(f"the LoRA {name} changes nothing of the transformer")
+        raise ExportError(f"the LoRA {name} changes no layer of the transformer")
     return len(layers)
 
 

@@ -1,6 +1,6 @@
-"""What a student's own pictures score: the scale and the distributions of a scorer that is added to a bundle.
+"""Measures the scores of a student's own pictures: the scale and the distributions of a scorer added to a bundle.
 
-Every raw score is kept as soon as it is known, so that an interrupted measurement goes on where it was.
+Every raw score is stored as soon as it is known, so that an interrupted measurement resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Scores = dict[tuple[int, Size], list[float | None]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is asked for: these rewards, ``images`` pictures of the prompts at each step count and size."""
+    """A request to measure rewards on ``images`` pictures of the prompts at each step count and size."""
 
     rewards: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -55,9 +55,9 @@ class Measurement:
 
 
 def add_scorers(bundle: Path, asked: Measurement) -> Student:
-    """Add each reward to the bundle, compiled where that can be, with its scale and its distributions.
+    """Add each reward to the bundle, compiled if possible, with its scale and its distributions.
 
-    0 is the mean of the student's own pictures at its largest step count and its own size, 1 their deviation.
+    0 is the mean of the student's own pictures at its largest step count and own size, 1 is their standard deviation.
 
     Raises:
         ExportError, BundleError: a reward cannot be opened or cannot distinguish images, or no runtime works.
@@ -69,7 +69,7 @@ def add_scorers(bundle: Path, asked: Measurement) -> Student:
     plain = replace(student, scorers=rows)
     scorers = Scorers(bundle, plain, asked.threads, open_reward)
     if left_out := sorted(rows.keys() - set(scorers.names)):
-        raise ExportError(f"the reward {rows[left_out[0]].reward!r} cannot be run here; nothing was added")
+        raise ExportError(f"the reward {rows[left_out[0]].reward!r} cannot run here; nothing was added")
     runtime = load(bundle, asked.runtime, asked.threads)
     found = _measure(bundle, runtime, scorers, asked, {name: row.source_sha256 for name, row in rows.items()})
     for name, scores in found.items():
@@ -82,10 +82,10 @@ def add_scorers(bundle: Path, asked: Measurement) -> Student:
 
 
 def check_memory(bundle: Path, asked: Measurement) -> None:
-    """Refuse what main memory has no room for: the student and its rewards, which lie there together.
+    """Refuse if the student and its rewards together do not fit into main memory.
 
     Raises:
-        ExportError: how much they need, and how much is free.
+        ExportError: they do not; the message says how much they need and how much is free.
     """
     free, needed = available_bytes(), sum(REWARD_BYTES.get(name, 0) for name in asked.rewards) + drawing_bytes(bundle)
     if free is not None and needed > free:
@@ -96,7 +96,7 @@ def check_memory(bundle: Path, asked: Measurement) -> None:
 
 
 def drawing_bytes(bundle: Path) -> int:
-    """What drawing takes in main memory: compiled graphs, else the pipeline in float32, which a GPU takes over."""
+    """Main memory for generating: compiled graphs, else the pipeline in float32, or its largest part with a GPU."""
     runtimes = [folder for folder in (bundle / RUNTIMES).glob("[!.]*") if folder.is_dir()]
     if runtimes:
         return max(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in runtimes)
@@ -107,10 +107,10 @@ def drawing_bytes(bundle: Path) -> int:
 
 
 def _name(reward: str) -> str:
-    """The name that answers and metrics have: that of the reward, without what no name may hold."""
+    """The scorer's name in responses and metrics: the reward's, without characters that a name cannot have."""
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in reward).strip("-.")[:64]
     if not NAME.fullmatch(name):
-        raise ExportError(f"the reward {reward!r} gives no name that a scorer may have")
+        raise ExportError(f"the reward {reward!r} has a name from which no scorer's name can be made")
     return name
 
 
@@ -122,15 +122,15 @@ def _open(reward: str) -> Reward:
 
 
 def _scorer(bundle: Path, student: Student, name: str, reward_name: str, reward: Reward, say: Say) -> Scorer:
-    """The scorer with raw scores (mean 0, deviation 1), its graph written where it has one."""
+    """The scorer with raw scores (mean 0, std 1); writes its graph if it has one."""
     scorer = Scorer(f"scorers/{name}.onnx", 0.0, 1.0, "heldout", fingerprint(reward_name, reward), reward_name)
     file = bundle / scorer.file
     if isinstance(reward, TwoStage) and not _is_there(file, scorer.source_sha256):
         try:
             worst = export_scorer(file, reward, scorer.source_sha256, sizes_of(bundle, student))
-            say(f"{name}: compiled, {worst:.1e} of its deviation from torch at most")
+            say(f"{name}: compiled, at most {worst:.1e} standard deviations from torch")
         except NoOnnxForm as error:
-            say(f"{name}: run by torch, because {error}")
+            say(f"{name}: runs in torch, because {error}")
     return scorer
 
 
@@ -151,7 +151,7 @@ def _measure(
     known = {name: _read_kept(bundle, name, sources[name], asked) for name in scorers.names}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        bar = progress.add_task("drawing and scoring", total=len(cells) * asked.images)
+        bar = progress.add_task("generating and scoring", total=len(cells) * asked.images)
         for cell in cells:
             done = min(len(known[name].get(cell, [])) for name in known)
             progress.advance(bar, done)
@@ -184,12 +184,12 @@ def _kept(bundle: Path, name: str) -> Path:
 
 
 def _about(source: str, asked: Measurement) -> dict[str, object]:
-    """What kept scores belong to: other weights or prompts begin anew."""
+    """What stored scores belong to: with other weights or prompts the measurement starts again."""
     return {"source": source, "prompts": list(asked.prompts)}
 
 
 def _read_kept(bundle: Path, name: str, source: str, asked: Measurement) -> Scores:
-    """The raw scores of an interrupted measurement; a torn last line is as if it were not there."""
+    """The raw scores of an interrupted measurement; an incomplete last line is ignored."""
     path, scores = _kept(bundle, name), dict[tuple[int, Size], list[float | None]]()
     rows = []
     for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
@@ -221,7 +221,9 @@ def _with_scorer(student: Student, name: str, row: Scorer, scores: Scores, promp
     finite = {cell: [value for value in values if value is not None] for cell, values in scores.items()}
     for (steps, _), values in finite.items():
         if len(values) < FEWEST:
-            raise ExportError(f"the reward {row.reward!r} scored {len(values)} pictures of {steps} steps: too few")
+            raise ExportError(
+                f"the reward {row.reward!r} scored {len(values)} pictures of {steps} steps: {FEWEST} or more are needed"
+            )
     own = (max(student.steps), own_size(student))
     scale = distribution(finite[own])
     if not scale.std > 1e-12 * max(1.0, abs(scale.mean)):
@@ -239,14 +241,14 @@ def _with_scorer(student: Student, name: str, row: Scorer, scores: Scores, promp
 
 
 def _keep_prompts(bundle: Path, prompts: Sequence[str]) -> None:
-    """The proof of an export draws the model's own world: with these, where training left none."""
+    """Store prompts for the proof of an export in the bundle, if training left none."""
     path = bundle / CALIBRATION
     if not path.is_file():
         write_atomically(path, ("\n".join(prompts[:PROOF_PROMPTS]) + "\n").encode())
 
 
 def read_prompt_file(file: Path) -> tuple[str, ...]:
-    """One prompt a line.
+    """The prompts of a file, one per line.
 
     Raises:
         ExportError: no such file, or fewer than two prompts.
@@ -254,9 +256,9 @@ def read_prompt_file(file: Path) -> tuple[str, ...]:
     try:
         lines = tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"{file} is not a file of prompts: {error}") from error
+        raise ExportError(f"{file} cannot be read as a file of prompts: {error}") from error
     if len(lines) < 2:
-        raise ExportError(f"{file} holds {len(lines)} prompts: accepted are two or more, one a line")
+        raise ExportError(f"{file} has {len(lines)} prompts: accepted are two or more, one per line")
     return lines
 
 

@@ -1,6 +1,6 @@
-"""From a float32 graph to one that computes in float16 or bfloat16, except where that is known to go wrong.
+"""Converts a float32 graph to float16 or bfloat16, except where that is known to go wrong.
 
-TensorRT 11 takes every type from the graph. Inputs and outputs stay float32, so that the loop over the steps does.
+TensorRT 11 takes every type from the graph. Inputs and outputs stay float32, and so does the loop over the steps.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 SQUARES = ("Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Reciprocal")
 # What is computed with nothing but such results is as large as they are: the eps that is added before a root.
 ELEMENTWISE = frozenset(("Add", "Sub", "Mul", "Div", "Max", "Min", "Neg"))
-_SQUARES = "a sum of squares leaves float16 from values of 256 on, and loses digits in bfloat16"
+_SQUARES = "a sum of squares overflows float16 for values from 256 on, and loses digits in bfloat16"
 _EXPONENTIALS = "a sum of exponentials loses its small terms"
-_ANGLES = "angles of positions and times go into the thousands, where a narrow type has no fractions"
+_ANGLES = "angles of positions and times reach the thousands, where a narrow type has no fractions"
 FLOAT32_OPERATORS: Mapping[str, str] = {
     **dict.fromkeys(SQUARES, _SQUARES),
     **dict.fromkeys(
@@ -43,17 +43,17 @@ NOT_IN_BF16: Mapping[str, str] = {
 }
 FLOAT32_STAGES: Mapping[str, Mapping[str, str]] = {
     "fp16": {
-        "text": "T5's residuals leave float16 (65504)",
-        "decoder": "an autoencoder's activations leave float16 (FLUX's and SDXL's are known to)",
+        "text": "T5's residuals overflow float16 (65504)",
+        "decoder": "an autoencoder's activations can overflow float16 (FLUX's and SDXL's are known to)",
     },
-    "bf16": {"decoder": "eight bits of fraction show as bands in smooth areas"},
+    "bf16": {"decoder": "bfloat16's eight bits of precision show as bands in smooth areas"},
 }
 # What only passes numbers on: its type is that of what it gets, so that no Cast is put around it.
 PASSING = frozenset(("Shape", "Cast", "ConstantOfShape", "Range", "Size"))
 
 
 def float32_reasons(precision: str) -> dict[str, str]:
-    """What is kept in float32 in this precision, and why: for the manifest."""
+    """What stays in float32 in this precision and why, for the manifest."""
     if precision not in TYPES:
         return {}
     stages = {f"the {stage} stage": reason for stage, reason in FLOAT32_STAGES[precision].items()}
@@ -66,11 +66,11 @@ def float32_operators(precision: str) -> Mapping[str, str]:
 
 
 def narrow(model: ir.Model, precision: str, keep: Iterable[str] | None = None, round_only: bool = False) -> ir.Model:
-    """The graph in the narrow type, but for the operators of ``keep`` (``float32_operators``) and what leads to angles.
+    """The graph in the narrow type, except for the operators of ``keep`` (``float32_operators``) and inputs of angles.
 
-    With ``round_only`` each result is rounded to the narrow type and computed on in float32: what shows on a CPU what
-    the rounding does. (ONNX Runtime has few float16 kernels there, and takes out the Casts around what it lacks: a
-    float16 graph that overflows on a GPU passes.)
+    With ``round_only`` each result is rounded to the narrow type and the computation goes on in float32, which shows
+    the effect of rounding on a CPU. (ONNX Runtime has few float16 kernels for CPUs and removes the Casts around what it
+    lacks, so a float16 graph that overflows on a GPU would pass.)
     """
     weights_to_float32(model.graph)
     _Narrowing(
@@ -81,7 +81,7 @@ def narrow(model: ir.Model, precision: str, keep: Iterable[str] | None = None, r
 
 
 def weights_to_float32(graph: ir.Graph) -> None:
-    """Undo ``export.graph._halve``: each weight that is stored as float16 with a Cast becomes float32 again."""
+    """Undo ``export.graph._halve``: weights stored as float16 with a Cast become float32 again."""
     for node in list(graph):
         stored = node.inputs[0] if node.op_type == "Cast" else None
         if stored is None or not (node.name or "").startswith("widen.") or stored.const_value is None:
@@ -107,7 +107,7 @@ def _initializer(graph: ir.Graph, name: str, array: NDArray[np.generic], dtype: 
 
 @dataclass
 class _Narrowing:
-    """One walk through a graph in its order; ``made`` holds values in the other type, so that none is cast twice."""
+    """One pass over a graph in order; ``made`` holds values in the other type, so that none is cast twice."""
 
     graph: ir.Graph
     precision: str
@@ -155,7 +155,7 @@ class _Narrowing:
         return self.made[value, dtype]
 
     def _insert(self, node: ir.Node, value: ir.Value) -> None:
-        """Right behind the value's producer: every other user may want the same."""
+        """Insert right after the value's producer, so that other users can share it."""
         producer = value.producer()
         if producer is None:
             self.graph.insert_before(self.graph[0], node)

@@ -1,4 +1,4 @@
-"""The parts of an adopted student's pipeline on disk: weights linked or merged, configurations in float32."""
+"""Writes the parts of an adopted student's pipeline: weights linked or merged, configurations in float32."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_pipeline(source: Source, loras: Sequence[Lora], pipe: Any, folder: Pat
 
 
 def _link_weights(source: Source, name: str, place: Path) -> None:
-    """The part's weights under plain names, and its configuration, which says float32: every part is opened so."""
+    """Link the part's weights under plain names, and write its configuration with float32, as parts are opened."""
     for file, plain in source.weights[name].plain_names().items():
         link(file.resolve(), place / plain)
     if sharded := source.weights[name].plain_index():
@@ -66,7 +66,7 @@ def _write_merged(source: Source, loras: Sequence[Lora], pipe: Any, place: Path,
 
 
 def _stored_type(weights: Weights) -> torch.dtype:
-    """What most of the numbers are on disk."""
+    """The type of most parameters on disk."""
     counts: dict[str, int] = {}
     for file in weights.files:
         for row in header(file).values():

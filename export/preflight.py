@@ -1,4 +1,4 @@
-"""Why a runtime cannot be made here, before anything is computed."""
+"""Checks that a runtime can be made here, before anything is computed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0}
 
 @dataclass(frozen=True)
 class Estimate:
-    """Numbers in a stage's weights, and the bytes that its file is expected to take."""
+    """The number of parameters in a stage, and the expected size of its file in bytes."""
 
     stage: str
     parameters: int
@@ -46,9 +46,9 @@ def missing_library(*names: str) -> str | None:
 
 
 def estimates(bundle: Path, student: Student, form: str, precision: str, sizes: Sequence[Size] = ()) -> list[Estimate]:
-    """What each graph will take, from the headers of the weights' files: none of them is read.
+    """The size of each graph, from the headers of the weights' files, which are not read.
 
-    Weights that are float16 on disk stay so in a float32 graph (with a Cast), and so take half.
+    Weights that are float16 on disk stay so in a float32 graph (with a Cast), and so need half the space.
     """
     numbers: dict[str, int] = {}
     disk: dict[str, float] = {}
@@ -67,19 +67,19 @@ def estimates(bundle: Path, student: Student, form: str, precision: str, sizes: 
 
 
 def check_disk(bundle: Path, wanted: list[Estimate]) -> None:
-    """Refuse to begin what cannot be ended: twice the files, since the new stand beside the old until they are proven.
+    """Refuse an export that could not finish: it needs twice the files, as old ones stay until new ones are verified.
 
     Raises:
-        ExportError: there is not enough room.
+        ExportError: there is not enough disk space.
     """
     needed = 2 * sum(row.disk_bytes for row in wanted)
     free = shutil.disk_usage(bundle).free
     if free < needed:
-        raise ExportError(f"{bundle} needs {_gb(needed)} of free disk for this, and {_gb(free)} are there")
+        raise ExportError(f"{bundle} needs {_gb(needed)} of disk space for this, and {_gb(free)} are free")
 
 
 def available_bytes() -> int | None:
-    """Main memory that is free or can be freed; None where the system does not say."""
+    """Main memory that is free or can be freed, in bytes; None where the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
     except OSError:
@@ -89,7 +89,7 @@ def available_bytes() -> int | None:
 
 
 def memory_bytes(wanted: list[Estimate]) -> int:
-    """What tracing the largest of them is expected to take."""
+    """The memory that tracing the largest of them is expected to need."""
     return max((WORKING_COPIES * 4 * row.parameters for row in wanted), default=0)
 
 

@@ -1,7 +1,7 @@
 """``python -m export.probe --student models/shapes``: measure a student's golden probe on this machine.
 
-The pairs of a bundle stay what they are as long as its student does; another machine, or another runtime, adds what it
-gives to ``probe.json``.
+The pairs of a bundle do not change as long as its student does not; another machine or another runtime adds its results
+to ``probe.json``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from student.runtimes.runtime import Runtime
 
 
 def update_probe(bundle: Path, runtime: Runtime, prompts: Sequence[str]) -> Probe:
-    """Measure the probe with a runtime that is loaded, and keep what this kind of machine gives; writes the bundle.
+    """Measure the probe with a loaded runtime, and write the results for this kind of machine into the bundle.
 
-    What was kept before of the same runtime on the same kind of machine is replaced.
+    Earlier results of the same runtime on the same kind of machine are replaced.
     """
     student = runtime.student
     probe = read_probe(bundle, student) or Probe(student.fingerprint(), choose_pairs(student, prompts))
@@ -34,13 +34,14 @@ def update_probe(bundle: Path, runtime: Runtime, prompts: Sequence[str]) -> Prob
 
 def run(
     student: Annotated[Path, typer.Option(help="Folder of the student bundle.")],
-    runtime: Annotated[str, typer.Option(help="What draws: see FEWSTEP_RUNTIME.")] = "auto",
+    runtime: Annotated[str, typer.Option(help="The runtime to use: see FEWSTEP_RUNTIME.")] = "auto",
     prompts: Annotated[
-        Path | None, typer.Option(help="Prompts of a new probe, one a line; else the bundle's, else the starter's.")
+        Path | None,
+        typer.Option(help="Prompts of a new probe, one per line; by default the bundle's, else the starter's."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Number of CPU threads.")] = 1,
 ) -> None:
-    """Draw and score the bundle's golden probe, and write what it gives on this kind of machine into the bundle."""
+    """Generate and score the bundle's golden probe, and write its results on this kind of machine into the bundle."""
     from export.errors import ExportError  # the heavy imports wait until the arguments are read
 
     try:

@@ -1,7 +1,7 @@
-"""Products in eight bits: QuantizeLinear and DequantizeLinear around them, with scales that are fixed beforehand.
+"""Products in eight bits: QuantizeLinear and DequantizeLinear around them, with scales fixed in advance.
 
-Fixed scales keep an image independent of its batch mates, which those found anew in each batch do not. Weights have a
-scale for each output channel, activations one for all. The product's result is not rounded: the next one's input is.
+Fixed scales keep an image independent of the rest of its batch, unlike scales computed from each batch. Weights have a
+scale for each output channel, activations a single one. A product's result is not rounded, but the next one's input is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def layers(graph: ir.Graph) -> dict[str, ir.Node]:
 
 
 def activation_scale(seen: Seen, precision: str, cut: float = 0.0) -> Scale:
-    """From the values seen, without ``cut`` per cent of them on each side; fp8: the largest becomes E4M3's largest."""
+    """The scale for the values seen, without ``cut`` per cent on each side; in fp8 the largest becomes E4M3's."""
     low, high = seen.bounds(cut)
     if precision == "fp8":
         return Scale(_short(max(high, -low, LEAST_SCALE) / E4M3_MOST))
@@ -51,7 +51,7 @@ def activation_scale(seen: Seen, precision: str, cut: float = 0.0) -> Scale:
 def quantised(
     model: ir.Model, seen: Mapping[str, Seen], precision: str, keep: Collection[str] = (), cut: float = 0.0
 ) -> ir.Model:
-    """Change the model in place, but for the layers of ``keep``; ``seen`` is by the name of each product's input."""
+    """Quantise the model in place, except the layers of ``keep``; ``seen`` is by the name of each product's input."""
     graph, made = model.graph, dict[ir.Value, ir.Value]()
     for name, node in layers(graph).items():
         value, weight = node.inputs
@@ -67,12 +67,12 @@ def quantised(
 
 
 def _short(scale: float) -> float:
-    """The scale as bfloat16 has it: in such a graph it is one, and rounding it later would shift every number."""
+    """The scale rounded to bfloat16: in such a graph it is one, and rounding it later would shift every number."""
     return float(np.asarray(scale, ml_dtypes.bfloat16))
 
 
 def _around(graph: ir.Graph, value: ir.Value, scale: Scale, precision: str) -> ir.Value:
-    """The value quantised and back again, right behind where it is made."""
+    """The value quantised and dequantised, right after its producer."""
     zero = np.asarray(scale.zero, np.uint8) if precision == "int8" else np.zeros((), FP8)
     pair = [
         _constant(graph, f"{value.name}.eight.scale", np.asarray(scale.scale, np.float32)),
@@ -89,7 +89,7 @@ def _around(graph: ir.Graph, value: ir.Value, scale: Scale, precision: str) -> i
 
 
 def _weight(graph: ir.Graph, node: ir.Node, weight: ir.Value, precision: str) -> ir.Value:
-    """The weight stored in eight bits, and turned back before the product."""
+    """The weight stored in eight bits, and dequantised before the product."""
     assert weight.const_value is not None
     full = weight.const_value.numpy().astype(np.float32)
     most = np.abs(full).max(axis=0)

@@ -1,7 +1,7 @@
-"""The step's graph in eight bits: int8 for CPUs, fp8 (E4M3) for GPUs from Ada and Hopper on.
+"""The step graph in eight bits: int8 for CPUs, fp8 (E4M3) for GPUs from Ada and Hopper on.
 
-All products of tokens with weights are, but for those that the picture does not bear: which ones is measured. Text
-encoders and decoder keep the precision around it (float32, or bfloat16 for a GPU).
+All products of tokens with weights are quantised, except for those that harm the picture, which is measured. Text
+encoders and decoder keep the surrounding precision (float32, or bfloat16 for a GPU).
 """
 
 from __future__ import annotations
@@ -28,20 +28,19 @@ JUDGED = 16  # feeds that the choice is made by; calibration takes all
 CUTS = (0.0, 0.001, 0.01, 0.1)
 MARGIN = 0.8  # of the gate's tolerance, which is measured on more images than the choice
 NOT_QUANTISED = {
-    "the text stage": "runs once, and every step reads it",
-    "the decoder stage": "its errors are pixels",
+    "the text stage": "it runs once, and every step reads its result",
+    "the decoder stage": "its errors are visible in the pixels",
     "products of two activations": "attention weights are small where they matter",
-    "Gemm": "times and modulation are a small part of the work, and every token reads them",
+    "Gemm": "times and modulation are a small part of the work, and every token depends on them",
 }
-LEFT_OUT = "alone in eight bits it moves the answer by {:.2g}"
+LEFT_OUT = "quantised alone, it changes the result by {:.2g}"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was found: the worst relative error with every layer quantised and with those of ``left_out`` in float32.
+    """The result: the worst relative error with every layer quantised, and with those of ``left_out`` in float32.
 
-    ``sensitivity`` is the error that each layer makes when it alone is quantised; empty where no layer had to be
-    left out.
+    ``sensitivity`` is the error of quantising each layer alone; None if no layer had to be left out.
     """
 
     count: int
@@ -51,7 +50,7 @@ class Choice:
     sensitivity: Mapping[str, float] | None = None
 
     def reasons(self) -> dict[str, str]:
-        """For the manifest: the layers that are not quantised, and why."""
+        """The layers that are not quantised and why, for the manifest."""
         return {name: LEFT_OUT.format((self.sensitivity or {})[name]) for name in self.left_out}
 
     def __str__(self) -> str:
@@ -60,7 +59,7 @@ class Choice:
 
 
 def quantise(graph: Path, target: Path, feeds: Iterable[Mapping[str, Any]], precision: str = "int8") -> Choice:
-    """Write the quantised form of ``graph``; ``feeds`` are inputs like those that it will get (calibration)."""
+    """Write the quantised form of ``graph``; ``feeds`` are typical inputs for calibration."""
     calibration = list(feeds)
     work = target.with_name(f".{target.stem}.work.onnx")
     model = _float32(graph)
@@ -75,10 +74,10 @@ def quantise(graph: Path, target: Path, feeds: Iterable[Mapping[str, Any]], prec
 
 
 def choose(names: Sequence[str], error: Callable[[Sequence[str]], float], most: float) -> Choice:
-    """The fewest of the most sensitive layers that must not be quantised for an error of ``most``.
+    """Leave out the fewest of the most sensitive layers that keep the error at or below ``most``.
 
-    ``error(left_out)`` measures. Layers are ranked by the error that each makes alone; how many of the worst are left
-    out is found by halving, so that a graph of n layers is measured n + log n times, and not at all if all may go.
+    ``error(left_out)`` measures. Layers are ranked by the error of quantising each alone; the number to leave out is
+    found by bisection, so a graph of n layers needs n + log n measurements, or one if all can be quantised.
     """
     everything = error(())
     if everything <= most:
@@ -97,13 +96,13 @@ def choose(names: Sequence[str], error: Callable[[Sequence[str]], float], most: 
 
 
 def _spread(feeds: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Some of all: one more than evenly spaced, so that each of a schedule's sigmas comes up."""
+    """A sample: one more than evenly spaced, so that each of a schedule's sigmas occurs."""
     stride = -(-len(feeds) // JUDGED)
     return [feeds[k * (stride + 1) % len(feeds)] for k in range(min(JUDGED, len(feeds)))]
 
 
 class _Judge:
-    """Measures the answer of a graph with some layers quantised against that with none."""
+    """Measures the result of a graph with some layers quantised against the unquantised one."""
 
     def __init__(
         self, graph: Path, seen: Mapping[str, Seen], feeds: Sequence[Mapping[str, Any]], precision: str, work: Path

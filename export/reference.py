@@ -1,7 +1,7 @@
-"""``python -m export.reference BUNDLE --prompts FILE``: what the scores of served pictures are held against.
+"""``python -m export.reference BUNDLE --prompts FILE``: measure the distribution that served scores are compared with.
 
-A training run measures its student on its test prompts. Who serves other prompts, or has more of them, measures it on
-these: each once, at every step count. The more there are, the smaller a drift can be found.
+A training run measures its student on its test prompts. If you serve other prompts, or have more of them, measure the
+student on those: each once, at every step count. The more there are, the smaller a drift can be detected.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FEWEST = 20  # pictures with a score, of each step count: below, there is no 5th
 
 
 def measured(runtime: Runtime, prompts: Sequence[str]) -> dict[str, RewardReference]:
-    """The distribution of each scorer's standardised scores, one picture a prompt, at each step count.
+    """The distribution of each scorer's standardised scores, with one picture per prompt, at each step count.
 
     Raises:
         BundleError: too few pictures have a score.
@@ -34,7 +34,9 @@ def measured(runtime: Runtime, prompts: Sequence[str]) -> dict[str, RewardRefere
     for steps in student.steps:
         for name, scores in _scores(runtime, prompts, steps).items():
             if len(scores) < FEWEST:
-                raise BundleError(f"{len(scores)} pictures of {steps} steps are scored by {name}: {FEWEST} are needed")
+                raise BundleError(
+                    f"{name} scored {len(scores)} pictures of {steps} steps: accepted are {FEWEST} or more"
+                )
             key = at_key(student, steps, own_size(student))
             found[name] = with_distribution(found.get(name), key, distribution(scores))
     return found
@@ -52,7 +54,7 @@ def _scores(runtime: Runtime, prompts: Sequence[str], steps: int) -> dict[str, l
 
 
 def measure_reference(bundle: Path, runtime: Runtime, prompts: Sequence[str]) -> Student:
-    """Measure, and write what was found into the bundle's manifest; what scorers that are not here gave stays."""
+    """Measure, and write the result into the bundle's manifest; the results of other scorers stay."""
     found = measured(runtime, prompts)
     student = read_student(bundle)
     student = replace(student, reward_reference={**student.reward_reference, **found})
@@ -62,11 +64,11 @@ def measure_reference(bundle: Path, runtime: Runtime, prompts: Sequence[str]) ->
 
 def reference(
     bundle: Annotated[Path, typer.Argument(help="Folder of the student bundle.")],
-    prompts: Annotated[Path, typer.Option(help="Prompts, one a line: each is drawn once at every step count.")],
-    runtime: Annotated[str, typer.Option(help="What draws them: see FEWSTEP_RUNTIME.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    prompts: Annotated[Path, typer.Option(help="Prompts, one per line; each is used once at every step count.")],
+    runtime: Annotated[str, typer.Option(help="The runtime to use: see FEWSTEP_RUNTIME.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="Number of CPU threads.")] = 1,
 ) -> None:
-    """Measure how the student's pictures of these prompts score: percentiles, floors and drift are relative to it."""
+    """Measure the scores of the student's pictures for these prompts; percentiles, floors and drift refer to them."""
     from export.errors import ExportError  # the heavy imports wait until the arguments are read
 
     try:

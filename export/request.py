@@ -1,4 +1,4 @@
-"""What a user asks of an export, whichever target it is for."""
+"""The user's request for an export, for any target."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How a TensorRT engine is built; ``memory_bytes`` is the most that the building process may use.
+    """How to build a TensorRT engine; ``memory_bytes`` is the most that the building process may use.
 
-    ``batches``: the last batch size of each optimisation profile. ``portable``: runs on other GPUs too, and slower.
-    ``batch_invariant``: an image does not depend on its batch mates, at some cost.
+    ``batches``: the last batch size of each optimisation profile. ``portable``: runs on other GPUs too, more slowly.
+    ``batch_invariant``: an image does not depend on the rest of its batch, at some cost.
     """
 
     batches: tuple[int, ...] = (1, 2, 4, 8)
@@ -33,7 +33,7 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """One student, one form, one precision; ``scorers`` are the folders to look for scorers in.
+    """One student, one form, one precision; ``scorers`` are the folders in which to look for scorers.
 
     ``sizes`` are those beside the student's own.
     """
@@ -52,10 +52,10 @@ class Request:
 
 
 def read_sizes(student: Student, names: Sequence[str], form: str) -> tuple[Size, ...]:
-    """The sizes of ``--size``, without the student's own, which there always is.
+    """The sizes of ``--size``, without the student's own, which is always included.
 
     Raises:
-        ExportError: one is none, or the form has one size only.
+        ExportError: one is invalid, or the form has one size only.
     """
     try:
         sizes = tuple(dict.fromkeys(map(read_size, names)))
@@ -63,9 +63,9 @@ def read_sizes(student: Student, names: Sequence[str], form: str) -> tuple[Size,
         raise ExportError(f"{error}") from error
     others = tuple(size for size in sizes if size != own_size(student))
     if others and form != "staged":
-        raise ExportError(f"the {form} form has the student's own size only: accepted with --size is --form staged")
+        raise ExportError(f"the {form} form has only the student's own size: use --size with --form staged")
     if others and student.image.frames is not None:
-        raise ExportError(f"{student.id} draws videos: accepted is its own size only")
+        raise ExportError(f"{student.id} generates videos: accepted is its own size only")
     return others
 
 
@@ -73,14 +73,14 @@ def read_prompts(bundle: Path, file: Path | None, precision: str) -> tuple[str, 
     """The prompts of the proof: those of ``file``, of the bundle's ``calibration.txt``, or the starter world's.
 
     Raises:
-        ExportError: the file is not there, or has fewer than two lines.
+        ExportError: the file does not exist, or has fewer than two lines.
     """
     wanted = file or bundle / CALIBRATION
     if not wanted.is_file():
         if file is not None:
-            raise ExportError(f"{file} is not a file of prompts")
+            raise ExportError(f"{file} does not exist: accepted is a file of prompts, one per line")
         return PROMPTS if precision == "fp32" else MORE_PROMPTS
     lines = tuple(line for line in wanted.read_text("utf-8").splitlines() if line.strip())
     if len(lines) < 2:
-        raise ExportError(f"{wanted} holds {len(lines)} prompts: accepted are two or more, one a line")
+        raise ExportError(f"{wanted} has {len(lines)} prompts: accepted are two or more, one per line")
     return lines

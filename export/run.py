@@ -1,4 +1,4 @@
-"""``python -m export.run --student models/shapes --to onnx``: compile a student, and prove that it draws the same."""
+"""``python -m export.run --student models/shapes --to onnx``: compile a student, and verify that its pictures agree."""
 
 from __future__ import annotations
 
@@ -21,30 +21,33 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 
 def run(
     student: Annotated[Path, typer.Option(help="Folder of the student bundle.")],
-    to: Annotated[str, typer.Option(help="What to compile it to: onnx, openvino, tensorrt or tensorrt_rtx.")],
+    to: Annotated[str, typer.Option(help="The target: onnx, openvino, tensorrt or tensorrt_rtx.")],
     form: Annotated[
         str, typer.Option(help="staged (the loop over the steps stays outside), or fused (all steps in one graph).")
     ] = "staged",
-    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or fp8; else the target's first.")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or fp8; by default the target's first.")] = "",
     scorers: Annotated[
-        Path | None, typer.Option(help="Folder that holds the scorers; else STUDENT-scorers, then those in models/.")
+        Path | None, typer.Option(help="Folder of the scorers; by default STUDENT-scorers, then those in models/.")
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts of the proof, one a line; else the starter's.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompts for the verification, one per line; by default the bundle's, else the starter's."),
+    ] = None,
     size: Annotated[
         list[str] | None,
         typer.Option(help="A size beside the student's own, WIDTHxHEIGHT in pixels; repeatable."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads that the proof may use.")] = 1,
-    force: Annotated[bool, typer.Option(help="Compile again what is already there.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Say what would be built, with disk and memory, and stop.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Number of CPU threads for the verification.")] = 1,
+    force: Annotated[bool, typer.Option(help="Compile again even what is up to date.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print what would be built, with disk and memory, and stop.")] = False,
     batches: Annotated[str, typer.Option(help="TensorRT: last batch size of each profile.")] = "1,2,4,8",
     memory_gb: Annotated[float, typer.Option(min=0.1, help="TensorRT: most memory that a build may use.")] = 64.0,
     portable: Annotated[bool, typer.Option(help="TensorRT: run on other GPUs too, more slowly.")] = False,
     batch_invariant: Annotated[
-        bool, typer.Option(help="TensorRT: an image never depends on its batch mates, at some cost.")
+        bool, typer.Option(help="TensorRT: an image never depends on the rest of its batch, at some cost.")
     ] = False,
 ) -> None:
-    """Compile a student into its bundle, with its scorers; nothing that fails its proof is written."""
+    """Compile a student into its bundle, with its scorers; nothing that fails its verification is written."""
     from export.errors import ExportError  # the heavy imports wait until the arguments are read
 
     try:
@@ -77,7 +80,7 @@ def run(
         typer.echo(f"export: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.echo("export: interrupted; finished stages are kept, and the same command goes on from there", err=True)
+        typer.echo("export: interrupted; finished stages are kept, and the same command resumes from there", err=True)
         raise typer.Exit(130) from None
 
 
@@ -86,7 +89,7 @@ def _batches(text: str) -> tuple[int, ...]:
 
     numbers = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() and 1 <= int(part) <= 63 for part in numbers):
-        raise ExportError(f"batches is {text!r}: accepted are numbers from 1 to 63 with commas between")
+        raise ExportError(f"batches is {text!r}: accepted are numbers from 1 to 63, separated by commas")
     return tuple(sorted({int(part) for part in numbers}))
 
 
@@ -115,7 +118,7 @@ def _compile(request: Request, target: Target) -> None:
 
 
 def _probe(request: Request, outcome: Outcome) -> None:
-    """Measure the bundle's golden probe with what was made, where it runs here."""
+    """Measure the bundle's golden probe with the new runtime, if it runs here."""
     from export.probe import update_probe
     from rewards.serving import open_reward
     from student.probe import read_probe
@@ -149,18 +152,18 @@ def _compile_scorers(request: Request) -> None:
         except ExportError as error:
             if scorer.reward is None:
                 raise
-            request.say(f"{error}; pictures are served without it until it is there")
+            request.say(f"{error}; pictures are served without it until it is available")
             continue
         if not isinstance(reward, TwoStage):
-            request.say(f"the scorer {name!r} ({scorer.reward}) is run by torch, which must be there to serve it")
+            request.say(f"the scorer {name!r} ({scorer.reward}) runs in torch, which must be installed to serve it")
             continue
         worst = export_scorer(file, reward, scorer.source_sha256, (own_size(student), *request.sizes), scorer.std)
         size_mb, took_s = file.stat().st_size / 1e6, time.monotonic() - start
-        request.say(f"{file.name}: {size_mb:.1f} MB in {took_s:.0f} s, {worst:.1e} from torch at most")
+        request.say(f"{file.name}: {size_mb:.1f} MB in {took_s:.0f} s, at most {worst:.1e} from torch")
 
 
 def _summary(outcome: Outcome) -> None:
-    """What was made, how long it took, and how near it is to torch."""
+    """Print what was made, how long it took, and how close it is to torch."""
     if not outcome.made:
         typer.echo(f"{outcome.folder} is up to date")
         return
@@ -173,7 +176,7 @@ def _summary(outcome: Outcome) -> None:
     for row in outcome.made:
         error = outcome.manifest.stage_errors.get(row.name)
         figures = (f"{error.relative:.1e}", f"{error.max_abs:.1e}") if error else ("", "")
-        table.add_row(row.name, f"{row.bytes / 1e6:.1f}", "kept" if row.reused else f"{row.seconds:.0f}", *figures)
+        table.add_row(row.name, f"{row.bytes / 1e6:.1f}", "reused" if row.reused else f"{row.seconds:.0f}", *figures)
     for steps, parity in outcome.manifest.parity.items():
         worst = max(parity.max_abs.values())
         table.add_row(f"pictures, {steps} steps", "", "", f"{parity.psnr_db or 0:.0f} dB", f"{worst:.1e}")
@@ -182,15 +185,15 @@ def _summary(outcome: Outcome) -> None:
     Console().print(table)
     for name, rows in outcome.manifest.buckets.items():
         worst = max(value for parity in rows.values() for value in parity.max_abs.values())
-        typer.echo(f"{name} pixels: {worst:.1e} from torch at most")
+        typer.echo(f"{name} pixels: at most {worst:.1e} from torch")
     for stage, reason in outcome.manifest.in_torch.items():
-        typer.echo(f"{stage} stays in torch, which must be there to serve: {reason}")
+        typer.echo(f"{stage} stays in torch, which must be installed to serve it: {reason}")
     if not outcome.manifest.parity:
-        typer.echo("not proven: there is no GPU here; it is refused until export.run proves it where it will serve")
+        typer.echo("not verified: there is no GPU here; serving refuses it until export.run verifies it on its machine")
 
 
 def _plan(request: Request, target: Target) -> None:
-    """What a run would build."""
+    """Print what a run would build."""
     from export.compile import finished
     from export.preflight import estimates, memory_bytes
 
@@ -198,12 +201,12 @@ def _plan(request: Request, target: Target) -> None:
     there = finished(request)
     typer.echo(f"{request.bundle}/runtimes/{target.folder(request)} would be built:")
     for row in rows:
-        kept = ", its graph is there" if row.stage in there else ""
-        typer.echo(f"  {row.stage}: {row.parameters / 1e6:.1f} M numbers, about {row.disk_bytes / 1e6:.1f} MB{kept}")
+        kept = ", its graph exists" if row.stage in there else ""
+        typer.echo(f"  {row.stage}: {row.parameters / 1e6:.1f} M parameters, about {row.disk_bytes / 1e6:.1f} MB{kept}")
     disk_mb = sum(row.disk_bytes for row in rows) / 1e6
     typer.echo(f"about {disk_mb:.1f} MB of disk and {memory_bytes(rows) / 2**30:.2f} GiB of memory")
     if reason := target.refuse(request):
-        typer.echo(f"but not here: {reason}")
+        typer.echo(f"but not on this machine: {reason}")
 
 
 if __name__ == "__main__":

@@ -12,21 +12,25 @@ from student.bundle import BundleError
 
 def score(
     bundle: Annotated[Path, typer.Argument(help="Folder of the student bundle.")],
-    prompts: Annotated[Path, typer.Option(help="Prompts that its pictures are drawn of, one a line.")],
+    prompts: Annotated[Path, typer.Option(help="Prompts to measure on, one per line.")],
     reward: Annotated[
         list[str] | None,
-        typer.Option(help="Add pickscore, hpsv2.1, imagereward, clip, aesthetic or module:Class; commas, or again."),
+        typer.Option(
+            help="Add pickscore, hpsv2.1, imagereward, clip, aesthetic or module:Class; comma-separated, repeatable."
+        ),
     ] = None,
-    images: Annotated[int, typer.Option(help="Pictures of each step count and size; else 64, or one a prompt.")] = 0,
+    images: Annotated[
+        int, typer.Option(help="Pictures for each step count and size; by default 64, or one per prompt if more.")
+    ] = 0,
     seeds: Annotated[
-        int, typer.Option(min=0, help="Pictures of one prompt, by which the gain of best_of is predicted; 0: none.")
+        int, typer.Option(min=0, help="Pictures per prompt for predicting the gain of best_of; 0 for none.")
     ] = 8,
-    within: Annotated[int, typer.Option(min=2, help="Prompts of which so many pictures are drawn.")] = 16,
-    runtime: Annotated[str, typer.Option(help="What draws them: see FEWSTEP_RUNTIME.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    within: Annotated[int, typer.Option(min=2, help="Number of prompts for that prediction.")] = 16,
+    runtime: Annotated[str, typer.Option(help="The runtime to use: see FEWSTEP_RUNTIME.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="Number of CPU threads.")] = 1,
 ) -> None:
-    """Measure what the student's own pictures score: of rewards that are added, the distribution, and serve that score
-    with each picture from then on; of all its scorers, how pictures of one prompt differ, which predicts best_of."""
+    """Measure the scores of the student's own pictures. Added rewards get their distribution, and from then on each
+    picture is served with their score; for all scorers, measure how pictures of one prompt vary, to predict best_of."""
     from export.errors import ExportError  # the heavy imports wait until the arguments are read
 
     try:
@@ -46,7 +50,7 @@ def score(
         typer.echo(f"score: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.echo("score: interrupted; scores are kept, and the same command goes on from there", err=True)
+        typer.echo("score: interrupted; scores are kept, and the same command resumes from there", err=True)
         raise typer.Exit(130) from None
     for name in student.scorers:
         known = student.reward_reference.get(name)

@@ -1,4 +1,4 @@
-"""The scorers of a student, compiled into its bundle so that serving needs no torch."""
+"""Compiles a student's scorers into its bundle, so that serving needs no torch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ EXAMPLE = (40, 48)  # the traced picture's height and width: neither the other's
 
 
 def is_compiled(bundle: Path, student: Student, name: str) -> bool:
-    """Whether the bundle holds this scorer in the form that serving would accept."""
+    """Whether the bundle has this scorer in a form that serving accepts."""
     try:
         check_scorer(bundle, student, name)
     except (BundleError, FileNotFoundError):
@@ -54,7 +54,7 @@ def is_compiled(bundle: Path, student: Student, name: str) -> bool:
 
 
 def open_scorer(bundle: Path, student: Student, name: str, folders: Iterable[Path]) -> Reward:
-    """The scorer in torch: by its reward's name, or of the starter world, from the folder that holds its weights.
+    """The scorer in torch: by its reward's name or, for the starter world, from the folder with its weights.
 
     Raises:
         ExportError: there is none.
@@ -68,7 +68,7 @@ def open_scorer(bundle: Path, student: Student, name: str, folders: Iterable[Pat
 
 
 def find_scorer(student: Student, name: str, folders: Iterable[Path]) -> Path:
-    """The folder NAME, in one of ``folders``, that holds the very weights that the student was calibrated with.
+    """The folder NAME, in one of ``folders``, with exactly the weights that the student was calibrated with.
 
     Raises:
         ExportError: there is none.
@@ -79,11 +79,13 @@ def find_scorer(student: Student, name: str, folders: Iterable[Path]) -> Path:
         if (path / "config.json").is_file() and hash_weights(path) == wanted:
             return path
     places = " or ".join(map(str, tried)) or "any folder"
-    raise ExportError(f"the scorer {name!r} that {student.id} was calibrated with is not in {places}: see --scorers")
+    raise ExportError(
+        f"the scorer {name!r} that {student.id} was calibrated with is not in {places}: give its folder with --scorers"
+    )
 
 
 class Judge(nn.Module):
-    """A scorer with its preprocessing, as served pictures want it: in bytes, as its authors' code sees them."""
+    """A scorer with its preprocessing for served pictures: rounded to bytes, as in its authors' code."""
 
     def __init__(self, reward: TwoStage) -> None:
         super().__init__()
@@ -102,8 +104,8 @@ def export_scorer(
 ) -> float:
     """Write a scorer's graph to ``path``, with its tokenizer and manifest; returns the largest difference from torch.
 
-    ``sizes`` are those of the pictures that it is proven with; differences are in units of ``std``, the deviation of
-    its scores (None: of those in the proof).
+    ``sizes`` are those of the pictures that it is verified with; differences are in units of ``std``, the standard
+    deviation of its scores (None: of those in the proof).
 
     Raises:
         ExportError: it has no ONNX form, or differs from torch by more than the tolerance; then nothing is written.
@@ -165,7 +167,7 @@ def write_tokenizer(words: Words, path: Path) -> Tokenizer:
     """
     backend = getattr(words.tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ExportError(f"its tokenizer is a {type(words.tokenizer).__name__}, which is no fast one")
+        raise ExportError(f"its tokenizer is a {type(words.tokenizer).__name__}: accepted are fast tokenizers")
     tokenizer = Tokenizer.from_str(backend.to_str())
     pad_id = words.tokenizer.pad_token_id if words.pad_id is None else words.pad_id
     tokenizer.enable_truncation(words.length)
@@ -177,8 +179,8 @@ def write_tokenizer(words: Words, path: Path) -> Tokenizer:
 def prove_scorer(compiled: CompiledScorer, reward: TwoStage, sizes: Sequence[Size], std: float | None = None) -> Parity:
     """Compare a compiled scorer with torch, each with its own tokenizer, at every size.
 
-    Both resize by the same matrices (which tests hold to torch's own): bytes that are resized fall on halves so often
-    that another last bit would move whole bytes.
+    Both resize by the same matrices (which tests compare with torch's own): resized bytes fall on halves so often that
+    a different last bit would change whole bytes.
 
     Raises:
         ExportError: they differ by more than the tolerance.
@@ -210,7 +212,7 @@ def prove_scorer(compiled: CompiledScorer, reward: TwoStage, sizes: Sequence[Siz
 
 
 def _pictures(count: int, size: Size) -> Any:
-    """Noise in blocks of 1 to 8 pixels, as a file has it."""
+    """Noise in blocks of 1 to 8 pixels, rounded to bytes."""
     gen = np.random.default_rng(0)
     rows = []
     for b in range(count):

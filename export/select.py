@@ -1,4 +1,4 @@
-"""Every target by its name; a new one is one more entry of ``known``."""
+"""All targets by name; a new one is another entry of ``known``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from export.to_tensorrt import TensorRT
 
 
 def find_target(name: str) -> Target:
-    """Raises ExportError for a name that is none."""
+    """The target of this name; raises ExportError for an unknown name."""
     known: tuple[Target, ...] = (Onnx(), OpenVino(), TensorRT("tensorrt"), TensorRT("tensorrt_rtx"))
     targets = {target.name: target for target in known}
     if name not in targets:
-        raise ExportError(f"cannot compile to {name!r}: accepted is {', '.join(targets)}")
+        raise ExportError(f"cannot compile to {name!r}: accepted are {', '.join(targets)}")
     return targets[name]

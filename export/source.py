@@ -1,6 +1,6 @@
-"""A published pipeline as it lies on disk: what each part's weights are, and why it cannot be adopted if it cannot.
+"""A published pipeline on disk: the weights of each part, and the reason if it cannot be adopted.
 
-Nothing is loaded here: weights are known by the headers of their files.
+Nothing is loaded here: only the headers of weight files are read.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ VARIANTS = ("", "bf16", "fp16")  # the first that is there is taken
 
 @dataclass(frozen=True)
 class Weights:
-    """Files of one part's weights, and their index where they are sharded."""
+    """The files of one part's weights, and their index if they are sharded."""
 
     files: tuple[Path, ...]
     index: Path | None = None
@@ -44,7 +44,7 @@ class Weights:
 
     @property
     def bytes(self) -> int:
-        """On disk."""
+        """Their size on disk."""
         return sum(file.stat().st_size for file in self.files)
 
     def plain_names(self) -> dict[Path, str]:
@@ -52,7 +52,7 @@ class Weights:
         return {file: self._plain(file.name) for file in self.files}
 
     def plain_index(self) -> tuple[str, dict[str, Any]] | None:
-        """Name and contents of the index of such names; None where the weights are in one file."""
+        """Name and content of the index with these names; None if the weights are in one file."""
         if self.index is None:
             return None
         data: dict[str, Any] = json.loads(self.index.read_text("utf-8"))
@@ -65,7 +65,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Source:
-    """A pipeline: where it came from as a person says it, its folder, its index and the weights of each part."""
+    """A pipeline: its name, its folder, its index and the weights of each part."""
 
     name: str
     folder: Path
@@ -74,7 +74,7 @@ class Source:
 
     @property
     def parts(self) -> dict[str, tuple[str, str]]:
-        """Library and class of each part that is there."""
+        """Library and class of each part that is not None."""
         return {
             name: (str(value[0]), str(value[1]))
             for name, value in self.index.items()
@@ -83,25 +83,25 @@ class Source:
 
 
 def find_source(model: str) -> Source:
-    """A folder, or a pipeline of the hub (from its cache, or downloaded).
+    """The pipeline of a folder or hub id (from the hub's cache, or downloaded).
 
     Raises:
-        ExportError: there is none, of no supported kind, or not all of it is there; one sentence.
+        ExportError: there is none, it is not of a supported kind, or files are missing; one sentence.
         BundleError: as ``read_index``.
     """
     folder = Path(model)
     if not folder.is_dir():
         if folder.suffix or folder.is_absolute() or model.startswith("."):
-            raise ExportError(f"{model} is no folder: accepted are a folder, a .safetensors file and a hub id")
+            raise ExportError(f"{model} is not a folder: accepted are the folder or the hub id of a diffusers pipeline")
         folder = _download(model)
     return inspect(folder, Path(model).resolve().name if Path(model).is_dir() else model)
 
 
 def check_download(model: str, index: Mapping[str, Any]) -> None:
-    """Refuse a download that the disk of the hub's cache has no room for; nothing is known of it without the network.
+    """Refuse a download that does not fit on the disk of the hub's cache; without a network its size is unknown.
 
     Raises:
-        ExportError: how much is needed, and how much is there.
+        ExportError: it does not fit; the message says how much is needed and how much is free.
     """
     try:
         listed = HfApi().model_info(model, files_metadata=True).siblings or ()
@@ -117,12 +117,12 @@ def check_download(model: str, index: Mapping[str, Any]) -> None:
     if needed > free:
         raise ExportError(
             f"{model} is a download of {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {HF_HUB_CACHE}: "
-            f"HF_HOME says another place"
+            f"choose another place with HF_HOME"
         )
 
 
 def _chosen(names: Collection[str], index: Mapping[str, Any]) -> list[str]:
-    """The files of weights that ``_download`` takes: of each part the plain ones, else bf16, else fp16."""
+    """The weight files that ``_download`` fetches: for each part the plain ones, else bf16, else fp16."""
     found = []
     for part in (name for name, value in index.items() if isinstance(value, list)):
         weights = [name for name in names if name.startswith(f"{part}/") and name.endswith(".safetensors")]
@@ -133,7 +133,7 @@ def _chosen(names: Collection[str], index: Mapping[str, Any]) -> list[str]:
 
 
 def _download(model: str) -> Path:
-    """The hub's pipeline in its cache; of weights in several types the plain ones, else bf16, else fp16."""
+    """The hub's pipeline in its cache; if there are weights in several types, the plain ones, else bf16, else fp16."""
     index = read_index(model, local_files_only=False)
     if str(index.get("_class_name")) in FAMILIES:
         check_download(model, index)
@@ -148,21 +148,21 @@ def _download(model: str) -> Path:
 
 
 def inspect(folder: Path, name: str) -> Source:
-    """What lies in a pipeline's folder; see ``find_source`` for what it raises."""
+    """The pipeline in a folder; see ``find_source`` for the errors."""
     index = read_index(folder)
     kind = str(index.get("_class_name"))
     if kind not in FAMILIES:
         raise ExportError(f"{name} is a {kind}: supported are {', '.join(FAMILIES)}")
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         if is_pointer(file):
-            raise ExportError(f"{file} is a Git LFS pointer in place of the file: run git lfs pull in {folder}")
+            raise ExportError(f"{file} is a Git LFS pointer, not the file itself: run git lfs pull in {folder}")
     found = Source(name, folder, index, {})
     weights = {part: find_weights(folder, part) for part, _ in _networks(found)}
     for part, (_, kind) in found.parts.items():
         if part not in weights and not (folder / part).is_dir():
             raise ExportError(f"{name} lacks the folder {part!r} ({kind}) that its model_index.json names")
         if "Tokenizer" in kind and not any((folder / part / file).is_file() for file in VOCABULARIES):
-            raise ExportError(f"{folder / part} holds no tokenizer: accepted are {', '.join(VOCABULARIES)}")
+            raise ExportError(f"{folder / part} has no tokenizer file: accepted are {', '.join(VOCABULARIES)}")
     return Source(name, folder, index, weights)
 
 
@@ -175,20 +175,20 @@ def _networks(source: Source) -> Iterator[tuple[str, type]]:
 
 
 def class_of(library: str, kind: str, name: str) -> type:
-    """Raises ExportError for a class that the installed libraries do not have."""
+    """The class of a part; raises ExportError if the installed libraries do not have it."""
     try:
         module = diffusers if library == "diffusers" else importlib.import_module(library)
         found: type = getattr(module, kind)
         return found
     except (ImportError, AttributeError) as error:
-        raise ExportError(f"{name} needs {library}.{kind}, which is not installed here") from error
+        raise ExportError(f"{name} needs {library}.{kind}, which the installed {library} does not have") from error
 
 
 def find_weights(folder: Path, part: str) -> Weights:
-    """The weights of a part, whatever variant they are saved in.
+    """The weights of a part, in whichever variant they are saved.
 
     Raises:
-        ExportError: there are none, they are pickled only, or a shard is missing or not whole.
+        ExportError: there are none, there are only pickles, or a shard is missing or incomplete.
     """
     place = folder / part
     if not place.is_dir():
@@ -204,8 +204,8 @@ def find_weights(folder: Path, part: str) -> Weights:
                 return _whole(Weights((single,), None, variant))
     pickled = [path.name for path in sorted(place.iterdir()) if path.suffix in PICKLED]
     if pickled:
-        raise ExportError(f"{place} holds its weights as pickles only ({pickled[0]}): accepted are safetensors")
-    raise ExportError(f"{place} holds no weights: accepted is {BASES[0]}.safetensors, or {BASES[1]}.safetensors")
+        raise ExportError(f"{place} has its weights only as pickles ({pickled[0]}): accepted are safetensors")
+    raise ExportError(f"{place} has no weights: accepted is {BASES[0]}.safetensors or {BASES[1]}.safetensors")
 
 
 def _other_variants(place: Path) -> list[str]:
@@ -217,16 +217,16 @@ def _whole(weights: Weights) -> Weights:
     for file in weights.files:
         if not file.is_file():
             assert weights.index is not None
-            raise ExportError(f"{file} is missing, though {weights.index.name} names it")
+            raise ExportError(f"{file} is missing, although {weights.index.name} names it")
         header(file)
     return weights
 
 
 def header(file: Path) -> dict[str, dict[str, Any]]:
-    """Type, shape and place of each tensor in a safetensors file, which is not read.
+    """Type, shape and offsets of each tensor in a safetensors file; the tensors are not read.
 
     Raises:
-        ExportError: it is none, or it ends too early.
+        ExportError: it is not such a file, or it is incomplete.
     """
     try:
         with file.open("rb") as opened:
@@ -235,16 +235,16 @@ def header(file: Path) -> dict[str, dict[str, Any]]:
                 raise ValueError("its header is longer than the file")
             rows: dict[str, dict[str, Any]] = json.loads(opened.read(length))
     except (struct.error, ValueError, MemoryError) as error:
-        raise ExportError(f"{file} is no safetensors file, or not whole: {error}") from error
+        raise ExportError(f"{file} is not a safetensors file, or is incomplete: {error}") from error
     rows.pop("__metadata__", None)
     end = max((row["data_offsets"][1] for row in rows.values()), default=0)
     if 8 + length + end > file.stat().st_size:
-        raise ExportError(f"{file} is not whole: it ends {8 + length + end - file.stat().st_size} bytes early")
+        raise ExportError(f"{file} is incomplete: its last {8 + length + end - file.stat().st_size} bytes are missing")
     return rows
 
 
 def is_pointer(file: Path) -> bool:
-    """Whether Git LFS has left a pointer in place of the file."""
+    """Whether the file is a Git LFS pointer."""
     if file.stat().st_size > 1024:
         return False
     with file.open("rb") as opened:
@@ -252,10 +252,10 @@ def is_pointer(file: Path) -> bool:
 
 
 def hollow_pipeline(source: Source) -> Any:
-    """The pipeline with networks on ``meta``: everything but the weights, which no memory is taken for.
+    """The pipeline with networks on ``meta``: everything but the weights, for which no memory is allocated.
 
     Raises:
-        ExportError: a part's own files cannot be read; names the part.
+        ExportError: a part's files cannot be read; the message names the part.
     """
     parts: dict[str, Any] = {name: None for name, value in source.index.items() if value == [None, None]}
     parts |= {name: value for name, value in source.index.items() if not name.startswith("_") and name not in parts}

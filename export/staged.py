@@ -1,6 +1,6 @@
 """A student in three graphs (text encoders, one step, decoder); the loop over the steps stays outside.
 
-So one set of files serves every step count, and a step can be seen and stopped.
+So one set of files serves every step count, and a call can be watched and stopped between steps.
 Legend: B images or videos, C latent channels, H x W latent cells, L tokens, E token features, P pooled features.
 """
 
@@ -25,17 +25,17 @@ def resized(model: Family, student: Student, size: Size) -> Student:
     """The student at another size.
 
     Raises:
-        ExportError: the family cannot draw it.
+        ExportError: the family does not support it.
     """
     try:
         latents = model.geometry(*size)
     except SizeError as error:
-        raise ExportError(f"{size_name(size)} is no size of {student.family}: {error}") from error
+        raise ExportError(f"{size_name(size)} is not a size of the family {student.family}: {error}") from error
     return at_size(student, size, (latents.height, latents.width))
 
 
 def staged_parts(model: Family, student: Student, tokens: PromptTokens, sizes: Sequence[Size] = ()) -> dict[str, Part]:
-    """What is to be exported, by stage; ``model`` is the student's in float32, ``sizes`` those beside its own."""
+    """The parts to export, by stage; ``model`` is the student's in float32, ``sizes`` are those beside its own."""
     t5 = getattr(model, model.encoders[-1])
     if t5 is not None:
         t5.set_attn_implementation("eager")  # T5's sdpa has not always decomposed

@@ -1,4 +1,4 @@
-"""Finished stages, kept by what they were made from: an interrupted export goes on, and runtimes share graphs."""
+"""Stores finished stages by what they were made from, so that an export can resume and runtimes share graphs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def versions() -> dict[str, str]:
 
 
 def key_of(facts: object, code: Sequence[str] = TRACED) -> str:
-    """sha256 of what a graph is made from: these facts, the libraries, and the code that makes it."""
+    """sha256 of what a graph is made from: these facts, the libraries, and the exporting code."""
     here = Path(__file__).parent
     recipe = {name: sha256(here / name) for name in code}
     return hashlib.sha256(json.dumps([facts, versions(), recipe], sort_keys=True).encode()).hexdigest()
@@ -39,7 +39,7 @@ def key_of(facts: object, code: Sequence[str] = TRACED) -> str:
 
 @dataclass(frozen=True)
 class Stored:
-    """A graph's file, its key, and whether it was there already."""
+    """A graph's file, its key, and whether it already existed."""
 
     path: Path
     key: str
@@ -47,7 +47,7 @@ class Stored:
 
 
 class Store:
-    """Graphs of one bundle: those of its finished runtimes, and those of an export under way."""
+    """The graphs of one bundle: those of its finished runtimes, and those of an export in progress."""
 
     def __init__(self, bundle: Path, fresh: bool = False) -> None:
         self._runtimes = bundle / RUNTIMES
@@ -57,7 +57,7 @@ class Store:
         self._finished = {} if fresh else self._read_finished()
 
     def find(self, key: str) -> Path | None:
-        """A whole file of this key, or None."""
+        """A complete file with this key, or None."""
         path = self._work / f"{key}.onnx"
         if path.is_file() and _is_whole(path):
             return path
@@ -67,7 +67,7 @@ class Store:
         return folder / graph.file if sha256(folder / graph.file) == graph.sha256 else None
 
     def get(self, key: str, write: Callable[[Path], None]) -> Stored:
-        """The file of this key, made by ``write`` if it is not there."""
+        """The file with this key, made by ``write`` if it does not exist."""
         if found := self.find(key):
             return Stored(found, key, reused=True)
         self._work.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class Store:
         return Stored(path, key, reused=False)
 
     def clear(self) -> None:
-        """Forget what is under way."""
+        """Remove the graphs of an export in progress."""
         shutil.rmtree(self._work, ignore_errors=True)
 
     def _read_finished(self) -> dict[str, tuple[Path, Graph]]:
@@ -91,7 +91,7 @@ class Store:
 
 
 def link_graph(stored: Path, target: Path) -> None:
-    """The same file, and its weights if they lie beside it, under another name; not copied where that can be had."""
+    """Link the file, and its weights if they are stored beside it, under another name; see ``link``."""
     for suffix in ("", ".data"):
         source = stored.with_name(stored.name + suffix)
         if source.is_file():
@@ -99,7 +99,7 @@ def link_graph(stored: Path, target: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """A second name of a file, or a copy where the file system has none."""
+    """Hard-link a file, or copy it where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:

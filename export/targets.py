@@ -1,7 +1,7 @@
-"""What a student can be compiled to; export/select.py lists them all.
+"""What a student can be compiled to; export/select.py lists all targets.
 
-A target says which precisions it has in which form, why it cannot be made here, what a graph of float32 becomes for
-it, and how that is opened to be proven.
+A target defines its precisions and forms, why it is not available here, how it converts a float32 graph, and how the
+result is opened for the proof.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ AROUND = {"fp8": "bf16"}  # the precision of all that is not quantised
 
 @dataclass(frozen=True)
 class Converted:
-    """What became of a graph: its file, and the file that stands for it in the proof, where no CPU runs it."""
+    """The converted graph: its file, and the file that is used in the proof, which differs if no CPU can run it."""
 
     file: Path
     proof: Path
@@ -44,7 +44,7 @@ class Target(Protocol):
     def name(self) -> str: ...
     @property
     def precisions(self) -> Mapping[str, tuple[str, ...]]:
-        """The forms of each, the default precision first."""
+        """The forms of each precision, the default precision first."""
         ...
 
     def refuse(self, request: Request) -> str | None: ...
@@ -58,22 +58,23 @@ class Target(Protocol):
 def check_request(target: Target, form: str, precision: str, family: str) -> None:
     """Raises ExportError for what this target does not have."""
     if form not in FORMS:
-        raise ExportError(f"form is {form!r}: accepted is {', '.join(FORMS)}")
+        raise ExportError(f"form is {form!r}: accepted are {', '.join(FORMS)}")
     if precision not in target.precisions:
-        raise ExportError(f"precision is {precision!r}: {target.name} has {', '.join(target.precisions)}")
+        accepted = ", ".join(target.precisions)
+        raise ExportError(f"precision is {precision!r}: accepted for {target.name} are {accepted}")
     if form not in target.precisions[precision]:
         forms = ", ".join(target.precisions[precision])
         raise ExportError(f"{target.name} in {precision} has no {form} form: accepted is {forms}")
     families = FUSED_FAMILIES if form == "fused" else STAGED_FAMILIES
     if family not in families:
-        raise ExportError(f"cannot export the family {family!r} in {form} form: accepted is {', '.join(families)}")
+        raise ExportError(f"cannot export the family {family!r} in {form} form: accepted are {', '.join(families)}")
 
 
 @dataclass(frozen=True)
 class Onnx:
-    """Graphs for ONNX Runtime; bfloat16 and fp8 ones are for TensorRT (no CPU kernel).
+    """Graphs for ONNX Runtime; bfloat16 and fp8 ones are for TensorRT (there are no CPU kernels).
 
-    The narrow ones are proven on a CPU with each result rounded.
+    The narrow ones are verified on a CPU with each result rounded.
     """
 
     name: str = "onnx"
@@ -88,7 +89,7 @@ class Onnx:
         return f"{self.name}-{request.form}-{request.precision}"
 
     def convert(self, request: Request, stage: str, graph: Path, target: Path) -> Converted:
-        """A graph of float32 in this precision; the int8 step is made by ``export.compile``, which has its inputs."""
+        """A float32 graph in this precision; the int8 step is made by ``export.compile``, which has its inputs."""
         return narrowed(request, stage, graph, target.with_suffix(".onnx"))
 
     def opener(self, request: Request) -> Opener | None:
@@ -105,7 +106,7 @@ class Onnx:
 
 @dataclass(frozen=True)
 class OpenVino:
-    """The float32 graphs, computed by OpenVINO on a CPU in float32 or, by a hint, in bfloat16."""
+    """The float32 graphs, computed by OpenVINO on a CPU in float32 or, with a hint, in bfloat16."""
 
     name: str = "openvino"
     precisions: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"bf16": FORMS, "fp32": FORMS})
@@ -133,13 +134,13 @@ class OpenVino:
 
 
 def reasons(precision: str) -> dict[str, str]:
-    """What is kept in a higher precision, and why: for the manifest."""
+    """What stays in a higher precision and why, for the manifest."""
     quantised = NOT_QUANTISED if precision in EIGHT_BITS else {}
     return {**float32_reasons(AROUND.get(precision, precision)), **quantised}
 
 
 def narrowed(request: Request, stage: str, graph: Path, target: Path) -> Converted:
-    """The graph in the request's narrow type, or as it is where this stage stays float32."""
+    """The graph in the request's narrow type, or unchanged if this stage stays float32."""
     precision = AROUND.get(request.precision, request.precision)
     if precision not in FLOAT32_STAGES or stage in FLOAT32_STAGES[precision]:
         link_graph(graph, target)

@@ -22,7 +22,7 @@ SUFFIX = ".engine"
 
 @dataclass(frozen=True)
 class TensorRT:
-    """``name`` is the library: tensorrt needs a GPU to build, tensorrt_rtx builds without one, unproven then."""
+    """``name`` is the library: tensorrt needs a GPU to build; tensorrt_rtx builds without one, but unverified."""
 
     name: str
     precisions: Mapping[str, tuple[str, ...]] = field(
@@ -30,22 +30,22 @@ class TensorRT:
     )
 
     def refuse(self, request: Request) -> str | None:
-        """The library, and for ``tensorrt`` the GPU: constructing its objects without a driver crashes at exit."""
+        """A missing library or, for ``tensorrt``, GPU: its objects crash the process at exit without a driver."""
         if reason := missing_library(self.name):
             return reason
         gpu, why_not = find_gpu()
         if gpu is None and self.name == "tensorrt":
-            return f"tensorrt builds for the GPU of the machine, and {why_not}"
+            return f"tensorrt builds for the machine's GPU, and {why_not}"
         return None
 
     def folder(self, request: Request) -> str:
-        """``tensorrt-staged-bf16-h100-80gb-hbm3-11.4.0``: it runs on that GPU with that library."""
+        """``tensorrt-staged-bf16-h100-80gb-hbm3-11.4.0``: an engine runs only on that GPU with that library."""
         gpu, _ = find_gpu()
         where = f"{gpu.slug if gpu else ANY_GPU}-{library_version(self.name)}"
         return f"{self.name}-{request.form}-{request.precision}-{where}"
 
     def convert(self, request: Request, stage: str, graph: Path, target: Path) -> Converted:
-        """The narrow graph, then its engine, built in a process of its own."""
+        """Make the narrow graph, then its engine, in a separate process."""
         onnx = target.with_name(f".{stage}.source.onnx")
         made = narrowed(request, stage, graph, onnx)
         plan = target.with_suffix(SUFFIX)
@@ -75,7 +75,7 @@ class TensorRT:
         )
 
     def opener(self, request: Request) -> Opener | None:
-        """None without a GPU: then nothing can be proven, and the runtime is refused until it is."""
+        """None without a GPU: then nothing can be verified, and serving refuses the runtime until it is."""
         if find_gpu()[0] is None:
             return None
         from student.runtimes.tensorrt import open_engine
@@ -86,7 +86,7 @@ class TensorRT:
         return reasons(precision)
 
     def requires(self, request: Request) -> dict[str, str]:
-        """The machine and the library that the plan runs with; a portable one is not bound to one GPU."""
+        """The machine and the library that the engine needs; a portable one is not bound to one GPU."""
         found = facts() | {self.name: library_version(self.name)}
         if request.engine.portable:
             found = {name: value for name, value in found.items() if name not in ("gpu", "compute_capability")}
@@ -94,6 +94,6 @@ class TensorRT:
 
 
 def profiles(batches: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
-    """One for each last batch size, from behind the one before it: (1, 2, 4, 8) -> 1, 2, 3-4, 5-8."""
+    """One profile for each last batch size, starting after the one before: (1, 2, 4, 8) -> 1, 2, 3-4, 5-8."""
     ordered = sorted(set(batches))
     return tuple((before + 1, last, last) for before, last in zip([0, *ordered], ordered, strict=False))

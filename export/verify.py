@@ -1,7 +1,7 @@
-"""The proof of an export: the compiled form draws and scores what torch does in float32.
+"""The proof of an export: the compiled form gives the pictures and scores of torch in float32.
 
-Three checks, each of which catches what the others may miss: every stage fed what torch's own was fed, whole pictures
-against diffusers' own loop, and the paired change of the rewards.
+Three checks, each of which catches what the others may miss: every stage on the inputs of torch's own stage, whole
+pictures against diffusers' own loop, and the paired change of the rewards.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Most that is accepted of each.
+    """The accepted limits.
 
-    ``stage``: relative norm of a stage's answer, fed what torch's stage was fed. ``image``: absolute difference of one
-    value of a picture in [0, 1]; ``psnr_db``: floor over all pictures; ``picture_db``: floor of every single one, so
-    that a broken picture among good ones is seen. ``reward``: fall of the mean paired reward, in
-    the teacher's deviations. ``score``: difference of one standardised score of a compiled scorer.
+    ``stage``: relative norm of a stage's error on the inputs of torch's stage. ``image``: absolute difference of one
+    value of a picture in [0, 1]; ``psnr_db``: lower limit over all pictures; ``picture_db``: lower limit for every
+    single one, so that a broken picture among good ones is noticed. ``reward``: fall of the mean paired reward, in
+    standard deviations of the teacher. ``score``: difference of one standardised score of a compiled scorer.
     """
 
     stage: float
@@ -92,7 +92,7 @@ def prove(
     """All three checks at every trained step count.
 
     Raises:
-        ExportError: one of them is beyond the tolerance; the message names the stage that drifted.
+        ExportError: one of them exceeds the tolerance; the message names the stage that drifted.
     """
     stages = stage_errors(graphs, pipe, student) if isinstance(graphs, StagedGraphs) else {}
     parity = {
@@ -131,13 +131,13 @@ def image_parity(
     )
     if failure := _failure(found, tolerance):
         where = _drift(stages or {}, tolerance) if isinstance(graphs, StagedGraphs) else ""
-        where = where or "a fused graph shows no stages: export it with --form staged to see which one drifts"
+        where = where or "a fused graph has no stages to compare: export it with --form staged to see which one drifts"
         raise ExportError(f"the images of {steps} steps {failure}; {where}; nothing was written")
     return found
 
 
 def stage_errors(graphs: StagedGraphs, pipe: Any, student: Student) -> dict[str, StageError]:
-    """Each stage against torch's, fed what torch's was; the step's at every sigma of the longest schedule."""
+    """Each stage against torch's on the same inputs; the step stage at every sigma of the longest schedule."""
     model = family_of_student(pipe, student)
     prompts, steps = PROMPTS[: BATCHES[1]], max(student.steps)
     ids = [torch.from_numpy(part) for part in graphs.tokens.encode(prompts)]
@@ -163,7 +163,7 @@ def stage_errors(graphs: StagedGraphs, pipe: Any, student: Student) -> dict[str,
 
 
 def difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
-    """Largest absolute difference, and infinity where a value is not a number or the shapes differ."""
+    """The largest absolute difference, or infinity if a value is not finite or the shapes differ."""
     if ours.shape != theirs.shape:
         return float("inf")
     gap = np.abs(ours.astype(np.float64) - theirs)
@@ -171,7 +171,7 @@ def difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
 
 
 def relative_norm(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
-    """``|ours - theirs| / |theirs|``, and infinity where that is no number or the shapes differ."""
+    """``|ours - theirs| / |theirs|``, or infinity if that is not finite or the shapes differ."""
     if ours.shape != theirs.shape:
         return float("inf")
     reference = theirs.astype(np.float64)
@@ -181,7 +181,7 @@ def relative_norm(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> flo
 
 
 def psnr_db(pairs: Sequence[Pair]) -> float:
-    """Of values in [0, 1], over all pictures together; 0 where the shapes differ or a value is no number."""
+    """The PSNR of values in [0, 1] over all pictures together; 0 if the shapes differ or a value is not finite."""
     if any(ours.shape != theirs.shape for ours, theirs in pairs):
         return 0.0
     squares = np.concatenate([np.square(ours.astype(np.float64) - theirs).ravel() for ours, theirs in pairs])
@@ -216,25 +216,24 @@ def _stage_error(pairs: Sequence[Pair], per_step: bool) -> StageError:
 
 
 def _failure(found: Parity, tolerance: Tolerance) -> str:
-    """What is beyond the tolerance, or nothing."""
+    """What exceeds the tolerance, or an empty string."""
     if not max(found.max_abs.values()) <= found.tolerance:
         figures = ", ".join(f"{value:.2g} at batch {batch}" for batch, value in found.max_abs.items())
         return f"differ from torch by {figures}: accepted is {found.tolerance:g}"
     if tolerance.psnr_db is not None and found.psnr_db is not None and not found.psnr_db >= tolerance.psnr_db:
-        return f"have {found.psnr_db:.1f} dB of PSNR against torch's: accepted is {tolerance.psnr_db:g} or more"
+        return f"have a PSNR of {found.psnr_db:.1f} dB against torch's: accepted is {tolerance.psnr_db:g} or more"
     if tolerance.picture_db is not None and found.picture_db is not None and found.picture_db < tolerance.picture_db:
-        return (
-            f"have {found.picture_db:.1f} dB of PSNR in the worst picture: accepted is {tolerance.picture_db:g} or more"
-        )
+        figure = f"{found.picture_db:.1f} dB in the worst picture"
+        return f"have a PSNR of {figure}: accepted is {tolerance.picture_db:g} or more"
     for name, change in found.reward.items():
         if not change.mean >= -tolerance.reward:
             figure = f"{change.mean:+.3f} ± {change.error:.3f}"
-            return f"change the reward {name} by {figure}: accepted is a fall of {tolerance.reward:g}"
+            return f"change the reward {name} by {figure}: accepted is a fall of at most {tolerance.reward:g}"
     return ""
 
 
 def _drift(stages: Mapping[str, StageError], tolerance: Tolerance) -> str:
-    """Which stage left torch's path first, in the order that they run."""
+    """The first stage, in the order of computation, that differs from torch."""
     for name in STAGES:
         if name not in stages or stages[name].relative <= tolerance.stage:
             continue

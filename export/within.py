@@ -1,6 +1,6 @@
-"""How the scores of a student's pictures differ within a prompt, measured on its own pictures and kept in the bundle.
+"""Measures how the scores of a student's own pictures vary within a prompt, and stores that in the bundle.
 
-Every prompt's scores are kept as soon as they are known, so that an interrupted measurement goes on where it was.
+Every prompt's scores are stored as soon as they are known, so that an interrupted measurement resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Rows = dict[tuple[int, str], dict[str, list[float]]]
 
 
 def add_within_prompt(bundle: Path, prompts: Sequence[str], seeds: int, runtime: str, threads: int) -> Student:
-    """Measure, at each step count and the student's own size, ``seeds`` pictures of each prompt by all its scorers.
+    """Measure ``seeds`` pictures of each prompt with all scorers, at each step count and the student's own size.
 
     Raises:
-        ExportError, BundleError: it has no scorer that runs here, or too few prompts or pictures are asked for.
+        ExportError, BundleError: no scorer runs here, or there are too few prompts or pictures.
     """
     if len(prompts) < 2 or seeds < 2:
         raise ExportError(f"{len(prompts)} prompts and {seeds} seeds: accepted are two or more of both")
@@ -55,7 +55,7 @@ def add_within_prompt(bundle: Path, prompts: Sequence[str], seeds: int, runtime:
 
 
 def _scores(runtime: Runtime, steps: int, prompt: str, seeds: int) -> dict[str, list[float]]:
-    """Standardised scores by scorer of so many pictures of one prompt."""
+    """Standardised scores of ``seeds`` pictures of one prompt, by scorer."""
     scores: dict[str, list[float]] = {}
     for first in range(0, seeds, runtime.max_batch):
         part = range(FIRST_SEED + first, FIRST_SEED + min(first + runtime.max_batch, seeds))
@@ -76,7 +76,7 @@ def _measured(rows: Rows, steps: int, prompts: Sequence[str]) -> WithinPrompt:
 
 
 def _read(kept: Path, about: dict[str, object]) -> Rows:
-    """The scores of an interrupted measurement of the same; a torn last line is as if it were not there."""
+    """The scores of an interrupted measurement with the same settings; an incomplete last line is ignored."""
     rows: list[list[object]] = []
     for line in kept.read_text("utf-8").splitlines() if kept.is_file() else ():
         try:

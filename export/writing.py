@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Atomic writing of files and folders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write, flush to disk, rename."""
+    """Write a file, flush it to disk, and rename it to ``path``."""
     unfinished = path.with_name(f".{path.name}.part")
     with unfinished.open("wb") as file:
         file.write(data)
@@ -21,7 +21,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new empty folder to fill, which takes the place of ``folder`` at the end, and is gone after an exception."""
+    """A new empty folder to fill, which replaces ``folder`` at the end and is removed after an exception."""
     unfinished = folder.with_name(f".{folder.name}.part")
     former = folder.with_name(f".{folder.name}.old")
     for left_over in (unfinished, former):

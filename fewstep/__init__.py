@@ -1,4 +1,4 @@
-"""The Python client: ``fewstep.Client`` and ``fewstep.AsyncClient``. Nothing is loaded before it is asked for."""
+"""The Python client: ``fewstep.Client`` and ``fewstep.AsyncClient``, imported on first use."""
 
 from __future__ import annotations
 

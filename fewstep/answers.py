@@ -1,4 +1,4 @@
-"""What the service answers, typed. Fields that a newer service adds are kept, not refused."""
+"""The service's responses as types. Fields that a newer service adds are kept, not refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Lenient(BaseModel):
 
 
 class Candidate(Lenient):
-    """One picture that was drawn for an image; the one of ``rank`` 1 was kept."""
+    """One picture that was generated for an image; the one with ``rank`` 1 was kept."""
 
     seed: int
     steps: int
@@ -33,7 +33,7 @@ class Candidate(Lenient):
 
 
 class Floor(Lenient):
-    """The floor that was asked for (``min_reward``, ``asked_score``), and the one in effect, which load may lower."""
+    """The requested floor (``min_reward``, ``asked_score``), and the one in effect, which load may lower."""
 
     scorer: str
     min_reward: float | str
@@ -44,11 +44,11 @@ class Floor(Lenient):
 
 
 class Picture(Lenient):
-    """One image, or one video: then ``num_frames`` and ``fps`` say how long it is.
+    """One image, or one video, which also has ``num_frames`` and ``fps``.
 
-    ``reward`` is the standardised score by scorer, 0 being the teacher's mean; of a video the mean of its frames', of
-    which ``worst_frame`` has the lowest, ``reward_worst``. If it was chosen (``best_of``, ``min_reward``): ``reported``
-    are its scores by the scorers that did not choose it, ``candidates`` all that was drawn for it.
+    ``reward`` is the standardised score by scorer (0 is the teacher's mean); for a video the mean over its frames, of
+    which ``worst_frame`` has the lowest, ``reward_worst``. If it was chosen (``best_of``, ``min_reward``), ``reported``
+    are its scores by the scorers that did not choose it, and ``candidates`` are all pictures generated for it.
     """
 
     seed: int
@@ -72,10 +72,10 @@ class Picture(Lenient):
         """The bytes of the image file.
 
         Raises:
-            WrongUse: the answer holds an address instead; ``Client.image`` fetches it.
+            WrongUse: the answer has an address instead; ``Client.image`` fetches it.
         """
         if self.b64_json is None:
-            raise WrongUse("This answer holds the picture's address, not its bytes.")
+            raise WrongUse("This answer has the picture's address, not its bytes: fetch it with Client.image.")
         return base64.b64decode(self.b64_json)
 
     def save(self, path: str | Path) -> Path:
@@ -86,7 +86,7 @@ class Picture(Lenient):
 
 
 class Timings(Lenient):
-    """Where the time went, in seconds."""
+    """The time of each stage, in seconds."""
 
     queue_s: float
     inference_s: float
@@ -113,7 +113,7 @@ class Answer(Lenient):
 
 
 class QueuePlace(Lenient):
-    """``position`` jobs come before; they take about ``predicted_wait_s`` (0: not known yet)."""
+    """``position`` jobs are ahead; they take about ``predicted_wait_s`` (0: not known yet)."""
 
     position: int
     predicted_wait_s: float
@@ -127,7 +127,7 @@ class Problem(Lenient):
 
 
 class Job(Lenient):
-    """A job at any time of its life. Times are Unix times in seconds; ``key`` is shown to keys with scope admin."""
+    """A job in any state. Times are Unix times in seconds; ``key`` is shown to keys with the scope admin."""
 
     id: str
     status: Status
@@ -158,7 +158,7 @@ class Job(Lenient):
 
     @property
     def final(self) -> bool:
-        """Whether it has ended, well or not."""
+        """Whether it has ended, successfully or not."""
         return self.status in FINAL
 
 
@@ -170,7 +170,7 @@ class Jobs(Lenient):
 
 
 class Feedback(Lenient):
-    """What a service has noted of an image; ``trains``: its prompt may train later students."""
+    """The recorded feedback on an image; ``trains``: its prompt may train later students."""
 
     id: str
     image: int
@@ -185,7 +185,7 @@ class Model(Lenient):
 
 
 class Models(Lenient):
-    """What is served."""
+    """The served models."""
 
     data: list[Model]
 
@@ -193,7 +193,7 @@ class Models(Lenient):
 class Event(Lenient):
     """One server-sent event of a job's life: queued, started, progress (of videos), image_generation.partial_image,
     image_generation.completed, done or error, and scored where that comes later. ``number`` is fixed for each event of
-    a job; news of a job's place in the queue and of its progress have none."""
+    a job; updates of a job's place in the queue and of its progress have none."""
 
     name: str
     number: int | None
@@ -201,6 +201,6 @@ class Event(Lenient):
 
     @property
     def picture(self) -> bytes | None:
-        """The bytes of the image that came with it, finished or not, if one did."""
+        """The bytes of the image that came with the event, finished or not; None if none did."""
         encoded = self.data.get("b64_json")
         return base64.b64decode(encoded) if isinstance(encoded, str) else None

@@ -1,4 +1,4 @@
-"""The command line ``fewstep``: one file for each command in ``fewstep/commands``."""
+"""The command line ``fewstep``; each command has its own file in ``fewstep/commands``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ CANNOT_PRINT = 1
 INTERRUPTED = 130
 EPILOG = (
     "Exit codes: 0 success, 1 cannot start or print, 2 wrong usage, 3 refused, 4 key missing or not allowed, "
-    "5 not found, 6 busy, 7 too late, 8 no picture, 9 unreachable, 130 interrupted."
+    "5 not found, 6 busy, 7 timed out, 8 no picture, 9 unreachable, 130 interrupted."
 )
 
 
 class Sentences(TyperGroup):
-    """A group whose commands may raise a FewstepError: it is printed as one sentence and becomes the exit code."""
+    """A group whose commands may raise a FewstepError, which is printed as one sentence and gives the exit code."""
 
     def main(self, *arguments: Any, **settings: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _print_anything(stream: TextIO) -> None:
-    """A character that the terminal's encoding lacks is printed as a question mark."""
+    """Print characters that the terminal's encoding lacks as question marks."""
     with suppress(AttributeError, ValueError):
         stream.reconfigure(errors="replace")  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""The client for programs that wait."""
+"""The synchronous client."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ TIMEOUT_S = 120.0
 class Client:
     """A service's client; it may be shared by threads.
 
-    ``url`` and ``api_key`` come from FEWSTEP_URL and FEWSTEP_API_KEY if they are not given. ``timeout_s`` is how long
-    an answer may take (longer if a request's own ``timeout_s`` says so). Every method raises ``FewstepError``.
+    ``url`` and ``api_key`` default to FEWSTEP_URL and FEWSTEP_API_KEY. ``timeout_s`` is how long an answer may take
+    (longer if a request's own ``timeout_s`` says so). Every method raises ``FewstepError``.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class Client:
         self._http.close()
 
     def generate(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> Answer:
-        """Draw images and wait for them. A call that is tried again never draws twice."""
+        """Generate images and wait for them. A retried call never generates twice."""
         return self._run(protocol.generate(prompt, options, idempotency_key, self._retries))
 
     def submit(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> Job:
-        """Ask for images and do not wait for them; see ``wait``, ``events`` and ``image``."""
+        """Request images without waiting for them; see ``wait``, ``events`` and ``image``."""
         return self._run(protocol.submit(prompt, options, idempotency_key, self._retries))
 
     def stream(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> Iterator[Event]:
-        """Ask for images and watch: the events of the job, with previews of unfinished images if ``partial_images``
-        says so."""
+        """Request images and watch: the events of the job, with previews of unfinished images if ``partial_images``
+        is set."""
         yield from self.events(self.submit(prompt, idempotency_key=idempotency_key, **options).id)
 
     def job(self, id: str) -> Job:
@@ -67,22 +67,22 @@ class Client:
         return self._run(protocol.job(id, self._retries))
 
     def jobs(self, limit: int = 20, *, status: Sequence[Status] = (), everybody: bool = False) -> list[Job]:
-        """Your own jobs that are still kept, newest first: those in one of these states, if any is named.
+        """Your own jobs that are still kept, newest first; with ``status``, only those in one of these states.
 
-        With ``everybody`` those of all keys; that needs a key with the scope admin.
+        With ``everybody``, those of all keys, which needs a key with the scope admin.
         """
         return self._run(protocol.jobs(limit, status, everybody, self._retries))
 
     def cancel(self, id: str) -> Job:
-        """Cancel a job, as often as you like; one that has ended stays as it is."""
+        """Cancel a job; repeating it does no harm, and a job that has ended stays as it is."""
         return self._run(protocol.cancel(id, self._retries))
 
     def feedback(self, id: str, word: Word, index: int = 0) -> Feedback:
-        """Say what became of an image of a job that is done: chosen, rejected or rerolled. The last word counts."""
+        """Report what became of an image of a finished job: chosen, rejected or rerolled. The last report counts."""
         return self._run(protocol.feedback(id, word, index, self._retries))
 
     def wait(self, id: str, timeout_s: float | None = None) -> Job:
-        """The job when it has ended, with images or without.
+        """Wait for the job to end, with images or without, and return it.
 
         Raises:
             TooLate: it has not ended after ``timeout_s``.
@@ -97,7 +97,7 @@ class Client:
         return job
 
     def image(self, id: str, index: int = 0) -> bytes:
-        """The file of one image of a job that is done."""
+        """The file of one image of a finished job."""
         return self._run(protocol.image(id, index, self._retries))
 
     def models(self) -> list[Model]:
@@ -105,11 +105,11 @@ class Client:
         return self._run(protocol.models(self._retries))
 
     def events(self, id: str, after: int | None = None) -> Iterator[Event]:
-        """A job's events after number ``after`` up to its end, each once, however often the connection breaks."""
+        """A job's events after number ``after`` until its end, each once, however often the connection breaks."""
         return self._follow(Following(id, self._retries, after))
 
     def operate(self, method: str, path: str, *, wait_s: float | None = None, **query: Any) -> dict[str, Any]:
-        """A call of the operator under ``admin/``, as ``/docs`` describes them: the JSON object of its answer.
+        """Call an operator's route under ``admin/`` (see ``/docs``); returns the JSON object of its response.
 
         ``wait_s`` is how long the service waits for its workers.
         """
@@ -120,7 +120,7 @@ class Client:
             try:
                 yield from self._events(following)
             except httpx.TransportError as error:
-                time.sleep(following.broken(Unreachable(f"The stream of events broke: {error}.")))
+                time.sleep(following.broken(Unreachable(f"The event stream broke off: {error}.")))
             except FewstepError as error:
                 time.sleep(following.broken(error))
 

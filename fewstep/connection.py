@@ -1,4 +1,4 @@
-"""Where the service is, who asks, and through which proxy: from arguments, else from the environment."""
+"""The service's address, the key and the proxy: from arguments, else from the environment."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Connection:
     timeout: httpx.Timeout
 
     def open(self, kind: type[H], **more: Any) -> H:
-        """A client of httpx for this service; ``more`` are its own arguments.
+        """An httpx client for this service; ``more`` are httpx's own arguments.
 
         Raises:
             WrongUse: a proxy or certificate variable of the environment cannot be used.
@@ -56,41 +56,41 @@ def connection(url: str | None, api_key: str | None, timeout_s: float) -> Connec
     """How to reach the service.
 
     Raises:
-        WrongUse: the address or the key cannot be one.
+        WrongUse: the address or the key is invalid.
     """
     address = (url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/").removesuffix(OPENAI_SUFFIX).rstrip("/")
     key = api_key or os.environ.get(KEY_VARIABLE)
     headers = {"User-Agent": USER_AGENT}
     if key is not None:
         if not (key.isascii() and key.isprintable()) or " " in key:
-            raise WrongUse("An API key has printable ASCII characters and no space.")
+            raise WrongUse("The API key is not one: accepted are printable ASCII characters without spaces.")
         headers["Authorization"] = f"Bearer {key}"
     timeout = httpx.Timeout(timeout_s, connect=CONNECT_S)
     return Connection(f"{address}/", headers, _proxy(_checked(address)), timeout)
 
 
 def _checked(address: str) -> httpx.URL:
-    """The parsed address of a service; what httpx would send to a nonsense place is refused here."""
+    """The parsed address of a service; an address that httpx would accept but that makes no sense is refused."""
     try:
         parsed = httpx.URL(address)
     except httpx.InvalidURL as error:
         raise WrongUse(f"{address} is not an address: {str(error).rstrip('.')}.") from None
     except UnicodeEncodeError:
-        raise WrongUse(f"{address!a} is not an address: it holds bytes that are not UTF-8 text.") from None
+        raise WrongUse(f"{address!a} is not an address: it contains bytes that are not UTF-8 text.") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise WrongUse(f"{address} is not an address: it must begin with http:// or https:// and name a host.")
     if not (_is_ip(parsed.host) or HOST_NAME.fullmatch(parsed.raw_host)):
-        raise WrongUse(f"{address} is not an address: {parsed.host!r} is not the name of a host.")
+        raise WrongUse(f"{address} is not an address: {parsed.host!r} is not a host name.")
     if parsed.port is not None and not 0 < parsed.port <= LARGEST_PORT:
         raise WrongUse(f"{address} is not an address: ports are 1 to {LARGEST_PORT}.")
     if parsed.query or parsed.fragment:
-        raise WrongUse(f"{address} is not the address of a service: leave out what follows the path.")
+        raise WrongUse(f"{address} is not the address of a service: leave out the query and the fragment.")
     return parsed
 
 
 def _proxy(address: httpx.URL) -> str | None:
-    """The proxy that the environment names for a host. The standard library's reading of NO_PROXY is used: httpx's own
-    refuses to start on entries such as ``[::1]``."""
+    """The environment's proxy for a host. NO_PROXY is read by the standard library, since httpx's own parser refuses
+    entries such as ``[::1]``."""
     names = (address.host, address.netloc.decode("ascii"))
     if _is_here(address.host) or any(proxy_bypass(name) for name in names):
         return None
@@ -100,7 +100,7 @@ def _proxy(address: httpx.URL) -> str | None:
 
 
 def _certificates(base_url: str) -> ssl.SSLContext | bool:
-    """What an https service is checked against; plain http needs none, so a broken variable does not matter there."""
+    """The certificates for an https service; plain http needs none, so a broken variable does not matter there."""
     if not base_url.startswith("https"):
         return False
     try:

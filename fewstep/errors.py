@@ -1,16 +1,16 @@
 """Everything that can go wrong with a call: one tree of exceptions, each with a one-sentence message.
 
 FewstepError
-├── WrongUse        the call itself makes no sense; nothing was sent
-├── Unreachable     no answer came: wrong address, no network, or the service is away
+├── WrongUse        the call itself is invalid; nothing was sent
+├── Unreachable     there was no answer: wrong address, no network, or the service is down
 ├── TooLate         a deadline passed: the service's (504) or the caller's own
 ├── JobFailed       the job was accepted but ended without images: failed, cancelled or expired
 └── ApiError        the service answered with an error
     ├── Refused     something is wrong with the request (400, 409, 413, 422); ``param`` names the field
-    ├── NotAllowed  the API key is missing, unknown, or may not do this (401, 403)
+    ├── NotAllowed  the API key is missing, unknown, or lacks the permission (401, 403)
     ├── NotFound    no such job, image, model or page (404)
-    ├── Busy        too much is waiting, a quota is used up, or a part is away (429, 502, 503)
-    └── ServerError the service could not do it (any other 5xx)
+    ├── Busy        the queue is full, a quota is used up, or a part is unavailable (429, 502, 503)
+    └── ServerError the service failed (any other 5xx)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 
 class FewstepError(Exception):
-    """``str(error)`` is one sentence; ``exit_code`` is what the command line ends with."""
+    """``str(error)`` is one sentence; ``exit_code`` is the command line's exit code."""
 
     exit_code = 1
 
@@ -45,7 +45,7 @@ class TooLate(FewstepError):
 
 
 class JobFailed(FewstepError):
-    """``code`` is the API's name of the reason."""
+    """``code`` is the API's code for the reason."""
 
     exit_code = 8
 
@@ -58,10 +58,10 @@ class JobFailed(FewstepError):
 
 
 class ApiError(FewstepError):
-    """An answer that is an error: HTTP ``status``, the API's ``code``, the wrong field in ``param`` (if one is).
+    """An error response: HTTP ``status``, the API's ``code``, and the wrong field in ``param``, if there is one.
 
-    ``retry_after_s`` is when the service asks to be called again, ``worth_retrying`` is false where it says that
-    another try would end the same, and ``request_id`` is the request's name in its log.
+    ``retry_after_s`` is the wait that the service asks for, ``worth_retrying`` is false if it says that a retry would
+    fail in the same way, and ``request_id`` identifies the request in its log.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A job's server-sent events, across connections that break: no network here, only a clock."""
+"""A job's server-sent events across broken connections: no network here, only a clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_CONTENT = 204
 
 
 class Parser:
-    """Lines of a stream become events (WHATWG HTML, 9.2.6): a blank line ends one; one that was cut off is dropped."""
+    """Parses a stream's lines into events (WHATWG HTML, 9.2.6): a blank line ends one; a cut-off one is dropped."""
 
     def __init__(self) -> None:
         self._name, self._number = "", ""
@@ -49,9 +49,9 @@ class Parser:
 
 
 class Following:
-    """How far a job's events have been seen, and what to do when their connection breaks.
+    """How far a job's events have been read, and what to do when the connection breaks.
 
-    With ``within_s`` it ends that long after its start, by ``TooLate``.
+    With ``within_s`` it raises ``TooLate`` that long after its start.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Following:
 
     @property
     def call(self) -> Call:
-        """The request that goes on where the last one broke.
+        """The request that continues where the last one broke off.
 
         Raises:
             TooLate: there is no time left.
@@ -83,11 +83,11 @@ class Following:
 
     @property
     def renew(self) -> bool:
-        """Whether this connection may stay silent beyond the end, so that a new one with less patience is due."""
+        """Whether this connection could stay silent beyond the deadline, so that one with a shorter timeout is due."""
         return not self.ended and self._left_s() < self._silence_s - RENEWED_S
 
     def opened(self, response: httpx.Response) -> None:
-        """The answer has begun; one that is an error has been read.
+        """Take note of a new response; the body of an error response has been read.
 
         Raises:
             FewstepError: it is an error.
@@ -101,7 +101,7 @@ class Following:
         """The event that a line of the stream completes, if it does.
 
         Raises:
-            JobFailed: it is the job's end, and there is no picture.
+            JobFailed: the job has ended without a picture.
         """
         event = self._parser.line(line)
         if event is None:
@@ -115,19 +115,19 @@ class Following:
         return event
 
     def closed(self) -> None:
-        """The stream has ended.
+        """Take note of the end of the stream.
 
         Raises:
-            Unreachable: before the job has.
+            Unreachable: it ended before the job.
         """
         if not self.ended and not self.renew:
-            raise Unreachable("The stream of events ended before the job did.")
+            raise Unreachable("The event stream ended before the job did.")
 
     def broken(self, error: FewstepError) -> float:
-        """After how long to connect again.
+        """How long to wait before connecting again, in seconds.
 
         Raises:
-            FewstepError: the error itself, if that is not worth it any more.
+            FewstepError: the error itself, if retrying is not worthwhile.
         """
         left_s = self._left_s()
         self._tried += 1

@@ -25,17 +25,17 @@ Url = Annotated[
 ]
 ApiKey = Annotated[
     str | None,
-    typer.Option("--api-key", help=f"Better given as the variable. [env var: {KEY_VARIABLE}]", show_default=False),
+    typer.Option("--api-key", help=f"Prefer the variable. [env var: {KEY_VARIABLE}]", show_default=False),
 ]
 AdminKey = Annotated[
     str | None,
     typer.Option("--api-key", help=f"A key with the scope admin. [env var: {KEY_VARIABLE}]", show_default=False),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, errors too (on standard error).", callback=_wants_json)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors too, on standard error.", callback=_wants_json)]
 
 
 def client(url: str | None, api_key: str | None) -> Client:
-    """A client for a command's options."""
+    """A client with a command's options."""
     return Client(url, api_key)
 
 

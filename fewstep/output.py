@@ -1,4 +1,4 @@
-"""What commands print: results on standard output, everything else on standard error."""
+"""The output of commands: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ def rewards(reward: dict[str, float]) -> str:
 
 
 def choice(picture: Picture) -> str:
-    """How a picture was chosen, in a few words; empty where it was not."""
+    """How a picture was chosen, in a few words; empty if it was not."""
     if picture.candidates is None:
         return ""
     below = ", below the floor" if picture.below_floor else ""
     count = len(picture.candidates)
-    drawn = f"best of {count}" if count > 1 else "drawn once"
+    drawn = f"best of {count}" if count > 1 else "the only candidate"
     return f"  ({picture.steps} steps, {drawn}{below})"
 
 
 def remarks(answer: Answer) -> list[str]:
-    """What else is to be known of an answer whose pictures were chosen."""
+    """Remarks on an answer whose pictures were chosen."""
     floor, lines = answer.floor, []
     if floor is not None and floor.lowered:
-        lines.append(f"The floor fell from {floor.asked_score:+.2f} to {floor.score:+.2f} under load.")
+        lines.append(f"Load lowered the floor from {floor.asked_score:+.2f} to {floor.score:+.2f}.")
     if answer.ended_by is not None:
-        lines.append(f"What was below the floor was not drawn again to the end: {answer.ended_by}.")
+        lines.append(f"Not every image below the floor was tried again: {answer.ended_by}.")
     return lines
 
 
@@ -91,4 +91,4 @@ def job_line(job: Job) -> str:
         what = "image" if job.progress is None else "video"
         count = f"{len(job.data)} {what}{'s' if len(job.data) != 1 else ''}"
         return f"{job.id} is done: {count} in {milliseconds(job.timings.total_s)}."
-    return f"{job.id} is {job.status}{', and is being cancelled' if job.cancelling else ''}."
+    return f"{job.id} is {job.status}{' and is being cancelled' if job.cancelling else ''}."

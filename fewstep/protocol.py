@@ -1,7 +1,7 @@
-"""The API without a network: what is sent, what an answer means, when to try again.
+"""The API without a network: requests, the meaning of responses, and retries.
 
-Each operation is a generator that yields calls and pauses and is given the answers; ``Client`` and ``AsyncClient``
-only carry them out, so that both do the same.
+Each operation is a generator that yields calls and pauses and receives the responses; ``Client`` and ``AsyncClient``
+only carry them out, so that both behave the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHOWN_CHARS = 200
 
 @dataclass(frozen=True)
 class Call:
-    """One HTTP request; ``patience_s`` is how long to wait for its answer (None: as usual)."""
+    """One HTTP request; ``patience_s`` is how long to wait for its response (None: the client's default)."""
 
     method: str
     path: str
@@ -46,7 +46,7 @@ class Call:
         """The same for httpx.
 
         Raises:
-            WrongUse: something in it cannot be sent at all.
+            WrongUse: something in it cannot be sent.
         """
         try:
             found: dict[str, Any] = {
@@ -81,7 +81,7 @@ Steps = Generator[Call | Pause, Outcome, T]
 
 
 def asked(call: Call, retries: Retries) -> Steps[httpx.Response]:
-    """The answer to a call, with more tries where they are worth it. It must be one that can be repeated.
+    """The response to a call, with retries where they are worthwhile. The call must be safe to repeat.
 
     Raises:
         FewstepError
@@ -108,7 +108,7 @@ def generate(prompt: str, options: Options, key: str | None, retries: Retries) -
 
 
 def submit(prompt: str, options: Options, key: str | None, retries: Retries) -> Steps[Job]:
-    """POST /generate, to be asked for later."""
+    """POST /generate without waiting."""
     call = _posting(prompt, options, key, {"Prefer": "respond-async"}, None)
     return read((yield from asked(call, retries)), Job)
 
@@ -155,7 +155,7 @@ def models(retries: Retries) -> Steps[list[Model]]:
 def operate(
     method: str, path: str, query: Mapping[str, Any], wait_s: float | None, retries: Retries
 ) -> Steps[dict[str, Any]]:
-    """A call of the operator, whose answer is a JSON object. Only one that reads is repeated.
+    """Call an operator's route, whose response is a JSON object. Only a call that reads is retried.
 
     ``wait_s`` is how long the service waits for its workers.
     """
@@ -169,10 +169,10 @@ def job_path(id: str, below: str = "") -> str:
     """The path of a job.
 
     Raises:
-        WrongUse: the id is empty, or is not text.
+        WrongUse: the id is empty or not text.
     """
     if not id:
-        raise WrongUse("A job's id is needed.")
+        raise WrongUse("The job's id is empty: accepted is the id of a job.")
     return f"jobs/{quoted(id)}{below}"
 
 
@@ -189,7 +189,7 @@ def quoted(part: str) -> str:
 
 
 def error_of(outcome: Outcome) -> FewstepError | None:
-    """The exception for a call's outcome, or None for a good answer."""
+    """The exception for a call's outcome, or None for a success."""
     if isinstance(outcome, httpx.Response):
         return None if outcome.is_success else api_error(outcome)
     if isinstance(outcome, httpx.TimeoutException) and not isinstance(outcome, httpx.ConnectTimeout):
@@ -199,7 +199,7 @@ def error_of(outcome: Outcome) -> FewstepError | None:
 
 
 def api_error(response: httpx.Response) -> ApiError:
-    """The exception for an answer that is an error; a proxy in between may have written it."""
+    """The exception for an error response, which may also come from a proxy in between."""
     try:
         body = response.json()
         detail = body["error"]
@@ -219,7 +219,7 @@ def api_error(response: httpx.Response) -> ApiError:
 
 
 def retry_after_s(header: str | None) -> float | None:
-    """What a Retry-After header says: seconds, or a date (RFC 9110, 10.2.3). None where it says nothing."""
+    """The seconds of a Retry-After header, which has seconds or a date (RFC 9110, 10.2.3); None if it has neither."""
     if header is None:
         return None
     if header.strip().isdecimal():
@@ -231,7 +231,7 @@ def retry_after_s(header: str | None) -> float | None:
 
 
 def read(response: httpx.Response, kind: type[M]) -> M:
-    """The typed answer.
+    """The response as a type.
 
     Raises:
         FewstepError: it is something else.
@@ -240,7 +240,7 @@ def read(response: httpx.Response, kind: type[M]) -> M:
         return kind.model_validate_json(response.content)
     except ValidationError:
         address = response.request.url
-        raise FewstepError(f"{address} did not answer as a fewstep service does; is the address right?") from None
+        raise FewstepError(f"The response of {address} is not a fewstep service's; is the address right?") from None
 
 
 def loads(text: str) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def loads(text: str) -> dict[str, Any]:
 
 
 def _where(failure: httpx.TransportError | None) -> str:
-    """Which host was asked, without the name and password that its address may hold."""
+    """The host that was called, without the user name and password that its address may contain."""
     try:
         asked_url = failure.request.url if failure is not None else None
     except RuntimeError:  # a failure without a request
@@ -262,17 +262,17 @@ def _where(failure: httpx.TransportError | None) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Why httpx or JSON would not take it, for whoever wrote it."""
+    """Why httpx or JSON would not accept it, for its author."""
     if isinstance(error, UnicodeEncodeError) and error.encoding == "ascii":
-        return "a header may hold only ASCII characters"
+        return "a header may contain only ASCII characters"
     if isinstance(error, UnicodeEncodeError):
-        return "it holds bytes that are not UTF-8 text"
-    return "it holds a number that is not finite" if isinstance(error, ValueError) else str(error)
+        return "it contains bytes that are not UTF-8 text"
+    return "it contains a number that is not finite" if isinstance(error, ValueError) else str(error)
 
 
 def _posting(
     prompt: str, options: Options, key: str | None, headers: Mapping[str, str], patience_s: float | None
 ) -> Call:
-    """With a key of its own, so that a second try finds the first one's job instead of drawing again."""
+    """The call, with its own idempotency key, so that a retry finds the first try's job instead of generating again."""
     keyed = {KEY_HEADER: key or secrets.token_hex(16), **headers}
     return Call("POST", "generate", body_of(prompt, options), keyed, patience_s=patience_s)

@@ -1,4 +1,4 @@
-"""What can be asked for: the fields of POST /generate under their own names."""
+"""The fields of a request, by their names in POST /generate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 
 
 class Options(TypedDict, total=False):
-    """Everything besides the prompt. What is left out, or None, is the service's choice; see its /docs."""
+    """Everything besides the prompt. The service chooses what is left out or None; see its /docs."""
 
     negative_prompt: str | None
     num_inference_steps: int | None

@@ -1,4 +1,4 @@
-"""When a call is worth another try, and after how long."""
+"""When to retry a call, and after how long."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fewstep.errors import Busy, FewstepError, Unreachable
 
 @dataclass(frozen=True)
 class Retries:
-    """``tries`` in all; pauses double from ``first_pause_s`` on, with jitter, unless the service says how long.
+    """``tries`` in all; pauses double from ``first_pause_s``, with jitter, unless the service says how long to wait.
 
-    A service that asks for more than ``longest_pause_s`` is called again after that; but not at all if the tries that
-    are left would all come too early (a quota that is used up for an hour).
+    If the service asks for more than ``longest_pause_s``, it is called again after that, but not at all if all
+    remaining tries would come too early (a quota that is used up for an hour).
     """
 
     tries: int = 4

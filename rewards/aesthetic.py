@@ -24,7 +24,7 @@ HEAD = Published(
 
 
 class Head(nn.Module):
-    """Five linear layers with nothing between them (dropout while it was trained); ImageReward has the same."""
+    """Five linear layers with nothing in between (dropout in training); ImageReward has the same head."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Rewards that give no gradient: any function of images and prompts, for evaluation and the gate.
+"""Rewards without a gradient: any function of images and prompts, for evaluation and the gate.
 
 Shape suffixes: B batch, C channels, H/W pixels.
 """
@@ -18,7 +18,7 @@ Function = Callable[[Tensor, Sequence[str]], Tensor | Sequence[float]]
 
 
 class BlackBox:
-    """A function as a reward; its images lie in main memory and carry no gradient, and neither do its scores."""
+    """A function as a reward; it gets images in main memory, and neither they nor its scores have a gradient."""
 
     differentiable = False
 
@@ -27,14 +27,14 @@ class BlackBox:
 
     @torch.no_grad()
     def score(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Whatever the function says, as fp32 on the images' device."""
+        """The function's values, as fp32 on the images' device."""
         check_batch(images_BCHW, prompts)
         values = self.function(images_BCHW.detach().cpu(), prompts)
         return torch.as_tensor(values, dtype=torch.float32, device=images_BCHW.device)
 
 
 def jpeg_bytes(images_BCHW: Tensor, prompts: Sequence[str]) -> list[float]:
-    """Size of each image as a JPEG of quality 95, in bytes: how much detail it has."""
+    """The size of each image as a JPEG of quality 95, in bytes: a measure of its detail."""
     bytes_BHWC = (images_BCHW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     sizes = []
     for pixels_HWC in bytes_BHWC:

@@ -25,7 +25,7 @@ State = dict[str, Tensor]
 def tensors(published: Published, files: Path, inside: str = "") -> State:
     """The tensors of a published .pt or .pth, by their published names.
 
-    ``inside`` names the entry that holds them, where they are not at the top. They are kept as safetensors in the
+    ``inside`` names the entry that holds them, if they are not at the top level. They are kept as safetensors in the
     published model's folder below ``files``; the pickle may then be deleted, and is read again only if it changes.
 
     Raises:
@@ -42,7 +42,7 @@ def tensors(published: Published, files: Path, inside: str = "") -> State:
 
 
 def keep(state: State, path: Path, origin: str) -> None:
-    """Write ``state`` to ``path``, whole or not at all.
+    """Write ``state`` to ``path`` atomically.
 
     Raises:
         RewardError: the folder cannot be written.
@@ -77,14 +77,14 @@ def _read_kept(kept: Path) -> State:
     try:
         return load_file(kept)
     except SafetensorError as error:
-        raise RewardError(f"{kept} is not a safetensors file ({error}): delete it") from error
+        raise RewardError(f"{kept} is not a valid safetensors file ({error}): delete it and try again") from error
 
 
 def _unpickle(path: Path, inside: str) -> State:
     try:
         loaded = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise RewardError(f"{path} is not a checkpoint of plain tensors, or is not whole: download it again") from error
+        raise RewardError(f"{path} is incomplete or not a checkpoint of plain tensors: download it again") from error
     state: Any = loaded.get(inside) if inside and isinstance(loaded, dict) else loaded
     if not isinstance(state, dict):
         raise RewardError(f"{path} holds no {inside or 'state'!r}: it is not the published checkpoint")
@@ -96,7 +96,7 @@ def fill(kind: type[M], config: PreTrainedConfig, state: State, source: str, **a
     """A transformers model of ``kind`` with exactly these weights, in fp32.
 
     Raises:
-        RewardError: a weight is missing, unknown or of another shape; ``source`` says of which checkpoint.
+        RewardError: a weight is missing, unknown or of another shape; ``source`` names the checkpoint.
     """
     with torch.device("meta"):
         expected = kind(config, **arguments).state_dict()
@@ -106,10 +106,10 @@ def fill(kind: type[M], config: PreTrainedConfig, state: State, source: str, **a
 
 
 def check_names(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
-    """Names and shapes must agree; the first that does not is named.
+    """Require the same names and shapes.
 
     Raises:
-        RewardError: see above.
+        RewardError: they differ; the message names the first that does.
     """
     for name in sorted(expected.keys() ^ state.keys()):
         raise RewardError(f"{source}: {name} is {'missing' if name in expected else 'unknown'}")

@@ -44,7 +44,7 @@ class ImageTower(TwoStage):
 class ClipReward(ImageTower):
     """The cosine of image and prompt; ``scaled`` multiplies it by the model's own temperature, as PickScore does.
 
-    ``fit`` is how images become squares (``Preprocess``). Prompts of more tokens than the model reads are cut.
+    ``fit`` is how images are made square (``Preprocess``). Prompts longer than the model reads are cut.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where the files of a published reward lie: a folder of the user's, the hub's cache, or the network."""
+"""Finds the files of a published reward: in the user's own folder, in the hub's cache, or on the network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = Path.home() / ".cache" / "fewstep" / "rewards"
 class Published:
     """Files of one published model. ``repo`` is owner/name on the hub, or on GitHub where ``url`` is given.
 
-    With ``url`` there is one file in ``names``, and ``sha256`` is what it must hash to after a download.
+    With ``url`` there is one file in ``names``, and a download must have this ``sha256``.
     """
 
     repo: str
@@ -27,11 +27,11 @@ class Published:
 
     @property
     def page(self) -> str:
-        """Where a person finds it."""
+        """Its web page."""
         return f"https://{'github.com' if self.url else 'huggingface.co'}/{self.repo}"
 
     def folder(self, files: Path) -> Path:
-        """Where it lies below a user's folder of files."""
+        """Its folder inside the user's folder of files."""
         return files / self.repo.rpartition("/")[2]
 
 
@@ -39,7 +39,7 @@ def locate(published: Published, files: Path) -> Path:
     """The folder that holds all files of ``published``: the one below ``files``, else the hub's cache.
 
     Raises:
-        RewardError: they are not there and cannot be downloaded; says what to put where.
+        RewardError: they are not there and cannot be downloaded; the message says which files to put where.
     """
     folder = published.folder(files)
     if all((folder / name).is_file() for name in published.names):

@@ -1,4 +1,4 @@
-"""What a student learns from a reward: the gradient of its scores down to the pixels.
+"""What a student learns from: the gradient of a reward's scores on the pixels.
 
 Shape suffixes: B batch, C channels, H/W pixels.
 """
@@ -19,23 +19,23 @@ def pixel_gradient(name: str, score: Score, images_BCHW: Tensor, prompts: Sequen
     """Scores (B,) of the reward called ``name``, and the gradient of their sum on the images (B, C, H, W).
 
     Raises:
-        RewardError: scores without a gradient, or that are not finite.
+        RewardError: scores that have no gradient or are not finite.
     """
     with torch.enable_grad():
         pixels_BCHW = images_BCHW.detach().clone().requires_grad_()
         score_B = score(pixels_BCHW, prompts)
         total = score_B.sum()
     if not score_B.requires_grad:
-        raise RewardError(f"reward {name!r} says that it is differentiable, but its scores carry no gradient")
+        raise RewardError(f"reward {name!r} says that it is differentiable, but its scores have no gradient")
     if not bool(score_B.isfinite().all()):
-        raise RewardError(f"reward {name!r} gave scores that are not finite")
+        raise RewardError(f"reward {name!r} returned scores that are not finite")
     with named(f"reward {name!r} failed in the backward pass"):
         (gradient_BCHW,) = torch.autograd.grad(total, pixels_BCHW, allow_unused=True)
     return score_B.detach(), torch.zeros_like(images_BCHW) if gradient_BCHW is None else gradient_BCHW
 
 
 def require_pixel_gradient(name: str, score: Score, images_BCHW: Tensor, prompts: Sequence[str]) -> None:
-    """Refuse a reward that nothing could be learned from.
+    """Refuse a reward that a student cannot learn from.
 
     Raises:
         RewardError: as ``pixel_gradient``; or a gradient that is not finite, or zero for every image.

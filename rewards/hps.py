@@ -53,7 +53,7 @@ def from_open_clip(state: Mapping[str, Tensor], source: str) -> State:
     """open_clip's names and layouts -> transformers'.
 
     Raises:
-        RewardError: a name that open_clip's CLIP does not have; ``source`` says in which checkpoint.
+        RewardError: a name that open_clip's CLIP does not have; ``source`` names the checkpoint.
     """
     renamed: State = {}
     for name, value in state.items():
@@ -80,7 +80,7 @@ def _layer(block: re.Match[str]) -> str:
 def hps(files: Path, config: CLIPConfig | None = None) -> ClipReward:
     """HPS v2.1: the plain cosine, about 0.15 to 0.4 (papers print it times 100).
 
-    open_clip repairs broken Unicode and HTML entities in prompts first; that is left to whoever writes prompts.
+    open_clip first repairs broken Unicode and HTML entities in prompts; here that is left to the author of the prompts.
     """
     state = from_open_clip(tensors(HPS, files, "state_dict"), HPS.names[0])
     clip = fill(CLIPModel, config or vit_h_14(), state, HPS.names[0])

@@ -90,7 +90,7 @@ def split(state: State, source: str) -> tuple[State, State, State]:
     """The checkpoint's weights of text encoder, image encoder and head, under transformers' names.
 
     Raises:
-        RewardError: a name that the published model does not have; ``source`` says in which checkpoint.
+        RewardError: a name that the published model does not have; ``source`` names the checkpoint.
     """
     text, vision, head = {}, {}, {}
     for name, value in state.items():
@@ -120,7 +120,7 @@ def _vision_name(name: str, source: str) -> str:
 
 
 def imagereward(files: Path, architecture: Architecture | None = None) -> ImageReward:
-    """ImageReward v1.0. The package cuts odd margins one pixel further right or down (torchvision's crop)."""
+    """ImageReward v1.0. The package crops odd margins one pixel further right or down (torchvision's crop)."""
     source, arch = IMAGEREWARD.names[0], architecture or published()
     text, vision, head = split(tensors(IMAGEREWARD, files), source)
     return ImageReward(

@@ -1,4 +1,4 @@
-"""What a reward is: images and prompts in, one score an image out.
+"""The interface of a reward: images and prompts in, one score per image out.
 
 Shape suffixes: B batch, C channels, H/W pixels.
 """
@@ -16,13 +16,13 @@ AT_ONCE = 64  # images in one call where no gradient is wanted: the frames of a 
 
 
 class RewardError(ValueError):
-    """A reward that does not exist, cannot be loaded, or cannot be used so; the message is one sentence."""
+    """A reward that does not exist, cannot be loaded, or cannot be used in this way; the message is one sentence."""
 
 
 class Reward(Protocol):
     """Scores images for their prompts; training and evaluation call the same ``score``.
 
-    ``differentiable`` says whether the score carries a gradient down to the pixels.
+    ``differentiable`` says whether the score has a gradient down to the pixels.
     """
 
     @property
@@ -36,9 +36,9 @@ class Reward(Protocol):
 
 
 class Network(nn.Module):
-    """A reward that is a frozen network: ``forward(images_BCHW, prompts)`` gives raw scores (B,).
+    """A reward that is a frozen network: ``forward(images_BCHW, prompts)`` returns raw scores (B,).
 
-    Images may lie on any device and have any float type: the scores come back to their device, in fp32.
+    Images may be on any device and of any float type: the scores are returned on their device, in fp32.
     """
 
     differentiable = True
@@ -47,7 +47,7 @@ class Network(nn.Module):
         """See ``Reward.score``.
 
         Raises:
-            RewardError: images of another shape, or another number of prompts.
+            RewardError: images of the wrong shape, or the wrong number of prompts.
         """
         check_batch(images_BCHW, prompts)
         raw_B: Tensor = self(images_BCHW.to(self.device), prompts)
@@ -55,7 +55,7 @@ class Network(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     @property
@@ -64,12 +64,12 @@ class Network(nn.Module):
         return next(self.parameters()).dtype
 
     def freeze(self) -> None:
-        """Evaluation mode, and no gradient for the weights; the last line of a subclass's constructor."""
+        """Set evaluation mode, and no gradient for the weights; the last line of a subclass's constructor."""
         self.requires_grad_(False)
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, whatever a trainer does to the modules that it holds."""
+        """Do nothing: the network stays in evaluation mode, whatever a trainer does to its modules."""
         super().train(False)
         return self
 
@@ -78,7 +78,8 @@ def check_batch(images_BCHW: Tensor, prompts: Sequence[str]) -> None:
     """Refuse what no reward can score.
 
     Raises:
-        RewardError: not float images (B, 3, H, W), a text for a list of prompts, or another number of prompts.
+        RewardError: not float images (B, 3, H, W), a string in place of a list of prompts, or the wrong number of
+            prompts.
     """
     shape = tuple(images_BCHW.shape)
     if len(shape) != 4 or shape[1] != 3 or not images_BCHW.is_floating_point():
@@ -86,8 +87,8 @@ def check_batch(images_BCHW: Tensor, prompts: Sequence[str]) -> None:
             f"images are {images_BCHW.dtype} of shape {shape}: accepted are floats (B, 3, H, W) in [0, 1]"
         )
     if isinstance(prompts, str) or len(prompts) != shape[0]:
-        given = "one text" if isinstance(prompts, str) else f"{len(prompts)} prompts"
-        raise RewardError(f"{given} for {shape[0]} images: accepted is a list of one prompt for each image")
+        given = "one string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
+        raise RewardError(f"{given} for {shape[0]} images: accepted is a list with one prompt for each image")
 
 
 def scored(
@@ -97,14 +98,14 @@ def scored(
     prompts: Sequence[str],
     device: str | torch.device | None = None,
 ) -> Tensor:
-    """``reward.score``, held to the interface: fp32 scores (B,) on the images' device. The one way to ask a reward.
+    """``reward.score`` with its interface checked: fp32 scores (B,) on the images' device. All calls go through this.
 
-    Where no gradient is wanted, at most AT_ONCE images are scored in one call, and no more than those lie on the
-    reward's device: the one of its weights, else ``device``, else where the images are.
+    Where no gradient is needed, at most AT_ONCE images are scored in one call, and only those are on the reward's
+    device at a time: the device of its weights, else ``device``, else that of the images.
 
     Raises:
-        RewardError: images or prompts that no reward can score; or the reward called ``name`` failed, or returned
-            something else. Full memory and a failing GPU are no mistake of a reward's, and are raised as they are.
+        RewardError: images or prompts that no reward can score; or the reward called ``name`` failed or returned
+            something else. Running out of memory and a failing GPU are not a reward's fault and are raised unchanged.
     """
     check_batch(images_BCHW, prompts)
     home = _home(reward, device or images_BCHW.device)
@@ -128,14 +129,14 @@ def _asked(name: str, reward: Reward, images_BCHW: Tensor, prompts: Sequence[str
     if not isinstance(raw, Tensor) or tuple(raw.shape) != (len(images_BCHW),):
         got = f"shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else f"a {type(raw).__name__}"
         raise RewardError(
-            f"reward {name!r} returned {got} for {len(images_BCHW)} images: accepted is a tensor of one score for each"
+            f"reward {name!r} returned {got} for {len(images_BCHW)} images: accepted is a tensor with one score each"
         )
     return raw.float()
 
 
 @contextmanager
 def named(what: str) -> Iterator[None]:
-    """Turn whatever a reward's own code raises into a RewardError: ``what``, then the exception's type and message."""
+    """Turn any exception of a reward's own code into a RewardError: ``what``, then its type and message."""
     try:
         yield
     except (RewardError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
@@ -145,6 +146,6 @@ def named(what: str) -> Iterator[None]:
 
 
 def said(error: BaseException) -> str:
-    """An exception's type, and the first line of its message."""
+    """An exception's type and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

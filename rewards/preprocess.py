@@ -1,4 +1,4 @@
-"""Images in [0, 1] to what a published image tower reads, differentiable.
+"""Converts images in [0, 1] to the input of a published image tower, differentiably.
 
 Shape suffixes: B batch, C channels, H/W pixels.
 """
@@ -28,10 +28,10 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 class Preprocess:
     """Antialiased bicubic resize to a square of ``size`` pixels, then (``normalise``) CLIP's normalisation.
 
-    ``fit`` "crop": the shorter side becomes ``size`` and the middle is cut out, as CLIP's image processor does.
-    That one resizes bytes, which clips what bicubic overshoots, so it is clipped here too; its rounding to
-    bytes would give no gradient and is left out (less than 1.5/255 a pixel: tests/rewards/test_preprocess.py) unless
-    ``in_bytes`` asks for it, as serving does: then it is PIL's resize, byte for byte.
+    ``fit`` "crop": the shorter side becomes ``size`` and the centre is cropped, as CLIP's image processor does. That
+    processor resizes bytes, which clips bicubic overshoot, so it is clipped here too; its rounding to bytes would have
+    no gradient and is omitted (less than 1.5/255 per pixel: tests/rewards/test_preprocess.py) unless ``in_bytes`` is
+    set, as in serving: then it is PIL's resize, byte for byte.
     ``fit`` "pad": the longer side becomes ``size`` and the rest is black, as HPSv2's ``ResizeMaxSize`` does
     on floats, where nothing is clipped. ``fit`` "stretch": each side becomes ``size``.
     """
@@ -47,7 +47,7 @@ class Preprocess:
         return self._normalised(fit(images_BCHW.float()))
 
     def resampled(self, images_BCHW: Tensor, rows_SH: Tensor, columns_WS: Tensor) -> Tensor:
-        """The same as two matrix products, which any runtime computes alike; a crop or a padding is in the matrices.
+        """The same as two matrix products, which every runtime computes alike; the matrices include crop and padding.
 
         They are computed in the matrices' type: in float64 no runtime's last bit decides which byte is the nearest.
         """
@@ -105,10 +105,10 @@ def square_side(image_size: object) -> int:
     """The ``image_size`` of a published tower's configuration, in pixels.
 
     Raises:
-        RewardError: the tower does not read squares.
+        RewardError: the tower does not read square images.
     """
     if not isinstance(image_size, int):
-        raise RewardError(f"the image tower reads {image_size}: accepted is one number, the side of a square")
+        raise RewardError(f"the image tower reads size {image_size}: accepted is one number, the side of a square")
     return image_size
 
 

@@ -46,11 +46,11 @@ def find(
     """The reward called ``name``, its weights frozen, on ``device``.
 
     A name is a shipped one (``SHIPPED``), ``shapes:FOLDER`` or just the folder of a scorer of the starter world, or
-    ``package.module:Class``; a function in place of the class is a black box. ``tokenizer`` is for the scorers
-    only. ``files`` is where downloaded checkpoints lie, and where those that are converted are kept.
+    ``package.module:Class``; a function in place of the class is a black box. ``tokenizer`` is for the scorers only.
+    ``files`` is the folder of downloaded and converted checkpoints.
 
     Raises:
-        RewardError: no such reward, one whose files are missing, or a user's own that cannot be imported, made or
+        RewardError: no such reward, one whose files are missing, or a user's own that cannot be imported, created or
             called; one sentence says what to do.
     """
     with named(f"reward {name!r} cannot be opened"):
@@ -74,7 +74,7 @@ def _make(name: str, tokenizer: Tokenize | Path | None, files: Path) -> Reward:
     if own:
         return _own(name, own[1], own[2])
     near = difflib.get_close_matches(name.lower(), SHIPPED, 2, 0.4)
-    hint = f"did you mean {' or '.join(map(repr, near))}? Known are" if near else "known are"
+    hint = f"did you mean {' or '.join(map(repr, near))}? Accepted are" if near else "accepted are"
     raise RewardError(f"unknown reward {name!r}: {hint} {', '.join(SHIPPED)}, {SCORER}FOLDER and package.module:Class")
 
 
@@ -102,8 +102,10 @@ def _instance(name: str, kind: Callable[[], object]) -> object:
     try:
         inspect.signature(kind).bind()
     except TypeError as error:
-        raise RewardError(f"reward {name!r} is made without arguments, and its class wants some: {error}") from error
-    with named(f"reward {name!r} cannot be made"):
+        raise RewardError(
+            f"reward {name!r} requires constructor arguments ({error}): accepted is a class without any"
+        ) from error
+    with named(f"reward {name!r} cannot be created"):
         return kind()
 
 
@@ -113,7 +115,7 @@ def _checked(name: str, made: object) -> Reward:
         raise RewardError(f"reward {name!r} has no method score(images_BCHW, prompts)")
     _check_call(name, "its score", score)
     if not isinstance(getattr(made, "differentiable", None), bool):
-        raise RewardError(f"reward {name!r} must say 'differentiable = True' or 'differentiable = False'")
+        raise RewardError(f"reward {name!r} must define 'differentiable = True' or 'differentiable = False'")
     reward: Reward = made  # type: ignore[assignment]
     return reward
 
@@ -128,7 +130,7 @@ def _check_call(name: str, what: str, function: Callable[..., object]) -> None:
 
 
 def fingerprint(name: str, reward: Reward) -> str:
-    """sha256 of what the figures of a reward depend on: its name, its weights, and the code of a user's own class."""
+    """sha256 of what a reward's scores depend on: its name, its weights, and the code of a user's own class."""
     digest = hashlib.sha256(name.encode())
     own = _OWN.fullmatch(name) if name not in SHIPPED else None
     module = importlib.util.find_spec(own[1]) if own else None
@@ -152,7 +154,7 @@ def parse(text: str) -> dict[str, float]:
         name, weight = _weighted(part.strip())
         if not name or name in weights:
             said = f"names {name!r} twice" if name else "has an empty name"
-            raise RewardError(f"rewards {text!r} {said}: accepted is NAME:WEIGHT,NAME:WEIGHT")
+            raise RewardError(f"rewards {text!r} {said}: accepted is NAME:WEIGHT,NAME:WEIGHT with different names")
         if not math.isfinite(weight) or weight == 0:
             raise RewardError(f"reward {name!r} has weight {weight}: accepted is a finite number other than 0")
         weights[name] = weight

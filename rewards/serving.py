@@ -1,4 +1,4 @@
-"""A reward as serving wants it: numpy in, numpy out, on the device of this machine (needs torch).
+"""A reward for serving: numpy in, numpy out, on this machine's device (needs torch).
 
 Shape suffixes: B batch, C channels, H/W pixels.
 """
@@ -24,10 +24,10 @@ FloatArray = NDArray[np.float32]
 def open_reward(name: str, files: Path = FILES) -> Callable[[FloatArray, Sequence[str]], FloatArray]:
     """The reward called ``name`` (see ``rewards.registry.find``) on the GPU, where there is one.
 
-    A published one sees pictures in bytes, as its authors' code does.
+    A published reward gets pictures rounded to bytes, as in its authors' code.
 
     Raises:
-        RewardError: there is none of that name, or it cannot be opened.
+        RewardError: there is no reward of that name, or it cannot be opened.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reward = find(name, files=files, device=device)

@@ -1,10 +1,10 @@
-"""Learned preference scorers of the starter world: (image, prompt) -> how well one fits the other.
+"""Learned preference scorers of the starter world: (image, prompt) -> how well they match.
 
-Two of different architecture: ``QueryScorer`` is the one that RATS may train on, ``ClipScorer``
-the held-out one. Both are differentiable down to the pixels and leave scores unstandardised.
+There are two of different architectures: ``QueryScorer`` is the one that RATS may train on, ``ClipScorer`` the held-out
+one. Both are differentiable down to the pixels and return scores that are not standardised.
 
-Shape suffixes: B batch, P prompts an image, L tokens, T text width, M map positions, D feature
-width, Q queries, C channels, H/W pixels.
+Shape suffixes: B batch, P prompts per image, L tokens, T text width, M map positions, D feature width, Q queries, C
+channels, H/W pixels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ScorerConfig:
 
 
 def text_tower(config: ScorerConfig) -> CLIPTextModel:
-    """The CLIP text model whose pooled output reads the prompt; the teacher starts from it too."""
+    """The CLIP text model whose pooled output encodes the prompt; the teacher's text encoder has the same form."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=config.vocab_size,
@@ -53,7 +53,7 @@ def text_tower(config: ScorerConfig) -> CLIPTextModel:
 
 
 class Probability(nn.Module):
-    """Where a scorer is bounded, its comparison as a probability; otherwise as it is."""
+    """The score as a probability for a bounded scorer, otherwise unchanged."""
 
     def __init__(self, bounded: bool) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Probability(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions around a skip."""
+    """Two 3x3 convolutions with a skip connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Residual(nn.Module):
 
 
 class QueryScorer(nn.Module):
-    """The prompt asks four questions of an 8x8 feature map; an MLP reads the answers."""
+    """The prompt attends to an 8x8 feature map with four queries; an MLP reads the results."""
 
     num_queries = 4
 
@@ -155,7 +155,7 @@ class Mixer(nn.Module):
 
 
 class ClipScorer(nn.Module):
-    """CLIP's form, as PickScore's: the scaled inner product of one image and one text vector."""
+    """The form of CLIP and PickScore: the scaled inner product of an image vector and a text vector."""
 
     def __init__(self, config: ScorerConfig) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class ClipScorer(nn.Module):
         return nn.functional.normalize(self.text_head(self.text(ids_BL).pooler_output), dim=-1)
 
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
-        """Images in [0, 1] -> image vector (B, 2D); its length can say how clean the image is."""
+        """Images in [0, 1] -> image vector (B, 2D), not normalised: its length can express how clean the image is."""
         hidden = self.stem(images_BCHW * 2 - 1).flatten(1)
         vector: Tensor = self.image_head(hidden)
         return vector
@@ -217,7 +217,7 @@ def build(config: ScorerConfig) -> Scorer:
 
 
 def save(model: Scorer, path: Path) -> None:
-    """Write config.json and fp16 model.safetensors; ``load`` gives back exactly what is written."""
+    """Write config.json and fp16 model.safetensors; ``load`` restores exactly what is written."""
     path.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, path / "model.safetensors")

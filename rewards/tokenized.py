@@ -24,7 +24,7 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 
 @dataclass(frozen=True)
 class Given:
-    """Words by a function of the caller's."""
+    """Prompts tokenised by a function of the caller's."""
 
     tokenize: Tokenize
 
@@ -51,13 +51,13 @@ class Tokenized(TwoStage):
         """Raw scores (B,).
 
         Raises:
-            RewardError: a tokenizer that is not the scorer's.
+            RewardError: the tokenizer does not belong to the scorer.
         """
         assert self.words is not None
         (ids_BL,), config = self.words.read(prompts), self.scorer.config
         if int(ids_BL.max()) >= config.vocab_size or ids_BL.shape[1] > config.max_tokens:
             raise RewardError(
-                f"the tokenizer gave {ids_BL.shape[1]} tokens with ids up to {int(ids_BL.max())}, and the scorer "
+                f"the tokenizer returned {ids_BL.shape[1]} tokens with ids up to {int(ids_BL.max())}, but the scorer "
                 f"reads {config.max_tokens} with ids below {config.vocab_size}: it is not this scorer's tokenizer"
             )
         return self.judge(self.preprocess(images_BCHW), ids_BL.to(self.device))
@@ -67,15 +67,17 @@ def load(folder: Path, tokenizer: Tokenize | Path | None) -> Tokenized:
     """The scorer in ``folder``; ``tokenizer`` is a function, or the folder of one (default: the scorer's own).
 
     Raises:
-        RewardError: no scorer there, or no tokenizer.
+        RewardError: there is no scorer, or no tokenizer.
     """
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise RewardError(f"{folder} holds no scorer of the starter world: it has no {name}")
+            raise RewardError(f"{folder} is not a scorer of the starter world: it has no {name}")
     try:
         scorer = shapes.load(folder)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise RewardError(f"{folder} holds no scorer of the starter world: its config.json says otherwise") from error
+        raise RewardError(
+            f"{folder} is not a scorer of the starter world: its weights and config.json are of another model"
+        ) from error
     words = Given(tokenizer) if callable(tokenizer) else open_tokenizer(tokenizer or folder, scorer.config)
     return Tokenized(scorer, words)
 
@@ -88,12 +90,12 @@ def open_tokenizer(folder: Path, config: shapes.ScorerConfig) -> Words:
     """
     if not (folder / "tokenizer.json").is_file():
         raise RewardError(
-            f"{folder} has no tokenizer.json: a scorer of the starter world needs the tokenizer of its teacher "
+            f"{folder} has no tokenizer.json: a scorer of the starter world needs its teacher's tokenizer "
             "(the folder tokenizer of the teacher's pipeline)"
         )
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except (OSError, json.JSONDecodeError) as error:
-        raise RewardError(f"{folder} holds no tokenizer that can be read") from error
+        raise RewardError(f"the tokenizer in {folder} cannot be read: {error}") from error
 
     return Words(tokenizer, config.max_tokens, fixed=True)

@@ -1,4 +1,4 @@
-"""Scorers whose prompts and pictures are prepared apart from the network that judges them: what export can compile.
+"""Scorers whose preparation of prompts and pictures is separate from the network, so that export can compile them.
 
 Shape suffixes: B batch, C channels, H/W pixels, L tokens.
 """
@@ -20,8 +20,8 @@ from rewards.preprocess import Preprocess
 class Words:
     """How a scorer reads prompts: ids, and with ``masked`` also which of them are words (1) or padding (0).
 
-    Prompts are cut after ``length`` tokens; with ``fixed`` they are padded to it, else to the longest of a batch.
-    ``pad_id`` replaces the tokenizer's own padding where it is given.
+    Prompts are cut to ``length`` tokens; with ``fixed`` they are padded to it, else to the longest of a batch.
+    ``pad_id``, if given, replaces the tokenizer's own padding.
     """
 
     tokenizer: Any
@@ -43,7 +43,7 @@ class Words:
 
 
 class TwoStage(Network):
-    """``judge`` of what ``preprocess`` makes of pictures and ``words`` of prompts (None: it reads no prompt)."""
+    """``judge`` scores what ``preprocess`` makes of pictures and ``words`` of prompts (None: it reads no prompt)."""
 
     preprocess: Preprocess
     words: Words | None = None

@@ -1,6 +1,6 @@
 """Several rewards as one scalar: each is standardised on calibration images, then weighted and added.
 
-Trainer and gate see this scalar only, so that one tau and one margin serve every reward.
+Trainer and gate see only this scalar, so that one tau and one margin work for every reward.
 Shape suffixes: B batch, F frames, C channels, H/W pixels.
 """
 
@@ -30,11 +30,13 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
-            raise RewardError(f"calibration is mean {self.mean}, std {self.std}: accepted are finite, std above 0")
+            raise RewardError(
+                f"calibration is mean {self.mean}, std {self.std}: accepted are finite numbers, with std above 0"
+            )
 
     @classmethod
     def of(cls, name: str, raw: Sequence[float]) -> Calibration:
-        """That of raw scores of the reward called ``name``.
+        """The calibration from raw scores of the reward called ``name``.
 
         Raises:
             RewardError: fewer than two scores, scores that are not finite, or all the same.
@@ -42,10 +44,10 @@ class Calibration:
         if len(raw) < 2:
             raise RewardError(f"{len(raw)} calibration prompts for reward {name!r}: accepted are 2 or more")
         if not np.isfinite(raw).all():
-            raise RewardError(f"reward {name!r} cannot be standardised: scores of {len(raw)} images are not all finite")
+            raise RewardError(f"reward {name!r} cannot be standardised: not all scores of {len(raw)} images are finite")
         std = float(np.std(raw, ddof=1))
         if not std > 0:
-            raise RewardError(f"reward {name!r} cannot be standardised: it gave the same score for {len(raw)} images")
+            raise RewardError(f"reward {name!r} cannot be standardised: it gave all {len(raw)} images the same score")
         return cls(float(np.mean(raw)), std)
 
     def standardise(self, raw: Sequence[float]) -> list[float]:
@@ -57,8 +59,8 @@ class Calibration:
 class Term:
     """One reward of a weighted sum.
 
-    ``name`` is its column in figures, ``asked`` what the user called it (the same where nothing is said), ``source``
-    what its scores depend on; ``weight`` counts in its own standard deviations.
+    ``name`` is its column in tables, ``asked`` the user's name for it (empty: the same), ``source`` identifies what its
+    scores depend on; ``weight`` is in units of its own standard deviation.
     """
 
     name: str
@@ -70,7 +72,7 @@ class Term:
     device: str | None = None
 
     def raw(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of images (B, C, H, W); of videos (B, F, C, H, W) the mean over the frames."""
+        """Scores (B,) of images (B, C, H, W), or of videos (B, F, C, H, W) as the mean over the frames."""
         if images.ndim == 4:
             return self._scored(images, prompts)
         frames = images.shape[1]
@@ -89,25 +91,25 @@ class Weighted:
 
     def __post_init__(self) -> None:
         if not self.terms:
-            raise RewardError("a weighted sum of no rewards: accepted is one or more")
+            raise RewardError("a weighted sum has no rewards: accepted are one or more")
         names = [term.name for term in self.terms]
         if len(set(names)) < len(names):
-            raise RewardError(f"a weighted sum of {', '.join(names)}: accepted is each name once")
+            raise RewardError(f"a weighted sum has the rewards {', '.join(names)}: accepted is each name once")
 
     @property
     def differentiable(self) -> bool:
-        """True where every term is."""
+        """Whether every term is."""
         return all(term.reward.differentiable for term in self.terms)
 
     def calibrated(self, raw: Mapping[str, Sequence[float]]) -> Weighted:
-        """The same, standardised on the raw scores of calibration images, by the terms' names."""
+        """The same sum, standardised by the raw scores of calibration images, which are by the terms' names."""
         terms = (
             replace(term, calibration=Calibration.of(term.asked or term.name, raw[term.name])) for term in self.terms
         )
         return Weighted(tuple(terms))
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The weighted sum (B,), of images or videos, with their gradient."""
+        """The weighted sum (B,) for images or videos, with its gradient."""
         if images.ndim != 5:
             check_batch(images, prompts)
         total = torch.zeros(len(images), device=images.device)
@@ -118,7 +120,7 @@ class Weighted:
         return total
 
     def of_raw(self, raw: Mapping[str, Sequence[float]]) -> list[float]:
-        """The weighted sum of raw scores that were kept, by the terms' names, picture by picture."""
+        """The weighted sum for each picture, from stored raw scores by the terms' names."""
         parts = [(term, term.calibration.standardise(raw[term.name])) for term in self.terms if term.calibration]
         weights = [term.weight for term, _ in parts]
         rows = zip(*(values for _, values in parts), strict=True)
@@ -126,16 +128,16 @@ class Weighted:
 
 
 def require_gradient(name: str, reward: Reward) -> None:
-    """Refuse a reward that cannot drive a reward term.
+    """Refuse a reward that cannot be trained on.
 
     Raises:
-        RewardError: the reward, or a term of a weighted one, gives no gradient.
+        RewardError: the reward, or a term of a weighted one, has no gradient.
     """
     blind = [name] if not reward.differentiable else []
     if blind and isinstance(reward, Weighted):
         blind = [term.name for term in reward.terms if not term.reward.differentiable]
     if blind:
         raise RewardError(
-            f"reward {', '.join(map(repr, blind))} gives no gradient down to the pixels, and a student can only learn "
-            "from a reward term that does: use it for evaluation or for the gate"
+            f"reward {', '.join(map(repr, blind))} has no gradient down to the pixels, and a student can only learn "
+            "from a reward that has one: use it for evaluation or for the gate"
         )

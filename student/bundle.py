@@ -1,7 +1,7 @@
-"""The student bundle: a diffusers pipeline on disk, and ``student.json``, which says how it is to be sampled.
+"""The student bundle: a diffusers pipeline on disk, and ``student.json``, which says how to sample from it.
 
-``student.json`` is written by training or adoption, and ``export.score`` adds scorers to it; what else export adds
-(``runtimes/``, ``scorers/``) has manifests of its own that name what they were made from.
+Training or adoption writes ``student.json``, and ``export.score`` adds scorers to it; the other parts that export adds
+(``runtimes/``, ``scorers/``) have their own manifests, which name what they were made from.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class BundleError(ValueError):
 class Latents:
     """Geometry of the latents in cells; ``packing`` is the side of the patch that becomes one token (1: none).
 
-    The decoder reads ``latents / scaling_factor + shift_factor``. Only a video's have ``frames``; what its decoder does
-    to each channel first is the autoencoder's own affair (Wan).
+    The decoder reads ``latents / scaling_factor + shift_factor``. Only a video's latents have ``frames``; the scaling
+    of each channel, where there is one (Wan), is done by the family.
     """
 
     height: int
@@ -53,7 +53,7 @@ class Latents:
 
 @dataclass(frozen=True)
 class ImageSize:
-    """Size of a picture in pixels; only a video has ``frames``, and ``fps``, the frames a second it was trained at."""
+    """Size of a picture in pixels; only a video has ``frames``, and ``fps``, its frame rate in training."""
 
     height: int
     width: int
@@ -67,8 +67,8 @@ class Scorer:
 
     The standardised score is ``(raw - mean) / std``. ``file`` is relative to the bundle; ``source_sha256`` is
     ``hash_weights`` of the folder that training loaded the scorer from, since mean and std belong to those weights
-    (a scorer that does not say it cannot be compiled). ``reward`` is the name that ``rewards.registry`` knows it by
-    ("pickscore", "package.module:Class"): one that is named needs no compiled file where torch is installed.
+    (without it a scorer cannot be compiled). ``reward`` is its name in ``rewards.registry`` ("pickscore",
+    "package.module:Class"): a scorer with such a name needs no compiled file where torch is installed.
     """
 
     file: str
@@ -81,10 +81,10 @@ class Scorer:
 
 @dataclass(frozen=True)
 class RewardReference:
-    """Distribution of the student's standardised scores on held-out prompts: what drift is measured against.
+    """Distribution of the student's standardised scores on held-out prompts: the reference for drift.
 
-    ``at`` has it of single step counts and sizes ("4", "4 512x768"; see ``student.reference``); ``count`` is the number
-    of prompts whose pictures it was made of, which bounds what it can tell apart.
+    ``at`` has it for single step counts and sizes ("4", "4 512x768"; see ``student.reference``); ``count`` is the
+    number of prompts that it was measured on, which limits how small a drift it can reveal.
     """
 
     mean: float
@@ -96,11 +96,11 @@ class RewardReference:
 
 @dataclass(frozen=True)
 class WithinPrompt:
-    """How the standardised scores of ``seeds`` pictures of one prompt differ, pooled over ``prompts`` of them.
+    """How the standardised scores of ``seeds`` pictures of one prompt vary, pooled over ``prompts`` prompts.
 
-    ``spread`` is their standard deviation within the prompt by scorer, ``correlation`` that of two scorers within the
-    prompt, by both names in their order ("heldout trained"). ``gain[scorer][N - 1]`` is by how much the highest of N is
-    above the prompt's mean. See ``student.within_prompt``.
+    ``spread`` is their standard deviation within a prompt by scorer; ``correlation`` is that of two scorers within a
+    prompt, by both names in order ("heldout trained"). ``gain[scorer][N - 1]`` is how far the highest of N is above the
+    prompt's mean. See ``student.within_prompt``.
     """
 
     prompts: int
@@ -114,9 +114,9 @@ class WithinPrompt:
 class Student:
     """The contents of ``student.json``.
 
-    ``baked`` holds the arguments, beside those that every call needs, with which diffusers' pipeline must be called.
-    ``within_prompt`` is by step count and size (as ``RewardReference.at``); None where it was not measured.
-    ``chosen_at`` is the number of optimizer steps after which its weights were the best (0: before the first).
+    ``baked`` holds extra arguments with which diffusers' pipeline must be called. ``within_prompt`` is by step count
+    and size (as ``RewardReference.at``), None if it was not measured. ``chosen_at`` is the number of optimizer steps
+    after which its weights were the best (0: before the first).
 
     Raises:
         BundleError: a field outside its range, or fields that contradict each other.
@@ -154,7 +154,7 @@ class Student:
         _check_scorers(self.scorers)
 
     def fingerprint(self) -> str:
-        """sha256 of everything that a drawn pixel depends on; a compiled runtime serves only the one it was made from.
+        """sha256 of everything that a pixel depends on; a compiled runtime serves only the student it was made from.
 
         The id, the version and the evaluation do not change a picture and are left out.
         """
@@ -165,21 +165,25 @@ class Student:
 
 def _check_steps(steps: tuple[int, ...], sigmas: Mapping[int, tuple[float, ...]]) -> None:
     if not steps or set(steps) != set(sigmas) or len(set(steps)) != len(steps):
-        raise BundleError(f"steps is {list(steps)} and sigmas has {sorted(sigmas)}: accepted is one list for each")
+        raise BundleError(
+            f"steps is {list(steps)} and sigmas has {sorted(sigmas)}: accepted is one list of sigmas per step count"
+        )
     for count, values in sigmas.items():
         falling = all(a > b for a, b in zip(values, [*values[1:], 0.0], strict=True))
         if len(values) != count or not falling or not values[0] <= 1:
-            raise BundleError(f"sigmas[{count}] is {list(values)}: accepted is {count} falling values in (0, 1]")
+            raise BundleError(f"sigmas[{count}] is {list(values)}: accepted are {count} decreasing values in (0, 1]")
 
 
 def _check_geometry(latents: Latents, image: ImageSize, max_tokens: int) -> None:
     sizes = (latents.height, latents.width, latents.channels, latents.packing, image.height, image.width, max_tokens)
     frames = [part.frames for part in (latents, image) if part.frames is not None]
     if len(frames) == 1:
-        raise BundleError(f"latents.frames is {latents.frames} and image.frames {image.frames}: a video has both")
+        raise BundleError(
+            f"latents.frames is {latents.frames} and image.frames is {image.frames}: accepted are both or neither"
+        )
     frames += [image.fps] if image.fps is not None else []
     if any(not isinstance(size, int) or size < 1 for size in (*sizes, *frames)):
-        raise BundleError(f"latents, image and max_tokens are {sizes}: accepted are whole numbers from 1")
+        raise BundleError(f"latents, image and max_tokens are {sizes}: accepted are whole numbers of 1 or more")
     if latents.height % latents.packing or latents.width % latents.packing:
         raise BundleError(f"latents are {latents.height}x{latents.width}: packing {latents.packing} must divide both")
 
@@ -191,14 +195,14 @@ def _check_scorers(scorers: Mapping[str, Scorer]) -> None:
         if scorer.role not in ROLES:
             raise BundleError(f"scorers.{name}.role is {scorer.role!r}: accepted is {' or '.join(ROLES)}")
         if not scorer.std > 0:
-            raise BundleError(f"scorers.{name}.std is {scorer.std}: accepted is more than 0")
+            raise BundleError(f"scorers.{name}.std is {scorer.std}: accepted is a number above 0")
 
 
 def read_student(bundle: Path) -> Student:
     """The manifest of a bundle; the files that it names are not opened (see ``student.files.verify_files``).
 
     Raises:
-        BundleError: no bundle there, or a manifest that does not say what this version needs.
+        BundleError: there is no bundle, or its manifest lacks what this version needs.
     """
     path = bundle / MANIFEST
     if not path.is_file():
@@ -210,7 +214,7 @@ def read_student(bundle: Path) -> Student:
 
 
 def rewrite_student(bundle: Path, student: Student) -> None:
-    """Write ``student.json`` (atomically) as it is given: the pipeline's files have not changed."""
+    """Write ``student.json`` (atomically) without hashing the pipeline's files, which have not changed."""
     text = json.dumps(to_json(student), indent=2, allow_nan=False) + "\n"
     unfinished = bundle / f".{MANIFEST}.part"
     with unfinished.open("w", encoding="utf-8") as file:
@@ -247,7 +251,7 @@ def _without_at(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_json(data: dict[str, Any]) -> Student:
-    """The inverse of ``to_json``; a missing or unknown field is an error that names it."""
+    """The inverse of ``to_json``; for a missing or unknown field the error names it."""
     plain = dict(data)
     for name, convert in _CONVERT.items():
         if name in plain:

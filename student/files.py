@@ -1,4 +1,4 @@
-"""The files of a student bundle and their sha256, by which a changed or missing one is noticed."""
+"""The files of a student bundle and their sha256, which reveal a changed or missing one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_student(bundle: Path, student: Student) -> Student:
 def hash_files(bundle: Path, inside: Collection[str] = ()) -> dict[str, str]:
     """sha256 of each file that ``DiffusionPipeline.from_pretrained(bundle)`` reads, by path inside the bundle.
 
-    With ``inside``, only of those in these of its folders.
+    With ``inside``, only of the files in these folders.
     """
     index = bundle / "model_index.json"
     if not index.is_file():
@@ -39,7 +39,7 @@ def verify_files(bundle: Path, student: Student, inside: Collection[str] = ()) -
     """Compare the bundle's files with the hashes in its manifest: all of them, or those ``inside`` some folders.
 
     Raises:
-        BundleError: names the first file that is missing, changed, or unknown to the manifest.
+        BundleError: a file is missing, changed, or unknown to the manifest; the message names the first.
     """
     found = hash_files(bundle, inside)
     for name, expected in student.files.items():
@@ -55,7 +55,7 @@ def verify_files(bundle: Path, student: Student, inside: Collection[str] = ()) -
 
 
 def hash_weights(folder: Path) -> str:
-    """One sha256 for the weights and the configuration of a model's folder; cards and pictures do not count."""
+    """One sha256 for the weights and the configuration in a model's folder; cards and pictures do not count."""
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
     if not files:
         raise BundleError(f"{folder} holds no weights")

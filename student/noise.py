@@ -1,4 +1,4 @@
-"""The noise that a picture starts from: a function of its own seed and of nothing else.
+"""The noise that a picture starts from: a function of its own seed alone.
 
 Legend: B images, C latent channels, F latent frames, H x W latent cells.
 """
@@ -14,10 +14,10 @@ SEED_LIMIT = 2**32
 
 
 def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Standard normal noise of each seed, float32 (B, *shape): (C, H, W) of a picture, (C, F, H, W) of a video.
+    """Standard normal noise for each seed, float32 (B, *shape): (C, H, W) for a picture, (C, F, H, W) for a video.
 
-    Philox is counter-based and keyed by the seed, so row b depends on ``seeds[b]`` alone: not on batch mates,
-    their order, the device or the runtime.
+    Philox is counter-based and keyed by the seed, so row b depends on ``seeds[b]`` alone: not on the rest of the batch,
+    its order, the device or the runtime.
 
     Raises:
         ValueError: a seed outside 0 <= seed < 2^32.

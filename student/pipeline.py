@@ -1,4 +1,4 @@
-"""A student's diffusers pipeline on disk, and how diffusers itself draws what the service draws (needs torch)."""
+"""A student's diffusers pipeline on disk, and how diffusers itself reproduces what is served (needs torch)."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ def open_pipeline(
     local_files_only: bool = True,
     **parts: Any,
 ) -> Any:
-    """A folder's (or hub id's) pipeline, ready to infer, without a progress bar; only safetensors are read.
+    """The pipeline of a folder or hub id, ready for inference, without a progress bar; only safetensors are read.
 
-    Where a part's weights are there in a variant alone (``fp16``), that is what is read, into ``dtype``.
+    Where a part's weights exist only as a variant (``fp16``), that variant is read, into ``dtype``.
 
-    ``dtype`` may name components, and ``default`` for the others. ``parts`` are components that are not read but given:
-    a trained transformer to be saved, or None for an encoder that is not wanted. What was saved as None opens as None
-    (diffusers itself needs them again: ``from_pretrained(bundle, text_encoder_3=None, tokenizer_3=None)``).
+    ``dtype`` may map component names to types, with ``default`` for the others. ``parts`` are components that are given
+    rather than read: a trained transformer to be saved, or None for an encoder that is not needed. What was saved as
+    None opens as None (diffusers itself must be told: ``from_pretrained(bundle, text_encoder_3=None,
+    tokenizer_3=None)``).
 
     Raises:
-        BundleError: no pipeline there, or one whose files are missing, broken, or not to be had.
+        BundleError: no pipeline there, or one whose files are missing, broken or not accessible.
     """
     index = read_index(bundle, local_files_only)
     given = {**{name: None for name, value in index.items() if value == [None, None]}, **parts}
@@ -56,7 +57,7 @@ def open_pipeline(
 
 
 def read_index(source: str | Path, local_files_only: bool = True) -> dict[str, Any]:
-    """What a folder's or hub id's model_index.json says; no weights are read.
+    """The model_index.json of a folder or hub id; no weights are read.
 
     Raises:
         BundleError: there is none.
@@ -64,7 +65,7 @@ def read_index(source: str | Path, local_files_only: bool = True) -> dict[str, A
     name = DiffusionPipeline.config_name
     if Path(source).is_file():
         raise BundleError(
-            f"{source} is a single file: accepted is a folder, which diffusers writes of one with "
+            f"{source} is a single file: accepted is a folder, to which diffusers converts the file with "
             f"`SomePipeline.from_single_file(file).save_pretrained(folder)`"
         )
     if Path(source).is_absolute() and not Path(source).is_dir():
@@ -93,10 +94,10 @@ def _why(source: str | Path, error: BaseException) -> str:
     page = f"https://huggingface.co/{source}"
     causes = list(_causes(error))
     if any(isinstance(cause, GatedRepoError) for cause in causes):
-        return f": it is gated, so accept its licence at {page} and log in with `hf auth login` or HF_TOKEN"
+        return f": it is gated; accept its licence at {page} and log in with `hf auth login` or HF_TOKEN"
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return (
-            f" as a folder or as a hub id: there is none of that name, or it is gated or private; then accept its "
+            f" as a folder or as a hub id: none of that name exists, or it is gated or private; if it is, accept its "
             f"licence at {page} and log in with `hf auth login` or HF_TOKEN"
         )
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -110,10 +111,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def save_pipeline(pipe: Any, bundle: Path, dtype: torch.dtype | None = torch.float16) -> None:
-    """Write the pipeline with its weights rounded to ``dtype`` (in ``pipe`` too; None keeps each as it is).
+    """Write the pipeline with its weights rounded to ``dtype`` (None keeps the type of each).
 
-    transformers would open text encoders in the type that it saved them in while diffusers opens the rest in float32,
-    and the two do not meet; so their config says float32, whatever the file holds.
+    transformers opens text encoders in the type in which they were saved, while diffusers opens the rest in float32,
+    and the two do not fit together; so the encoders' config says float32, whatever the file holds.
 
     Raises:
         ValueError: a weight that is not finite in ``dtype``.
@@ -133,14 +134,14 @@ def save_pipeline(pipe: Any, bundle: Path, dtype: torch.dtype | None = torch.flo
 
 
 def shift_no_more(pipe: Any) -> None:
-    """Give a student its scheduler: Euler steps at the very sigmas that are passed, since those are shifted already."""
+    """Give a student its scheduler: Euler steps at exactly the sigmas that are passed, which are already shifted."""
     pipe.scheduler = _euler()
 
 
 def reproduce(
     pipe: Any, student: Student, prompts: Sequence[str], seeds: Sequence[int], steps: int
 ) -> NDArray[np.float32]:
-    """images_BCHW (videos BFCHW) in [0, 1], drawn by the diffusers pipeline's own loop from the seeds' noise."""
+    """images_BCHW (videos BFCHW) in [0, 1], generated by the diffusers pipeline's own loop from the seeds' noise."""
     latents = torch.from_numpy(noise(seeds, student.latents.shape))
     sigmas = student.sigmas[steps]
     call = {
@@ -163,9 +164,9 @@ def reproduce(
 
 @contextlib.contextmanager
 def steps_at(pipe: Any, sigmas: Sequence[float]) -> Iterator[None]:
-    """Have the pipeline's own loop step at exactly these sigmas.
+    """Make the pipeline's own loop step at exactly these sigmas.
 
-    For WanPipeline, which has no argument for them and would shift its own ones twice (diffusers #13243).
+    For WanPipeline, which has no argument for them and would shift its own twice (diffusers #13243).
     """
     before, scheduler = pipe.scheduler, _euler()
     set_timesteps = scheduler.set_timesteps

@@ -1,9 +1,9 @@
-"""The golden probe of a bundle: fixed (prompt, seed, steps) and what they must give, to the last bit.
+"""The golden probe of a bundle: fixed (prompt, seed, steps) and the pictures that they must give, to the last bit.
 
-A picture is a function of its prompt, seed, steps and of the engine that draws it, and of nothing else. So a few that
-are drawn again and again tell whether the engine is still what it was: if their bits are, it is, for certain.
-``probe.json`` is written by ``export.probe``. Bits depend on the kind of machine too, so they are kept by kind; what is
-known of every machine is how far a score may be from that of the machine that measured first.
+A picture is a function of its prompt, seed, steps and of the engine that generates it, and of nothing else. So a few
+pictures that are generated again and again show whether the engine is unchanged: it is if their bits are.
+``probe.json`` is written by ``export.probe``. Bits also depend on the kind of machine, so they are stored by kind; on a
+new kind, scores may differ from those of the first machine by a tolerance.
 
 Legend: B images, C = 3 colour channels, H x W pixels.
 """
@@ -36,13 +36,13 @@ Scores = Mapping[str, tuple[float, ...]]
 
 
 class Outcome(StrEnum):
-    """What a probe found."""
+    """The result of a probe."""
 
     SAME = "same"  # the same bits, the same scores
-    RECORDED = "recorded"  # a kind of machine that nothing was known of: scores within tolerance, bits kept from now on
-    PIXELS_CHANGED = "pixels_changed"  # other bits than on this kind of machine before: the engine
-    SCORES_CHANGED = "scores_changed"  # the same bits, or unknown ones, with other scores
-    FAILED = "failed"  # it could not be drawn
+    RECORDED = "recorded"  # a new kind of machine: scores within tolerance, bits recorded from now on
+    PIXELS_CHANGED = "pixels_changed"  # other bits than before on this kind of machine: the engine changed
+    SCORES_CHANGED = "scores_changed"  # the same bits, or a new kind of machine, with other scores
+    FAILED = "failed"  # the pictures could not be generated
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the pairs gave: sha256 of each picture's float32 values (CHW), and its scores by scorer."""
+    """The results of the pairs: sha256 of each picture's float32 values (CHW), and its scores by scorer."""
 
     sha256: tuple[str, ...]
     scores: Scores = field(default_factory=dict)
@@ -64,8 +64,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Probe:
-    """``student`` is the fingerprint of the student that it belongs to, ``known`` what each runtime gave, by kind of
-    machine; the first kind of a runtime is the one whose scores others are held to."""
+    """``student`` is the fingerprint of the student that it belongs to, ``known`` the results of each runtime by kind
+    of machine; the scores of a runtime's first kind are the reference for the others."""
 
     student: str
     pairs: tuple[Pair, ...]
@@ -75,25 +75,25 @@ class Probe:
 
 
 def choose_pairs(student: Student, prompts: Sequence[str]) -> tuple[Pair, ...]:
-    """The pairs of a new probe: a prompt and a seed of its own for each, every step count in turn."""
+    """The pairs of a new probe: each with its own prompt and seed, and the step counts in turn."""
     count = max(PAIRS, len(student.steps))
     steps = sorted(student.steps)
     return tuple(Pair(prompts[k % len(prompts)], FIRST_SEED + k, steps[k % len(steps)]) for k in range(count))
 
 
 def draw_pair(runtime: Runtime, pair: Pair) -> FloatArray:
-    """images_BCHW of one pair, drawn alone: what a batch may change is not what a probe asks about."""
+    """images_BCHW of one pair, generated alone: a probe does not test what a batch may change."""
     return runtime.draw([pair.prompt], [pair.seed], pair.steps)
 
 
 def measure(runtime: Runtime, pairs: Sequence[Pair]) -> Measured:
-    """Draw and score the pairs."""
+    """Generate and score the pairs."""
     images = [draw_pair(runtime, pair) for pair in pairs]
     return measured(images, [runtime.score(image, [pair.prompt]) for image, pair in zip(images, pairs, strict=True)])
 
 
 def measured(images: Sequence[FloatArray], scores: Sequence[Mapping[str, FloatArray]]) -> Measured:
-    """The hashes and scores of drawn pairs, each an images_BCHW of one."""
+    """The hashes and scores of generated pairs, each an images_BCHW with B = 1."""
     names = sorted(scores[0]) if scores else []
     table = {name: tuple(round(float(row[name][0]), 6) for row in scores) for name in names}  # may be no numbers
     return Measured(tuple(digest(image) for image in images), table)
@@ -106,7 +106,7 @@ def digest(images_BCHW: FloatArray) -> str:
 
 
 def compare(found: Measured, exact: Measured | None, alike: Measured | None, tolerance: float) -> Outcome:
-    """What a probe found: ``exact`` is what this kind of machine gave before, ``alike`` what any other did."""
+    """The outcome: ``exact`` is the earlier result of this kind of machine, ``alike`` that of any other."""
     if exact is not None:
         if found.sha256 != exact.sha256:
             return Outcome.PIXELS_CHANGED
@@ -117,8 +117,7 @@ def compare(found: Measured, exact: Measured | None, alike: Measured | None, tol
 
 
 def furthest(found: Measured, known: Measured) -> float:
-    """The largest change of a picture's score, by any scorer that both have; a score that is no number is infinitely
-    far from one that is."""
+    """The largest change of a picture's score by any scorer that both have; NaN is infinitely far from a number."""
     both = found.scores.keys() & known.scores.keys()
     return max((_distance(found.scores[name], known.scores[name]) for name in both), default=0.0)
 
@@ -130,7 +129,7 @@ def _distance(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def read_probe(bundle: Path, student: Student) -> Probe | None:
-    """The probe of a bundle; None where it has none, or one of another student.
+    """The probe of a bundle; None if it has none, or one of another student.
 
     Raises:
         BundleError: the file is not a probe.
@@ -182,7 +181,7 @@ def from_json(data: Mapping[str, Any]) -> Probe:
 
 
 def measured_to(found: Measured) -> dict[str, Any]:
-    """What was measured as plain JSON values; a score that is no number becomes null."""
+    """The results as plain JSON values; a NaN score becomes null."""
     scores = {name: [None if math.isnan(x) else x for x in values] for name, values in found.scores.items()}
     return {"sha256": list(found.sha256), "scores": scores}
 

@@ -1,6 +1,6 @@
-"""What each family reads of a prompt: the text around it, the tokenizer that all of it goes through, its length.
+"""How each family reads a prompt: the template around it, the tokenizer, and its length in tokens.
 
-The HTTP process counts tokens with this, and so it loads neither numpy nor torch.
+The HTTP process counts tokens with this module, so it imports neither numpy nor torch.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ TOKENIZERS = {
 
 @dataclass(frozen=True)
 class Chat:
-    """What a language model reads around a prompt, the first ``dropped`` tokens of which its family reads no more.
+    """A language model's template around a prompt; the family drops the states of its first ``dropped`` tokens.
 
-    ``ends_are_cut``: nothing reads what follows a prompt's end, so that padding may stand on the right whatever the
-    tokenizer says.
+    ``ends_are_cut``: nothing reads what follows a prompt's end, so that padding may be on the right whatever the
+    tokenizer's configuration says.
     """
 
     before: str
@@ -58,25 +58,25 @@ CHATS = {
 
 
 def cleaned(prompt: str) -> str:
-    """A prompt as WanPipeline reads it: entities resolved twice, white space in single spaces."""
+    """A prompt as WanPipeline reads it: HTML entities resolved twice, white space collapsed to single spaces."""
     return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt)).strip()).strip()
 
 
 def token_counter(bundle: Path, family: str) -> Callable[[str], int]:
-    """A function that counts a prompt's tokens as the encoder reads them that reads all of it.
+    """A function that counts a prompt's tokens for the encoder that reads all of it.
 
-    That is the family's last; CLIP before it reads a fixed length of its own and cuts the rest off. What a chat says
-    around a prompt counts, but for the part that the family reads no more (``Chat.dropped``).
+    That is the family's last; CLIP before it has a fixed length of its own and cuts the rest off. A chat template
+    counts too, except for the part that the family drops (``Chat.dropped``).
 
     Raises:
-        BundleError: the bundle has no such tokenizer, or is of a family that is not known.
+        BundleError: the bundle has no such tokenizer, or its family is unknown.
     """
     if family not in TOKENIZERS:
-        raise BundleError(f"family is {family!r}: accepted is {', '.join(TOKENIZERS)}")
+        raise BundleError(f"family is {family!r}: accepted are {', '.join(TOKENIZERS)}")
     paths = [bundle / folder / "tokenizer.json" for folder in TOKENIZERS[family].values()]
     found = [path for path in paths if path.is_file()]
     if not found:
-        raise BundleError(f"{paths[-1]} is missing: without it a prompt's length is unknown")
+        raise BundleError(f"{paths[-1]} is missing: without it a prompt's tokens cannot be counted")
     tokenizer = Tokenizer.from_file(str(found[-1]))
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -1,4 +1,4 @@
-"""Where a score stands among those of the student itself, at the same number of steps and the same size."""
+"""Ranks a score among the student's own scores at the same step count and size."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ POINTS = (0, 1, 5, *range(10, 100, 10), 25, 75, 95, 99, 100)
 
 
 def distribution(scores: Sequence[float], prompts: int | None = None) -> RewardReference:
-    """Mean, standard deviation and percentiles of standardised scores (two or more), of so many prompts (else: one of
-    each)."""
+    """Mean, standard deviation and percentiles of two or more standardised scores, which are of ``prompts`` prompts
+    (None: each of its own prompt)."""
     values = np.asarray(scores, dtype=np.float64)
     points = {str(point): float(np.percentile(values, point)) for point in sorted(POINTS)}
     count = min(len(values), prompts or len(values))
@@ -25,18 +25,18 @@ def distribution(scores: Sequence[float], prompts: int | None = None) -> RewardR
 
 
 def at_key(student: Student, steps: int, size: Size) -> str:
-    """The name of a distribution in ``RewardReference.at``: "4" of the student's own size, else "4 512x768"."""
+    """The key of a distribution in ``RewardReference.at``: "4" for the student's own size, else "4 512x768"."""
     return str(steps) if size == own_size(student) else f"{steps} {size_name(size)}"
 
 
 def with_distribution(known: RewardReference | None, key: str, found: RewardReference) -> RewardReference:
-    """The reference with one more distribution in ``at``; the first is also that of the whole."""
+    """The reference with one more distribution in ``at``; the first also stands for the whole."""
     known = known or replace(found, at={})
     return replace(known, at={**(known.at or {}), key: found})
 
 
 def reference_at(student: Student, scorer: str, steps: int, size: Size) -> RewardReference | None:
-    """The distribution to compare with: of these steps and this size, else of the steps alone, else of all."""
+    """The distribution to compare with: for these steps and this size, else for the steps alone, else for all."""
     known = student.reward_reference.get(scorer)
     if known is None:
         return None
@@ -45,8 +45,8 @@ def reference_at(student: Student, scorer: str, steps: int, size: Size) -> Rewar
 
 
 def own_reference(student: Student, scorer: str, steps: int, size: Size) -> RewardReference | None:
-    """The distribution of exactly these steps and this size; None if it was not measured. (Of a bundle that tells none
-    apart, the first step count's at the student's own size.)"""
+    """The distribution for exactly these steps and this size; None if it was not measured. (A bundle without ``at`` has
+    that of its first step count at the student's own size.)"""
     known = student.reward_reference.get(scorer)
     if known is None:
         return None
@@ -56,7 +56,7 @@ def own_reference(student: Student, scorer: str, steps: int, size: Size) -> Rewa
 
 
 def percentile(reference: RewardReference, score: float) -> float | None:
-    """How many per cent of the student's own pictures score lower, from 0 to 100; None without percentiles."""
+    """The percentage of the student's own pictures that score lower, from 0 to 100; None without percentiles."""
     if not reference.percentiles:
         return None
     points = sorted((float(point), value) for point, value in reference.percentiles.items())
@@ -75,14 +75,14 @@ def score_at(reference: RewardReference, share: float) -> float | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an answer says of one picture, by scorer; a scorer that failed on it is missing in both."""
+    """The scores of one picture in a response, by scorer; a scorer that failed on it is missing in both."""
 
     reward: Mapping[str, float]
     percentile: Mapping[str, float]
 
 
 def verdicts(student: Student, scores: Scores, steps: int, size: Size, count: int) -> tuple[Verdict, ...]:
-    """The verdict on each of ``count`` pictures that were drawn together, from what ``Runtime.score`` gave."""
+    """The verdict on each of ``count`` pictures of one batch, from the result of ``Runtime.score``."""
     references = {name: reference_at(student, name, steps, size) for name in scores}
     return tuple(
         _verdict({name: float(score_B[b]) for name, score_B in scores.items()}, references) for b in range(count)
@@ -90,7 +90,7 @@ def verdicts(student: Student, scores: Scores, steps: int, size: Size, count: in
 
 
 def failures(scores: Scores) -> dict[str, int]:
-    """How many pictures each scorer failed on, where it did."""
+    """The number of pictures that each scorer failed on, for scorers that failed."""
     counts = {name: int((~np.isfinite(score_B)).sum()) for name, score_B in scores.items()}
     return {name: count for name, count in counts.items() if count}
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 
 class Array(Protocol):
-    """What the loop asks of numpy and torch arrays alike."""
+    """The operations that the loop needs, which numpy and torch arrays share."""
 
     @property
     def shape(self) -> Any: ...
@@ -30,8 +30,8 @@ def denoise(
 ) -> A:
     """Euler steps of ``dx/dsigma = v`` from ``sigmas[0]`` through each sigma to 0: ``x + (next - sigma) v``.
 
-    ``callback(i, sigma, x, v)`` sees the state at ``sigmas[i]`` and the velocity that leaves it, before the step
-    (the predicted data there is ``x - sigma v``); an exception that it raises ends the loop.
+    ``callback(i, sigma, x, v)`` gets the state at ``sigmas[i]`` and its velocity before the step (the predicted data
+    there is ``x - sigma v``); an exception that it raises ends the loop.
     """
     for i, (sigma, sigma_next) in enumerate(zip(sigmas, [*sigmas[1:], 0.0], strict=True)):
         v = velocity(x, sigma)

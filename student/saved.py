@@ -1,4 +1,4 @@
-"""What a pipeline's files say before any of them is opened: variants, and what would fail without a name."""
+"""Inspects a pipeline's files before any is opened: finds variants, and names files that could not be read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PREFERRED = ("bf16", "fp16")
 
 
 def variant_of(source: str | Path, index: Mapping[str, Any], local_files_only: bool = True) -> str | None:
-    """The variant (``fp16``) to open, where some part of a pipeline has its weights in no other form."""
+    """The variant (``fp16``) to open, if some part of a pipeline has its weights in no other form."""
     names = _names(source, local_files_only)
     only: set[str] = set()
     for part in components(index):
@@ -35,7 +35,7 @@ def variant_of(source: str | Path, index: Mapping[str, Any], local_files_only: b
 
 
 def _names(source: str | Path, local_files_only: bool) -> Sequence[str]:
-    """The paths of a folder's or hub id's files; of a hub id that cannot be asked, what opening says of it counts."""
+    """The paths of a folder's or hub id's files; empty if the hub cannot be reached (opening it will say why)."""
     folder = Path(source)
     try:
         if not folder.is_dir() and not local_files_only:
@@ -48,7 +48,7 @@ def _names(source: str | Path, local_files_only: bool) -> Sequence[str]:
 
 
 def components(index: Mapping[str, Any]) -> Iterable[str]:
-    """The parts of a pipeline that are there, each a folder."""
+    """The parts of a pipeline that are not None, each a folder."""
     return [name for name, value in index.items() if _is_component(value)]
 
 
@@ -57,7 +57,7 @@ def _is_component(value: Any) -> bool:
 
 
 def check_index(path: Path) -> None:
-    """Raises BundleError for a model_index.json (or other configuration) that no reader of JSON would take."""
+    """Raises BundleError for a model_index.json (or other configuration) that is not plain JSON."""
     with path.open("rb") as file:
         start = file.read(len(POINTER))
     if start == POINTER:
@@ -70,11 +70,11 @@ def check_files(folder: Path, index: Mapping[str, Any], given: Iterable[str] = (
     """Inspect a folder's parts, except for those that are ``given`` from elsewhere.
 
     Raises:
-        BundleError: one is missing, holds weights that are no safetensors, or is not whole; names the file.
+        BundleError: one is missing, incomplete, or has weights that are not safetensors; the message names the file.
     """
     for part in set(components(index)) - set(given):
         if not (folder / part).is_dir():
-            raise BundleError(f"{folder} has no folder {part}, which its model_index.json names")
+            raise BundleError(f"{folder} has no folder {part}, although its model_index.json names it")
         files = sorted(path for path in (folder / part).iterdir() if path.is_file())
         for path in files:
             if path.suffix == ".json" or path.stat().st_size < POINTER_BYTES:

@@ -9,10 +9,10 @@ from typing import Any
 from student.bundle import BundleError
 
 KARRAS_RHO = 7.0  # of diffusers, and of the paper (arXiv 2206.00364)
-# Settings of diffusers' schedulers under which steps are no Euler steps along one path, or lead the other way.
+# Settings of diffusers' schedulers with which steps are not Euler steps along one path, or go in the other direction.
 _REFUSED = {
-    "use_beta_sigmas": "sigmas that are shifted, stretched to an end, karras or exponential",
-    "invert_sigmas": "a schedule that leads from sigma 1, noise, to 0",
+    "use_beta_sigmas": "shifted, terminal-stretched, karras and exponential sigmas",
+    "invert_sigmas": "schedules from sigma 1, noise, to 0",
     "stochastic_sampling": "steps without fresh noise",
 }
 
@@ -35,12 +35,13 @@ def sigmas(nfe: int, shift: float = 1.0) -> tuple[float, ...]:
 
 
 def scheduled(config: Mapping[str, Any], nfe: int, mu: float) -> tuple[float, ...]:
-    """``sigmas`` as a scheduler's configuration says: shifted, stretched to its end, spaced anew, in diffusers' order.
+    """``sigmas`` as a scheduler's configuration says: shifted, stretched to its terminal value, respaced, in diffusers'
+    order.
 
-    ``mu`` is what the pipeline passes to a schedule whose shift depends on the picture (``linear_mu``).
+    ``mu`` is what the pipeline passes to a schedule whose shift depends on the picture's size (``linear_mu``).
 
     Raises:
-        BundleError: the configuration asks for something that no Euler path has; see ``check``.
+        BundleError: the configuration needs something that no Euler path has; see ``check``.
     """
     check(config)
     values = stretched(sigmas(nfe, _shift(config, mu)), config.get("shift_terminal"))
@@ -52,26 +53,26 @@ def scheduled(config: Mapping[str, Any], nfe: int, mu: float) -> tuple[float, ..
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raises BundleError for the configuration of a scheduler that is not followed, and names what it asks for."""
+    """Raises BundleError for a scheduler's configuration that is not supported, and names the setting."""
     for name, accepted in _REFUSED.items():
         if config.get(name):
             raise BundleError(f"the scheduler's {name} is {config[name]}: accepted are {accepted}")
     spaced = [name for name in ("use_karras_sigmas", "use_exponential_sigmas") if config.get(name)]
     if config.get("use_flow_sigmas") and spaced:
-        raise BundleError(f"the scheduler's {spaced[0]} is True beside use_flow_sigmas: accepted is flow sigmas alone")
+        raise BundleError(f"the scheduler's {spaced[0]} and use_flow_sigmas are both True: accepted is only one")
     if not config.get("use_dynamic_shifting") and _static(config) not in config:
         raise BundleError("the scheduler's configuration has no shift: accepted is the scheduler of a flow model")
 
 
 def linear_mu(config: Mapping[str, Any], tokens: int) -> float:
-    """The mu of a picture of ``tokens`` tokens, linear in them, as diffusers' ``calculate_shift`` says it."""
+    """The mu for a picture of ``tokens`` tokens, linear in them, as in diffusers' ``calculate_shift``."""
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     return float(base + (most - base) * (tokens - low) / (high - low))
 
 
 def stretched(values: tuple[float, ...], end: float | None) -> tuple[float, ...]:
-    """The distances from 1 scaled so that the last sigma is ``end``; a single sigma is where it was, at 1."""
+    """The distances from 1 scaled so that the last sigma is ``end``; a single sigma stays at 1."""
     if not end or values[-1] == 1:
         return values
     scale = (1 - end) / (1 - values[-1])
@@ -91,6 +92,6 @@ def _static(config: Mapping[str, Any]) -> str:
 
 
 def _between(values: tuple[float, ...], bend: Any, back: Any) -> tuple[float, ...]:
-    """As many sigmas between the first and the last, evenly spaced where they are bent."""
+    """Equally many sigmas from the first to the last, evenly spaced after the transform ``bend``."""
     first, last, gaps = bend(values[0]), bend(values[-1]), max(len(values) - 1, 1)
     return tuple(back(first + (last - first) * i / gaps) for i in range(len(values)))

@@ -1,7 +1,7 @@
-"""From prompts to token ids, without transformers: what the diffusers pipeline would feed its text encoders.
+"""Turns prompts into the token ids that the diffusers pipeline would feed its text encoders, without transformers.
 
-Legend: B prompts, L tokens: the first tokenizer's ``model_max_length`` for CLIP, ``max_tokens`` for T5 and, beside
-what comes before the prompt, for a language model.
+Legend: B prompts, L tokens: the first tokenizer's ``model_max_length`` for CLIP, ``max_tokens`` for T5, and for a
+language model ``max_tokens`` plus the part of its template that the family drops.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ MASKED = frozenset({"wan", *CHATS})  # families whose encoder is told which of i
 
 
 class PromptTokens:
-    """A bundle's tokenizers, the first of which the scorers read too; ``names`` are those of ``encode``'s arrays.
+    """A bundle's tokenizers; ``names`` are the names of ``encode``'s arrays.
 
-    SD3 without T5 has no tokenizer for it; Wan and the language models have a mask beside the ids of the only encoder.
+    SD3 without T5 has no tokenizer for it; Wan and the language models have a mask beside the ids of their one encoder.
     """
 
     def __init__(self, bundle: Path, max_tokens: int, family: str = "flux") -> None:
@@ -41,7 +41,7 @@ class PromptTokens:
         self.names = (*folders, *(f"{name.removesuffix('_ids')}_mask" for name in folders if self._masked))
 
     def encode(self, prompts: Sequence[str]) -> tuple[IdArray, ...]:
-        """Ids for each encoder, int64 (B, L) each (and their mask); an unknown word is the unknown token."""
+        """Ids for each encoder, int64 (B, L) each (and their mask); an unknown word becomes the unknown token."""
         if self._masked:
             (tokenizer,) = self._tokenizers.values()
             read = cleaned if self._chat is None else self._chat.of

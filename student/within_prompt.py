@@ -1,4 +1,4 @@
-"""What choosing among several pictures of one prompt buys, from how their scores differ within it.
+"""What choosing among several pictures of one prompt gains, from how their scores vary within the prompt.
 
 Legend: P prompts, S pictures (seeds) of each.
 """
@@ -22,7 +22,7 @@ MOST = 16  # candidates of which the gain is kept
 
 
 def measure(scores: Mapping[str, Sequence[Sequence[float]]]) -> WithinPrompt:
-    """Spread, correlation and gain of standardised scores_PS by scorer; a prompt with a score that is none is left out.
+    """Spread, correlation and gain of standardised scores_PS by scorer; prompts with a score that is NaN are left out.
 
     Raises:
         ValueError: fewer than two prompts, or fewer than two pictures of each.
@@ -44,12 +44,12 @@ def measure(scores: Mapping[str, Sequence[Sequence[float]]]) -> WithinPrompt:
 
 
 def best_of(scores_PS: Array, count: int) -> Array:
-    """For each prompt, the mean over all choices of ``count`` of its S pictures of the highest score among them."""
+    """For each prompt, the highest score among ``count`` of its S pictures, averaged over all choices of ``count``."""
     return chosen(scores_PS, scores_PS, count)
 
 
 def chosen(scores_PS: Array, values_PS: Array, count: int) -> Array:
-    """The same of another value of the picture whose score is the highest.
+    """The same for another value of the picture whose score is the highest.
 
     The k-th smallest of S is the highest in C(k - 1, count - 1) of C(S, count) choices.
     """
@@ -69,16 +69,17 @@ def normal_best_of(count: int) -> float:
 
 
 def of(student: Student, steps: int, size: Size) -> WithinPrompt | None:
-    """What is known of a student's pictures at this step count and size, else of these steps alone."""
+    """The measurement for a student's pictures at this step count and size, else at these steps alone."""
     known = student.within_prompt or {}
     return known.get(at_key(student, steps, size)) or known.get(str(steps))
 
 
 def predicted_gain(known: WithinPrompt, chooser: str, reported: str, count: int) -> float | None:
-    """By how much the best of ``count`` by the scorer ``chooser`` is above the mean of the prompt, on ``reported``.
+    """How far the best of ``count`` by the scorer ``chooser`` is above the prompt's mean, according to ``reported``.
 
-    On the chooser: as measured where the bundle was made, beyond that c_N times the spread. On another scorer: so much
-    of that, in deviations within the prompt, as the two are correlated. None: nothing is known of one of them.
+    On the chooser itself: as measured with the bundle, and beyond the measured counts c_N times the spread. On another
+    scorer: that gain in standard deviations within the prompt, times the correlation of the two. None if one of them
+    was not measured.
     """
     if not {chooser, reported} <= known.spread.keys():
         return None

@@ -1,4 +1,4 @@
-"""The student's model card: what it is, what was measured, how it was trained."""
+"""The student's model card: what it is, how it was evaluated, how it was trained."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def card(
 ) -> str:
     """The card's Markdown, in the hub's form.
 
-    ``index`` is what model_index.json says; ``alarms`` are the signs of reward hacking that the run gave;
+    ``index`` is the content of model_index.json; ``alarms`` are the signs of reward hacking that the run found;
     ``prompts`` are those of the table's figures.
     """
     num = len(rewards[TRAINED].of_raw(table[0].scores))
-    judged = "; the exact judge had no part in that" if table[0].judge else ""
+    judged = "; the exact judge was not used for that" if table[0].judge else ""
     return "\n".join(
         [
             _front_matter(student, teacher),
@@ -51,9 +51,9 @@ def card(
             "## Evidence\n",
             f"{num} held-out test prompts, prompt i with seed i; mean ± standard error, clustered by prompt. The "
             "student was opened from these files. Scores are in standard deviations of the teacher above the teacher's "
-            "mean on calibration prompts. The checkpoint was chosen by the held-out scorer on validation "
-            f"prompts{judged}: the one after {student.chosen_at} of {config.steps} steps. Diversity is the Vendi score "
-            f"of 8 seeds ({len(table[0].diversity)} prompts) on autoencoder latents.\n",
+            f"mean on calibration prompts. The checkpoint (after {student.chosen_at} of {config.steps} steps) was "
+            f"chosen by the held-out scorer on validation prompts{judged}. Diversity is the Vendi score of 8 seeds "
+            f"({len(table[0].diversity)} prompts) on autoencoder latents.\n",
             _table(table, rewards, prompts),
             "## Paired differences, student minus teacher at its full step count\n",
             _differences(table, rewards, prompts),
@@ -90,24 +90,24 @@ def _untrained(student: Student) -> str:
     if student.chosen_at != 0:
         return ""
     return (
-        "**Not better than its start: no step of the run had a better held-out score with enough diversity, so these "
-        "are the teacher's own weights at few steps.**\n\n"
+        "**Not better than its start: no checkpoint of the run had a better held-out score and enough diversity, so "
+        "these are the teacher's own weights at few steps.**\n\n"
     )
 
 
 def _guidance(student: Student) -> str:
     strength = student.baked.get("guidance_scale", 1.0)
     if student.family == "flux" and strength != 1.0:
-        return f"Its network takes a guidance of {strength:g} as an input, as FLUX.1-dev's does: one call a step."
-    return "It draws without guidance."
+        return f"Its network takes a guidance of {strength:g} as an input, as FLUX.1-dev's does: one call per step."
+    return "It samples without guidance: one call per step."
 
 
 def _licence(teacher: Origin) -> str:
-    """A student is made of its teacher: the teacher's terms hold for it."""
+    """A student is derived from its teacher, so the teacher's licence applies."""
     if not teacher.license:
         return (
-            f"No licence of `{teacher.name}` was found when this card was written: find out on which terms it may be "
-            "used before this student is used or passed on."
+            f"No licence of `{teacher.name}` was found when this card was written: find out under which terms it may "
+            "be used before you use or share this student."
         )
     name = teacher.license_name or teacher.license
     link = teacher.terms.name if teacher.terms else teacher.license_link
@@ -115,7 +115,7 @@ def _licence(teacher: Origin) -> str:
 
 
 def _columns(row: Evaluation, rewards: Rewards) -> dict[str, Sequence[float]]:
-    """Every figure of one row by its heading, prompt by prompt."""
+    """The per-prompt values of one row by column heading."""
     scores = {
         "scorer (trained on)": rewards[TRAINED].of_raw(row.scores),
         "held-out scorer": rewards[HELDOUT].of_raw(row.scores),

@@ -1,7 +1,7 @@
 """``python -m training.check_reward NAME``: can a student learn from this reward? A smoke test of its gradient.
 
-Real pictures of the starter world are scored; the gradient must reach the pixels, be finite and not zero, and one
-step along it must raise the score of every picture.
+Pictures of the starter world are scored; the gradient must reach the pixels, be finite and nonzero, and one step along
+it must raise the score of every picture.
 
 Shape suffixes: B batch, C channels, H/W pixels.
 """
@@ -39,7 +39,7 @@ STEPS = (4.0, 2.0, 1.0, 0.5, 0.25)  # largest change of a pixel in one ascent st
 class Climb:
     """One step along the gradient: ``size`` is the largest change of a pixel, in 1/255.
 
-    ``expected_B`` is the rise of the score that the gradient promises, ``rise_B`` what the step brought.
+    ``expected_B`` is the rise of the score that the gradient predicts, ``rise_B`` the actual one.
     """
 
     size: float
@@ -49,7 +49,7 @@ class Climb:
 
 @dataclass(frozen=True)
 class Check:
-    """What the gradient of the reward ``name`` did; ``largest_B`` is its largest size at a pixel of each picture."""
+    """The result for the reward ``name``; ``largest_B`` is the largest gradient at any pixel of each picture."""
 
     name: str
     score_B: list[float]
@@ -58,7 +58,7 @@ class Check:
     climb: Climb
 
     def problem(self) -> str | None:
-        """One sentence on what is wrong, or None."""
+        """What is wrong in one sentence, or None."""
         num = len(self.score_B)
         if not self.finite:
             return f"the gradient of reward {self.name!r} is not finite"
@@ -106,30 +106,30 @@ def _climb(
 
 
 def table(result: Check) -> Table:
-    """The figures, as people read them."""
+    """The figures as a table for the terminal."""
     climb, num = result.climb, len(result.score_B)
     shown = Table("figure", "value", title=f"{result.name} on {num} pictures")
     shown.add_row("mean score", f"{sum(result.score_B) / num:.4g}")
     shown.add_row("gradient is finite", "yes" if result.finite else "no")
     shown.add_row("largest gradient of a pixel, mean", f"{sum(result.largest_B) / num:.4g}")
-    shown.add_row("step, largest change of a pixel", f"{climb.size}/255")
-    shown.add_row("rise that the gradient promises, mean", f"{float(climb.expected_B.mean()):.4g}")
-    shown.add_row("rise, mean", f"{float(climb.rise_B.mean()):.4g}")
-    shown.add_row("pictures that rose", f"{int((climb.rise_B > 0).sum())} of {num}")
+    shown.add_row("step size (largest change of a pixel)", f"{climb.size}/255")
+    shown.add_row("predicted rise of the score, mean", f"{float(climb.expected_B.mean()):.4g}")
+    shown.add_row("actual rise of the score, mean", f"{float(climb.rise_B.mean()):.4g}")
+    shown.add_row("pictures whose score rose", f"{int((climb.rise_B > 0).sum())} of {num}")
     return shown
 
 
 def main(
     name: Annotated[str, typer.Argument(help="A shipped reward, a scorer's folder, or package.module:Class.")],
-    size: Annotated[int, typer.Option(min=8, help="Side of the pictures in pixels.")] = world.SIDE_PX,
+    size: Annotated[int, typer.Option(min=8, help="Side length of the pictures in pixels.")] = world.SIDE_PX,
     device: Annotated[str, typer.Option(help="Where the reward runs, such as cpu or cuda.")] = "cpu",
-    num: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 8,
+    num: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 8,
     tokenizer: Annotated[Path, typer.Option(help="For a scorer of the starter world: its teacher's tokenizer.")] = Path(
         "models/shapes-teacher/tokenizer"
     ),
-    files: Annotated[Path, typer.Option(help="Where downloaded checkpoints lie.")] = FILES,
+    files: Annotated[Path, typer.Option(help="Folder of downloaded checkpoints.")] = FILES,
 ) -> None:
-    """Test that a reward can be trained on: gradient finite and not zero, one step along it raises the score."""
+    """Test that a reward can be trained on: finite and nonzero gradient, and a step along it raises the score."""
     quiet()
     # Without a network the hub's client says so six times before it gives up.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

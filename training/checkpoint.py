@@ -10,14 +10,14 @@ import torch
 
 
 class CheckpointError(OSError):
-    """A checkpoint that could not be written; the message is one sentence."""
+    """A checkpoint could not be written; the message is one sentence."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` so that ``path`` always holds either the old or the new whole file.
+    """Write ``state`` so that ``path`` always holds either the whole old file or the whole new one.
 
     Raises:
-        CheckpointError: the disk is full, or does not take it; nothing half written is left.
+        CheckpointError: the disk is full or refuses the file; no partial file is left.
     """
     part = path.with_suffix(path.suffix + ".part")
     try:
@@ -28,7 +28,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
-        # torch tries to end the file that it could not write, and that error hides the disk's.
+        # torch tries to finish the file that it could not write, and that error hides the disk's.
         disk = error if isinstance(error, OSError) else error.__context__
         if not isinstance(disk, OSError):
             raise
@@ -41,7 +41,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """The saved state, or None where there is none. Tensors and plain values only, no code."""
+    """The saved state (tensors and plain values only, no code), or None if there is none."""
     if not path.exists():
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

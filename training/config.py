@@ -13,18 +13,18 @@ C = TypeVar("C")
 
 
 class ConfigError(ValueError):
-    """A setting that does not exist or cannot be used; the message is one sentence."""
+    """A setting that does not exist or has an unusable value; the message is one sentence."""
 
 
 def with_settings(config: C, settings: Sequence[str]) -> C:
     """``config`` with every ``key=value`` applied at once; ``a.b=value`` reaches into a group.
 
-    A configuration's own checks run when all of them are in place. Its class may name settings that have moved in a
-    ``MOVED`` table (old key to new key).
+    A configuration's own checks run once all of them are in place. Its class may list renamed settings in a ``MOVED``
+    table (old key to new key).
 
     Raises:
-        ConfigError: an unknown key (the nearest known one is named), a value of another type, or what the
-            configuration itself refuses.
+        ConfigError: an unknown key (the message names the nearest known one), a value of the wrong type, or a value
+            that the configuration itself refuses.
     """
     values: dict[str, Any] = {}
     for setting in settings:
@@ -39,7 +39,7 @@ def changed(config: C, values: Mapping[str, Any]) -> C:
     """``config`` with typed values by dotted key: ``changed(config, {"optim.lr": 1e-4, "steps": 200})``.
 
     Raises:
-        ConfigError: an unknown key, or what the configuration itself refuses.
+        ConfigError: an unknown key, or a value that the configuration itself refuses.
     """
     top: dict[str, Any] = {}
     groups: dict[str, dict[str, Any]] = {}
@@ -55,7 +55,7 @@ def changed(config: C, values: Mapping[str, Any]) -> C:
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting by its dotted key, with its value."""
+    """Every setting as a pair of dotted key and value."""
     for field in fields(config):
         value = getattr(config, field.name)
         if is_dataclass(value):
@@ -75,18 +75,18 @@ def _current(config: Any, key: str) -> Any:
     if key in known:
         return known[key]
     if new := getattr(config, "MOVED", {}).get(key):
-        raise ConfigError(f"setting {key!r} is called {new!r} now")
+        raise ConfigError(f"setting {key!r} is now called {new!r}")
     if inner := [name for name in known if name.startswith(f"{key}.")]:
         raise ConfigError(f"setting {key!r} is a group: set one of {', '.join(inner)}")
     if key.partition(".")[0] in known:
-        raise ConfigError(f"setting {key!r}: {key.partition('.')[0]!r} has no parts")
+        raise ConfigError(f"unknown setting {key!r}: {key.partition('.')[0]!r} is a single setting, not a group")
     raise ConfigError(f"unknown setting {key!r}{_hint(key, list(known))}")
 
 
 def _hint(key: str, known: Sequence[str]) -> str:
     last = {name.rpartition(".")[2]: name for name in reversed(known)}
     near = difflib.get_close_matches(key, [*known, *last], 1, 0.6)
-    return f": did you mean {last.get(near[0], near[0])!r}?" if near else f": known are {', '.join(sorted(known))}"
+    return f": did you mean {last.get(near[0], near[0])!r}?" if near else f": accepted are {', '.join(sorted(known))}"
 
 
 def _read(text: str, old: Any, key: str) -> Any:
@@ -120,7 +120,7 @@ def _each(group: str, config: Any, names: tuple[str, ...]) -> list[tuple[str, An
 
 
 def finite(group: str, config: Any, *names: str) -> None:
-    """Numbers, and neither infinite nor not a number."""
+    """Finite numbers."""
     for name, value in _each(group, config, names):
         check(math.isfinite(value), f"{name} is {value}: accepted is a finite number")
 

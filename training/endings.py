@@ -1,4 +1,4 @@
-"""How a program ends when a person can mend what is wrong: with one sentence, and no traceback."""
+"""Ends a program with one sentence and no traceback when the cause is something that its user can fix."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from training.rundir import RunDirError, RunDiverged, RunStopped
 MISTAKES = (ConfigError, RunDirError, RunDiverged, CheckpointError, BundleError, RewardError, SizeError)
 OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 LESS_MEMORY = (
-    "compute.checkpointing=true, gradient.mode=detached, lora.rank=32, a smaller optim.batch or validation.batch need "
-    "less, and over several GPUs compute.shard=true"
+    "compute.checkpointing=true, gradient.mode=detached, lora.rank=32, or a smaller optim.batch or validation.batch "
+    "needs less, and over several GPUs so does compute.shard=true"
 )
 
 
@@ -32,22 +32,22 @@ LESS_MEMORY = (
 def one_sentence(
     code: int = 2,
     less_memory: str = "",
-    interrupted: str = "stopped: the same command goes on from the last checkpoint",
+    interrupted: str = "stopped: the same command resumes from the last checkpoint",
 ) -> Iterator[None]:
-    """End the program with exit status ``code`` and one sentence; what only a developer can mend stays a traceback.
+    """End the program with exit status ``code`` and one sentence; what only a developer can fix stays a traceback.
 
-    ``less_memory`` says what would need less memory, where it is the GPU's that was full.
+    ``less_memory`` says what would need less memory, for when the GPU's is full.
     """
     try:
         yield
     except MISTAKES as error:
         _end(str(error), code)
     except torch.OutOfMemoryError as error:
-        _end(": ".join(filter(None, ["the GPU's memory is full", less_memory, _first_line(error)])), code)
+        _end(": ".join(filter(None, ["the GPU is out of memory", less_memory, _first_line(error)])), code)
     except OSError as error:
         if error.errno not in OUTSIDE:
             raise
-        _end(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}", code)
+        _end(f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", code)
     except RunStopped as error:
         console.print(str(error), highlight=False)
         raise typer.Exit(128 + signal.SIGTERM) from None

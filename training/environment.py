@@ -1,4 +1,4 @@
-"""What a run was made with: code version, libraries, machine."""
+"""The environment of a run: code version, libraries, machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def describe() -> dict[str, object]:
-    """Plain JSON values; no path, host or user name is among them."""
+    """The environment as plain JSON values, without any path, host or user name."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "code": code_version(),
@@ -30,7 +30,7 @@ def describe() -> dict[str, object]:
 
 
 def code_version() -> str:
-    """The commit that this code is of, with ``+`` where files were changed where it is known."""
+    """The commit of this code, with ``+`` where files were changed; ``unknown`` outside a git checkout."""
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
         return f"{commit}+" if _git("status", "--porcelain", "--untracked-files=no") else commit

@@ -1,7 +1,7 @@
-"""What is measured of a model: scorers, exact judge and diversity, on fixed prompts and seeds.
+"""Evaluates a model by scorers, exact judge and diversity, on fixed prompts and seeds.
 
-Nothing here chooses anything: selection uses ``scores`` on validation prompts, a student's published figures are the
-``Evaluation`` on test prompts. Pictures are measured batch by batch and let go of; the processes of a run take turns.
+Nothing here selects a checkpoint: selection uses the validation prompts, a student's published figures are the
+``Evaluation`` on test prompts. Pictures are measured batch by batch and then freed; the processes share the batches.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FORMAT = 3  # of what is kept: raised when the same models, prompts and sizes wo
 class Evaluation:
     """One sampler's figures: per-prompt values, so that differences can be paired.
 
-    ``scores[name][i]`` is prompt i's raw score, ``judge[name][i]`` is 1 where that part holds,
+    ``scores[name][i]`` is prompt i's raw score, ``judge[name][i]`` is 1 where that part is right,
     ``diversity[i]`` the Vendi score of 8 seeds of prompt i, and ``varied[name][i]`` the raw scores of these.
     """
 
@@ -60,9 +60,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an evaluation draws: ``prompts[i]`` with seed ``first_seed + i``, and 8 seeds of each of ``varied``.
+    """What an evaluation generates: ``prompts[i]`` with seed ``first_seed + i``, and 8 seeds of each of ``varied``.
 
-    ``shape`` is one picture's latents'; ``batch`` pictures are drawn at a time, which only rounds figures otherwise.
+    ``shape`` is that of one picture's latents. ``batch`` pictures are generated at a time, which changes no more than
+    the rounding of the figures.
     """
 
     prompts: Sequence[str]
@@ -73,25 +74,25 @@ class Plan:
     varied_seed: int = 100_000
 
     def seeds(self) -> list[int]:
-        """One for each of ``prompts``."""
+        """One seed for each of ``prompts``."""
         return [self.first_seed + i for i in range(len(self.prompts))]
 
     def key(self) -> str:
-        """All of it that figures depend on."""
+        """Everything in the plan that the figures depend on, as a string."""
         kept = {name: value for name, value in asdict(self).items() if name != "batch"}
         return json.dumps([FORMAT, DIVERSITY_SEEDS, kept], sort_keys=True)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured with: scorers by name, the judge, and what turns images into diversity features."""
+    """The instruments: scorers by name, the judge, and the function that turns images into features for diversity."""
 
     scorers: Mapping[str, ScoreFn]
     judge: JudgeFn | None
     features: Callable[[Tensor], Tensor]
 
     def evaluate(self, label: str, sampler: Sampler, plan: Plan) -> Evaluation:
-        """Draw all that is planned, score and judge it, and take the diversity."""
+        """Generate what the plan says, score and judge it, and compute the diversity."""
 
         def measured(_: int, images: Tensor, prompts: Sequence[str]) -> tuple[Rows, Rows]:
             scores = {name: score(images, prompts).double().tolist() for name, score in self.scorers.items()}
@@ -109,7 +110,7 @@ class Measure:
     def _of_varied(
         self, sampler: Sampler, plan: Plan, scorers: Mapping[str, ScoreFn]
     ) -> tuple[list[float], dict[str, list[list[float]]]]:
-        """The same, and what these images score by each of ``scorers``."""
+        """The diversity, and the scores of the same images by each of ``scorers``."""
         prompts = [prompt for prompt in plan.varied for _ in range(DIVERSITY_SEEDS)]
         # Whole groups, in as many calls as every other share's.
         share = max(DIVERSITY_SEEDS, plan.batch // DIVERSITY_SEEDS * DIVERSITY_SEEDS)
@@ -146,9 +147,9 @@ def over_pictures(
     batch: int,
     work: Callable[[int, Tensor, Sequence[str]], Answer],
 ) -> list[Answer]:
-    """``work(at, images, prompts)`` of each ``batch`` pictures, of which ``at`` is the first one's place, in order.
+    """``work(at, images, prompts)`` for each batch of pictures, in order; ``at`` is the position of the first.
 
-    The processes take turns (``in_turns``); no pictures are kept that ``work`` does not keep.
+    The processes share the batches (``in_turns``); pictures are freed unless ``work`` keeps them.
     """
 
     def one(at: int) -> Answer:
@@ -161,10 +162,10 @@ def over_pictures(
 
 
 def in_turns(parts: Sequence[Part], work: Callable[[Part], Answer], label: str = "pictures") -> list[Answer]:
-    """``work`` of each part, in order; the processes take turns, and every one gets all answers.
+    """``work`` for each part, in order; the processes take turns, and each of them gets all results.
 
-    Each works as often as every other, the last part again where they do not come out even: what is sharded over the
-    processes (FSDP2) must be computed by all of them at once. ``label`` stands before the bar that shows how far it is.
+    Every process makes the same number of calls and repeats the last part if they do not divide evenly: what is sharded
+    over the processes (FSDP2) must be computed by all of them at once. ``label`` is the title of the progress bar.
     """
     here = state()
     size, turns = here.num_processes, -(-len(parts) // here.num_processes)
@@ -185,10 +186,10 @@ def vendi(features_ND: FloatArray) -> float:
 
 
 def mean_error(values: Sequence[float], prompts: Sequence[str] = ()) -> tuple[float, float]:
-    """Mean and standard error of the mean; values of one and the same prompt are not independent of each other.
+    """Mean and standard error of the mean; values of the same prompt are not independent of each other.
 
-    With ``prompts``, one for each value, the error is clustered by them (as of a survey's clusters): G / (G - 1) times
-    the sum over prompts of (sum of a prompt's deviations)^2, over N^2. Where no prompt repeats that is the plain one.
+    With ``prompts``, one for each value, the error is clustered by prompt: G / (G - 1) times the sum over prompts of
+    (sum of a prompt's deviations)^2, over N^2. If no prompt repeats, this is the ordinary standard error.
     """
     array = np.asarray(values, dtype=float)
     groups = np.unique(list(prompts), return_inverse=True)[1] if prompts else np.arange(len(array))
@@ -204,8 +205,8 @@ def paired(a: Sequence[float], b: Sequence[float], prompts: Sequence[str] = ()) 
 
 
 def fingerprint(weights: str, sampler: Sampler, plan: Plan, measure: str) -> str:
-    """What an evaluation depends on: weights (``hash_model``), how they are asked, what is drawn, and by what it
-    is measured; on which kind of device, in which types, and with which libraries."""
+    """A key of everything that an evaluation depends on: weights (``hash_model``), sampler, plan, measure, kind of
+    device, precision and library versions."""
     model = sampler.model
     asked = [sampler.sigmas, sampler.guidance, sampler.negative, getattr(model, "guidance", None), model.max_tokens]
     parts = [weights, asked, plan.key(), measure, computed_with(sampler)]
@@ -221,21 +222,21 @@ def computed_with(sampler: Sampler) -> list[str]:
 
 
 def hash_model(model: nn.Module) -> str:
-    """One sha256 of all weights that a family holds at this moment (its text encoders may have been dropped)."""
+    """A sha256 of all weights that a family holds at the moment (its text encoders may have been dropped)."""
     digest = hashlib.sha256()
     add_weights(digest, model.state_dict())
     return digest.hexdigest()
 
 
 def add_weights(digest: hashlib._Hash, weights: Mapping[str, Tensor]) -> None:
-    """Take named tensors into a hash, whatever device they lie on or processes they are sharded over."""
+    """Add named tensors to a hash, whichever device they are on and however they are sharded."""
     for name, value in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(unsharded(value).detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
 
 
 def cached(folder: Path, key: str, make: Callable[[], Evaluation]) -> Evaluation:
-    """The evaluation kept under ``key``, or a new one; what the first process finds holds for all."""
+    """The evaluation cached under ``key``, or a new one; the first process decides for all."""
     path = folder / f"{key}.json"
     here = state()
     found = [json.loads(path.read_text()) if here.is_main_process and path.exists() else None]
@@ -253,7 +254,7 @@ def cached(folder: Path, key: str, make: Callable[[], Evaluation]) -> Evaluation
 
 
 def latent_features(model: Family) -> Callable[[Tensor], Tensor]:
-    """Autoencoder latents, for diversity: features that no reward has trained."""
+    """Autoencoder latents as features for diversity: no reward was trained on them."""
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
@@ -266,7 +267,7 @@ def latent_features(model: Family) -> Callable[[Tensor], Tensor]:
 
 
 def _latents(model: Family, x_BCHW: Tensor) -> Tensor:
-    """Of pictures in [-1, 1]."""
+    """The latents of pictures in [-1, 1]."""
     x = x_BCHW.to(model.device, model.vae.dtype)
     out = model.vae.encode(x[:, :, None] if "temperal_downsample" in model.vae.config else x)
     latents: Tensor = out.latents if hasattr(out, "latents") else out.latent_dist.mode()

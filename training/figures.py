@@ -1,4 +1,4 @@
-"""Pictures of a run: sample grids and reward curves, as PNG."""
+"""Figures of a run: sample grids and reward curves, as PNG."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def grid(rows: Mapping[str, Tensor], path: Path) -> None:
 
 
 def still(images: Tensor) -> Tensor:
-    """Pictures as they are; of each video (B, F, 3, H, W) its middle frame."""
+    """Pictures unchanged; for videos (B, F, 3, H, W), the middle frame of each."""
     return images[:, images.shape[1] // 2] if images.ndim == 5 else images
 
 

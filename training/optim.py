@@ -8,7 +8,7 @@ import torch
 
 
 def one_cycle(step: int, num_steps: int, peak: float, warmup: float = 0.03) -> float:
-    """Linear warm-up over the first ``warmup`` share of the run, then a cosine down to 0."""
+    """Linear warm-up over the first ``warmup`` share of the run, then cosine decay to 0."""
     part = (step + 1) / num_steps
     if part < warmup:
         return peak * part / warmup
@@ -18,13 +18,13 @@ def one_cycle(step: int, num_steps: int, peak: float, warmup: float = 0.03) -> f
 def trapezoid(step: int, num_steps: int, peak: float, warmup: int = 100, decay: float = 0.2) -> float:
     """Warm up, stay at ``peak``, then fall linearly to 0 over the last ``decay`` share of the run.
 
-    Until the fall begins nothing depends on ``num_steps``, so a run can be made longer while it runs.
+    Until the decay begins nothing depends on ``num_steps``, so a run can be made longer while it runs.
     """
     left = (num_steps - step) / (decay * num_steps) if decay else 1.0
     return peak * min(1.0, (step + 1) / warmup, left)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the learning rate ``lr``."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -1,4 +1,4 @@
-"""Whose work a teacher is, and on what terms it is passed on: what its own model card says."""
+"""Where a teacher comes from and under which licence, according to its own model card."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ HUB, CARD = "https://huggingface.co", "README.md"
 
 @dataclass(frozen=True)
 class Origin:
-    """``name`` is a hub id, or a local folder's name; what its card does not say is empty.
+    """``name`` is a hub id or a local folder's name; fields that the card does not have are empty.
 
-    ``terms`` is the licence's text where it lies in the teacher's folder.
+    ``terms`` is the file with the licence's text, if the teacher's folder has one.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Origin:
 
 
 def origin(model: str) -> Origin:
-    """Read the card of a folder's or hub id's model (from the hub's cache where there is no network)."""
+    """Read the card of a model, given its folder or hub id (from the hub's cache where there is no network)."""
     folder = Path(model) if Path(model).is_dir() else None
     name = folder.resolve().name if folder else model
     try:

@@ -1,6 +1,6 @@
-"""``python -m training.pretrain --preset shapes``: everything that a RATS run of the starter world starts from.
+"""``python -m training.pretrain --preset shapes``: trains the models that a RATS run of the starter world starts from.
 
-Interrupt it at any time; the same command goes on where it stopped.
+Interrupt it at any time; the same command resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ STAGES = ("autoencoder", "trained", "heldout", "teacher", "decoder", "failures",
 
 
 def main(
-    preset: Annotated[str, typer.Option(help="Which world to train for: shapes.")] = "shapes",
-    out: Annotated[Path, typer.Option(help="Where checkpoints and logs lie while it runs.")] = Path("runs/shapes"),
-    models: Annotated[Path, typer.Option(help="Where the finished models go.")] = Path("models"),
+    preset: Annotated[str, typer.Option(help="The preset: shapes.")] = "shapes",
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and logs while it runs.")] = Path("runs/shapes"),
+    models: Annotated[Path, typer.Option(help="Folder for the finished models.")] = Path("models"),
     setting: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as teacher.steps=20000")] = None,
     stage: Annotated[list[str] | None, typer.Option(help="Only these stages: " + ", ".join(STAGES))] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
+    threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to torch.")] = 0,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,
 ) -> None:
-    """Train the starter world's autoencoder, scorers and teacher, then its decoder and scorers once more."""
+    """Train the starter world's autoencoder, scorers and teacher, then refine its decoder and scorers."""
     quiet()
     from training.shapes.preset import ShapesPretraining
     from training.shapes.pretraining import run
 
     with one_sentence():
         if preset not in PRESETS:
-            raise ConfigError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")
+            raise ConfigError(f"unknown preset {preset!r}: accepted are {', '.join(PRESETS)}")
         chosen = tuple(stage or STAGES)
         for name in chosen:
             if name not in STAGES:
-                raise ConfigError(f"unknown stage {name!r}: known are {', '.join(STAGES)}")
+                raise ConfigError(f"unknown stage {name!r}: accepted are {', '.join(STAGES)}")
         config = with_settings(ShapesPretraining(), setting or [])
         if dry_run:
             print(to_json(config))

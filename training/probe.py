@@ -1,4 +1,4 @@
-"""Pictures to try a reward on before anything is trained or measured with it.
+"""Pictures to try out a reward before it is used for training or evaluation.
 
 Shape suffixes: B batch, C channels, H/W pixels.
 """

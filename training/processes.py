@@ -18,17 +18,17 @@ BUCKET_BYTES = 100 * 2**20  # of gradients that are averaged in one call: a thou
 
 
 def state() -> PartialState:
-    """This process's place among the others; without a GPU they talk through gloo, which must be said."""
+    """This process's place among the others; without a GPU they communicate through gloo, which must be requested."""
     return PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Leave the other processes at the end, when all have come to it.
+    """Close the process group at the end, once all processes have arrived.
 
-    A process that ends with its group still open may abort after all its work is done: a thread of gloo's lets go of
-    the last message while the interpreter goes down (pytorch/pytorch#190489; 5 of 12 starts of four processes on two
-    cores). A process that fails closes nothing: NCCL would wait for the others, which the launcher ends.
+    A process that exits with its group still open may abort after all its work is done: a gloo thread releases the last
+    message while the interpreter shuts down (pytorch/pytorch#190489; 5 of 12 starts of four processes on two cores). A
+    process that fails closes nothing: NCCL would wait for the others, which the launcher ends.
     """
     yield
     if torch.distributed.is_initialized():
@@ -37,7 +37,7 @@ def process_group() -> Iterator[None]:
 
 
 class Processes:
-    """Who this process is, and what all of them agree on."""
+    """This process's rank, and the values that all processes agree on."""
 
     def __init__(self) -> None:
         self._state = state()
@@ -49,11 +49,11 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """True in the one process that writes files."""
+        """Whether this is the one process that writes files."""
         return bool(self._state.is_main_process)
 
     def share(self, parts: Sequence[int]) -> list[int]:
-        """This process's part of ``parts``, as many for each."""
+        """This process's part of ``parts``; every process gets equally many."""
         return list(parts)[self._state.process_index :: self.size]
 
     def mean(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -64,19 +64,19 @@ class Processes:
         return dict(zip(values, reduce(stacked, "mean").tolist(), strict=True))
 
     def agree(self, here: bool) -> bool:
-        """Whether it is so in every process."""
+        """Whether ``here`` is true in every process."""
         if self.size == 1:
             return here
         votes = torch.tensor(float(here), device=self._state.device)  # NCCL moves what lies on a GPU, and nothing else
         return bool(reduce(votes, "sum") == self.size)
 
     def from_first(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The first process's values: what a decision is made from must not differ in the last bit."""
+        """The first process's values: those that a decision depends on must not differ in the last bit."""
         kept = [dict(values)]
         return dict(broadcast_object_list(kept)[0]) if self.size > 1 else kept[0]
 
     def mean_gradients(self, parameters: Sequence[nn.Parameter], micro_batches: int) -> None:
-        """Make every gradient the mean over the processes' micro-batches; FSDP2 has taken a sharded one's already."""
+        """Average every gradient over the processes' micro-batches; FSDP2 has already averaged sharded ones."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         for gradient in gradients:
             gradient /= micro_batches
@@ -87,18 +87,18 @@ class Processes:
                     gradient.copy_(part.view_as(gradient))
 
     def any(self, here: bool) -> bool:
-        """Whether it is so in one process or more."""
+        """Whether ``here`` is true in at least one process."""
         if self.size == 1:
             return here
         return bool(reduce(torch.tensor(float(here), device=self._state.device), "sum") > 0)
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has arrived."""
         self._state.wait_for_everyone()
 
 
 def buckets(tensors: Sequence[Tensor], limit_bytes: int) -> list[list[Tensor]]:
-    """The tensors in their order, in groups of one type and device and of about ``limit_bytes`` at most."""
+    """The tensors in order, in groups of one type and device and at most about ``limit_bytes``."""
     found: list[list[Tensor]] = []
     for tensor in tensors:
         last = found[-1] if found else []

@@ -1,4 +1,4 @@
-"""What a long run shows while it runs: a rich bar on a terminal, and JSON lines in a file."""
+"""The progress of a long run: a rich bar on the terminal, and JSON lines in a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ console = Console(stderr=True)
 
 
 def quiet() -> None:
-    """Keep libraries' remarks that a user cannot act on away from the bar; real warnings stay."""
+    """Silence libraries' messages that a user cannot act on; real warnings stay."""
     # fp32 norm weights under bf16 autocast are what we want; torch only says that it runs its unfused form.
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
     # FLUX's blocks return views and diffusers changes none in place: gradients equal those of a whole network (tested).
@@ -30,7 +30,7 @@ def quiet() -> None:
 
 
 class StepLog:
-    """Appends one JSON object a step to ``path``, and the same figures for TensorBoard in a folder beside it.
+    """Appends one JSON object per step to ``path``, and the same figures for TensorBoard in a folder beside it.
 
     A resumed run drops the lines that it will redo. TensorBoard counts finished steps: what is measured before the
     first one stands at 0.
@@ -48,7 +48,7 @@ class StepLog:
         self._start = time.monotonic()
 
     def write(self, step: int, **values: float) -> None:
-        """Log one step; ``elapsed_s`` counts from the start of this process's part of the run."""
+        """Log one step; ``elapsed_s`` counts from when this process started or resumed the run."""
         row = {"step": step, **values, "elapsed_s": round(time.monotonic() - self._start, 2)}
         with self._path.open("a") as file:
             file.write(_line(row))
@@ -66,7 +66,7 @@ def _line(row: dict[str, float]) -> str:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """All rows of a JSON-lines log, null as not a number; a last line cut short by a crash is dropped."""
+    """All rows of a JSON-lines log, with null as NaN; a last line that a crash cut short is dropped."""
     if not path.exists():
         return []
     rows: list[dict[str, float]] = []
@@ -79,9 +79,9 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 
 def steps(label: str, first: int, last: int, passing: bool = False, shown: bool = True) -> Iterator[int]:
-    """Count from ``first`` to ``last - 1`` behind a bar with the time that remains; a ``passing`` one is wiped.
+    """Count from ``first`` to ``last - 1`` with a bar that shows the remaining time.
 
-    Of several processes one has it ``shown``.
+    A ``passing`` bar is erased at its end. Of several processes only one has it ``shown``.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=passing, disable=not shown) as bar:

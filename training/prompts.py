@@ -1,4 +1,4 @@
-"""The prompts of a run: what trains, and three sets that only measure. Nothing is in two of them."""
+"""The prompts of a run: a training set, and three disjoint sets for evaluation."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ MEASURED = {"calibration": 128, "validation": 256, "test": 512}
 
 @dataclass(frozen=True)
 class Prompts:
-    """``train(step, num)`` are one step's prompts; ``judge`` is an exact program that reads images, if there is one."""
+    """``train(step, num)`` are one step's prompts; ``judge`` is the program that judges images, if there is one."""
 
     train: Callable[[int, int], list[str]]
     calibration: list[str]
     validation: list[str]
     test: list[str]
-    of_file: bool = False  # then a run encodes its own before it begins, and lets the encoders go
+    of_file: bool = False  # then a run encodes its prompts before it begins, and drops the encoders
     judge: JudgeFn | None = None
 
     def first(self, calibration: int, validation: int, test: int) -> Prompts:
-        """The same with at most so many prompts to measure on."""
+        """The same with at most this many prompts for each evaluation."""
         return replace(
             self,
             calibration=self.calibration[:calibration],
@@ -50,9 +50,10 @@ class Prompts:
 def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
     """Prompts from a text file (one a line), JSON lines with a ``prompt`` key, or a JSON list.
 
-    Without a file to measure on, up to half of the prompts are held out, by a hash of each; with one, it is split. What
-    differs in case, accents' form or white space alone is one prompt in this, so that none is trained and measured on.
-    Of what users asked for (lines with a ``percentile``, see ``copies``) what is measured on is left out.
+    Without a file to evaluate on, up to half of the prompts are held out, chosen by hash; with one, that file is split.
+    Prompts that differ only in case, Unicode form or white space count as one, so that none is used for both training
+    and evaluation. Where the prompts come from users (lines with a ``percentile``, see ``copies``), those that are
+    evaluated on are left out of training.
 
     Raises:
         ConfigError: lines that cannot be used; too few prompts; a prompt in both files.
@@ -64,7 +65,7 @@ def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
         held_out = ranked[: min(sum(MEASURED.values()), len(ranked) // 2)]
         kept = set(map(same, held_out))
         training = [prompt for prompt in prompts if same(prompt) not in kept]
-        wanted = f"{path} has {len(prompts)} prompts, of which half are held out to measure on: accepted are 12 or more"
+        wanted = f"{path} has {len(prompts)} prompts, and half of them are held out: accepted are 12 or more"
     else:
         held_out, training = read(measuring), prompts
         if max(wanted_of.values(), default=1) > 1:
@@ -72,8 +73,11 @@ def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
             training = [prompt for prompt in training if same(prompt) not in measured]
         known = set(map(same, training))
         if both := [prompt for prompt in held_out if same(prompt) in known]:
-            raise ConfigError(f"{measuring} and {path} share {len(both)} prompts, such as {min(both)!r}: they must not")
-        wanted = f"{measuring} has {len(held_out)} prompts to measure on: accepted are 6 or more"
+            raise ConfigError(
+                f"{measuring} and {path} share {len(both)} prompts, such as {min(both)!r}: accepted are files without "
+                "a common prompt"
+            )
+        wanted = f"{measuring} has {len(held_out)} prompts to evaluate on: accepted are 6 or more"
     held_out = list({same(prompt): prompt for prompt in reversed(held_out)}.values())[::-1]
     if len(held_out) < 6 or not training:
         raise ConfigError(wanted)
@@ -83,7 +87,7 @@ def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
     training = [prompt for prompt in training for _ in range(wanted_of[prompt])]
 
     def train(step: int, num: int) -> list[str]:
-        """Whole passes over all prompts, each in an order of its own; what ranks low comes several times in each."""
+        """Whole passes over all prompts, each in its own order; low-ranking prompts occur several times in each."""
         places = range(step * num, (step + 1) * num)
         turns = {place // len(training) for place in places}
         orders = {turn: np.random.default_rng([seed, turn]).permutation(len(training)) for turn in turns}
@@ -93,13 +97,13 @@ def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
 
 
 def copies(path: Path) -> list[int]:
-    """How often each prompt of a file that ``read`` accepts is in one pass: once, or by how low its pictures rank.
+    """How often each prompt of a file that ``read`` accepts occurs in one pass: once, or more if its pictures rank low.
 
-    ``fewstep feedback export`` says the rank as ``percentile``: 100 is once, 0 is ``MOST_COPIES`` times. One that was
-    rejected or drawn again more often than it was chosen counts as half as high.
+    ``fewstep feedback export`` writes the rank as ``percentile``: 100 means once, 0 means ``MOST_COPIES`` times. The
+    percentile of a prompt that was rejected or rerolled more often than chosen is halved.
 
     Raises:
-        ConfigError: a percentile that is none.
+        ConfigError: a percentile that is not a number from 0 to 100.
     """
     if path.suffix.lower() not in JSON_ENDINGS:
         return [1] * len(_lines(path.expanduser()))
@@ -119,27 +123,27 @@ def _copies(path: Path, number: int, row: dict[str, Any]) -> int:
 
 
 def same(prompt: str) -> str:
-    """What two prompts share that differ in case, accents' form or white space alone."""
+    """A normal form: prompts that differ only in case, Unicode form or white space share it."""
     return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
 
 
 def read(path: Path) -> list[str]:
     """All prompts of a file, in order: line i (from 1) is prompt i - 1.
 
-    ``.txt`` (and any other ending) is one prompt a line, ``.jsonl``, ``.ndjson`` and ``.json`` are JSON lines with a
-    ``prompt`` key, or one JSON list of texts or of such objects. UTF-8, or UTF-16 with its mark.
+    ``.txt`` (and any other ending) is one prompt per line; ``.jsonl``, ``.ndjson`` and ``.json`` are JSON lines with a
+    ``prompt`` key, or one JSON list of strings or of such objects. UTF-8, or UTF-16 with a byte order mark.
 
     Raises:
-        ConfigError: no such file, or lines that cannot be used; they are named by their numbers.
+        ConfigError: no such file, or lines that cannot be used; the message gives their numbers.
     """
     path = path.expanduser()
     if path.is_dir():
-        raise ConfigError(f"data.prompts is {str(path)!r}: that is a folder, accepted is a file")
+        raise ConfigError(f"data.prompts is {str(path)!r}, which is a folder: accepted is a file")
     if not path.is_file():
         raise ConfigError(f"data.prompts is {str(path)!r}: there is no such file")
     ending = path.suffix.lower()
     if ending in TABLES:
-        raise ConfigError(f"data.prompts is {str(path)!r}: a table is not read, accepted are .txt, .jsonl and .json")
+        raise ConfigError(f"data.prompts is {str(path)!r}, which is a table: accepted are .txt, .jsonl and .json files")
     lines = _lines(path)
     as_json = ending in JSON_ENDINGS
     if as_json and b"".join(lines[:1]).lstrip().startswith(b"["):
@@ -155,20 +159,20 @@ def read(path: Path) -> list[str]:
         except ValueError as error:
             wrong.append(f"{what} {i} {error}")
     if wrong:
-        raise ConfigError(f"{path} {_some(wrong)}: accepted is one prompt a line, each there once")
+        raise ConfigError(f"{path} {_some(wrong)}: accepted is one prompt per line, each only once")
     return prompts
 
 
 def _lines(path: Path) -> list[bytes]:
-    """A file's lines as UTF-8, without their ends."""
+    """A file's lines as UTF-8, without line ends."""
     content = path.read_bytes()
     if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         try:
             content = content.decode("utf-16").encode()
         except UnicodeError:
-            raise ConfigError(f"{path} begins as UTF-16 and is not: accepted is UTF-8, or UTF-16") from None
+            raise ConfigError(f"{path} begins like UTF-16 but is not valid: accepted is UTF-8 or UTF-16") from None
     if b"\r" in content and b"\n" not in content:
-        raise ConfigError(f"{path} has lines that end in carriage returns alone: accepted are line feeds")
+        raise ConfigError(f"{path} ends its lines with carriage returns alone: accepted are line feeds")
     # Not splitlines(), which also splits at U+2028 and others that JSON allows inside a text.
     lines = content.removeprefix(BOM_UTF8).split(b"\n")
     return lines[:-1] if not lines[-1] else lines
@@ -179,7 +183,7 @@ def _json_list(path: Path, content: bytes) -> list[bytes]:
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} begins as a JSON list and is none ({_first_line(error)})") from None
+        raise ConfigError(f"{path} begins like a JSON list but is not valid JSON ({_first_line(error)})") from None
     return [json.dumps({"prompt": one} if isinstance(one, str) else one).encode() for one in found]
 
 
@@ -197,17 +201,17 @@ def _prompt(line: bytes, as_json: bool, first: dict[str, int], number: int) -> s
     if not prompt:
         raise ValueError("is empty")
     if bad := next((one for one in prompt if unicodedata.category(one) in UNPRINTABLE and one not in KEPT), None):
-        hint = " (is the file UTF-16 without its mark?)" if bad == "\0" else ""
-        raise ValueError(f"holds the character U+{ord(bad):04X}, which no prompt has{hint}")
+        hint = " (is the file UTF-16 without a byte order mark?)" if bad == "\0" else ""
+        raise ValueError(f"contains the character U+{ord(bad):04X}, which is not allowed in a prompt{hint}")
     if len(prompt) > LONGEST:
-        raise ValueError(f"has {len(prompt)} characters, and up to {LONGEST} are accepted")
+        raise ValueError(f"has {len(prompt)} characters, where up to {LONGEST} are accepted")
     if first.setdefault(prompt, number) != number:
         raise ValueError(f"is the same as line {first[prompt]}")
     return prompt
 
 
 def _bare(text: str) -> str:
-    """Without byte order marks (of files that were joined), and without what nobody sees at both ends."""
+    """``text`` without byte order marks (of files that were joined) and without invisible characters at its ends."""
     text = text.replace("\ufeff", "")
     seen = [i for i, one in enumerate(text) if not one.isspace() and unicodedata.category(one) != "Cf"]
     return text[seen[0] : seen[-1] + 1] if seen else ""
@@ -219,7 +223,7 @@ def _from_json(line: str) -> str:
     except (json.JSONDecodeError, KeyError, TypeError, RecursionError):
         value = None
     if not isinstance(value, str):
-        raise ValueError('is no JSON object with a text under "prompt"')
+        raise ValueError('is not a JSON object with a string under "prompt"')
     return value
 
 
@@ -230,9 +234,9 @@ def _some(parts: Sequence[str]) -> str:
 
 
 def cut_lines(model: Family, path: Path) -> str:
-    """Which lines of a prompt file are longer than ``model`` reads, in words; empty where none is.
+    """Which lines of a prompt file are longer than ``model`` reads, in words; empty if there are none.
 
-    A prompt is cut where one token more changes what was read: its last token gave way to the end's.
+    A prompt is cut if allowing one more token changes the tokens before it: its last one was replaced by the end token.
     """
     longer = copy.copy(model)
     longer.max_tokens = model.max_tokens + 1

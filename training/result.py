@@ -1,4 +1,4 @@
-"""The bundle that a RATS run leaves: pipeline, student.json, model card, sample grid and curves."""
+"""The bundle that a RATS run writes: pipeline, student.json, model card, sample grid and curves."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ FP16_MAX = torch.finfo(torch.float16).max
 
 
 def save(out: Path, teacher: str, model: Family, weights: str) -> None:
-    """Write the student's pipeline into ``out``: the teacher's, with another transformer and scheduler.
+    """Write the student's pipeline to ``out``: the teacher's, with another transformer and scheduler.
 
-    The encoders may have been dropped while it trained: what did not learn is read again from the teacher. A run in
-    bf16 weights is kept in the types that it was measured in; one in fp32 in fp16, where every weight is in its range.
+    The encoders may have been dropped during training, so the parts that were not trained are read again from the
+    teacher. A run with bf16 weights is saved in the types that it was evaluated in; one with fp32 weights in fp16, if
+    every weight is in fp16's range.
     """
     transformer = model.transformer
     if weights == "bf16":
@@ -56,7 +57,7 @@ def _fit_fp16(pipe: Any) -> bool:
 
 
 UNTRAINED = (
-    "No step of this run had a better held-out score, with enough diversity, than the start: the student is the "
+    "No checkpoint of this run had a better held-out score than the start and enough diversity: the student is the "
     "untrained teacher at few steps."
 )
 
@@ -64,9 +65,9 @@ UNTRAINED = (
 def write(
     out: Path, setup: Setup, table: Sequence[Evaluation], pictures: Mapping[str, Tensor], chosen_at: int
 ) -> Student:
-    """Write manifest, card and pictures beside the pipeline that ``save`` wrote; the run's own lie in ``run``.
+    """Write manifest, card and pictures beside the pipeline that ``save`` wrote; the run's own files are in ``run``.
 
-    ``table`` is the teacher's rows, then the student's; ``chosen_at`` the step count whose weights were kept.
+    ``table`` has the teacher's rows, then the student's; ``chosen_at`` is the step whose weights were kept.
     """
     (out / CALIBRATION).write_text("\n".join(setup.prompts.calibration[:PROOF_PROMPTS]) + "\n")
     student = write_student(out, manifest(setup, table, chosen_at))
@@ -82,7 +83,7 @@ def write(
 
 
 def manifest(setup: Setup, table: Sequence[Evaluation], chosen_at: int) -> Student:
-    """What student.json says."""
+    """The content of student.json."""
     config, model, shape = setup.config, setup.model, setup.latents.shape
     rows = [row for row in table if row.label == "student"]
     known = {
@@ -114,12 +115,12 @@ def manifest(setup: Setup, table: Sequence[Evaluation], chosen_at: int) -> Stude
 
 
 def _named(asked: str) -> str | None:
-    """The name by which serving opens a reward; a scorer of the starter world has a folder, and is compiled only."""
+    """The name by which serving opens a reward; None for a scorer's folder, which is only served compiled."""
     return None if Path(asked.removeprefix("shapes:")).is_dir() else asked
 
 
 def _reference(rows: Sequence[Evaluation], name: str, kept: Calibration) -> RewardReference:
-    """How the student's own pictures score, at each of its step counts; the first stands for all."""
+    """The distribution of the student's own scores at each of its step counts; the first stands for all."""
     found = None
     for row in rows:
         found = with_distribution(found, str(row.nfe), distribution(kept.standardise(row.scores[name])))
@@ -128,7 +129,7 @@ def _reference(rows: Sequence[Evaluation], name: str, kept: Calibration) -> Rewa
 
 
 def _within_prompt(rows: Sequence[Evaluation], known: Mapping[str, Calibration]) -> dict[str, WithinPrompt] | None:
-    """How its pictures of one prompt differ in their scores, at each of its step counts: those of the diversity."""
+    """How scores vary within a prompt at each of the student's step counts, on the pictures drawn for diversity."""
     found = {}
     for row in rows:
         scores = {name: [kept.standardise(group) for group in row.varied[name]] for name, kept in known.items()}

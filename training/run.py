@@ -1,6 +1,6 @@
 """``python -m training.run --preset shapes --out models/NAME``: a RATS run, from a teacher to a student bundle.
 
-Interrupt it at any time; the same command goes on where it stopped.
+Interrupt it at any time; the same command resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from training.rundir import FINISHED, claim_together, refuse_others
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the student goes; an unfinished run there is gone on with.")],
-    preset: Annotated[str, typer.Option(help="Which run, such as shapes or sd35-medium.")] = "shapes",
+    out: Annotated[Path, typer.Option(help="Folder for the student; an unfinished run there is resumed.")],
+    preset: Annotated[str, typer.Option(help="The preset to start from, such as shapes or sd35-medium.")] = "shapes",
     model: Annotated[
         str | None, typer.Option(help="The teacher: folder or hub id of a FLUX.1, Stable Diffusion 3 or Wan pipeline.")
     ] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as optim.lr=1e-4")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
+    threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to torch.")] = 0,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,
 ) -> None:
-    """Train a few-step student with RATS, evaluate it and write its bundle."""
+    """Train a few-step student with RATS, evaluate it, and write its bundle."""
     quiet()
     with one_sentence(less_memory=LESS_MEMORY), process_group():
         config = with_settings(find_preset(preset), [*(setting or []), *([f"model={model}"] if model else [])])

@@ -1,4 +1,4 @@
-"""A run's directory belongs to one configuration: it is new, or it is gone on with."""
+"""A run's directory belongs to one configuration: it is new, or its run is resumed."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 FINISHED = "finished"
-NAMING = ("student.id", "student.version")  # what the student is called changes nothing of how it is trained
+NAMING = ("student.id", "student.version")  # the student's name does not change how it is trained
 
 
 class RunDirError(ValueError):
-    """The directory holds something else; the message is one sentence."""
+    """The directory belongs to something else; the message is one sentence."""
 
 
 class RunStopped(RuntimeError):
-    """Somebody asked the run to stop, and it can be gone on with; the message is one sentence."""
+    """The run was asked to stop and can be resumed; the message is one sentence."""
 
 
 class RunDiverged(RuntimeError):
-    """The loss was not finite many steps in a row; the message is one sentence."""
+    """The loss was not finite for many steps in a row; the message is one sentence."""
 
 
 def claim(path: Path, config_json: str, owner: Path | None = None) -> None:
-    """Make ``path`` the directory of the run with this configuration, or accept it as that.
+    """Make ``path`` the directory of the run with this configuration, or accept it if it already is.
 
     Until a run is finished its student may be given another name. Where the run's files lie inside the directory that
     it writes to, ``owner`` is the latter.
 
     Raises:
-        RunDirError: it holds files of something else, or of a run with another configuration.
+        RunDirError: it holds other files, or a run with another configuration.
     """
     refuse_others(path, config_json, owner)
     path.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def claim(path: Path, config_json: str, owner: Path | None = None) -> None:
 
 
 def claim_together(processes: Processes, path: Path, config_json: str, owner: Path | None = None) -> None:
-    """``claim`` in the first process; the others wait, since a directory that is half made looks like another's.
+    """``claim`` in the first process; the others wait, since a half-made directory looks like another run's.
 
     Raises:
         RunDirError: see ``claim``.
@@ -55,7 +55,7 @@ def claim_together(processes: Processes, path: Path, config_json: str, owner: Pa
 
 
 def refuse_others(path: Path, config_json: str, owner: Path | None = None) -> None:
-    """What ``claim`` refuses, without writing anything."""
+    """Refuse what ``claim`` refuses, without writing anything."""
     kept = path / CONFIG
     if kept.is_file():
         differing = _differing(json.loads(kept.read_text()), json.loads(config_json))

@@ -1,6 +1,6 @@
-"""Drawing with a model in training: the same loop as serving, with or without guidance.
+"""Sampling from a model in training: the same loop as in serving, with or without guidance.
 
-Legend: B images, C channels, H/W latent cells or pixels; a video has an axis of frames more.
+Legend: B images, C channels, H/W latent cells or pixels; a video has one more axis, of frames.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Velocity = Callable[[Tensor, float], Tensor]
 def velocity_of(model: Family, condition: Condition, empty: Condition | None = None, guidance: float = 1.0) -> Velocity:
     """The velocity field for one batch of prompts.
 
-    With guidance w other than 1 as the family's pipeline does it: v_empty + w (v_prompt - v_empty), and the like. Both
-    velocities come of one call on twice the batch.
+    With a guidance w other than 1 as the family's pipeline applies it: v_empty + w (v_prompt - v_empty) or its variant.
+    Both velocities come from one call on twice the batch.
     """
 
     def plain(x: Tensor, sigma: float) -> Tensor:
@@ -44,7 +44,7 @@ def velocity_of(model: Family, condition: Condition, empty: Condition | None = N
 
 
 def precision(name: str, device: torch.device) -> AbstractContextManager[object]:
-    """The types in which a run computes ("bf16" by autocast, or "fp32"), the same in training and in evaluation."""
+    """The precision of a run ("bf16" by autocast, or "fp32"), the same in training and evaluation."""
     stack = ExitStack()
     if device.type == "meta":  # there is no autocast for it
         return stack
@@ -56,13 +56,13 @@ def precision(name: str, device: torch.device) -> AbstractContextManager[object]
 
 
 def takes_guidance(model: Family) -> bool:
-    """Whether the transformer reads a guidance as an input (FLUX.1-dev): then it is not led by two velocities."""
+    """Whether the transformer takes guidance as an input (FLUX.1-dev); then no second velocity is computed."""
     return getattr(model, "guidance", None) is not None
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A model, the sigmas of its steps, how strongly it is guided, away from what, and in which types it computes.
+    """A model, the sigmas of its steps, its guidance and negative prompt, and the precision in which it computes.
 
     A model that takes guidance as an input has its own (``Family.guidance``), and ``guidance`` is not applied again.
     """
@@ -74,11 +74,11 @@ class Sampler:
     precision: str = "fp32"
 
     def types(self) -> AbstractContextManager[object]:
-        """What all that it draws, and all that is measured of it, is computed in."""
+        """The context in which samples are generated and measured."""
         return precision(self.precision, self.model.device)
 
     def velocity(self, prompts: Sequence[str]) -> Velocity:
-        """The velocity field of these prompts."""
+        """The velocity field for these prompts."""
         condition = self.model.encode(prompts)
         if self.guidance == 1.0 or takes_guidance(self.model):
             return velocity_of(self.model, condition)

@@ -1,4 +1,4 @@
-"""The rewards of a run by role: what it trains on, and what it only measures with.
+"""The rewards of a run by role: those it trains on, and those it only measures with.
 
 Legend: B images, C channels, H/W pixels.
 """
@@ -37,15 +37,17 @@ def open_rewards(
 ) -> dict[str, Weighted]:
     """The rewards of each role, not calibrated yet.
 
-    A role with one reward calls it by the role; the parts of a weighted sum are ``trained-1``, ``trained-2``, ...
+    A role with one reward names it after the role; the parts of a weighted sum are ``trained-1``, ``trained-2``, ...
 
     Raises:
-        RewardError: no such reward; one in both roles; or one to learn from that gives no gradient.
+        RewardError: no such reward; one in both roles; or one to train on that has no gradient.
     """
     wanted = {TRAINED: parse(trained), HELDOUT: parse(heldout)}
     both = {_resolved(name) for name in wanted[TRAINED]} & {_resolved(name) for name in wanted[HELDOUT]}
     if both:
-        raise RewardError(f"reward {min(both)!r} is trained on and held out: a held-out reward is never trained on")
+        raise RewardError(
+            f"reward {min(both)!r} is both trained on and held out: accepted are different rewards for the two roles"
+        )
     found = {}
     for role, weights in wanted.items():
         terms = []
@@ -60,7 +62,7 @@ def open_rewards(
 
 
 def move(rewards: Rewards, device: str) -> None:
-    """Put the rewards that are networks on a device; they are asked where they lie."""
+    """Move the rewards that are networks to a device, where they are then computed."""
     for term in all_terms(rewards):
         if isinstance(term.reward, nn.Module):
             term.reward.to(device)
@@ -72,17 +74,17 @@ def all_terms(rewards: Rewards) -> list[Term]:
 
 
 def sources(rewards: Rewards) -> str:
-    """What the figures of all of them depend on."""
+    """A string of everything that the figures of all rewards depend on."""
     return "".join(term.source for term in all_terms(rewards))
 
 
 def calibrated(rewards: Rewards, raw: Mapping[str, list[float]]) -> dict[str, Weighted]:
-    """The same, standardised on raw scores of the teacher's pictures by name."""
+    """The same rewards, standardised by the raw scores of the teacher's pictures."""
     return {role: weighted.calibrated(raw) for role, weighted in rewards.items()}
 
 
 def try_out(rewards: Rewards, images_BCHW: Tensor, prompts: list[str], learns_from_it: bool) -> None:
-    """Ask every reward for its scores of a few pictures, and those that are learned from for their gradient.
+    """Score a few pictures with every reward, and take the gradient of those that are trained on.
 
     Raises:
         RewardError: see ``scored`` and ``require_pixel_gradient``.
@@ -97,10 +99,10 @@ def try_out(rewards: Rewards, images_BCHW: Tensor, prompts: list[str], learns_fr
 
 
 def frame_windows(frames: int, latent_frames: int | None, video_frames: int) -> list[tuple[int, int]]:
-    """Where in a video (first, end) the pictures lie that each window of ``frames`` latent frames is decoded to.
+    """The range (first, end) of video frames that each window of ``frames`` latent frames decodes to.
 
-    None where the reward always sees all of them. The first latent frame is one picture, every later one as many as
-    every other.
+    Empty where the reward always sees all frames. The first latent frame is one picture; all later ones are equally
+    many.
     """
     if latent_frames is None or not 0 < frames < latent_frames:
         return []
@@ -110,7 +112,7 @@ def frame_windows(frames: int, latent_frames: int | None, video_frames: int) -> 
 
 
 def with_windows(measure: Measure, trained: Weighted, windows: Sequence[tuple[int, int]]) -> Measure:
-    """The same, with a column for each term and window of a video."""
+    """The same measure, with another column for each term and window of a video."""
     columns = {
         f"{term.name} {first}-{end}": partial(_of_frames, term, first, end)
         for term in trained.terms
@@ -126,7 +128,7 @@ def _of_frames(term: Term, first: int, end: int, videos_BFCHW: Tensor, prompts: 
 def calibrated_on_windows(
     trained: Weighted, raw: Mapping[str, list[float]], windows: Sequence[tuple[int, int]]
 ) -> Weighted:
-    """The trained reward, standardised on what a training step shows it: one window of a video, not all of it."""
+    """The trained reward, standardised on what it sees in a training step: one window of a video, not all of it."""
     if not windows:
         return trained.calibrated(raw)
     pooled = {
@@ -142,13 +144,13 @@ def measure_with(rewards: Rewards, model: Family, judge: JudgeFn | None) -> Meas
 
 
 def _resolved(asked: str) -> str:
-    """A scorer's folder has several names; any other reward has one."""
+    """The name by which two rewards are compared: a scorer's folder may be written in several ways."""
     folder = Path(asked.removeprefix("shapes:"))
     return str(folder.resolve()) if folder.is_dir() else asked
 
 
 def _source(asked: str, reward: Reward) -> str:
-    """What the reward's figures depend on: its weights, and the code of a user's own class."""
+    """A string of what the reward's figures depend on: its weights, and the code of a user's own class."""
     folder = Path(asked.removeprefix("shapes:"))
     if folder.is_dir():
         return hash_weights(folder)

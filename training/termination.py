@@ -1,4 +1,4 @@
-"""SIGTERM as a request: what is at work ends at the next good moment (a scheduler sends it before it kills)."""
+"""SIGTERM as a request to stop at the next suitable moment (a job scheduler sends it before it kills)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def sigterm() -> Iterator[threading.Event]:
-    """An event that is set when SIGTERM comes; afterwards SIGTERM means what it meant before.
+    """An event that is set when SIGTERM arrives; on exit the earlier handler is restored.
 
     Only the main thread receives signals; in another the event is never set.
     """

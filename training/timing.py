@@ -1,4 +1,4 @@
-"""Where a step's seconds go, part by part, without making a GPU wait in between."""
+"""The seconds that each part of a step takes, measured without synchronising the GPU in between."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class StepTimer:
-    """Seconds by part of one step; on a GPU by its own events, which are read once at the end."""
+    """Seconds for each part of one step; on a GPU by CUDA events, which are read once at the end."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -18,13 +18,13 @@ class StepTimer:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count what happens inside to ``name``; a part may be entered several times."""
+        """Add the time spent inside to ``name``; a part may be entered several times."""
         start = self._now()
         yield
         self._parts.setdefault(name, []).append((start, self._now()))
 
     def seconds(self) -> dict[str, float]:
-        """``{"teacher_s": ...}`` of every part so far."""
+        """The seconds of every part so far, as ``{"teacher_s": ...}``."""
         if self._on_gpu:
             torch.cuda.synchronize()
         return {f"{name}_s": round(sum(_between(*pair) for pair in pairs), 4) for name, pairs in self._parts.items()}

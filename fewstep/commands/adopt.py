@@ -1,4 +1,4 @@
-"""``fewstep adopt``: what ``python -m export.adopt`` does, with its options."""
+"""``fewstep adopt``: ``python -m export.adopt`` with its options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fewstep.commands.serve import SETTINGS as SETTINGS
 
 
 def adopt(context: typer.Context) -> None:
-    """Make a student of a published few-step model, to be served as it is (needs the extra export)."""
+    """Make a student from a published few-step model, to serve it as it is (needs the extra export)."""
     from export.adopt import adopt as make
 
     command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

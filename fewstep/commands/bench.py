@@ -23,7 +23,7 @@ from fewstep.output import milliseconds, print_json
 
 PROMPTS = ("a red heart above a blue star", "a large yellow star on a navy background", "a green ring on cream")
 BAR_CHARS = 40
-WEIGHTED = "Repeat it, with weights if you like (4:3 is drawn three times as often), to mix several."
+WEIGHTED = "Repeat it to mix several, with optional weights (4:3 is three times as frequent)."
 
 
 class Api(StrEnum):
@@ -47,19 +47,19 @@ class Load:
 
     @property
     def total(self) -> int | None:
-        """How many requests it will have, where that is known."""
+        """The number of requests, if it is known in advance."""
         return self.count if self.arrivals is None else len(self.arrivals)
 
 
 def bench(
-    requests: Annotated[int, typer.Option(min=1, max=1_000_000, help="Closed loop: how many requests in all.")] = 100,
-    concurrency: Annotated[int, typer.Option(min=1, max=2000, help="Closed loop: how many users.")] = 4,
+    requests: Annotated[int, typer.Option(min=1, max=1_000_000, help="Closed loop: number of requests in all.")] = 100,
+    concurrency: Annotated[int, typer.Option(min=1, max=2000, help="Closed loop: number of users.")] = 4,
     seconds: Annotated[
         float | None,
-        typer.Option(min=0.1, help="How long to send, in place of --requests.", show_default="60"),
+        typer.Option(min=0.1, help="How long to send requests, in place of --requests.", show_default="60"),
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(min=0.001, help="Open loop: random (Poisson) arrivals, this many a second.")
+        float | None, typer.Option(min=0.001, help="Open loop: random (Poisson) arrivals, this many per second.")
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(help='Open loop: arrivals from a file of JSON lines, {"at_s": 0.5, "prompt": "..."}.')
@@ -71,19 +71,19 @@ def bench(
     model: Annotated[list[str], typer.Option(help=f"Ids of served models. {WEIGHTED}")] = [],  # noqa: B006
     prompts: Annotated[Path | None, typer.Option(help="A file with one prompt per line.")] = None,
     api: Annotated[Api, typer.Option(help="openai: any server with POST /v1/images/generations.")] = Api.fewstep,
-    warmup: Annotated[int, typer.Option(min=0, max=1000, help="Requests before those that count.")] = 4,
+    warmup: Annotated[int, typer.Option(min=0, max=1000, help="Requests before the measurement.")] = 4,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 120.0,
-    seed: Annotated[int, typer.Option(help="Of the arrivals and the mix.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the arrivals and the mix.")] = 1,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the report to this file (JSON).")] = None,
-    picture: Annotated[Path | None, typer.Option("--plot", help="Draw latencies and rates to this file (PNG).")] = None,
+    picture: Annotated[Path | None, typer.Option("--plot", help="Plot latencies and rates to this file (PNG).")] = None,
     url: Url = None,
     api_key: ApiKey = None,
     json: Json = False,
 ) -> None:
     """Send a bounded load and print latencies, throughput and goodput.
 
-    A closed loop has a number of users who each wait for their answer. An open loop (--rate or --trace) sends requests
-    when they are due, whatever became of those before, as independent users do.
+    In a closed loop a fixed number of users each wait for their answer before the next request. An open loop (--rate or
+    --trace) sends requests when they are due, whether or not earlier ones are answered, as independent users do.
     """
     chosen = {"n": (count, int), "num_inference_steps": (steps, int), "size": (size, str), "model": (model, str)}
     fields = {name: shares(texts, kind) for name, (texts, kind) in chosen.items() if texts}
@@ -109,7 +109,7 @@ def _load(
         WrongUse: they describe two, or the trace cannot be read.
     """
     if rate is not None and trace is not None:
-        raise WrongUse("--rate and --trace exclude each other.")
+        raise WrongUse("--rate and --trace exclude each other: give one of them.")
     if trace is not None:
         whole = read_trace(_text(trace), mix.requests(seed))
         arrivals = [arrival for arrival in whole if seconds is None or arrival.at_s < seconds]
@@ -118,7 +118,7 @@ def _load(
         lasting_s = seconds or 60.0
         arrivals = poisson(mix.requests(seed), rate, lasting_s, seed)
         if not arrivals:
-            raise WrongUse(f"No request arrives within {lasting_s:g} s at {rate:g} a second: raise one of them.")
+            raise WrongUse(f"No request arrives within {lasting_s:g} s at {rate:g} per second: raise one of them.")
         return Load(f"open loop, {rate:g} requests/s", mix, seed, users, None, lasting_s, arrivals)
     return Load(f"closed loop, {users} users", mix, seed, users, None if seconds else requests, seconds, None)
 
@@ -145,7 +145,7 @@ async def _run(
 
 
 async def _warm_up(send: Send, requests: Iterator[Request], users: int, count: int) -> None:
-    """The first request alone: what is wrong with all of them is said at once."""
+    """Send the first request alone, so that an error that concerns all of them shows at once."""
     if count:
         await send(next(requests))
         await closed_loop(send, islice(requests, count - 1), users)
@@ -162,14 +162,14 @@ def _text(file: Path) -> str:
 def _read(file: Path) -> tuple[str, ...]:
     lines = tuple(line.strip() for line in _text(file).splitlines() if line.strip())
     if not lines:
-        raise WrongUse(f"{file} holds no prompt.")
+        raise WrongUse(f"{file} has no prompts: one per line is accepted.")
     return lines
 
 
 def sentences(report: Report) -> str:
-    """A report for people."""
+    """A report as text."""
     lines = [
-        f"{report.load}: {report.images} images of {report.requests} requests in {report.wall_s:.2f} s",
+        f"{report.load}: {report.images} images from {report.requests} requests in {report.wall_s:.2f} s",
         f"{report.images_per_s:.1f} images/s, {report.requests_per_s:.1f} requests/s"
         f" ({report.offered_per_s:.1f} offered)",
     ]

@@ -1,4 +1,4 @@
-"""``fewstep dlq``: jobs that were given up because every worker that tried them died."""
+"""``fewstep dlq``: dead letters, the jobs that were given up because every worker that tried them died."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fewstep.protocol import quoted
 app = typer.Typer(no_args_is_help=True, help="List, retry and drop the jobs whose workers died.")
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The id of the job that was given up.")]
-Limit = Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")]
+Limit = Annotated[int, typer.Option(min=1, max=1000, help="The most to list.")]
 HEAD = ("ID", "DIED", "WORKERS", "MODEL", "KEY", "PROMPT")
 
 
 @app.command("list")
 def list_dead_jobs(limit: Limit = 100, url: Url = None, api_key: AdminKey = None, json: Json = False) -> None:
-    """List those of the last week, newest first."""
+    """List the dead letters of the last week, newest first."""
     with client(url, api_key) as service:
         body = service.operate("GET", "admin/dlq", limit=limit)
     if json:
@@ -31,18 +31,18 @@ def list_dead_jobs(limit: Limit = 100, url: Url = None, api_key: AdminKey = None
 
 @app.command()
 def retry(id: JobId, url: Url = None, api_key: AdminKey = None, json: Json = False) -> None:
-    """Try it once more, alone, as a new job of the same owner."""
+    """Try a job once more, alone, as a new job of the same owner."""
     with client(url, api_key) as service:
         body = service.operate("POST", f"admin/dlq/{quoted(id)}/retry")
-    print_json(body) if json else typer.echo(f"{id} is tried again as {body['retried_as']}.")
+    print_json(body) if json else typer.echo(f"{id} is retried as {body['retried_as']}.")
 
 
 @app.command()
 def drop(id: JobId, url: Url = None, api_key: AdminKey = None, json: Json = False) -> None:
-    """Remove it from the list; the job itself stays failed."""
+    """Remove a job from the list; the job itself stays failed."""
     with client(url, api_key) as service:
         body = service.operate("POST", f"admin/dlq/{quoted(id)}/drop")
-    print_json(body) if json else typer.echo(f"{id} is dropped.")
+    print_json(body) if json else typer.echo(f"{id} was dropped.")
 
 
 def _row(job: dict[str, Any]) -> tuple[str, ...]:

@@ -14,18 +14,18 @@ from fewstep.output import print_json
 
 app = typer.Typer(no_args_is_help=True, help="Export or erase the prompts that were kept to train later students.")
 
-Key = Annotated[str | None, typer.Option("--key", help="The id of one API key; else all of them.")]
+Key = Annotated[str | None, typer.Option("--key", help="The id of one API key; by default all keys.")]
 
 
 @app.command()
 def export(
-    file: Annotated[Path | None, typer.Argument(help="Where to write JSON lines; without it, standard output.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="The file to write; by default standard output.")] = None,
     key: Key = None,
     url: Url = None,
     api_key: AdminKey = None,
     json: Json = False,
 ) -> None:
-    """Write the prompts as JSON lines, the lowest first: a file for training.run --set data.prompts=FILE."""
+    """Write the prompts as JSON lines, the lowest-ranked first, for training.run --set data.prompts=FILE."""
     query: dict[str, Any] = {"key": key} if key else {}
     with client(url, api_key) as service:
         rows = service.operate("GET", "admin/feedback", **query)["data"]
@@ -39,14 +39,14 @@ def export(
 @app.command()
 def erase(
     key: Key = None,
-    everything: Annotated[bool, typer.Option("--all", help="Of all keys.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Erase the prompts of all keys.")] = False,
     url: Url = None,
     api_key: AdminKey = None,
     json: Json = False,
 ) -> None:
-    """Erase what was kept of a key, or of all. What was asked for before leaves none any more, either."""
+    """Erase the prompts that were kept for a key, or for all keys; jobs from before leave none either."""
     if (key is None) is not everything:
-        raise WrongUse("Say whose: --key ID, or --all.")
+        raise WrongUse("Give either --key ID or --all.")
     with client(url, api_key) as service:
         body = service.operate("POST", "admin/feedback/erase", key=key or "all")
     print_json(body) if json else typer.echo(f"{body['prompts']} prompts were erased.")

@@ -1,4 +1,4 @@
-"""``fewstep generate``: images of a prompt, written to files."""
+"""``fewstep generate``: images for a prompt, written to files."""
 
 from __future__ import annotations
 
@@ -38,36 +38,38 @@ def generate(
         Path,
         typer.Option("-o", "--output", help="The file to write; several images get their seeds in the name."),
     ] = Path("out.png"),
-    count: Annotated[int, typer.Option("-n", "--count", min=1, max=10, help="How many images.")] = 1,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=10, help="Number of images.")] = 1,
     seed: Annotated[int | None, typer.Option(help="The first image's seed.", show_default="random")] = None,
     steps: Annotated[int | None, typer.Option(help="One of the model's step counts.", show_default="its most")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, for models that take one.")] = None,
-    best_of: Annotated[int, typer.Option(min=1, max=16, help="Candidates of each image; the best is kept.")] = 1,
-    rank_by: Annotated[str | None, typer.Option(help="The scorer that chooses.", show_default="the trained")] = None,
-    min_reward: Annotated[
-        str | None, typer.Option(help="Draw images below this again: a score, or a percentile such as p20.")
+    best_of: Annotated[int, typer.Option(min=1, max=16, help="Candidates for each image; the best is kept.")] = 1,
+    rank_by: Annotated[
+        str | None, typer.Option(help="The scorer that chooses.", show_default="the trained one")
     ] = None,
-    cascade: Annotated[str | None, typer.Option(help="Step counts for that, such as 2,4,8.")] = None,
+    min_reward: Annotated[
+        str | None, typer.Option(help="Try again for images below this: a score, or a percentile such as p20.")
+    ] = None,
+    cascade: Annotated[str | None, typer.Option(help="Step counts of the further tries, such as 2,4,8.")] = None,
     model: Annotated[str | None, typer.Option(help="The id of a served model.")] = None,
     model_version: Annotated[str | None, typer.Option(help="One of its versions, or latest.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video.", show_default="the model's")] = None,
-    fps: Annotated[int | None, typer.Option(min=1, max=60, help="Its frames a second.")] = None,
-    format: Annotated[Format | None, typer.Option(help="The file's format.", show_default="by the file's name")] = None,
+    fps: Annotated[int | None, typer.Option(min=1, max=60, help="Frames per second of a video.")] = None,
+    format: Annotated[Format | None, typer.Option(help="The file format.", show_default="by the file's name")] = None,
     quality: Annotated[int | None, typer.Option(min=0, max=100, help="Quality of jpeg, webp and mp4.")] = None,
-    priority: Annotated[int | None, typer.Option(min=-5, max=5, help="Higher goes ahead.")] = None,
+    priority: Annotated[int | None, typer.Option(min=-5, max=5, help="Higher goes first.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Deadline in seconds.")] = None,
     webhook: Annotated[str | None, typer.Option(help="An https address to notify when the job has ended.")] = None,
     allow_training: Annotated[
         bool | None,
         typer.Option("--allow-training/--no-training", help="Whether the prompt may train.", show_default="by the key"),
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Do not wait: print the job's id and end.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the job's id and do not wait.")] = False,
     url: Url = None,
     api_key: ApiKey = None,
     json: Json = False,
 ) -> None:
-    """Generate images of a prompt and write them to files; `-o -` writes a single image to standard output."""
+    """Generate images for a prompt and write them to files; `-o -` writes a single image to standard output."""
     options: dict[str, Any] = {
         "n": count, "seed": seed, "num_inference_steps": steps, "model": model, "model_version": model_version,
         "size": size, "num_frames": frames, "fps": fps, "output_format": _format(output, format),
@@ -97,23 +99,23 @@ def _steps(text: str | None) -> list[int] | None:
     try:
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
-        raise WrongUse(f"--cascade is {text!r}: step counts with commas between them are accepted.") from None
+        raise WrongUse(f"--cascade is {text!r}: accepted are step counts separated by commas, such as 2,4,8.") from None
 
 
 def _generated(service: Client, prompt: str, options: Options) -> Answer:
-    """The answer; Ctrl-C cancels the job, which the service would keep for a while for a client that comes back."""
+    """The answer; Ctrl-C cancels the job, which the service would otherwise keep for a client that reconnects."""
     key = secrets.token_hex(16)
     try:
         return service.generate(prompt, idempotency_key=key, **options)
     except KeyboardInterrupt:
         with suppress(FewstepError):
             job = service.cancel(service.submit(prompt, idempotency_key=key, **options).id)
-            typer.echo(f"fewstep: Interrupted; job {job.id} is cancelled.", err=True)
+            typer.echo(f"fewstep: Interrupted; job {job.id} was cancelled.", err=True)
         raise
 
 
 def _format(output: Path, format: Format | None) -> str:
-    """The option, else what the file's name says, else png."""
+    """The option's value, else the file name's, else png."""
     if format is not None:
         return format.value
     if output == STANDARD_OUTPUT:
@@ -129,7 +131,7 @@ def _check(output: Path, count: int) -> None:
         if count > 1:
             raise WrongUse("Standard output takes one image: leave out -n, or name a file.")
     elif not output.parent.is_dir():
-        raise WrongUse(f"There is no directory {output.parent}.")
+        raise WrongUse(f"{output} cannot be written: there is no directory {output.parent}.")
 
 
 def _save(answer: Answer, output: Path, json: bool) -> None:

@@ -16,7 +16,7 @@ from fewstep.output import job_line, print_json, rewards, shortened, table
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="List, show, watch and cancel your jobs, fetch their images, and say what became of them.",
+    help="List, show, watch and cancel your jobs, fetch their images, and give feedback on them.",
 )
 
 
@@ -32,7 +32,7 @@ class State(StrEnum):
 
 
 class Said(StrEnum):
-    """What may be said of an image."""
+    """The feedback that an image can get."""
 
     chosen = "chosen"
     rejected = "rejected"
@@ -44,14 +44,14 @@ JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 
 @app.command("list")
 def list_jobs(
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The most to list, newest first.")] = 20,
     status: Annotated[list[State], typer.Option(help="Only jobs in this state; may be repeated.")] = [],  # noqa: B006
     everybody: Annotated[bool, typer.Option("--all", help="The jobs of all keys; needs the scope admin.")] = False,
     url: Url = None,
     api_key: ApiKey = None,
     json: Json = False,
 ) -> None:
-    """Your own jobs, for as long as the service keeps them; with --all, everybody's."""
+    """List your own jobs that the service still keeps; with --all, everybody's."""
     with client(url, api_key) as service:
         jobs = service.jobs(limit, status=[state.value for state in status], everybody=everybody)
     if json:
@@ -85,7 +85,7 @@ def feedback(
     api_key: ApiKey = None,
     json: Json = False,
 ) -> None:
-    """Say what became of an image; the last word counts."""
+    """Report what became of an image; the last report counts."""
     with client(url, api_key) as service:
         noted = service.feedback(id, word.value, image)
     trains = "; its prompt may train later students" if noted.trains else ""
@@ -94,7 +94,7 @@ def feedback(
 
 @app.command()
 def watch(id: JobId, url: Url = None, api_key: ApiKey = None, json: Json = False) -> None:
-    """Follow a job to its end; with --json, one event per line. Exit code 8: it ended without images."""
+    """Follow a job to its end; with --json, print one event per line. Exit code 8: it ended without images."""
     with client(url, api_key) as service:
         for event in service.events(id):
             if json:

@@ -18,9 +18,7 @@ app = typer.Typer(
     no_args_is_help=True, help="Create, list and revoke the API keys of a service, and see what they were used for."
 )
 
-DataDir = Annotated[
-    Path | None, typer.Option(help="The service's data directory; without it, what FEWSTEP_DATA_DIR says.")
-]
+DataDir = Annotated[Path | None, typer.Option(help="The service's data directory; by default FEWSTEP_DATA_DIR.")]
 USAGE = ("DAY", "KEY", "JOBS", "IMAGES", "MEGAPIXEL-STEPS")
 SHOWN = ("id", "name", "scopes", "quota", "highest_priority", "allow_training", "created", "revoked")
 HEAD = ("id", "name", "scopes", "quota", "priority", "trains", "created", "revoked")
@@ -28,27 +26,27 @@ HEAD = ("id", "name", "scopes", "quota", "priority", "trains", "created", "revok
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Whose key it is, or what for.")],
+    name: Annotated[str, typer.Argument(help="Who or what the key is for.")],
     scope: Annotated[
         list[str], typer.Option("--scope", "-s", help="generate, read, metrics or admin; may be repeated.")
     ] = ["generate", "read"],  # noqa: B006 - typer copies it
-    quota: Annotated[float | None, typer.Option(help="Megapixel-steps a minute, instead of FEWSTEP_QUOTA.")] = None,
+    quota: Annotated[float | None, typer.Option(help="Megapixel-steps per minute, instead of FEWSTEP_QUOTA.")] = None,
     max_priority: Annotated[
-        int | None, typer.Option(help="The highest priority of its requests, -5 to 5; unset: 0, for an admin 5.")
+        int | None, typer.Option(help="Highest priority of its requests, -5 to 5; by default 0, for an admin 5.")
     ] = None,
     allow_training: Annotated[
-        bool, typer.Option("--allow-training", help="Its prompts may train later students, unless a request says no.")
+        bool, typer.Option("--allow-training", help="Its prompts may train later students, unless a request opts out.")
     ] = False,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Create a key and print it. It is shown only this once: what is stored is its hash."""
+    """Create a key and print it. It is shown only once: only its hash is stored."""
     with _store(data_dir) as store:
         key, text = store.create(name, scope, quota, max_priority, allow_training)
     if json:
         return print_json({"key": text, **_described(key)})
     typer.echo(text)
-    typer.echo(f"Keep it: it is shown only this once. {key.id} may {', '.join(key.scopes)}.", err=True)
+    typer.echo(f"Keep it: it is shown only once. {key.id} has the scopes {', '.join(key.scopes)}.", err=True)
 
 
 @app.command("list")
@@ -59,7 +57,7 @@ def list_keys(data_dir: DataDir = None, json: Json = False) -> None:
     if json:
         return print_json({"keys": keys})
     rows = [[_cell(name, key[name]) for name in SHOWN] for key in keys]
-    typer.echo(table(HEAD, rows) if rows else "There is no key: the service needs none, and serves this machine only.")
+    typer.echo(table(HEAD, rows) if rows else "There are no keys: the service needs none and serves this machine only.")
 
 
 @app.command()
@@ -68,7 +66,7 @@ def revoke(
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Revoke a key, at once and for good."""
+    """Revoke a key, immediately and permanently."""
     with _store(data_dir) as store:
         key = store.revoke(id)
     print_json(_described(key)) if json else typer.echo(f"{key.id} ({key.name}) is revoked.")
@@ -76,18 +74,18 @@ def revoke(
 
 @app.command()
 def usage(
-    days: Annotated[int, typer.Option(min=1, max=366, help="How many days, today among them (UTC).")] = 30,
+    days: Annotated[int, typer.Option(min=1, max=366, help="Number of days, including today (UTC).")] = 30,
     url: Url = None,
     api_key: AdminKey = None,
     json: Json = False,
 ) -> None:
-    """Show what was drawn for each key on each day, as a running service has counted it."""
+    """Show each key's usage by day, as counted by a running service."""
     with client(url, api_key) as service:
         body = service.operate("GET", "admin/usage", days=days)
     if json:
         return print_json(body)
     rows = [(row["day"], row["key"], row["jobs"], row["images"], f"{row['megapixel_steps']:g}") for row in body["data"]]
-    typer.echo(table(USAGE, [tuple(map(str, row)) for row in rows]) if rows else "Nothing was drawn in that time.")
+    typer.echo(table(USAGE, [tuple(map(str, row)) for row in rows]) if rows else "There was no usage in that time.")
 
 
 @contextmanager

@@ -14,8 +14,8 @@ HEAD = ("MODEL", "VERSION", "STATE", "", "WORKERS", "REASON")
 
 app = typer.Typer(no_args_is_help=True, help="List, load, promote, unload and compare the models of a running service.")
 
-Name = Annotated[str, typer.Argument(metavar="ID", help="The model: its folder in FEWSTEP_MODELS.")]
-Version = Annotated[str, typer.Argument(metavar="VERSION", help="The version: its folder in the model's.")]
+Name = Annotated[str, typer.Argument(metavar="ID", help="The model: the name of its folder in FEWSTEP_MODELS.")]
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="The version: the name of its folder in the model's.")]
 Wait = Annotated[float, typer.Option("--wait", min=0, max=600, help="Seconds to wait for the workers.")]
 
 
@@ -31,14 +31,14 @@ def list_models(url: Url = None, api_key: AdminKey = None, json: Json = False) -
 def load(
     model: Name, version: Version, wait: Wait = 120.0, url: Url = None, api_key: AdminKey = None, json: Json = False
 ) -> None:
-    """Load and warm up a version on every worker, beside those that are served. Exit code 3: it was refused."""
+    """Load and warm up a version on every worker, beside the served ones. Exit code 3: it was refused."""
     with client(url, api_key) as service:
         _show(service.operate("POST", _path(model, version, "load"), wait_s=wait), json)
 
 
 @app.command()
 def promote(model: Name, version: Version, url: Url = None, api_key: AdminKey = None, json: Json = False) -> None:
-    """Make a loaded version the latest: the one that requests without a version get."""
+    """Make a loaded version the latest, which requests without a version get."""
     with client(url, api_key) as service:
         _show(service.operate("POST", _path(model, version, "promote")), json)
 
@@ -56,40 +56,40 @@ def unload(
 def canary(
     model: Name,
     version: Version,
-    share: Annotated[float, typer.Option(help="Share of the latest version's requests that both draw again.")] = 0.05,
+    share: Annotated[float, typer.Option(help="Share of the latest version's requests that both generate.")] = 0.05,
     margin: Annotated[
         float, typer.Option(help="How much lower a scorer's mean may be, in standard deviations of the teacher.")
     ] = 0.1,
-    failures: Annotated[float, typer.Option(help="Share of the pairs that may fail with it alone.")] = 0.02,
+    failures: Annotated[float, typer.Option(help="Share of the pairs that may fail with the new version only.")] = 0.02,
     slowdown: Annotated[float, typer.Option(help="How many times as long a call may take.")] = 1.25,
-    stop: Annotated[bool, typer.Option("--stop", help="Stop comparing; the latest version stays so.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop comparing and keep the latest version.")] = False,
     wait: Wait = 120.0,
     url: Url = None,
     api_key: AdminKey = None,
     json: Json = False,
 ) -> None:
-    """Compare a version with the latest one on a share of the traffic: it is promoted or rolled back once that is sure.
+    """Compare a version with the latest one on a share of the traffic; promote it or roll it back once that is sure.
 
-    Both draw the same prompts from the same seeds, at low priority, and nobody is sent the pictures.
+    Both generate the same prompts from the same seeds, at low priority, and the pictures are sent to nobody.
     """
     query = {"share": share, "margin": margin, "failures": failures, "slowdown": slowdown, "wait_s": wait}
     action, options = ("stop", {}) if stop else ("start", query)
     with client(url, api_key) as service:
         body = service.operate("POST", f"admin/canaries/{quoted(model)}/{quoted(version)}/{action}", **options)
-    print_json(body) if json else typer.echo(_told(body))
+    print_json(body) if json else typer.echo(_sentence(body))
 
 
 @app.command()
 def canaries(url: Url = None, api_key: AdminKey = None, json: Json = False) -> None:
-    """List each model's canary, running or ended, and what its pairs have shown."""
+    """List each model's canary, running or ended, with the result of its pairs."""
     with client(url, api_key) as service:
         body = service.operate("GET", "admin/canaries")
     if json:
         return print_json(body)
-    typer.echo("\n".join(map(_told, body["data"])) or "There was no canary yet.")
+    typer.echo("\n".join(map(_sentence, body["data"])) or "There was no canary yet.")
 
 
-def _told(row: dict[str, Any]) -> str:
+def _sentence(row: dict[str, Any]) -> str:
     """A canary in one line."""
     shown = [f"{name} {one['mean']:+.3f}{_width(one['half_width'])}" for name, one in sorted(row["rewards"].items())]
     why = f" ({row['reason']})" if row["reason"] else ""
@@ -108,7 +108,7 @@ def _path(model: str, version: str, action: str) -> str:
 def _show(row: dict[str, Any], as_json: bool) -> None:
     if as_json:
         return print_json(row)
-    latest = ", and is its model's latest" if row["latest"] else ""
+    latest = " and its model's latest version" if row["latest"] else ""
     typer.echo(f"{row['model']} {row['version']} is {row['state']}{latest}.")
 
 

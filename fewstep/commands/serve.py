@@ -1,4 +1,4 @@
-"""``fewstep serve``: what ``python -m service.run serve`` does, with its options."""
+"""``fewstep serve``: ``python -m service.run serve`` with its options."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SETTINGS: dict[str, Any] = {
 
 
 def serve(context: typer.Context) -> None:
-    """Start a whole service: queue, workers and HTTP process. Settings are variables that begin with FEWSTEP_."""
+    """Start a whole service: queue, workers and HTTP process. Its settings are environment variables FEWSTEP_..."""
     run("serve", context.args)
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """A command of the service, with the arguments that were left for it."""
+    """Run a command of the service with the remaining arguments."""
     from service.run import app
 
     app(args=[command, *arguments], prog_name="fewstep")

@@ -1,4 +1,4 @@
-"""``fewstep worker``: what ``python -m service.run worker`` does, with its options."""
+"""``fewstep worker``: ``python -m service.run worker`` with its options."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from fewstep.commands.serve import run
 
 
 def worker(context: typer.Context) -> None:
-    """Start one worker for the queue that FEWSTEP_REDIS_URL names."""
+    """Start one worker for the queue at FEWSTEP_REDIS_URL."""
     run("worker", context.args)

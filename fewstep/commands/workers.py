@@ -1,4 +1,4 @@
-"""``fewstep workers``: the workers of a running service, and having one pause, go on or end."""
+"""``fewstep workers``: list the workers of a running service, and pause, resume or drain one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fewstep.protocol import quoted
 
 HEAD = ("ID", "HOST", "STATE", "JOBS", "RUNTIME", "MODELS")
 SAYS = {
-    "paused": "takes no work until it is resumed",
-    "ready": "takes work",
-    "loading": "loads, and will take work",
-    "draining": "ends when it has drawn what it holds",
+    "paused": "is paused: it takes no work until it is resumed",
+    "ready": "is ready and takes work",
+    "loading": "is loading, and then takes work",
+    "draining": "is draining: it finishes its jobs and ends",
 }
 
 app = typer.Typer(no_args_is_help=True, help="List, pause, resume and drain the workers of a running service.")
@@ -25,7 +25,7 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The worker's id, as list 
 
 @app.command("list")
 def list_workers(url: Url = None, api_key: AdminKey = None, json: Json = False) -> None:
-    """List the live workers, and what each does."""
+    """List the live workers and their states."""
     with client(url, api_key) as service:
         body = service.operate("GET", "admin/workers")
     if json:
@@ -35,19 +35,19 @@ def list_workers(url: Url = None, api_key: AdminKey = None, json: Json = False) 
 
 @app.command()
 def pause(id: Id, url: Url = None, api_key: AdminKey = None, json: Json = False) -> None:
-    """Have it claim nothing; it draws what it holds, and stays."""
+    """Pause a worker: it finishes its jobs, claims no more, and stays."""
     _order(id, "pause", url, api_key, json)
 
 
 @app.command()
 def resume(id: Id, url: Url = None, api_key: AdminKey = None, json: Json = False) -> None:
-    """Let a paused worker claim again."""
+    """Let a paused worker claim jobs again."""
     _order(id, "resume", url, api_key, json)
 
 
 @app.command()
 def drain(id: Id, url: Url = None, api_key: AdminKey = None, json: Json = False) -> None:
-    """Have it claim nothing, draw what it holds, and end."""
+    """Drain a worker: it finishes its jobs, claims no more, and ends."""
     _order(id, "drain", url, api_key, json)
 
 

@@ -1,8 +1,8 @@
-"""Sends a load, open or closed, and notes what became of each request. The clock is the event loop's.
+"""Sends a load, open or closed, and records the outcome of each request. The clock is the event loop's.
 
 Closed: a fixed number of users, each of whom waits for an answer before the next request. Open: requests are sent when
-they are due, whatever became of those before; a latency counts from that moment, so that a stalled service (or client)
-cannot hide behind requests that were never sent.
+they are due, whether or not earlier ones are answered; latencies count from that moment, so that a stalled service (or
+client) cannot hide behind requests that were never sent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOST_IN_FLIGHT = 2000
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one request; ``stages`` are seconds that the service itself measured."""
+    """The outcome of one request; ``stages`` are seconds that the service itself measured."""
 
     images: int = 0
     error: str | None = None
@@ -46,14 +46,14 @@ Watch = Callable[[Sample], None]
 
 
 def ignore(sample: Sample) -> None:
-    """For whoever does not watch."""
+    """The default: do nothing."""
 
 
 async def closed_loop(
     send: Send, requests: Iterator[Request], users: int, *, count: int | None = None, seconds: float | None = None,
     watch: Watch = ignore,
 ) -> list[Sample]:  # fmt: skip
-    """``users`` users until ``count`` requests were sent or ``seconds`` have passed; all answers are waited for."""
+    """``users`` users until ``count`` requests were sent or ``seconds`` have passed; waits for all answers."""
     clock = asyncio.get_running_loop().time
     start_s, samples = clock(), list[Sample]()
     left = islice(requests, count)
@@ -74,8 +74,8 @@ async def closed_loop(
 async def open_loop(
     send: Send, arrivals: Sequence[Arrival], *, most_in_flight: int = MOST_IN_FLIGHT, watch: Watch = ignore
 ) -> list[Sample]:
-    """Each request when it is due; all answers are waited for. Beyond ``most_in_flight`` a request waits in line, and
-    its latency grows meanwhile."""
+    """Send each request when it is due, and wait for all answers. Beyond ``most_in_flight`` requests wait in line,
+    which adds to their latency."""
     clock = asyncio.get_running_loop().time
     start_s, samples = clock(), list[Sample]()
     places = asyncio.Semaphore(most_in_flight)

@@ -1,4 +1,4 @@
-"""A load as a picture: how long answers took, and how that went in time."""
+"""Plots a load: the latencies, and their course over time."""
 
 from __future__ import annotations
 

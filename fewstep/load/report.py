@@ -1,4 +1,4 @@
-"""What a load has shown: latencies, throughput, goodput at an objective, and how they went in time."""
+"""The results of a load: latencies, throughput, goodput at an objective, and their course over time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SLICES = 60  # of a time series, at most
 
 
 class Latency(BaseModel):
-    """Of the requests that were answered with images, in seconds."""
+    """Latencies of the requests that were answered with images, in seconds."""
 
     mean_s: float
     p50_s: float
@@ -26,7 +26,7 @@ class Latency(BaseModel):
 
 
 class Slice(BaseModel):
-    """What was due in a slice of time that begins at ``at_s``; ``in_flight`` were due and unanswered at that moment."""
+    """A slice of time from ``at_s``: its due requests; ``in_flight`` were due before and unanswered at that moment."""
 
     at_s: float
     requests: int
@@ -37,12 +37,12 @@ class Slice(BaseModel):
 
 
 class Report(BaseModel):
-    """``load`` says what was sent. ``window_s`` is the time in which requests were due; ``requests_per_s`` counts the
-    answers in ``wall_s``, until the last one.
+    """``load`` describes the load. ``window_s`` is the time in which requests were due; ``requests_per_s`` counts the
+    answers in ``wall_s``, the time until the last one.
 
     ``goodput_per_s`` counts the answers within ``objective_s`` in ``window_s``, ``goodput_share`` is their share of all
     requests. ``batch_sizes`` counts images by the largest call of the runtime that they were part of, ``stages`` are
-    mean seconds, ``errors`` counts requests without an image by the error's code. ``series`` is the load in time.
+    mean seconds, ``errors`` counts requests without an image by error code. ``series`` is the load over time.
     """
 
     load: str
@@ -66,7 +66,7 @@ class Report(BaseModel):
 def report(
     load: str, samples: Sequence[Sample], window_s: float | None = None, objective_s: float | None = None
 ) -> Report:
-    """The figures of a load. ``window_s``: until when requests were due; unset: until the last answer."""
+    """The report of a load. ``window_s``: how long requests were due; None: until the last answer."""
     answered = [sample for sample in samples if sample.outcome.error is None]
     wall_s = max((sample.done_s for sample in samples), default=0.0)
     window_s = wall_s if window_s is None else window_s

@@ -1,4 +1,4 @@
-"""Whom a load is sent to: a fewstep service, or any server with OpenAI's endpoint for images."""
+"""The target of a load: a fewstep service, or any server with OpenAI's endpoint for images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPENAI_PATH = "v1/images/generations"
 
 @asynccontextmanager
 async def fewstep_target(url: str | None, api_key: str | None, timeout_s: float, most: int) -> AsyncIterator[Send]:
-    """Sends to POST /generate; nothing is tried again, since that would hide what failed."""
+    """Sends to POST /generate, without retries, which would hide failures."""
     once = Retries(tries=1)
     async with AsyncClient(url, api_key, timeout_s=timeout_s, retries=once, connections=most) as client:
 
@@ -37,7 +37,7 @@ async def fewstep_target(url: str | None, api_key: str | None, timeout_s: float,
 
 @asynccontextmanager
 async def openai_target(url: str | None, api_key: str | None, timeout_s: float, most: int) -> AsyncIterator[Send]:
-    """Sends to POST /v1/images/generations: prompt, n, size and model, and what else the load names."""
+    """Sends to POST /v1/images/generations: prompt, n, size and model, and the load's other fields."""
     limits = httpx.Limits(max_connections=most, max_keepalive_connections=most)
     async with connection(url, api_key, timeout_s).open(httpx.AsyncClient, limits=limits) as http:
 
@@ -51,7 +51,7 @@ async def openai_target(url: str | None, api_key: str | None, timeout_s: float, 
             try:
                 return Outcome(len(response.json()["data"]))
             except (ValueError, KeyError, TypeError):
-                raise FewstepError("The service did not answer as OpenAI's does; is the address right?") from None
+                raise FewstepError("The response is not one of OpenAI's images API; is the address right?") from None
 
         yield send
 

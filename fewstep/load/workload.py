@@ -1,4 +1,4 @@
-"""What a load consists of: when requests arrive and what each asks for. Pure; one seed gives one load."""
+"""The requests of a load and their arrival times. Pure; one seed gives one load."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Choice(Generic[T]):
-    """Values with the shares in which they are drawn."""
+    """Values with the weights with which they are drawn."""
 
     values: Sequence[T]
     weights: Sequence[float]
@@ -37,13 +37,13 @@ class Choice(Generic[T]):
 
 @dataclass(frozen=True)
 class Mix:
-    """Each field of a request is drawn on its own from its choice; prompts take turns."""
+    """Each field of a request is drawn independently from its choice; prompts take turns."""
 
     prompts: Sequence[str]
     fields: Mapping[str, Choice[Any]]
 
     def requests(self, seed: int) -> Iterator[Request]:
-        """Endlessly many."""
+        """An endless sequence of requests."""
         chance = random.Random(seed)
         while True:
             for prompt in self.prompts:
@@ -54,7 +54,7 @@ def shares(texts: Sequence[str], read: type[int] | type[str]) -> Choice[Any]:
     """The choice that texts such as ``4`` or ``64x64:3`` describe; the number after the colon is the weight, else 1.
 
     Raises:
-        WrongUse: one of them is no value with a positive weight.
+        WrongUse: one of them is not a value with a positive weight.
     """
     values, weights = [], []
     for text in texts:
@@ -71,7 +71,7 @@ def shares(texts: Sequence[str], read: type[int] | type[str]) -> Choice[Any]:
 
 
 def poisson(requests: Iterator[Request], rate: float, seconds: float, seed: int) -> list[Arrival]:
-    """Arrivals of a Poisson process: ``rate`` a second on average, for ``seconds``."""
+    """Arrivals of a Poisson process: ``rate`` per second on average, for ``seconds``."""
     chance, arrivals, at_s = random.Random(seed), [], 0.0
     while (at_s := at_s + chance.expovariate(rate)) < seconds:
         arrivals.append(Arrival(at_s, next(requests)))
@@ -79,14 +79,14 @@ def poisson(requests: Iterator[Request], rate: float, seconds: float, seed: int)
 
 
 def read_trace(text: str, requests: Iterator[Request]) -> list[Arrival]:
-    """Arrivals from JSON lines: ``{"at_s": 0.5, "prompt": "...", "n": 2}``. What a line leaves out is drawn.
+    """Arrivals from JSON lines: ``{"at_s": 0.5, "prompt": "...", "n": 2}``. Fields that a line leaves out are drawn.
 
     Raises:
         WrongUse: a line is not an arrival, or the trace is empty.
     """
     arrivals = [_arrival(line, number, requests) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not arrivals:
-        raise WrongUse("The trace holds no request.")
+        raise WrongUse("The trace has no requests.")
     return sorted(arrivals, key=lambda arrival: arrival.at_s)
 
 
@@ -97,5 +97,5 @@ def _arrival(line: str, number: int, requests: Iterator[Request]) -> Arrival:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise WrongUse(f'Line {number} of the trace is not like {{"at_s": 0.5, "prompt": "..."}}.') from None
     if not 0 <= at_s < math.inf:
-        raise WrongUse(f"Line {number} of the trace: at_s is {at_s:g}; it must be a number of seconds from 0 on.")
+        raise WrongUse(f"Line {number} of the trace: at_s is {at_s:g}; it must be a number of seconds, 0 or more.")
     return Arrival(at_s, {**next(requests), **found})

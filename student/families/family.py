@@ -1,7 +1,7 @@
-"""What training, evaluation, export and runtimes ask of a flow model, whichever diffusers pipeline it came from.
+"""The interface to a flow model for training, evaluation, export and runtimes, whichever diffusers pipeline it is from.
 
 Legend: B images, C latent channels, F latent frames, H x W latent cells, L tokens, E token features, P pooled features.
-A picture's latents are BCHW, a video's BCFHW; they are never packed outside a family.
+A picture's latents are BCHW, a video's BCFHW; they are packed only inside a family.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from student.prompts import CHATS
 
 
 class SizeError(ValueError):
-    """A size that a family cannot draw; the message is one sentence."""
+    """A size that a family cannot generate; the message is one sentence."""
 
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What the text encoders make of B prompts: every token, and one pooled vector where the family has one.
+    """The text encoders' output for B prompts: all tokens, and one pooled vector where the family has one.
 
-    Where the transformer must not read what follows a prompt's end (Qwen-Image, Z-Image, Wan), it is zero.
+    Where the transformer must not read beyond a prompt's end (Qwen-Image, Z-Image, Wan), the rest is zero.
     """
 
     tokens_BLE: Tensor
@@ -35,20 +35,20 @@ class Condition:
 
     @property
     def mask_BL(self) -> Tensor:
-        """True where a prompt has a token, in families that leave zeros behind its end."""
+        """True where a prompt has a token, in families that put zeros after its end."""
         return self.tokens_BLE.ne(0).any(dim=-1)
 
     def __len__(self) -> int:
         return self.tokens_BLE.shape[0]
 
     def take(self, index: int | slice | Sequence[int]) -> Condition:
-        """The rows of some prompts; one index keeps its batch axis."""
+        """The rows of some prompts; a single index keeps the batch axis."""
         if isinstance(index, int):
             index = [index]
         return Condition(self.tokens_BLE[index], None if self.pooled_BP is None else self.pooled_BP[index])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:
-        """The same numbers elsewhere, or in another type."""
+        """The same numbers on another device or in another type."""
         pooled_BP = None if self.pooled_BP is None else self.pooled_BP.to(device=device, dtype=dtype)
         return Condition(self.tokens_BLE.to(device=device, dtype=dtype), pooled_BP)
 
@@ -61,10 +61,11 @@ class Condition:
 
 
 class Family(nn.Module, ABC):
-    """Encoders, transformer and decoder of one pipeline; packing, timestep scale and guidance embedding stay inside.
+    """Encoders, transformer and decoder of one pipeline; packing, timestep scale and guidance embedding are hidden.
 
-    ``transformer`` is what learns. The pipeline is not kept, so that ``drop_encoders`` frees the encoders' memory as
-    soon as the caller lets go of the pipeline too; ``max_tokens`` is the length that T5's tokens are padded to.
+    ``transformer`` is the part that is trained. The pipeline itself is not kept, so that ``drop_encoders`` frees the
+    encoders' memory once the caller drops the pipeline too; ``max_tokens`` is the length to which T5's tokens are
+    padded.
     """
 
     name: ClassVar[str]
@@ -87,13 +88,13 @@ class Family(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the transformer lies."""
+        """The transformer's device."""
         found: torch.device = next(self.transformer.parameters()).device
         return found
 
     @abstractmethod
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """What ``encode_ids`` reads, int64 (B, L) each, as the diffusers pipeline makes it of the prompts."""
+        """The inputs of ``encode_ids``, int64 (B, L) each, made from the prompts as the diffusers pipeline does."""
 
     @abstractmethod
     def encode_ids(self, *ids_BL: Tensor) -> Condition:
@@ -110,7 +111,7 @@ class Family(nn.Module, ABC):
             return Condition.stack([self._remembered[prompt] for prompt in prompts]).to(self.device)
         present = [encoder for name in self.encoders if (encoder := getattr(self, name)) is not None]
         if not present:
-            raise RuntimeError("the text encoders were dropped: prompts must be encoded before")
+            raise RuntimeError("the text encoders were dropped: encode all prompts before")
         return self.encode_ids(*(ids_BL.to(present[0].device) for ids_BL in self.tokenise(prompts)))
 
     def remember(self, prompts: Sequence[str], batch: int = 16) -> None:
@@ -122,7 +123,7 @@ class Family(nn.Module, ABC):
         self.drop_encoders()
 
     def drop_encoders(self) -> None:
-        """Let go of the text encoders; ``encode`` knows what it remembers from here on, and nothing else."""
+        """Drop the text encoders; from here on ``encode`` knows only the prompts that it remembers."""
         for name in self.encoders:
             setattr(self, name, None)
 
@@ -131,16 +132,16 @@ class Family(nn.Module, ABC):
         """Shape of one image's noise, (C, H, W), or of one video's, (C, F, H, W).
 
         Raises:
-            SizeError: a size that the family cannot draw; the message names the accepted multiple.
+            SizeError: a size that the family cannot generate; the message names the accepted multiple.
         """
 
     @property
     @abstractmethod
     def sides_px(self) -> tuple[int, int | None]:
-        """What a picture's sides are multiples of, and how long they may be (None: as long as memory allows)."""
+        """The number that a picture's sides are multiples of, and their largest length (None: limited by memory)."""
 
     def geometry(self, height_px: int, width_px: int, frames: int = 1) -> Latents:
-        """What a student's manifest says of latents of this size; SizeError as for ``latent_shape``."""
+        """The manifest's entry for latents of this size; SizeError as for ``latent_shape``."""
         channels, *latent_frames, height, width = self.latent_shape(height_px, width_px, frames)
         config = self.vae.config
         scale, shift = (config.get(name, default) for name, default in (("scaling_factor", 1.0), ("shift_factor", 0.0)))
@@ -181,19 +182,19 @@ class Family(nn.Module, ABC):
     def sigmas(self, nfe: int, shape: Sequence[int]) -> tuple[float, ...]:
         """The sigmas of the sampler for this latent shape, from 1 downwards, without the final 0.
 
-        They are shifted once, as the pipeline's scheduler says, and are the ones really used: to draw the same with
-        diffusers they are passed to a scheduler that shifts no more (``student.pipeline.shift_no_more``).
+        They are shifted once, as the pipeline's scheduler says, and are the ones actually used: to reproduce a picture
+        with diffusers, pass them to a scheduler that does not shift again (``student.pipeline.shift_no_more``).
         """
         tokens = self._num_tokens(shape)
         return schedule.scheduled(self.scheduler_config, nfe, self._dynamic_mu(self.scheduler_config, tokens, nfe))
 
     def _dynamic_mu(self, config: Mapping[str, Any], tokens: int, nfe: int) -> float:
-        """The mu that the pipeline passes to a scheduler that shifts by the picture's size."""
+        """The mu that the pipeline passes to a scheduler whose shift depends on the picture's size."""
         return schedule.linear_mu(config, tokens)
 
     @abstractmethod
     def _num_tokens(self, shape: Sequence[int]) -> int:
-        """How many tokens the transformer sees of latents of this shape."""
+        """The number of tokens that the transformer sees for latents of this shape."""
 
 
 def token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
@@ -204,7 +205,7 @@ def token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
 
 
 def chat_ids(family: str, tokenizer: Any, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask of the chats that prompts begin, padded or cut to ``length`` and what comes before a prompt."""
+    """Ids and mask of the prompts in the family's chat template, padded or cut to the template plus ``length``."""
     chat = CHATS[family]
     batch = tokenizer(
         [chat.of(prompt) for prompt in prompts],
@@ -218,14 +219,14 @@ def chat_ids(family: str, tokenizer: Any, prompts: Sequence[str], length: int) -
 
 
 def check_chat(family: str, tokenizer: Any, **options: bool) -> None:
-    """Raises BundleError for a tokenizer whose chat is not the family's published one.
+    """Raises BundleError for a tokenizer whose chat template is not the family's published one.
 
-    Serving writes the chat without transformers, and so knows it by heart (``student.prompts.CHATS``).
+    Serving fills in the template without transformers, from a copy of it (``student.prompts.CHATS``).
     """
     asked = [{"role": "user", "content": "PROMPT"}]
     said = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, **options)
     if said != CHATS[family].of("PROMPT"):
-        raise BundleError(f"the tokenizer's chat template says {said!r}: accepted is {CHATS[family].of('PROMPT')!r}")
+        raise BundleError(f"the tokenizer's chat template gives {said!r}: accepted is {CHATS[family].of('PROMPT')!r}")
 
 
 def by_channel(values: Sequence[float], like: Tensor) -> Tensor:
@@ -244,7 +245,7 @@ def check_size(height_px: int, width_px: int, multiple: int, most: int | None = 
 def check_still(frames: int) -> None:
     """Raises SizeError for more than one frame."""
     if frames != 1:
-        raise SizeError(f"frames is {frames}: this family draws single pictures, accepted is 1")
+        raise SizeError(f"frames is {frames}: this family generates single images, accepted is 1")
 
 
 def scaled_decode(vae: Any, x_BCHW: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a diffusers pipeline, wherever it lies, to its family."""
+"""Finds the family of a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def open_family(
     parts: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Family:
-    """Open a folder or hub id; its class is checked before any weights are read.
+    """Open the pipeline of a folder or hub id; its class is checked before any weights are read.
 
     ``parts`` replaces components (``{"text_encoder_3": None, "tokenizer_3": None}`` opens SD3 without T5);
     ``options`` go to the family: ``max_tokens``, and ``guidance`` for FLUX.1-dev. A family may keep a part of the
@@ -52,7 +52,7 @@ def open_family(
 
 
 def family_of(pipe: Any, **options: Any) -> Family:
-    """The family of a pipeline that is open already; ``options`` as for ``open_family``.
+    """The family of an opened pipeline; ``options`` as for ``open_family``.
 
     Raises:
         BundleError: its class is not supported.
@@ -61,10 +61,10 @@ def family_of(pipe: Any, **options: Any) -> Family:
 
 
 def family_of_student(pipe: Any, student: Student) -> Family:
-    """The family of a student's own pipeline, with what its manifest bakes in.
+    """The family of a student's own pipeline, with the ``baked`` arguments of its manifest.
 
     Raises:
-        BundleError: the student asks for something that its family cannot do in one call per step.
+        BundleError: the student needs something that its family cannot do in one call per step.
     """
     options: dict[str, Any] = {"max_tokens": student.max_tokens}
     if student.family == Flux.name:
@@ -73,7 +73,7 @@ def family_of_student(pipe: Any, student: Student) -> Family:
     for name, value in student.baked.items():
         if value != (without := family.baked.get(name, 1.0)):
             raise BundleError(
-                f"baked.{name} is {value}: a student of {student.family} draws without guidance ({without:g})"
+                f"baked.{name} is {value}: accepted for the family {student.family} is {without:g}, no guidance"
             )
     return family
 
@@ -84,10 +84,12 @@ def _family_of_class(name: str, source: str | Path) -> type[Family]:
     supported = ", ".join(FAMILIES)
     near = max((one for one in FAMILIES if name.startswith(_kind(one))), key=len, default=None)
     if near is not None:
-        raise BundleError(f"{source} is a {name}: of its kind {near} is supported, from text alone, and {supported}")
+        raise BundleError(
+            f"{source} is a {name}: of its kind only {near}, text to image or video, is supported; in all, {supported}"
+        )
     raise BundleError(f"{source} is a {name}: supported are {supported}")
 
 
 def _kind(name: str) -> str:
-    """What the names of a family's pipelines begin with, whatever else they do: klein is the small FLUX.2."""
+    """What the names of a family's pipelines begin with; klein is the small FLUX.2."""
     return name.removesuffix("Pipeline").removesuffix("Klein")

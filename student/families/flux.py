@@ -14,11 +14,11 @@ from torch import Tensor
 from student.families.family import Condition, Family, check_size, check_still, scaled_decode, token_ids
 from student.sampler import pack, unpack
 
-MAX_TOKENS, GUIDANCE = 512, 3.5  # what FluxPipeline takes where nothing is said
+MAX_TOKENS, GUIDANCE = 512, 3.5  # FluxPipeline's defaults
 
 
 class Flux(Family):
-    """A FluxPipeline; ``guidance`` is fed to a guidance-distilled transformer (FLUX.1-dev), the others have none."""
+    """A FluxPipeline; ``guidance`` is the input of a guidance-distilled transformer (FLUX.1-dev), None for others."""
 
     name = "flux"
     encoders = ("text_encoder", "text_encoder_2")
@@ -52,7 +52,7 @@ class Flux(Family):
 
     @property
     def sides_px(self) -> tuple[int, int | None]:
-        """Two cells."""
+        """Multiples of two cells, of any length."""
         return 2 * self._cell_px, None
 
     def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
@@ -85,7 +85,7 @@ class Flux(Family):
 
 
 def _places(rows: int, columns: int, like: Tensor) -> Tensor:
-    """Where each token lies, (N, 3), as FluxPipeline._prepare_latent_image_ids says it."""
+    """The position of each token, (N, 3), as in FluxPipeline._prepare_latent_image_ids."""
     places = torch.zeros(rows, columns, 3, device=like.device, dtype=like.dtype)
     places[..., 1] += torch.arange(rows, device=like.device)[:, None]
     places[..., 2] += torch.arange(columns, device=like.device)[None, :]

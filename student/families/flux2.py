@@ -15,12 +15,12 @@ from torch import Tensor
 
 from student.families.family import Condition, Family, chat_ids, check_chat, check_size, check_still
 
-MAX_TOKENS = 512  # what Flux2KleinPipeline takes where nothing is said
-LAYERS = (9, 18, 27)  # of the language model, whose states side by side are a token's features
+MAX_TOKENS = 512  # Flux2KleinPipeline's default
+LAYERS = (9, 18, 27)  # of the language model; their states, concatenated, are a token's features
 
 
 class Flux2(Family):
-    """A Flux2KleinPipeline; its prompt's padding is read by the transformer like the rest."""
+    """A Flux2KleinPipeline; its transformer reads the padding of a prompt like the rest."""
 
     name = "flux2"
     encoders = ("text_encoder",)
@@ -34,11 +34,11 @@ class Flux2(Family):
         self._patch_px = 2 * pipe.vae_scale_factor
 
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """Ids and mask (1: a token, 0: padding) of the chat that each prompt begins."""
+        """Ids and mask (1: a token, 0: padding) of each prompt in the chat template."""
         return chat_ids(self.name, self.tokenizer, prompts, self.max_tokens)
 
     def encode_ids(self, *ids_BL: Tensor) -> Condition:
-        """Ids and mask -> the states of three layers, side by side."""
+        """Ids and mask -> the states of three layers, concatenated."""
         ids, mask = ids_BL
         model = self.text_encoder.model
         states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
@@ -46,7 +46,7 @@ class Flux2(Family):
 
     @property
     def sides_px(self) -> tuple[int, int | None]:
-        """A patch."""
+        """Multiples of a patch, of any length."""
         return self._patch_px, None
 
     def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ class Flux2(Family):
         return v_BNC.transpose(1, 2).reshape(x.shape)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Latents -> images_BCHW in [0, 1]: un-normalised as the autoencoder's batch norm says, unpatched, decoded."""
+        """Latents -> images_BCHW in [0, 1]: the autoencoder's batch norm undone, unpatched, decoded."""
         norm, dtype = self.vae.bn, self.vae.dtype
         std = torch.sqrt(norm.running_var + self.vae.config.batch_norm_eps)
         x = x * std.to(x.dtype).view(1, -1, 1, 1) + norm.running_mean.to(x.dtype).view(1, -1, 1, 1)
@@ -84,6 +84,6 @@ class Flux2(Family):
 
 
 def _places(rows: int, columns: int, words: int, like: Tensor) -> Tensor:
-    """Where each token lies (time, row, column, word), as Flux2KleinPipeline says it."""
+    """The position of each token (time, row, column, word), as in Flux2KleinPipeline."""
     axes = [torch.arange(size, device=like.device) for size in (1, rows, columns, words)]
     return torch.cartesian_prod(*axes)

@@ -16,11 +16,11 @@ from student.families.rotary import Turns
 from student.prompts import CHATS
 from student.sampler import pack, unpack
 
-MAX_TOKENS = 512  # what QwenImagePipeline takes where nothing is said
+MAX_TOKENS = 512  # QwenImagePipeline's default
 
 
 class QwenImage(Family):
-    """A QwenImagePipeline. Its guidance keeps the length of each token's velocity, as the pipeline does."""
+    """A QwenImagePipeline. As in the pipeline, its guidance keeps the norm of each token's velocity."""
 
     name = "qwen_image"
     encoders = ("text_encoder",)
@@ -38,15 +38,15 @@ class QwenImage(Family):
 
     @property
     def baked(self) -> dict[str, float]:
-        """Its classifier-free guidance goes by another name."""
+        """Its classifier-free guidance has another name."""
         return {"true_cfg_scale": 1.0}
 
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """Ids and mask (1: a token, 0: padding) of the template that the pipeline writes around each prompt."""
+        """Ids and mask (1: a token, 0: padding) of each prompt in the pipeline's template."""
         return chat_ids(self.name, self.tokenizer, prompts, self.max_tokens)
 
     def encode_ids(self, *ids_BL: Tensor) -> Condition:
-        """Ids and mask -> the last states; the template's beginning is cut off, what follows a prompt's end is zero."""
+        """Ids and mask -> the last states, without the template's beginning; what follows a prompt's end is zero."""
         ids, mask = ids_BL
         model = self.text_encoder.model.language_model
         tokens_BLE = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
@@ -55,7 +55,7 @@ class QwenImage(Family):
 
     @property
     def sides_px(self) -> tuple[int, int | None]:
-        """Two cells."""
+        """Multiples of two cells, of any length."""
         return 2 * self._cell_px, None
 
     def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
@@ -78,7 +78,7 @@ class QwenImage(Family):
         return unpack(v_BND, height, width)
 
     def guided(self, v: Tensor, without: Tensor, guidance: float) -> Tensor:
-        """Guidance that leaves the length of each packed token's velocity as it was."""
+        """Guidance that keeps the norm of each packed token's velocity."""
         plain, mixed = pack(v), pack(super().guided(v, without, guidance))
         lengths = [torch.norm(part, dim=-1, keepdim=True) for part in (plain, mixed)]
         kept: Tensor = unpack(mixed * (lengths[0] / lengths[1]), *v.shape[-2:])
@@ -103,7 +103,7 @@ class Rope(nn.Module):
         self.theta, self.axes_dim = rope.theta, list(rope.axes_dim)
 
     def forward(self, img_shapes: Any, max_txt_seq_len: int, device: torch.device) -> tuple[Turns, Turns]:
-        """The turns of the picture's tokens, whose rows and columns are counted from its middle, and of the text's."""
+        """The rotations of the picture's tokens, whose rows and columns count from its centre, and of the text's."""
         _, rows, columns = img_shapes[0][0]
         axes = [torch.arange(size, device=device) for size in (1, rows, columns)]
         middle = torch.tensor([0, rows - rows // 2, columns - columns // 2]).to(device)

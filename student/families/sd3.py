@@ -14,13 +14,13 @@ from torch.nn.functional import pad
 
 from student.families.family import Condition, Family, check_size, check_still, scaled_decode, token_ids
 
-MAX_TOKENS = 256  # what StableDiffusion3Pipeline takes where nothing is said
+MAX_TOKENS = 256  # StableDiffusion3Pipeline's default
 
 
 class SD3(Family):
     """A StableDiffusion3Pipeline: two CLIP encoders and, unless the pipeline has None in its place, T5.
 
-    The transformer reads no guidance; classifier-free guidance is the caller's, on two velocities.
+    The transformer takes no guidance; classifier-free guidance is left to the caller, on two velocities.
     """
 
     name = "sd3"
@@ -39,7 +39,7 @@ class SD3(Family):
         self._most_patches: int = config.pos_embed_max_size
 
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """Ids for the two CLIPs, both as long as the first one's, and for T5 where there is one."""
+        """Ids for the two CLIPs, both of the first one's length, and for T5 where there is one."""
         length = self.tokenizer.model_max_length
         ids = [token_ids(tokenizer, prompts, length) for tokenizer in (self.tokenizer, self.tokenizer_2)]
         if self.text_encoder_3 is not None:
@@ -47,7 +47,7 @@ class SD3(Family):
         return tuple(ids)
 
     def encode_ids(self, *ids_BL: Tensor) -> Condition:
-        """CLIP's tokens (last layer but one, side by side, widened with zeros) and T5's; CLIP's pooled vectors."""
+        """CLIP's tokens (second-to-last layers, concatenated, padded with zeros) and T5's; CLIP's pooled vectors."""
         answers = [
             encoder(ids, output_hidden_states=True)
             for encoder, ids in zip((self.text_encoder, self.text_encoder_2), ids_BL[:2], strict=True)
@@ -66,12 +66,12 @@ class SD3(Family):
 
     @property
     def sides_px(self) -> tuple[int, int | None]:
-        """A patch, and the largest picture of which each has a position of its own."""
+        """Multiples of a patch, up to the largest picture whose patches all have their own position."""
         patch_px = self._cell_px * self._patch
         return patch_px, patch_px * self._most_patches
 
     def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
-        """(C, H, W); sides are multiples of a patch, up to the largest that has a position of its own."""
+        """(C, H, W); sides are multiples of a patch, up to the number of positions."""
         check_still(frames)
         check_size(height_px, width_px, *self.sides_px)
         return (self._channels, height_px // self._cell_px, width_px // self._cell_px)

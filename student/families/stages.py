@@ -1,4 +1,4 @@
-"""The three stages of a student as torch modules: what is exported, and what draws where a stage could not be.
+"""The three stages of a student as torch modules: for export, and for serving a stage that could not be exported.
 
 Legend: B images or videos, C latent channels, H x W latent cells, L tokens, E token features, P pooled features.
 """
@@ -19,7 +19,7 @@ class Text(nn.Module):
         self.model = model
 
     def forward(self, ids: Tensor, ids_2: Tensor, ids_3: Tensor | None = None) -> tuple[Tensor, ...]:
-        """One argument for each array that the student's tokens give."""
+        """One argument for each array of the student's tokens."""
         condition = self.model.encode_ids(*(part for part in (ids, ids_2, ids_3) if part is not None))
         return (condition.tokens_BLE,) if condition.pooled_BP is None else (condition.tokens_BLE, condition.pooled_BP)
 

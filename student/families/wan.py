@@ -1,6 +1,6 @@
 """Wan 2.1 and 2.2, text to video; one frame is a picture.
 
-Legend: B videos, C latent channels, F frames (latent or drawn), H x W latent cells or pixels, L tokens, E features.
+Legend: B videos, C latent channels, F frames (latent or decoded), H x W latent cells or pixels, L tokens, E features.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from student.bundle import BundleError
 from student.families.family import Condition, Family, SizeError, by_channel, check_size
 
-MAX_TOKENS = 512  # what WanPipeline takes where nothing is said
+MAX_TOKENS = 512  # WanPipeline's default
 FPS, FPS_5B = 16, 24
 # Feature maps of a frame, as wide as the decoder's last layers, that it holds at once: counted at full size on a
 # make-believe device (51 and 85; tests/student/families/test_video_memory.py), and a little more.
@@ -28,8 +28,8 @@ SIDE_MULTIPLE_PX = 16  # WanPipeline refuses other sides, whatever its autoencod
 class Wan(Family):
     """A WanPipeline. Euler steps for teacher and student, whatever scheduler was published.
 
-    Wan 2.2 5B is called with a time for each token, which from text alone is one time for all. Wan 2.2 14B has a second
-    transformer for sigmas below ``boundary``: it draws, and only the first one learns.
+    Wan 2.2 5B is called with a time for each token, which for text to video is the same for all. Wan 2.2 14B has a
+    second transformer for sigmas below ``boundary``: both are sampled from, but only the first can be trained.
 
     Raises:
         BundleError: the transformer for high noise is missing.
@@ -44,7 +44,7 @@ class Wan(Family):
     def __init__(self, pipe: Any, max_tokens: int | None = None) -> None:
         if pipe.transformer is None or (pipe.transformer_2 is None and pipe.config.boundary_ratio is not None):
             missing = "transformer" if pipe.transformer is None else "transformer_2"
-            raise BundleError(f"this Wan pipeline has no {missing}: accepted are Wan 2.1, and 2.2 with all its experts")
+            raise BundleError(f"this Wan pipeline has no {missing}: accepted are Wan 2.1, and 2.2 with both experts")
         super().__init__(pipe, max_tokens or MAX_TOKENS)
         self.boundary = pipe.config.boundary_ratio
         self.fps = FPS_5B if pipe.config.expand_timesteps else FPS
@@ -75,19 +75,19 @@ class Wan(Family):
 
     @property
     def sides_px(self) -> tuple[int, int | None]:
-        """Patches, and what WanPipeline asks for."""
+        """Multiples of a patch and of what WanPipeline requires, of any length."""
         return math.lcm(SIDE_MULTIPLE_PX, *(self._cell_px * side for side in self._patch[1:])), None
 
     def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
-        """(C, F, H, W); the first frame has a latent of its own, each later one holds several."""
+        """(C, F, H, W); the first frame has its own latent frame, each later latent frame holds several."""
         check_size(height_px, width_px, *self.sides_px)
         if frames < 1 or (frames - 1) % self._cell_frames:
-            raise SizeError(f"frames is {frames}: accepted are multiples of {self._cell_frames}, plus 1")
+            raise SizeError(f"frames is {frames}: accepted is 1 plus a multiple of {self._cell_frames}")
         latent_frames = (frames - 1) // self._cell_frames + 1
         return (self._channels, latent_frames, height_px // self._cell_px, width_px // self._cell_px)
 
     def video_memory(self, height_px: int, width_px: int) -> tuple[int, int, int]:
-        """See ``Family.video_memory``. The decoder takes latent frame by latent frame, and keeps two of each layer."""
+        """See ``Family.video_memory``. The decoder goes latent frame by latent frame, and keeps two of each layer."""
         pixels, config = height_px * width_px, self.transformer.config
         width = config.num_attention_heads * config.attention_head_dim
         token_bytes = self.transformer.dtype.itemsize * (8 * width + 2 * config.ffn_dim) + 8 * width
@@ -112,7 +112,7 @@ class Wan(Family):
         return v_BCFHW
 
     def decode(self, x: Tensor) -> Tensor:
-        """Latents -> videos (B, F, C, H, W) in [0, 1], in the autoencoder's own type whatever the rest computes in."""
+        """Latents -> videos (B, F, C, H, W) in [0, 1], in the autoencoder's own type whatever that of the rest."""
         config, x = self.vae.config, x.to(self.vae.dtype)
         mean, std = by_channel(config.latents_mean, x), by_channel(config.latents_std, x)
         with torch.autocast(x.device.type, enabled=False):

@@ -18,13 +18,13 @@ from student.families.family import Condition, Family, chat_ids, check_chat, che
 from student.families.rotary import Turns
 from student.sampler import pack, unpack
 
-MAX_TOKENS = 512  # what ZImagePipeline takes where nothing is said
+MAX_TOKENS = 512  # ZImagePipeline's default
 PATCH = 2
 
 
 class ZImage(Family):
-    """A ZImagePipeline. Its transformer reads lists of sequences as long as each prompt; here it is also given the
-    forward that draws a whole batch at one length (``_batched``), which is what can be compiled.
+    """A ZImagePipeline. Its transformer reads lists of sequences, each of its prompt's length; here it also gets a
+    forward for a whole batch at one length (``_batched``), which can be compiled.
     """
 
     name = "z_image"
@@ -40,27 +40,27 @@ class ZImage(Family):
 
     @property
     def baked(self) -> dict[str, float]:
-        """The pipeline's guidance is what is added to the velocity: 0 is none."""
+        """The pipeline's guidance counts from 0, which is none."""
         return {"guidance_scale": 0.0}
 
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """Ids and mask (1: a token, 0: padding) of the chat that each prompt begins."""
+        """Ids and mask (1: a token, 0: padding) of each prompt in the chat template."""
         return chat_ids(self.name, self.tokenizer, prompts, self.max_tokens)
 
     def encode_ids(self, *ids_BL: Tensor) -> Condition:
-        """Ids and mask -> the states before the last layer; what follows a prompt's end is zero."""
+        """Ids and mask -> the second-to-last states; what follows a prompt's end is zero."""
         ids, mask = ids_BL
         answer = self.text_encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
         return Condition(answer.hidden_states[-2].masked_fill(mask[..., None] == 0, 0))
 
     @property
     def sides_px(self) -> tuple[int, int | None]:
-        """A patch, and the largest picture of which each has a position of its own."""
+        """Multiples of a patch, up to the largest picture whose patches all have their own position."""
         patch_px = PATCH * self._cell_px
         return patch_px, patch_px * min(self.transformer.axes_lens[1:])
 
     def latent_shape(self, height_px: int, width_px: int, frames: int = 1) -> tuple[int, ...]:
-        """(C, H, W); sides are multiples of two cells, up to the largest that has a position of its own."""
+        """(C, H, W); sides are multiples of two cells, up to the number of positions."""
         check_still(frames)
         check_size(height_px, width_px, *self.sides_px)
         return (self._channels, height_px // self._cell_px, width_px // self._cell_px)
@@ -81,13 +81,13 @@ class ZImage(Family):
 
 
 def _forward(self: Any, x: Any, t: Tensor, *rest: Any, **options: Any) -> Any:
-    """The transformer's own forward for the pipeline's lists, and ``_batched`` for a family's batch."""
+    """The transformer's own forward for the pipeline's lists, ``_batched`` for a family's batch."""
     return _batched(self, x, t, *rest) if isinstance(x, Tensor) else type(self).forward(self, x, t, *rest, **options)
 
 
 def _batched(self: Any, x: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
-    """ZImageTransformer2DModel.forward at one length for all prompts: padded to multiples of 32 with the learnt tokens
-    as there, and behind that masked, where there shorter sequences end.
+    """ZImageTransformer2DModel.forward at one length for all prompts: as there, each is padded to a multiple of 32 with
+    the learnt token; beyond that it is masked, where the original's shorter sequences end.
     """
     _, _, height, width = x.shape
     kind = f"{PATCH}-1"
@@ -110,7 +110,7 @@ def _batched(self: Any, x: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
 
 
 def _cells_first(x_BND: Tensor, outer: int, inner: int) -> Tensor:
-    """A patch's features turned over: this transformer has row, column, channel, and ``pack`` channel, row, column."""
+    """Reorder a patch's features: this transformer has row, column, channel; ``pack`` has channel, row, column."""
     batch, number, features = x_BND.shape
     return x_BND.reshape(batch, number, outer, inner).transpose(2, 3).reshape(batch, number, features)
 
@@ -125,13 +125,13 @@ def _through(self: Any, blocks: Any, x: Tensor, *rest: Any) -> Tensor:
 
 
 def _ended(x_BND: Tensor, end: Tensor) -> Tensor:
-    """As many tokens as make a multiple of 32, the learnt one at the end."""
+    """The tokens, padded to a multiple of 32 with the learnt token."""
     missing = -x_BND.shape[1] % SEQ_MULTI_OF
     return torch.cat([x_BND, end[None].to(x_BND.dtype).expand(x_BND.shape[0], missing, -1)], dim=1)
 
 
 def _words(self: Any, tokens_BLE: Tensor, lengths_B: Tensor, padded_B: Tensor) -> tuple[Tensor, Tensor, Turns]:
-    """A prompt's tokens embedded, which of them are read, and how they are turned: they lie at 1, 2, 3, ..."""
+    """A prompt's embedded tokens, which of them are read, and their rotations, at positions 1, 2, 3, ..."""
     tokens_BLE = pad(tokens_BLE, (0, 0, 0, -tokens_BLE.shape[1] % SEQ_MULTI_OF))
     at_L = torch.arange(tokens_BLE.shape[1], device=tokens_BLE.device)
     own_BL = at_L < lengths_B[:, None]
@@ -141,7 +141,7 @@ def _words(self: Any, tokens_BLE: Tensor, lengths_B: Tensor, padded_B: Tensor) -
 
 
 def _image_turns(self: Any, rows: int, columns: int, padded_B: Tensor, number: int) -> Turns:
-    """How a picture's tokens are turned: they lie behind the prompt's last; those that fill up, at the origin."""
+    """The rotations of a picture's tokens, positioned after the prompt's last; padding is at the origin."""
     axes = [torch.arange(size, device=padded_B.device) for size in (1, rows, columns)]
     places_N3 = torch.cartesian_prod(*axes)
     behind_B13 = torch.stack([padded_B + 1, padded_B * 0, padded_B * 0], dim=-1)[:, None]
@@ -149,7 +149,7 @@ def _image_turns(self: Any, rows: int, columns: int, padded_B: Tensor, number: i
 
 
 def _turns(self: Any, places_BS3: Tensor) -> Turns:
-    """Read from tables of every place's angles, as there: made in float64, kept in float32."""
+    """Looked up in tables of every position's angles, as in the original: computed in float64, kept in float32."""
     rope = self.rope_embedder
     angles = []
     for axis, (size, number) in enumerate(zip(rope.axes_dims, rope.axes_lens, strict=True)):

@@ -1,7 +1,7 @@
-"""How many pictures are drawn in one call: what a device's memory and kernels allow, measured once and kept.
+"""The number of pictures in one call: what a device's memory and kernels allow, measured once and stored.
 
-A picture's bytes belong to its seed. A library may take another kernel for another number of rows, so that a batch
-size is only used where each picture of it is bit for bit the one that is drawn alone.
+A picture's bytes belong to its seed. A library may choose another kernel for another number of rows, so a batch size is
+only used if each of its pictures is bit for bit the one that is generated alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Draw = Callable[[Sequence[str], Sequence[int]], FloatArray]
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one picture size: seconds of a call by its number of pictures, and which numbers leave bytes as they are."""
+    """For one picture size: seconds of a call by its number of pictures, and the numbers that do not change bytes."""
 
     seconds: Mapping[int, float]
     together: tuple[int, ...]
@@ -35,7 +35,7 @@ class Measured:
 
 
 def split(count: int, together: Sequence[int]) -> list[slice]:
-    """``count`` rows in calls of sizes from ``together`` (1 is among them), the largest first; none: in one call."""
+    """``count`` rows in calls of sizes from ``together`` (which has 1), the largest first; if empty, in one call."""
     if not together:
         return [slice(0, count)]
     parts, at = [], 0
@@ -47,7 +47,7 @@ def split(count: int, together: Sequence[int]) -> list[slice]:
 
 
 def independent(draw: Draw, sizes: Sequence[int]) -> tuple[int, ...]:
-    """The batch sizes of which each picture is bit for bit the one that is drawn alone; it warms each of them up."""
+    """The batch sizes whose pictures are bit for bit those that are generated alone; this also warms them up."""
     most = max(sizes)
     prompts = _prompts(most)
     alone = np.concatenate([draw([prompts[b]], [b]) for b in range(most)])
@@ -63,7 +63,7 @@ def measure(
 ) -> Measured:
     """Double the batch while memory allows it and it pays; the first call of each size warms up, the second is timed.
 
-    ``largest`` is the last size that draws more pictures a second than the one before it and leaves bytes as they are.
+    ``largest`` is the last size that is faster per picture than the one before it and does not change bytes.
     """
     seconds: dict[int, float] = {}
     misses = 0
@@ -100,7 +100,7 @@ def _prompts(count: int) -> list[str]:
 
 
 def read_table(folder: Path, key: str) -> dict[str, Measured]:
-    """What was measured of each picture size on this machine; empty where nothing was."""
+    """The measurements for each picture size on this machine; empty if there are none."""
     try:
         rows = json.loads((folder / FILE).read_text("utf-8")).get(key, {})
         return {
@@ -114,7 +114,7 @@ def read_table(folder: Path, key: str) -> dict[str, Measured]:
 
 
 def write_table(folder: Path, key: str, table: Mapping[str, Measured]) -> None:
-    """Keep it in the bundle, beside the tables of other machines; a bundle that cannot be written is measured anew."""
+    """Store it in the bundle, beside the tables of other machines; a read-only bundle is measured at each start."""
     with contextlib.suppress(OSError):
         folder.mkdir(exist_ok=True)
         path = folder / FILE

@@ -1,4 +1,4 @@
-"""A student that export has compiled, fused or staged, whichever library opens its graphs; no torch.
+"""A student that export has compiled, fused or staged, whichever library opens its graphs; without torch.
 
 Legend: B images.
 """
@@ -37,7 +37,7 @@ IN_TORCH = ("torch", "diffusers", "transformers")  # what a stage needs that is 
 
 
 class Graphs(Protocol):
-    """What draws: a whole batch in one call of ``draw``."""
+    """Compiled graphs that generate a whole batch in one call of ``draw``."""
 
     @property
     def tokens(self) -> PromptTokens: ...
@@ -45,12 +45,12 @@ class Graphs(Protocol):
 
 
 def cpu_batch(student: Student) -> int:
-    """How many pictures, or videos, one call on a CPU draws."""
+    """The number of pictures or videos in one call on a CPU."""
     return 1 if (student.image.frames or 1) > 1 else CPU_BATCH
 
 
 class FusedGraphs:
-    """The compiled graphs of one student, one for each step count, with the tokens and the noise that they take."""
+    """The compiled graphs of one student, one for each step count, with their tokens and noise."""
 
     def __init__(self, bundle: Path, student: Student, files: Mapping[int, Path], open_: Opener) -> None:
         self.tokens = PromptTokens(bundle, student.max_tokens, student.family)
@@ -58,7 +58,7 @@ class FusedGraphs:
         self._sessions = {steps: open_(file) for steps, file in files.items()}
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> FloatArray:
-        """images_BCHW of one call of the graph."""
+        """images_BCHW from one call of the graph."""
         ids = zip(self.tokens.names, self.tokens.encode(prompts), strict=True)
         feed = {**dict(ids), "noise": noise(seeds, self._shape)}
         images_BCHW: FloatArray = self._sessions[steps].run([OUTPUT], feed)[0]
@@ -68,7 +68,7 @@ class FusedGraphs:
 def stages_in_torch(
     bundle: Path, student: Student, manifest: RuntimeManifest, threads: int, device: str = "cpu"
 ) -> Mapping[str, Session]:
-    """The stages that have no compiled form; torch is only imported where there is one."""
+    """The stages that have no compiled form; torch is only imported if there is one."""
     if not manifest.in_torch:
         return {}
     from student.runtimes.torch_stage import torch_stages
@@ -79,10 +79,10 @@ def stages_in_torch(
 def checked_manifest(
     bundle: Path, student: Student, name: str, libraries: Mapping[str, str] | None = None
 ) -> RuntimeManifest:
-    """The manifest of a runtime that belongs to this student, this machine and these ``libraries``' versions.
+    """The manifest of a runtime that belongs to this student, this machine and these versions of ``libraries``.
 
     Raises:
-        BundleError: says what does not match.
+        BundleError: it does not; the message says what differs.
     """
     folder = bundle / RUNTIMES / name
     manifest = read_manifest(folder)
@@ -92,7 +92,7 @@ def checked_manifest(
     if manifest.in_torch:
         if missing := [name for name in IN_TORCH if importlib.util.find_spec(name) is None]:
             stages = ", ".join(f"{stage} ({reason})" for stage, reason in manifest.in_torch.items())
-            raise BundleError(f"{folder} leaves a stage to torch, and {missing[0]} is not installed: {stages}")
+            raise BundleError(f"{folder} runs a stage in torch, and {missing[0]} is not installed: {stages}")
         verify_files(bundle, student)
     else:
         verify_files(bundle, student, inside=tuple(TOKENIZERS[student.family].values()))
@@ -100,10 +100,10 @@ def checked_manifest(
 
 
 class CompiledRuntime:
-    """Draws a whole batch in one call where this machine's kernels allow it, else in the largest ones that they do.
+    """Generates a whole batch in one call if this machine's kernels allow it, else in the largest calls that they do.
 
-    The kernels of a matrix product may be chosen by the number of its rows, so whether an image depends on its batch
-    mates is a property of the machine. It is tried out once, at every batch size, which warms each of them up too.
+    A library may choose the kernel of a matrix product by its number of rows, so whether an image depends on the rest
+    of its batch is a property of the machine. It is tested once at every batch size, which also warms them up.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class CompiledRuntime:
 
     @property
     def lengths(self) -> Mapping[Size, Lengths]:
-        """Of a student of videos: every size has its graphs for one length."""
+        """For a video student: every size has graphs for one length."""
         own = own_length(self.student)
         return {} if own is None else dict.fromkeys(self.sizes, own)
 
@@ -153,7 +153,7 @@ class CompiledRuntime:
 
     @property
     def batches_are_independent(self) -> bool:
-        """Whether every batch is drawn in one call."""
+        """Whether every batch is generated in one call."""
         return len(self.together) == self.max_batch
 
     @property
@@ -162,7 +162,7 @@ class CompiledRuntime:
         return self.student.steps
 
     def _warm_up(self) -> tuple[int, ...]:
-        """The batch sizes of which each image is bit for bit the one drawn alone, at every size and step count."""
+        """The batch sizes whose images are bit for bit those generated alone, at every size and step count."""
         found = self._independent(self.student.steps)  # whoever records a loop does so here, for each step count
         if self.company is not None:
             found = self._independent_in_company(self.company, found)
@@ -177,7 +177,7 @@ class CompiledRuntime:
         return found
 
     def _independent_in_company(self, company: Company, alone: set[int]) -> set[int]:
-        """With fewer threads, too; where these change a picture, they are not used."""
+        """The same with fewer threads; these are not used if they change a picture."""
         drawn = self._drawn_alone()
         company.crowded = True
         company.allowed = all(map(np.array_equal, drawn, self._drawn_alone()))
@@ -191,7 +191,7 @@ class CompiledRuntime:
 
 
 class SteppedRuntime(CompiledRuntime):
-    """A staged one: it has previews, and can be stopped between steps."""
+    """A staged runtime: it has previews, and can be stopped between steps."""
 
     _graphs: StagedGraphs
     _others: Mapping[Size, StagedGraphs]
@@ -212,7 +212,7 @@ class SteppedRuntime(CompiledRuntime):
 
     @property
     def _own_graphs(self) -> tuple[int, ...]:
-        """One will do: the same graphs run for each."""
+        """One is enough: the same graphs run for each."""
         return (min(self.student.steps),)
 
     def _warm_up(self) -> tuple[int, ...]:
@@ -225,8 +225,8 @@ class SteppedRuntime(CompiledRuntime):
 def make_runtime(
     bundle: Path, student: Student, threads: int, name: str, open_: Opener, company: Company | None = None
 ) -> CompiledRuntime | SteppedRuntime:
-    """The runtime of one folder, checked and warm; stepwise where it is staged. ``company`` is what ``open_``'s
-    sessions go by.
+    """The runtime of one folder, checked and warmed up; stepwise if it is staged. ``company`` is shared with the
+    sessions of ``open_``.
 
     Raises:
         BundleError: it does not belong to this student or machine, or does not open.

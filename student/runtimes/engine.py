@@ -1,6 +1,6 @@
-"""One TensorRT plan, bound to torch's memory; and where it runs: a GPU, or the host in tests.
+"""One TensorRT plan, bound to torch's memory; and the device that it runs on: a GPU, or the host in tests.
 
-A plan contains code: it is only opened here after its bundle's hashes were found right (``checked_manifest``).
+A plan contains code: it is only opened after its bundle's hashes were verified (``checked_manifest``).
 Legend: B images.
 """
 
@@ -24,21 +24,21 @@ Run = Callable[[], None]
 
 
 class Device(Protocol):
-    """Where engines run."""
+    """The device that engines run on."""
 
     name: str
 
     @property
     def handle(self) -> int:
-        """The stream's, as TensorRT takes it."""
+        """The stream's handle for TensorRT."""
         ...
 
     def use(self) -> contextlib.AbstractContextManager[Any]:
-        """What is launched inside goes to the stream."""
+        """A context whose launches go to the stream."""
         ...
 
     def record(self, run: Run) -> Run:
-        """What ``run`` launches, ready to be launched again as one."""
+        """The launches of ``run``, recorded so that they can be replayed as one."""
         ...
 
 
@@ -71,10 +71,10 @@ class Cuda:
 
 
 class Engine:
-    """One plan; for each batch size a context, bound once to tensors of its own that are used again at each call.
+    """One plan; for each batch size a context, bound once to its own tensors, which every call reuses.
 
-    A context is never changed after it was bound: a recorded CUDA graph is only valid for the context as it was. All
-    of them, and engines that run one after another, share one working memory (``share``).
+    A context is never changed after it was bound: a recorded CUDA graph is only valid for the unchanged context. All
+    contexts, and engines that run one after another, share one working memory (``share``).
     """
 
     def __init__(self, path: Path, library: str, device: Device) -> None:
@@ -84,7 +84,9 @@ class Engine:
         self._runtime = trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
-            raise BundleError(f"{path} does not open in {library} {trt.__version__} on this GPU: make it again")
+            raise BundleError(
+                f"{path} does not open in {library} {trt.__version__} on this GPU: make it again with export.run"
+            )
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         is_input = {name: self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
         self.inputs = [name for name in names if is_input[name]]
@@ -95,15 +97,15 @@ class Engine:
 
     @property
     def scratch_bytes(self) -> int:
-        """Working memory that a run needs."""
+        """The working memory that a run needs, in bytes."""
         return int(self._engine.device_memory_size_v2)
 
     def share(self, scratch: Tensor) -> None:
-        """Work in this memory (uint8, on the device, ``scratch_bytes`` or more)."""
+        """Use this working memory (uint8, on the device, at least ``scratch_bytes``)."""
         self._scratch = scratch
 
     def tensors(self, batch: int) -> dict[str, Tensor]:
-        """Every input and output at this batch size: the same tensors at every call."""
+        """Every input and output at this batch size: the same tensors for every call."""
         if batch not in self._tensors:
             self._tensors[batch] = {
                 name: torch.empty((batch, *self._rest(name)), dtype=self._dtype(name), device=self._device.name)
@@ -112,10 +114,10 @@ class Engine:
         return self._tensors[batch]
 
     def bind(self, batch: int) -> dict[str, Tensor]:
-        """Make the context of a batch size, the first time; what it reads and writes is in the tensors returned.
+        """Create the context of a batch size, the first time; returns the tensors that it reads and writes.
 
         Raises:
-            ValueError: the engine was not built for so many.
+            ValueError: the engine was not built for this batch size.
         """
         if batch in self._contexts:
             return self.tensors(batch)
@@ -134,13 +136,13 @@ class Engine:
         return tensors
 
     def launch(self, batch: int) -> None:
-        """Run a batch size that is bound; nothing is allocated."""
+        """Run a bound batch size; nothing is allocated."""
         self._sure(self._contexts[batch].execute_async_v3(self._device.handle), "to run")
 
     def _sure(self, done: bool, what: str) -> None:
-        """TensorRT answers False and writes the reason into its log; nothing of that may pass unseen."""
+        """TensorRT returns False and writes the reason to its log; that must not go unnoticed."""
         if not done:
-            raise RuntimeError(f"TensorRT refused {what} in {self._path.name}: its own log has the reason")
+            raise RuntimeError(f"TensorRT refused {what} in {self._path.name}: see the reason in its log")
 
     def _profile(self, batch: int) -> int:
         first = self.inputs[0]
@@ -158,7 +160,7 @@ class Engine:
 
 
 class EngineSession:
-    """One engine behind ``Session``: numpy in, numpy out, for the proof of a stage."""
+    """One engine with the interface of ``Session``: numpy in, numpy out, for the verification of a stage."""
 
     def __init__(self, engine: Engine, device: Device) -> None:
         self.engine, self._device = engine, device

@@ -1,10 +1,10 @@
-"""A runtime without a network: each picture is a hash of what was asked for, so that a mix-up is seen at once.
+"""A runtime without a network: each picture is a hash of its request, so that a mix-up is noticed at once.
 
 The whole service can be tried and tested with it. Words in a prompt make it misbehave: ``fake:sleep=0.2`` (the call
-takes 0.2 s longer), ``fake:step=0.2`` (each of its steps does), ``fake:score=0.2`` (scoring it does), ``fake:raise``
-(the call fails), ``fake:nan`` (that picture is not finite), ``fake:oom`` (a call of more than two images has no
-memory), ``fake:die`` (the process is gone in the middle of the call). ``fake-video`` draws videos of such pictures, a
-hash for each frame.
+takes 0.2 s longer), ``fake:step=0.2`` (each of its steps does), ``fake:score=0.2`` (scoring does), ``fake:raise`` (the
+call fails), ``fake:nan`` (that picture is not finite), ``fake:oom`` (a call of more than two images runs out of
+memory), ``fake:die`` (the process dies in the middle of the call). ``fake-video`` makes videos of such pictures, a hash
+for each frame.
 
 Legend: B images or videos, C = 3 colour channels, F frames, H x W pixels.
 """
@@ -44,7 +44,7 @@ SCORE = re.compile(r"fake:score=([0-9.]+)")
 
 
 def fake_student() -> Student:
-    """A manifest for which no bundle exists."""
+    """A manifest without a bundle."""
     return Student(
         id="fake",
         version="1",
@@ -70,7 +70,7 @@ def _reference() -> RewardReference:
 
 
 def fake_video_student() -> Student:
-    """The same for videos of 9 frames, where each latent frame but the first holds 4."""
+    """The same for videos of 9 frames, of which each latent frame but the first holds 4."""
     latents = replace(fake_student().latents, frames=LATENT_FRAMES)
     return replace(fake_student(), id=FAKE_VIDEO, latents=latents, image=ImageSize(SIDE_PX, SIDE_PX, FRAMES, FPS))
 
@@ -78,7 +78,7 @@ def fake_video_student() -> Student:
 def fake_image(prompt: str, seed: int, steps: int, who: str = "") -> FloatArray:
     """The picture of a request, (C, H, W): 8 x 8 squares of colours that survive a PNG exactly.
 
-    ``who`` names the student that draws; the fake one itself has no name there.
+    ``who`` names the student; it is empty for the fake student itself.
     """
     digest = hashlib.shake_256(f"{who}{steps}/{seed}/{prompt}".encode()).digest(CELLS * CELLS * 3)
     cells_CHW = np.frombuffer(digest, np.uint8).reshape(3, CELLS, CELLS).astype(np.float32) / np.float32(255)
@@ -88,19 +88,19 @@ def fake_image(prompt: str, seed: int, steps: int, who: str = "") -> FloatArray:
 
 
 def fake_video(prompt: str, seed: int, steps: int, frames: int, who: str = "") -> FloatArray:
-    """The video of a request, (F, C, H, W): frame k is the picture of the prompt with k written behind it."""
+    """The video of a request, (F, C, H, W): frame k is the picture of the prompt followed by k."""
     return np.stack([fake_image(f"{prompt} {k}", seed, steps, who) for k in range(frames)])
 
 
 def fake_preview(prompt: str, seed: int, steps: int, step: int, who: str = "") -> FloatArray:
-    """What is seen of a picture after step number ``step``, (C, H, W): the more of it, the less gray."""
+    """The preview of a picture after step number ``step``, (C, H, W): less gray with every step."""
     share = np.float32((step + 1) / steps)
     preview_CHW: FloatArray = fake_image(prompt, seed, steps, who) * share + np.float32(0.5) * (1 - share)
     return preview_CHW
 
 
 class FakeRuntime:
-    """Draws hashes; see the module's description. It shows its steps."""
+    """Draws hashes; see the module's description. It is stepwise."""
 
     def __init__(self, student: Student | None = None) -> None:
         self.name = "fake"
@@ -110,7 +110,7 @@ class FakeRuntime:
 
     @property
     def lengths(self) -> Mapping[Size, Lengths]:
-        """Of a student of videos: see ``VideoRuntime.lengths``."""
+        """For a video student: see ``VideoRuntime.lengths``."""
         own = self.student.image.frames
         return {} if own is None else {own_size(self.student): Lengths(1, MOST_FRAMES, 4)}
 
@@ -142,9 +142,9 @@ class FakeRuntime:
         return images_BCHW
 
     def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
-        """Two figures of each picture: its redness is the trained score, its blueness the held-out one.
+        """Two scores of each picture: its redness is the trained score, its blueness the held-out one.
 
-        A student that was baked with a ``dim`` below 1 scores worse.
+        A student with a baked ``dim`` below 1 scores worse.
         """
         _sleep(SCORE, " ".join(prompts))
         means_BC = images_BCHW.mean(axis=(2, 3), dtype=np.float32) * 4 - 2
@@ -165,7 +165,7 @@ class FakeRuntime:
 
     def _check(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> None:
         if len(prompts) != len(seeds):
-            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: as many of each are accepted")
+            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: accepted is one seed for each prompt")
         if not 1 <= len(prompts) <= self.max_batch:
             raise ValueError(f"batch of {len(prompts)}: accepted is 1 to {self.max_batch}")
         if any(not 0 <= seed < SEED_LIMIT for seed in seeds):

@@ -1,7 +1,7 @@
-"""How many frames a runtime draws of each size: a rule for requests, known before anything is drawn.
+"""The numbers of frames that a runtime accepts at each size: a rule that is known before anything is generated.
 
-What a compiled graph draws is its own length. What torch draws is every length that the autoencoder can cut into
-latent frames, up to what memory holds beside the weights.
+A compiled graph has one length. The torch runtime accepts every length that the autoencoder can divide into latent
+frames, up to what fits in memory beside the weights.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ class Lengths:
         return self.first <= frames <= self.most and (frames - self.first) % self.step == 0
 
     def record(self) -> list[int]:
-        """For a worker's report; ``read_lengths`` reads it."""
+        """The form of a worker's report; ``read_lengths`` reads it."""
         return [self.first, self.most, self.step]
 
 
 def read_lengths(said: object) -> Lengths | None:
-    """The inverse of ``Lengths.told``; None for what no release writes."""
+    """The inverse of ``Lengths.record``; None for what no release writes."""
     if not isinstance(said, Sequence) or len(said) != 3 or not all(isinstance(part, int) and part > 0 for part in said):
         return None
     return Lengths(*said)
 
 
 def own_length(student: Student) -> Lengths | None:
-    """The one length of a student that was compiled; None for a student of pictures."""
+    """The one length of a compiled video student; None for a student of pictures."""
     frames = student.image.frames
     return None if frames is None else Lengths(frames, frames)
 
 
 def frame_step(student: Student) -> int | None:
-    """Frames of each latent frame but the first, as a video of several tells; None where it cannot be told."""
+    """The number of frames in each latent frame but the first; None where the student's own length does not tell."""
     frames, latents = student.image.frames, student.latents.frames
     if frames is None or latents is None or latents < 2:
         return None
@@ -52,15 +52,15 @@ def frame_step(student: Student) -> int | None:
 
 
 def at_length(student: Student, frames: int, latent_frames: int) -> Student:
-    """The same student drawing videos of another length."""
+    """The same student with videos of another length."""
     latents, image = replace(student.latents, frames=latent_frames), replace(student.image, frames=frames)
     return replace(student, latents=latents, image=image)
 
 
 def longest(room_bytes: int | None, fixed_bytes: int, frame_bytes: int, step: int) -> int:
-    """The most frames, 1 plus a multiple of ``step``, for which there is ``frame_bytes`` each beside ``fixed_bytes``.
+    """The most frames, 1 plus a multiple of ``step``, that fit into memory: ``fixed_bytes`` plus ``frame_bytes`` each.
 
-    ``room_bytes`` None: nobody knows how much memory there is.
+    ``room_bytes`` is the available memory, or None if it is unknown.
     """
     frames = LONGEST if room_bytes is None else min(LONGEST, max(0, room_bytes - fixed_bytes) // max(1, frame_bytes))
     return 1 + max(0, frames - 1) // step * step

@@ -1,4 +1,4 @@
-"""The one place that turns the name of a runtime into a runtime; each is imported when it is asked for."""
+"""The one place that turns the name of a runtime into a runtime; each is imported on demand."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ log = logging.getLogger(__name__)
 
 
 def load(bundle: Path, runtime: str = "auto", threads: int = 1, options: Options = DEFAULT) -> Runtime:
-    """The runtime asked for, verified and warm.
+    """The requested runtime, verified and warmed up.
 
-    ``runtime`` is a kind ("onnx"), the folder of one ("onnx-staged-int8"), several of them with commas between, of
-    which the first that can be had serves, or ``auto``: the best kind that the bundle has and this machine can run.
-    Nothing else is ever served in its place.
+    ``runtime`` is a kind ("onnx"), a folder ("onnx-staged-int8"), several of them separated by commas, of which the
+    first that works here serves, or ``auto``: the best kind that the bundle has and this machine can run. Nothing else
+    is ever served in its place.
 
     Raises:
-        BundleError: one sentence that says why there is no such runtime here.
+        BundleError: there is no such runtime here; the message says why in one sentence.
     """
     if runtime in ("fake", "fake-video"):
         return _fake(runtime)
     names = runtime.split(",")
     for name in names:
         if name != "auto" and _kind(name) not in LOADERS:
-            raise BundleError(f"runtime is {name!r}: accepted is auto, {', '.join(LOADERS)} or fake")
+            raise BundleError(f"runtime is {name!r}: accepted are auto, {', '.join(LOADERS)}, fake and fake-video")
     student = read_student(bundle)
     if names == ["auto"]:
         names = [name for name in AUTO if name in ALWAYS_TRIED or _compiled(bundle, name)]

@@ -1,4 +1,4 @@
-"""What this machine can do, found out without a network library and without starting anything on a GPU."""
+"""Facts about this machine, found without a neural network library and without starting anything on a GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COMPUTE_MAJOR, _COMPUTE_MINOR = 75, 76  # cuDeviceGetAttribute
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first NVIDIA GPU that the driver shows."""
+    """The first NVIDIA GPU that the driver reports."""
 
     name: str
     compute_capability: str
@@ -42,13 +42,13 @@ class Gpu:
 
     @property
     def slug(self) -> str:
-        """The name in a folder's name: ``h100-80gb-hbm3``."""
+        """The name as part of a folder's name: ``h100-80gb-hbm3``."""
         words = self.name.lower().removeprefix("nvidia ").split()
         return "-".join("".join(c for c in word if c.isalnum() or c == "-") for word in words)
 
 
 def cpu_flags(info: Path = CPU_INFO) -> frozenset[str]:
-    """The instruction sets that the processor names, as Linux calls them; empty elsewhere."""
+    """The processor's instruction sets by Linux's names; empty on other systems."""
     try:
         lines = info.read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -58,12 +58,12 @@ def cpu_flags(info: Path = CPU_INFO) -> frozenset[str]:
 
 
 def has_amx() -> bool:
-    """Whether bfloat16 matrices are multiplied in tiles (AMX): what makes bfloat16 pay on a CPU."""
+    """Whether the CPU multiplies bfloat16 matrices in tiles (AMX), which makes bfloat16 worthwhile."""
     return cpu_flags() >= AMX
 
 
 def free_bytes() -> int | None:
-    """Free memory: the machine's, or the container's if that is less; None where it is unknown."""
+    """Free memory in bytes: the machine's, or the container's if that is less; None if it is unknown."""
     found = [value for value in (_machine(), _container()) if value is not None]
     return min(found) if found else None
 
@@ -77,7 +77,7 @@ def _machine() -> int | None:
 
 
 def _container() -> int | None:
-    """What is left below the limit of a version 2 control group; 'max' is no limit."""
+    """What is left below the limit of a version 2 control group; 'max' means no limit."""
     try:
         limit = int((CGROUP / "memory.max").read_text("ascii"))
         return max(0, limit - int((CGROUP / "memory.current").read_text("ascii")))
@@ -92,11 +92,11 @@ def find_gpu() -> tuple[Gpu | None, str]:
     except OSError:
         return None, "no NVIDIA driver is installed (libcuda.so.1 is missing)"
     if status := cuda.cuInit(0):
-        return None, f"the NVIDIA driver does not start (cuInit answers {status})"
+        return None, f"the NVIDIA driver does not start (cuInit returns {status})"
     count, version = ctypes.c_int(), ctypes.c_int()
     cuda.cuDeviceGetCount(ctypes.byref(count))
     if not count.value:
-        return None, "the NVIDIA driver shows no GPU"
+        return None, "the NVIDIA driver reports no GPU"
     cuda.cuDriverGetVersion(ctypes.byref(version))
     name, memory, number = ctypes.create_string_buffer(256), ctypes.c_size_t(), ctypes.c_int()
     capability = []
@@ -110,7 +110,7 @@ def find_gpu() -> tuple[Gpu | None, str]:
 
 
 def library_version(name: str) -> str:
-    """Of what runs this kind of runtime, without importing it: that would load it into this process."""
+    """The version of the library behind this kind of runtime, without importing it into this process."""
     for package in PACKAGES.get(name, ()):
         try:
             return version(package)
@@ -120,7 +120,7 @@ def library_version(name: str) -> str:
 
 
 def facts() -> dict[str, str]:
-    """What a compiled engine depends on, beside its library: by the names that a manifest's ``requires`` has."""
+    """What a compiled engine depends on beside its library, by the names in a manifest's ``requires``."""
     gpu, _ = find_gpu()
     found = {"os": platform.system(), "arch": platform.machine()}
     if gpu is not None:
@@ -129,10 +129,10 @@ def facts() -> dict[str, str]:
 
 
 def machine_kind(runtime: str) -> str:
-    """All that the bits of a runtime's pictures may depend on beside its bundle, in words.
+    """What the bits of a runtime's pictures may depend on beside its bundle, as a string.
 
-    The processor's instruction sets, the GPU with its driver, and the library's version. Two machines of one kind draw
-    the same bits; of two kinds, they may or may not.
+    The processor's instruction sets, the GPU with its driver, and the library's version. Two machines of one kind give
+    the same bits; two of different kinds may not.
     """
     library = runtime.partition("-")[0]
     gpu, _ = find_gpu()
@@ -149,10 +149,10 @@ def check_machine(folder: Path, requires: Mapping[str, str], found: Mapping[str,
     """Refuse a runtime that was compiled for another machine.
 
     Raises:
-        BundleError: names the first thing that differs.
+        BundleError: something differs; the message names the first.
     """
     for what, wanted in requires.items():
         here = found.get(what)
         if here != wanted:
-            place = f"here it is {here}" if here else "there is none here"
+            place = f"this machine has {here}" if here else "this machine has none"
             raise BundleError(f"{folder} was compiled for {what} {wanted}, and {place}: make it again with export.run")

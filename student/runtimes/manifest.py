@@ -1,4 +1,4 @@
-"""manifest.json of a compiled runtime: all that it depends on, and the proof that it draws the student's pictures."""
+"""manifest.json of a compiled runtime: all that it depends on, and the proof that it gives the student's pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPENED_TWICE = 256 * 2**20  # bytes of graphs that a worker may hold once for al
 class Graph:
     """One compiled file: the sigmas built into it (none in a stage), and its shapes by name (``batch`` is free).
 
-    ``key`` names all that it was made from; ``data`` is the file of its weights, where they lie outside it.
+    ``key`` identifies all that it was made from; ``data`` is the file of its weights if they are stored outside it.
     """
 
     file: str
@@ -46,9 +46,9 @@ class Change:
 
 @dataclass(frozen=True)
 class StageError:
-    """How far a stage is from torch's when fed what torch's was: relative norm, and largest absolute difference.
+    """A stage's error against torch's on the same input: relative norm, and largest absolute difference.
 
-    ``per_step`` are the relative norms at each sigma of the longest schedule; only the step's stage has them.
+    ``per_step`` are the relative norms at each sigma of the longest schedule; only the step stage has them.
     """
 
     relative: float
@@ -60,8 +60,8 @@ class StageError:
 class Parity:
     """Largest absolute difference of an image value (0 to 1) from the torch pipeline's, by batch size.
 
-    ``psnr_db`` over all pictures together has a floor where the precision has one, and ``picture_db``, of the worst
-    single picture, has another; ``reward`` by scorer.
+    ``psnr_db`` over all pictures, and ``picture_db`` of the worst single picture, have lower limits where the precision
+    has them; ``reward`` is by scorer.
     """
 
     max_abs: Mapping[int, float]
@@ -77,10 +77,11 @@ class Parity:
 class RuntimeManifest:
     """``graphs`` and ``parity`` by step count; ``source_sha256`` is the fingerprint of the student compiled.
 
-    A staged runtime has no graph for each step count but ``stages`` by name; its sigmas are the student's.
-    ``wide`` says which operators were kept in float32 and why; ``requires`` what the machine must be (see
-    ``student.runtimes.machine``); ``in_torch`` which stages have no compiled form, and why; ``profiles`` the batch
-    sizes (least, best, most) that an engine was built for; ``buckets`` other sizes (WIDTHxHEIGHT) with their parity.
+    A staged runtime has ``stages`` by name rather than a graph for each step count; its sigmas are the student's.
+    ``wide`` says which operators were kept in float32 and why; ``requires`` describes the machine (see
+    ``student.runtimes.machine``); ``in_torch`` says which stages have no compiled form and why; ``profiles`` are the
+    batch sizes (least, best, most) that an engine was built for; ``buckets`` are other sizes (WIDTHxHEIGHT) with their
+    parity.
     """
 
     name: str
@@ -137,10 +138,10 @@ def read_manifest(folder: Path) -> RuntimeManifest:
 
 
 def check_runtime(folder: Path, student: Student, manifest: RuntimeManifest) -> None:
-    """Refuse a runtime that would not draw this student's pictures.
+    """Refuse a runtime that would not give this student's pictures.
 
     Raises:
-        BundleError: says what does not match.
+        BundleError: it does not belong to the student; the message says what differs.
     """
     again = f"make it again with export.run --student {folder.parent.parent}"
     for steps in student.steps:
@@ -157,7 +158,7 @@ def check_runtime(folder: Path, student: Student, manifest: RuntimeManifest) -> 
 
 
 def check_file(path: Path, expected: str, again: str) -> None:
-    """Refuse a file that is not there, or not as it was made."""
+    """Refuse a file that is missing or has changed."""
     if not path.is_file():
         raise BundleError(f"{path} is missing: {again}")
     if sha256(path) != expected:
@@ -177,14 +178,14 @@ def _check_parity(folder: Path, steps: int, parity: Parity | None) -> None:
     worst = max(parity.max_abs.values())
     if not worst <= parity.tolerance:
         raise BundleError(
-            f"{folder} is {worst} off the torch pipeline at {steps} steps: accepted is {parity.tolerance}"
+            f"{folder} differs from the torch pipeline by {worst} at {steps} steps: accepted is {parity.tolerance}"
         )
     for what, found, floor in (
         ("PSNR", parity.psnr_db, parity.least_psnr_db),
         ("PSNR in its worst picture", parity.picture_db, parity.least_picture_db),
     ):
         if floor is not None and not (found or 0.0) >= floor:
-            raise BundleError(f"{folder} has {found} dB of {what} at {steps} steps: accepted is {floor} or more")
+            raise BundleError(f"{folder} has a {what} of {found} dB at {steps} steps: accepted is {floor} or more")
 
 
 def _graph(row: dict[str, Any]) -> Graph:

@@ -1,4 +1,4 @@
-"""A student in ONNX Runtime; no torch."""
+"""A student in ONNX Runtime; without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A student in OpenVINO on the CPU: the same ONNX graphs, computed in float32 or in bfloat16; no torch."""
+"""A student in OpenVINO on the CPU: the same ONNX graphs, computed in float32 or in bfloat16; without torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ("openvino-fused-bf16", "openvino-staged-bf16", "openvino-fused-fp32", "
 
 
 class OpenVinoSession:
-    """One graph; inputs by name, outputs as numpy arrays of their own."""
+    """One graph; inputs by name, outputs as new numpy arrays."""
 
     def __init__(self, compiled: Any) -> None:
         self._request = compiled.create_infer_request()
@@ -37,12 +37,12 @@ def open_openvino(path: Path, threads: int, precision: str) -> OpenVinoSession:
     """Compile a graph for this CPU.
 
     Raises:
-        BundleError: OpenVINO does not take it, or this CPU has no bfloat16.
+        BundleError: OpenVINO cannot open it, or this CPU has no bfloat16.
     """
     ov: Any = importlib.import_module("openvino")
     core = ov.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise BundleError(f"{path.parent} computes in bfloat16, which this CPU does not")
+        raise BundleError(f"{path.parent} computes in bfloat16, which this CPU does not support")
     hints = {
         "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
         "INFERENCE_NUM_THREADS": str(threads),
@@ -58,12 +58,12 @@ def open_openvino(path: Path, threads: int, precision: str) -> OpenVinoSession:
 
 
 def opener(threads: int, precision: str) -> Opener:
-    """How the gate and the runtime open this precision's graphs."""
+    """A function that opens this precision's graphs, for verification and for the runtime."""
     return lambda path: open_openvino(path, threads, precision)
 
 
 def openvino_runtime(bundle: Path, student: Student, threads: int, name: str | None = None) -> CompiledRuntime:
-    """The bundle's OpenVINO runtime, or the one in the folder ``name``: bfloat16 unasked only on a CPU with AMX.
+    """The bundle's OpenVINO runtime, or the one in the folder ``name``; bfloat16 by default only on a CPU with AMX.
 
     Raises:
         BundleError: there is none, or it does not belong to this student or machine.

@@ -1,4 +1,4 @@
-"""What a service may ask of the runtimes that it loads, beside their name and their threads; no network library."""
+"""Options for loading a runtime, beside its name and its threads; without any neural network library."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ COMPILES = ("off", "on", "graphs")
 
 @dataclass(frozen=True)
 class Options:
-    """``open_reward`` opens, by its reward's name, a scorer that the bundle names but does not hold compiled
+    """``open_reward`` opens, by its reward's name, a scorer that the bundle names but has not compiled
     (``rewards.serving.open_reward``); without it such a scorer is left out.
 
-    Of the torch runtime on a GPU: ``offload`` says where prompt encoders wait (see ``placement``), ``compile`` whether
-    the transformer is compiled, and recorded as CUDA graphs.
+    For the torch runtime on a GPU: ``offload`` says where prompt encoders are kept (see ``placement``), ``compile``
+    whether the transformer is compiled, and recorded as CUDA graphs.
 
-    Of ONNX Runtime on a CPU: ``crowded_threads`` a call has while other workers of the machine draw too (see
-    ``session.Company``); 0: as many as at any other time.
+    For ONNX Runtime on a CPU: ``crowded_threads`` is the number of threads of a call while other workers of the machine
+    are busy too (see ``runtime.Company``); 0 means no change.
     """
 
     open_reward: OpenReward | None = None

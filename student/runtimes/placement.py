@@ -1,4 +1,4 @@
-"""Where a student's own pipeline runs and in which type: decided from the files and the machine, loading neither.
+"""The device and type in which a student's own pipeline runs, decided before any weights are loaded.
 
 Legend: sizes in bytes.
 """
@@ -26,7 +26,8 @@ DENOISING = ("transformer", "vae")
 
 @dataclass(frozen=True)
 class Placement:
-    """``offload``: "off" (all on the device), "encoders" (there while they encode) or "cpu" (they stay there)."""
+    """``offload``: "off" (all on the device), "encoders" (encoders are on it only while they encode) or "cpu" (they
+    stay on the CPU)."""
 
     device: str
     dtype: str
@@ -34,7 +35,7 @@ class Placement:
 
 
 def numbers_of(bundle: Path) -> dict[str, int]:
-    """How many numbers each part of a pipeline has, from the headers of its files."""
+    """The number of parameters of each part of a pipeline, from the headers of its files."""
     counts: dict[str, int] = {}
     for path in sorted(bundle.glob("*/*.safetensors")):
         part = path.parent.name
@@ -43,7 +44,7 @@ def numbers_of(bundle: Path) -> dict[str, int]:
 
 
 def read_header(path: Path) -> dict[str, dict[str, list[int]]]:
-    """Type and shape of each tensor in a safetensors file, which is not read."""
+    """Type and shape of each tensor in a safetensors file; the tensors are not read."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header: dict[str, dict[str, list[int]]] = json.loads(file.read(length))
@@ -55,15 +56,15 @@ def place(
     numbers: Mapping[str, int], gpu: Gpu | None, offload: str = "auto", in_float32: Collection[str] = (),
     activations: int = ACTIVATIONS,
 ) -> Placement:  # fmt: skip
-    """The device and the type of the network, and where the prompt encoders wait.
+    """The device and type of the network, and where the prompt encoders are kept.
 
-    ``in_float32`` are the parts that are never run narrower, ``activations`` what a call takes beside the weights.
+    ``in_float32`` are parts that always run in float32, ``activations`` the bytes that a call needs beside the weights.
 
     Raises:
-        BundleError: an offload that is none, or a GPU that the network does not fit on however that is set.
+        BundleError: an unknown offload, or a GPU that is too small for the network.
     """
     if offload not in OFFLOADS:
-        raise BundleError(f"offload is {offload!r}: accepted is {', '.join(OFFLOADS)}")
+        raise BundleError(f"offload is {offload!r}: accepted are {', '.join(OFFLOADS)}")
     if gpu is None:
         return Placement("cpu", "float32")
     dtype = _type(numbers.get("transformer", 0), gpu)
@@ -77,8 +78,8 @@ def place(
     if not chosen or needed[chosen] > room:
         least = min(needed.values()) if offload == "auto" else needed[offload]
         raise BundleError(
-            f"the network needs {least / 2**30:.1f} GiB of GPU memory in {dtype}, and {gpu.name} has "
-            f"{room / 2**30:.1f} to give"
+            f"the network needs {least / 2**30:.1f} GiB of GPU memory in {dtype}, but {gpu.name} has only "
+            f"{room / 2**30:.1f} GiB available"
         )
     return Placement("cuda", dtype, chosen)
 

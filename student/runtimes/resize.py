@@ -1,4 +1,4 @@
-"""Antialiased bicubic resizing as two matrices, as PIL and torch do it: scorers accept images of any size.
+"""Antialiased bicubic resizing as two matrices, equal to PIL's and torch's: so scorers accept images of any size.
 
 Legend: H x W pixels of the picture, S the side of the square that a scorer reads.
 """
@@ -23,7 +23,7 @@ def matrices(fit: str, side: int, height: int, width: int) -> tuple[Matrix, Matr
     Where that resizes bytes (all but "pad"), the weights are PIL's own whole numbers.
 
     Raises:
-        ValueError: a fit that is none.
+        ValueError: an unknown fit.
     """
     if fit == "stretch":
         rows, columns = resize(height, side), resize(width, side)
@@ -41,7 +41,7 @@ def matrices(fit: str, side: int, height: int, width: int) -> tuple[Matrix, Matr
 
 
 def resize(source: int, target: int) -> Matrix:
-    """(target, source): what each new sample takes of the old ones; each row adds up to 1."""
+    """(target, source): the weights of the old samples in each new one; each row adds up to 1."""
     scale = source / target
     filter_scale = max(scale, 1.0)
     support = 2 * filter_scale
@@ -55,7 +55,7 @@ def resize(source: int, target: int) -> Matrix:
 
 
 def _as_pil_rounds(weights: Matrix) -> Matrix:
-    """Halves away from zero (Resample.c, normalize_coeffs_8bpc)."""
+    """Round halves away from zero (Resample.c, normalize_coeffs_8bpc)."""
     rounded: Matrix = np.copysign(np.floor(np.abs(weights) * 2**PIL_BITS + 0.5) / 2**PIL_BITS, weights)
     return rounded
 

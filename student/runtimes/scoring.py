@@ -1,8 +1,8 @@
-"""The bundle's scorers, compiled to ONNX or run by torch, for whatever runtime drew the pictures.
+"""The bundle's scorers, compiled to ONNX or run by torch, for pictures of any runtime.
 
-``scorers/NAME.onnx`` is written by export beside ``scorers/NAME.json``, which ties it to the scorer that the student
-names (its calibration belongs to exactly those weights) and says how pictures and prompts are fed to it, and beside
-``scorers/NAME.tokenizer.json``. A scorer without that file is opened by its ``reward``'s name, if somebody can.
+Export writes ``scorers/NAME.onnx`` together with ``scorers/NAME.json``, which ties it to the scorer in the student's
+manifest (its calibration belongs to exactly those weights) and says how to feed it pictures and prompts, and
+``scorers/NAME.tokenizer.json``. A scorer without these files is opened by its ``reward``'s name, if possible.
 Legend: B images, C = 3 colour channels, F frames, H x W pixels, L tokens.
 """
 
@@ -40,10 +40,10 @@ OpenReward = Callable[[str], ScoreFn]
 
 
 class Scorers:
-    """The scorers of ``student`` that can be had here; one whose files do not match the student is refused.
+    """The scorers of ``student`` that are available here; one whose files do not match the student is refused.
 
-    ``open_reward`` opens what is not compiled, by the reward's name (it may need torch); what it raises leaves that
-    scorer out, with a line in the log.
+    ``open_reward`` opens a scorer that is not compiled, by the reward's name (it may need torch); if it raises, that
+    scorer is left out, with a line in the log.
     """
 
     def __init__(self, bundle: Path, student: Student, threads: int, open_reward: OpenReward | None = None) -> None:
@@ -58,11 +58,11 @@ class Scorers:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those that score here."""
+        """The names of the available scorers."""
         return tuple(self._functions)
 
     def open_named(self, open_reward: OpenReward) -> None:
-        """Open the scorers that are named but not compiled."""
+        """Open the scorers that have a reward's name and are not compiled."""
         for name, scorer in self._student.scorers.items():
             if name in self._functions or scorer.reward is None:
                 continue
@@ -74,8 +74,8 @@ class Scorers:
     def score(self, images: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
         """Standardised scores_B by scorer name, of the pictures as they are served, in bytes.
 
-        A video's score is the mean of its frames'. It never raises: where a scorer fails on a picture, that score is
-        not a number.
+        A video's score is the mean over its frames. It never raises: where a scorer fails on a picture, that score is
+        NaN.
         """
         images_BCHW, each = _frames(served(images), prompts)
         return {
@@ -121,7 +121,7 @@ class CompiledScorer:
 
 
 def served(images: FloatArray) -> FloatArray:
-    """The pictures as a file has them: a score is of what is served, not of what was rounded away."""
+    """The pictures rounded to bytes, as in a file: the score is of what is served."""
     bytes_BCHW: FloatArray = np.rint(np.clip(images, 0, 1) * np.float32(255))
     return bytes_BCHW.astype(np.float32) / np.float32(255)
 
@@ -153,7 +153,7 @@ def _call(name: str, function: ScoreFn, images_BCHW: FloatArray, prompts: Sequen
     try:
         raw_B = np.asarray(function(images_BCHW, prompts), np.float32)
         if raw_B.shape != (len(images_BCHW),):
-            raise ValueError(f"it gave the shape {raw_B.shape} for {len(images_BCHW)} pictures")
+            raise ValueError(f"it returned the shape {raw_B.shape} for {len(images_BCHW)} pictures")
         return raw_B
     except Exception as error:  # a reward may fail in any way; its picture was drawn well
         if len(images_BCHW) == 1:
@@ -177,7 +177,7 @@ def check_scorer(bundle: Path, student: Student, name: str) -> None:
     """Refuse a compiled scorer that is not the student's.
 
     Raises:
-        BundleError: says what does not match.
+        BundleError: it is not; the message says what differs.
     """
     scorer = student.scorers[name]
     path = bundle / scorer.file

@@ -1,4 +1,4 @@
-"""How this project opens an ONNX Runtime session, on the CPU or, where onnxruntime-gpu finds one, on a GPU."""
+"""Opens ONNX Runtime sessions on the CPU or, where onnxruntime-gpu finds one, on a GPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Session(Protocol):
 class OrtSession:
     """An InferenceSession with its inputs and outputs bound: nothing is copied on a CPU, and once each way on a GPU.
 
-    ``place`` puts an array where the graph reads it, for an input that many calls share.
+    ``place`` puts an array on the graph's device, for an input that many calls share.
     """
 
     def __init__(self, session: Any, device: str) -> None:
@@ -40,7 +40,7 @@ class OrtSession:
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
 
     def run(self, output_names: Sequence[str], feed: Mapping[str, Any], /) -> list[Any]:
-        """The outputs as numpy arrays; an input is a numpy array or what ``place`` gave."""
+        """The outputs as numpy arrays; an input is a numpy array or a result of ``place``."""
         binding = self._session.io_binding()
         for name, value in feed.items():
             binding.bind_ortvalue_input(name, value if isinstance(value, ort.OrtValue) else self.place(value))
@@ -52,7 +52,7 @@ class OrtSession:
 
 
 class SharingSession:
-    """A graph that is opened twice: for all cores, and for a share of them; the CPU only."""
+    """A graph that is opened twice, for all cores and for a share of them; CPU only."""
 
     def __init__(self, path: Path, threads: int, crowded_threads: int, company: Company) -> None:
         self._company = company
@@ -69,16 +69,16 @@ class SharingSession:
 
 
 def providers(available: Sequence[str], tensorrt: bool) -> list[Any]:
-    """In the order in which they are offered each operator: TensorRT if asked for, CUDA where it is, the CPU."""
+    """The execution providers in order of preference: TensorRT if requested, CUDA if available, the CPU."""
     wanted = [*([TENSORRT] if tensorrt else []), CUDA]
     return [*(one for one in wanted if one[0] in available), CPU]
 
 
 def open_session(path: Path, threads: int, tensorrt: bool = False) -> OrtSession:
-    """A session of ``threads`` threads, the caller's among them, that sleep between two pieces of work.
+    """A session of ``threads`` threads, including the caller's, that sleep between two pieces of work.
 
-    Threads that spin instead took 226 ms for a batch of 8, against 120 ms, where two cores were busy with other work
-    beside it: and the worker shares its machine with the HTTP process and the queue.
+    Spinning threads took 226 ms for a batch of 8, against 120 ms, while two cores were busy with other work, and the
+    worker shares its machine with the HTTP process and the queue.
 
     Raises:
         BundleError: the installed onnxruntime cannot open it.

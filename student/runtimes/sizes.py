@@ -1,6 +1,6 @@
-"""Other picture sizes than the student's own: each a static bucket with a step's and a decoder's graph of its own.
+"""Picture sizes beside the student's own: each is a bucket with its own graphs for the step and the decoder.
 
-A bucket has the name that a request gives it, WIDTHxHEIGHT in pixels; the text stage is the same for all.
+A bucket has the name that requests use, WIDTHxHEIGHT in pixels; the text stage is the same for all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAME = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
 @dataclass(frozen=True)
 class SizeRange:
-    """Sizes whose sides are multiples of so many pixels, up to a longest one (None: as memory allows)."""
+    """Sizes whose sides are multiples of ``multiple_px``, up to ``most_px`` (None: limited by memory)."""
 
     multiple_px: int
     most_px: int | None = None
@@ -40,13 +40,13 @@ class SizeRange:
 
 
 def draws(runtime: object, student: Student, size: Size) -> bool:
-    """Whether a runtime draws this size: its student's own, one that it was compiled for, or one of its range."""
+    """Whether a runtime accepts this size: its student's own, one that it was compiled for, or one in its range."""
     sizes: Iterable[Size] = getattr(runtime, "sizes", (own_size(student),))
     return size in sizes or size in (getattr(runtime, "size_range", None) or ())
 
 
 def size_name(size: Size) -> str:
-    """``(256, 320)`` is 320x256."""
+    """The name of a size: ``(256, 320)`` is 320x256."""
     return f"{size[1]}x{size[0]}"
 
 
@@ -68,18 +68,18 @@ def own_size(student: Student) -> Size:
 
 
 def stage_name(stage: str, size: Size | None) -> str:
-    """The graph of a stage: ``step`` of the student's own size, ``step-320x256`` of a bucket; text has no size."""
+    """A graph's name: ``step`` at the student's own size, ``step-320x256`` in a bucket; ``text`` is always ``text``."""
     return stage if size is None or stage == TEXT else f"{stage}-{size_name(size)}"
 
 
 def at_size(student: Student, size: Size, cells: Size) -> Student:
-    """The same student drawing another size: what draws and proves one draws and proves the other."""
+    """The same student at another size, so that the same code runs and verifies it."""
     latents = replace(student.latents, height=cells[0], width=cells[1])
     return replace(student, latents=latents, image=replace(student.image, height=size[0], width=size[1]))
 
 
 def buckets(student: Student, manifest: RuntimeManifest) -> dict[Size, Student]:
-    """The student at each size of a runtime beside its own."""
+    """The student at each of a runtime's sizes beside its own."""
     found = {}
     for name in manifest.buckets:
         compiled = [f"{stage}-{name}" for stage in (STEP, DECODER) if f"{stage}-{name}" in manifest.stages]
@@ -97,7 +97,7 @@ def files_of(folder: Path, manifest: RuntimeManifest, size: Size | None) -> Mapp
 
 
 def sizes_of(bundle: Path, student: Student) -> tuple[Size, ...]:
-    """What requests may ask for: the student's own size, and the buckets of the runtimes in its bundle."""
+    """The sizes that requests may have: the student's own, and the buckets of the runtimes in its bundle."""
     found = [own_size(student)]
     for folder in sorted((bundle / RUNTIMES).glob("[!.]*")):
         with suppress(BundleError, ValueError):
@@ -106,7 +106,7 @@ def sizes_of(bundle: Path, student: Student) -> tuple[Size, ...]:
 
 
 def refusal(id: str, sizes: Iterable[Size]) -> str:
-    """One sentence on what a student draws."""
+    """One sentence on the sizes that a student accepts."""
     names = [size_name(size) for size in sizes]
     if len(names) == 1:
         return f"{id} draws {names[0]} pixels and no other size."

@@ -1,4 +1,4 @@
-"""The names of a staged student's graphs, and the loop that runs them: torch-free, step by step.
+"""The names of a staged student's graphs, and the loop that runs them step by step, without torch.
 
 Legend: B images, C latent channels, H x W latent cells (a video has frames F before them).
 """
@@ -27,15 +27,15 @@ Opener = Callable[[Path], Session]
 
 
 def text_outputs(family: str) -> tuple[str, ...]:
-    """What the text stage gives and the step's stage takes."""
+    """The outputs of the text stage, which are inputs of the step stage."""
     return ("tokens", "pooled") if family in POOLED else ("tokens",)
 
 
 class StagedGraphs:
-    """The compiled stages of one student, for every step count that it knows sigmas of.
+    """The compiled stages of one student, for every step count that it has sigmas for.
 
-    ``in_torch`` has the stages that are not compiled. ``together`` are the batch sizes that leave each image's bytes as
-    they are (see ``batches.split``); none: a batch goes through each stage at once.
+    ``in_torch`` has the stages that are not compiled. ``together`` are the batch sizes that do not change an image's
+    bytes (see ``batches.split``); if empty, a batch goes through each stage in one call.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class StagedGraphs:
         self._sessions = {stage: in_torch[stage] if stage in in_torch else open_(files[stage]) for stage in STAGES}
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch | None = None) -> FloatArray:
-        """images_BCHW, one call of the step's graph after the other; ``watch`` as for ``draw_watched``."""
+        """images_BCHW, with one call of the step graph after another; ``watch`` as for ``draw_watched``."""
         text = self._placed(self.encode(prompts))
 
         def on_step(i: int, sigma: float, x_BCHW: Any, v_BCHW: Any) -> None:
@@ -62,23 +62,23 @@ class StagedGraphs:
         return self.decode(x_BCHW)
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """The text stage: what the step's stage reads, by name."""
+        """The text stage: the text inputs of the step stage, by name."""
         ids = dict(zip(self.tokens.names, self.tokens.encode(prompts), strict=True))
         names = text_outputs(self._student.family)
         return dict(zip(names, self._run(TEXT, names, ids), strict=True))
 
     def velocity(self, x_BCHW: Any, sigma: float, text: Mapping[str, Any]) -> Any:
-        """The step's stage at one sigma for the whole batch."""
+        """The step stage at one sigma for the whole batch."""
         sigma_B = np.full(len(x_BCHW), sigma, dtype=np.float32)
         return self._run(STEP, ["velocity"], {"latents": x_BCHW, "sigma": sigma_B, **text})[0]
 
     def decode(self, x_BCHW: Any) -> FloatArray:
-        """The decoder's stage."""
+        """The decoder stage."""
         images_BCHW: FloatArray = self._run(DECODER, ["images"], {"latents": x_BCHW})[0]
         return images_BCHW
 
     def _placed(self, text: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Where the step's graph reads it, if that is elsewhere: every step reads the same text."""
+        """The text on the step graph's device, if that is another: every step reads the same text."""
         place = getattr(self._sessions[STEP], "place", None)
         if place is None or self.together:
             return text

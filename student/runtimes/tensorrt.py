@@ -28,7 +28,7 @@ from student.sampler import denoise
 
 
 def open_engine(path: Path, library: str) -> EngineSession:
-    """Open a plan with working memory of its own.
+    """Open a plan with its own working memory.
 
     Raises:
         BundleError: there is no GPU, or the plan is not for it.
@@ -41,7 +41,7 @@ def open_engine(path: Path, library: str) -> EngineSession:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """Text, loop and decoder as one, with the memory that it reads and writes."""
+    """Text, loop and decoder recorded as one, with the tensors that the recording reads and writes."""
 
     replay: Run
     noise: Tensor
@@ -49,7 +49,7 @@ class _Recorded:
 
 
 class EngineGraphs(StagedGraphs):
-    """The three engines with one scratch memory and one stream; a recording for each batch size and step count."""
+    """The three engines with one working memory and one stream; a recording for each batch size and step count."""
 
     def __init__(
         self, bundle: Path, student: Student, files: Mapping[str, Path], library: str, device: Device | None = None
@@ -66,7 +66,7 @@ class EngineGraphs(StagedGraphs):
         self._recorded: dict[tuple[int, int], _Recorded] = {}
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch | None = None) -> FloatArray:
-        """images_BCHW: recordings of the batch sizes that may go together, or step by step where it is watched."""
+        """images_BCHW: by recordings of the accepted batch sizes, or step by step with ``watch``."""
         with self._device.use():
             if watch is not None:
                 return self._draw_watched(prompts, seeds, steps, watch)
@@ -92,7 +92,7 @@ class EngineGraphs(StagedGraphs):
         return self._recorded[key]
 
     def _pass(self, batch: int, steps: int, start: Tensor, images: Tensor) -> Run:
-        """All that a picture needs after its ids are in place: text, K steps, decoder."""
+        """All that a picture needs once its ids are in place: text, K steps, decoder."""
         text, step, decoder = (self._engines[stage].bind(batch) for stage in (TEXT, STEP, DECODER))
         shared = [name for name in self._engines[TEXT].outputs if name in step]
 
@@ -159,7 +159,7 @@ class EngineGraphs(StagedGraphs):
         return torch.cat(parts)
 
     def _read(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Put the prompts' ids where the text engine reads them."""
+        """Copy the prompts' ids to the text engine's inputs."""
         tensors = self._engines[TEXT].bind(len(prompts))
         for name, rows_BL in zip(self.tokens.names, self.tokens.encode(prompts), strict=True):
             tensors[name].copy_(torch.from_numpy(rows_BL))
@@ -173,7 +173,7 @@ def engine_graphs(
     bundle: Path, student: Student, files: Mapping[str, Path], library: str, in_torch: Mapping[str, Session],
     device: Device | None = None,
 ) -> StagedGraphs:  # fmt: skip
-    """With the loop recorded, unless a stage stays in torch: then stage by stage."""
+    """The graphs with the loop recorded or, if a stage stays in torch, stage by stage."""
     if not in_torch:
         return EngineGraphs(bundle, student, files, library, device)
 
@@ -203,12 +203,12 @@ def tensorrt_runtime(bundle: Path, student: Student, threads: int, name: str | N
 
 
 def largest_batch(manifest: RuntimeManifest) -> int:
-    """What the engines were built for."""
+    """The largest batch that the engines were built for."""
     return max((most for _, _, most in manifest.profiles), default=1)
 
 
 def _fitting(bundle: Path, library: str) -> str:
-    """The folder that names this GPU; else the first, whose refusal will say what differs."""
+    """The folder for this GPU, else the first one, whose refusal will say what differs."""
     gpu, _ = find_gpu()
     there = sorted(path.name for path in (bundle / RUNTIMES).glob(f"{library}-*") if path.is_dir())
     if not there:
@@ -226,5 +226,5 @@ def open_device(library: str) -> Device:
     if gpu is None:
         raise BundleError(f"{library} needs an NVIDIA GPU, and {reason}")
     if not torch.cuda.is_available():
-        raise BundleError(f"{library} needs torch with CUDA, and torch {torch.__version__} is without")
+        raise BundleError(f"{library} needs torch with CUDA, and torch {torch.__version__} is built without it")
     return Cuda()

@@ -1,6 +1,6 @@
-"""The bundle's own pipeline behind the runtime's protocol: serves a student as soon as it is trained or adopted.
+"""The bundle's own pipeline as a runtime: serves a student as soon as it is trained or adopted.
 
-Only this module and what it imports need torch; ``load`` imports it when it is asked for.
+Only this module and its imports need torch; ``load`` imports it on demand.
 Legend: B images, L tokens.
 """
 
@@ -39,7 +39,7 @@ COMPILE = {"off": None, "on": "default", "graphs": "reduce-overhead"}
 
 
 class TorchModel:
-    """A family's parts where the placement says, from ids and noise to pictures; any device, and no files."""
+    """A family's parts as the placement says, from ids and noise to pictures; on any device, without files."""
 
     def __init__(self, family: Family, placement: Placement, compile: str = "off") -> None:
         self.family, self.placement = family, placement
@@ -52,9 +52,9 @@ class TorchModel:
         self, ids_BL: Sequence[Tensor], x: Tensor, sigmas: Sequence[float], parts: Sequence[slice] = WHOLE,
         watch: Watch | None = None,
     ) -> Tensor:  # fmt: skip
-        """Pictures (B, ...) in [0, 1], float32, on the device; ``ids_BL`` and the noise ``x`` lie in main memory.
+        """Pictures (B, ...) in [0, 1], float32, on the device; ``ids_BL`` and the noise ``x`` are in main memory.
 
-        Each network is called for these ``parts`` of the rows one after the other; ``watch`` as for ``draw_watched``.
+        Each network is called for the ``parts`` of the rows one after another; ``watch`` as for ``draw_watched``.
         """
         conditions = [self.encode([ids[part] for ids in ids_BL]) for part in parts]
         start = x.to(self.placement.device)
@@ -64,21 +64,21 @@ class TorchModel:
             step, rows = steps[sigmas.index(sigma)], zip(parts, conditions, strict=True)
             return _joined([self._velocity(x[part], step, condition, len(parts) > 1) for part, condition in rows])
 
-        def look(i: int, sigma: float, x: Tensor, v: Tensor) -> None:
+        def on_step(i: int, sigma: float, x: Tensor, v: Tensor) -> None:
             if watch is not None and i < len(sigmas) - 1:
                 watch(i, lambda rows: self._pictures(x - sigma * v, rows))
 
-        x = denoise(velocity, start, sigmas, look)
+        x = denoise(velocity, start, sigmas, on_step)
         return _joined([self.family.decode(x[part]) for part in parts])
 
     def _pictures(self, x: Tensor, rows: Sequence[int]) -> FloatArray:
-        """What these rows show; of a video the first frame, which has a latent of its own."""
+        """The pictures of these rows; for a video the first frame, which has its own latent frame."""
         x = x[:, :, :1] if x.ndim == 5 else x
         images: FloatArray = _joined([self.family.decode(x[row, None]) for row in rows]).cpu().numpy()
         return images
 
     def _velocity(self, x: Tensor, sigma: Tensor, condition: Condition, kept: bool) -> Tensor:
-        """``kept``: while others are computed; a recorded network would write over it."""
+        """``kept``: the result must survive further calls, which a recorded network would overwrite it in."""
         if not self._recorded:
             return self.family.velocity(x, sigma, condition)
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
@@ -122,10 +122,10 @@ class _Encoding(nn.Module):
 
 
 class TorchRuntime:
-    """On a GPU in the largest batches that leave bytes as they are, as measured there once; image by image on a CPU.
-    It shows its steps.
+    """On a GPU in the largest batches that do not change bytes, as measured once; image by image on a CPU. It is
+    stepwise.
 
-    Torch picks another matrix kernel for another batch, and bytes would follow it.
+    Torch picks another matrix kernel for another batch size, which would change bytes.
     """
 
     name = "torch"
@@ -149,14 +149,14 @@ class TorchRuntime:
 
     @property
     def size_range(self) -> SizeRange | None:
-        """The pictures that the model draws beside ``sizes``, one by one; videos have none."""
+        """The range of sizes that the model accepts beside ``sizes``, one picture at a time; None for videos."""
         return None if self.student.image.frames else SizeRange(*self._model.family.sides_px)
 
     def draw(
         self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None,
         frames: int | None = None,
     ) -> FloatArray:  # fmt: skip
-        """See ``Runtime.draw`` and ``VideoRuntime.draw``; every size that the family draws is accepted."""
+        """See ``Runtime.draw`` and ``VideoRuntime.draw``; every size that the family supports is accepted."""
         return self._drawn(prompts, seeds, steps, size, frames)
 
     def draw_watched(
@@ -189,7 +189,7 @@ class TorchRuntime:
         try:
             latents = self._model.family.geometry(*size, frames or 1)
         except SizeError as error:
-            raise ValueError(f"{self.student.id} does not draw {size_name(size)}: {error}") from error
+            raise ValueError(f"{self.student.id} does not support {size_name(size)}: {error}") from error
         student = at_size(self.student, size, (latents.height, latents.width))
         return student if frames is None or latents.frames is None else at_length(student, frames, latents.frames)
 
@@ -202,14 +202,14 @@ class TorchRuntime:
         return self._model.draw(ids_BL, x, student.sigmas[steps], parts, watch).cpu()
 
     def _lengths(self, size: Size) -> Lengths:
-        """What the autoencoder cuts into latent frames and memory holds; its own length always counts as fitting."""
+        """Lengths that the autoencoder can divide and that fit in memory; its own length is always included."""
         step, fixed_bytes, frame_bytes = self._model.family.video_memory(*size)
         own = self.student.image.frames or 1
         most = longest(_room_bytes(self.placement.device), fixed_bytes, frame_bytes, step)
         return Lengths(1, max(own, most), step)
 
     def _measured(self, bundle: Path, options: Options) -> dict[Size, Measured]:
-        """What each size's batches cost on this GPU, from the bundle or measured now; nothing on a CPU."""
+        """The cost of each size's batches on this GPU, from the bundle or measured now; empty on a CPU."""
         if self.placement.device == "cpu" or cpu_batch(self.student) == 1:
             return {}
         key = _key(self.student, self.placement, options)
@@ -237,7 +237,7 @@ def _open(bundle: Path, student: Student, placement: Placement, kind: type[Famil
 
 
 def spread(family: Family, placement: Placement) -> None:
-    """Each part to where the placement has it; encoders that only visit wait in pinned memory."""
+    """Move each part as the placement says; encoders that are copied for each call wait in pinned memory."""
     for name in ("transformer", "vae", *family.encoders):
         part: Any = getattr(family, name)
         if part is None:
@@ -257,7 +257,7 @@ def _key(student: Student, placement: Placement, options: Options) -> str:
 
 
 def _room_bytes(device: str) -> int | None:
-    """Memory that can still be had beside the weights."""
+    """The memory that is available beside the weights, in bytes."""
     if device == "cpu":
         return free_bytes()
     free, _ = torch.cuda.mem_get_info()

@@ -1,4 +1,4 @@
-"""A stage that has no compiled form: it runs in torch, between stages that are compiled."""
+"""A stage without a compiled form, run in torch between compiled stages."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from student.runtimes.stages import DECODER, STEP, TEXT, text_outputs
 
 
 class TorchStage:
-    """One module behind ``Session``: numpy in, numpy out."""
+    """One module with the interface of ``Session``: numpy in, numpy out."""
 
     def __init__(self, module: nn.Module, outputs: Sequence[str], device: str) -> None:
         self._module, self._outputs, self._device = module, tuple(outputs), device
 
     @torch.inference_mode()
     def run(self, output_names: Sequence[str], feed: Mapping[str, Any], /) -> list[Any]:
-        """See ``Session``; the inputs come in the order that the module takes them."""
+        """See ``Session``; the inputs are in the module's order."""
         inputs = [torch.from_numpy(np.ascontiguousarray(array)).to(self._device) for array in feed.values()]
         answer = self._module(*inputs)
         answers = dict(zip(self._outputs, answer if isinstance(answer, tuple) else (answer,), strict=True))
@@ -35,7 +35,7 @@ class TorchStage:
 def torch_stages(
     bundle: Path, student: Student, names: Collection[str], threads: int, device: str = "cpu"
 ) -> dict[str, TorchStage]:
-    """These stages of the bundle's own pipeline; torch's draw every size, so that a bucket's is the same."""
+    """These stages of the bundle's own pipeline; a torch stage works at every size, so buckets share it."""
     if not names:
         return {}
     torch.set_num_threads(threads)

@@ -29,7 +29,7 @@ sys.exit(any(found["vulns"] for found in dependencies))
     ("answers", "code", "words"),
     [
         ({"a.lock": [SOUND]}, CLEAN, "a.lock: 1 packages, 0 known vulnerabilities"),
-        ({"a.lock": [SOUND, HOLED]}, HOLES, "holed 2.0: CVE-1, mended in 2.1"),
+        ({"a.lock": [SOUND, HOLED]}, HOLES, "holed 2.0: CVE-1, fixed in 2.1"),
         ({"a.lock": None}, UNKNOWN, "a.lock was not audited"),
         ({"a.lock": None, "b.lock": [HOLED]}, HOLES, "a.lock was not audited"),
         ({"a.lock": [HOLED], "b.lock": None}, HOLES, "no route to the database"),

@@ -101,7 +101,7 @@ def test_a_student_draws_what_its_model_draws_when_asked_for_so_many_steps(
     sources: Callable[[str], Path], tmp_path: Path, name: str, call: dict[str, Any], baked: dict[str, float]
 ) -> None:
     source, out = sources(name), tmp_path / "students" / name
-    said = f"reading every file once, for its sha256 {out}: {'sd3' if name == 'turbo' else 'flux'}, 4, 2 steps;"
+    said = f"hashing every file {out}: {'sd3' if name == 'turbo' else 'flux'}, 4, 2 steps;"
     found = run(source, "--steps", "4,2", "--size", "32x64", "--out", out)
     assert found == (0, f"{said} FEWSTEP_MODEL={out} serves it")
     student = read_student(out)
@@ -115,7 +115,7 @@ def test_a_student_draws_what_its_model_draws_when_asked_for_so_many_steps(
         reproduce(open_pipeline(out), student, [PROMPTS[0]], [7], 4), runtime.draw([PROMPTS[0]], [7], 4), atol=1e-4
     )
     card = (out / "README.md").read_text()
-    assert "license: apache-2.0" in card and f"base_model: {name}" in card and "nothing was trained" in card
+    assert "license: apache-2.0" in card and f"base_model: {name}" in card and "without any training" in card
 
 
 def test_no_weight_is_copied_and_the_source_is_not_touched(sources: Callable[[str], Path], tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_no_weight_is_copied_and_the_source_is_not_touched(sources: Callable[[st
     for path in weights:
         assert (out / path.relative_to(source)).stat().st_ino == path.stat().st_ino
     assert {path: path.read_bytes() for path in source.rglob("*.json")} == before
-    assert run(source, "--size", "32x64", "--out", out)[1].startswith(f"{out} is there already")
+    assert run(source, "--size", "32x64", "--out", out)[1].startswith(f"{out} already exists")
     assert "choose another --out" in run(source, "--size", "32x64", "--steps", "2", "--out", out)[1]
 
 
@@ -242,14 +242,14 @@ REFUSED: list[tuple[Callable[[Path], object], str]] = [
         lambda f: _edit(f / "model_index.json", lambda d: d.update(_class_name="StableDiffusionPipeline")),
         "is a StableDiffusionPipeline: supported are FluxPipeline,",
     ),
-    (_pickles, "holds its weights as pickles only (diffusion_pytorch_model.bin): accepted are safetensors"),
-    (_torn, "is not whole: it ends 100 bytes early"),
-    (_pointer, "is a Git LFS pointer in place of the file: run git lfs pull"),
+    (_pickles, "has its weights only as pickles (diffusion_pytorch_model.bin): accepted are safetensors"),
+    (_torn, "is incomplete: its last 100 bytes are missing"),
+    (_pointer, "is a Git LFS pointer, not the file itself: run git lfs pull in"),
     (lambda f: shutil.rmtree(f / "tokenizer"), "lacks the folder 'tokenizer'"),
     (lambda f: shutil.rmtree(f / "text_encoder_2"), "lacks the folder 'text_encoder_2'"),
     (
         lambda f: [p.unlink() for p in f.glob("tokenizer_2/*")],
-        "tokenizer_2 holds no tokenizer: accepted are tokenizer.json,",
+        "tokenizer_2 has no tokenizer file: accepted are tokenizer.json,",
     ),
     (lambda f: [p.unlink() for p in f.glob("vae/*.safetensors")], "vae holds no weights"),
     (
@@ -258,11 +258,11 @@ REFUSED: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda f: _edit(f / "model_index.json", lambda d: d.update(scheduler=["diffusers", "DDIMScheduler"])),
-        "steps by a DDIMScheduler, whose steps are no plain Euler steps: supported are FlowMatchEuler",
+        "has a DDIMScheduler, which does not take plain Euler steps: supported are FlowMatchEuler",
     ),
     (
         lambda f: _edit(f / "model_index.json", lambda d: d.update(vae=["diffusers", "AutoencoderOfNobody"])),
-        "needs diffusers.AutoencoderOfNobody, which is not installed here",
+        "needs diffusers.AutoencoderOfNobody, which the installed diffusers does not have",
     ),
 ]
 
@@ -283,14 +283,14 @@ def test_what_cannot_be_served_is_refused_in_one_sentence_with_nothing_written(
     ("arguments", "sentence"),
     [
         (["--steps", "0"], "accepted are numbers from 1 to 100"),
-        (["--size", "33x64"], "cannot draw 33x64: width is 33: accepted are multiples of 16"),
+        (["--size", "33x64"], "cannot generate 33x64: width is 33: accepted are multiples of 16"),
         (["--size", "big"], "accepted is WIDTHxHEIGHT"),
-        (["--guidance", "3.5"], "takes none, like FLUX.1-schnell"),
+        (["--guidance", "3.5"], "like FLUX.1-schnell, takes none"),
         (["--reward", "pickscore"], "--reward needs --prompts FILE"),
         (["--lora", "nowhere.safetensors"], "lora nowhere.safetensors is not there"),
         (["--lora", "a:0"], "with a weight other than 0"),
         (["--reward", "nobody", "--prompts", "PROMPTS"], "unknown reward 'nobody'"),
-        (["--reward", "aesthetic", "--prompts", "missing.txt"], "missing.txt is not a file of prompts"),
+        (["--reward", "aesthetic", "--prompts", "missing.txt"], "missing.txt cannot be read as a file of prompts"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(
@@ -309,8 +309,8 @@ def test_a_lora_of_another_model_and_unknown_keys_are_named(sources: Callable[[s
     unknown = {key.replace("transformer_blocks.0", "transformer_blocks.9"): value for key, value in right.items()}
     other = {**right, key: torch.zeros(2, 999)}
     for state, sentence in (
-        (unknown, "transformer_blocks.9.attn.to_q.lora_A.weight, and the model has no layer"),
-        (other, f"is of another model: {key} has 999 where this one has"),
+        (unknown, "transformer_blocks.9.attn.to_q.lora_A.weight, but the model has no layer"),
+        (other, f"is for another model: {key} has size 999 where this one has"),
         ({"base.encoder.weight": torch.zeros(2)}, "the LoRA x.safetensors"),
     ):
         save_file(state, tmp_path / "x.safetensors")
@@ -328,7 +328,7 @@ def test_disk_and_memory_are_counted_before_anything_is_loaded(
     arguments = (sources("schnell"), "--size", "32x64", "--lora", tmp_path / "x.safetensors", "--out", tmp_path / "out")
     with monkeypatch.context() as patched:
         patched.setattr(adoption.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 10**6))  # type: ignore[attr-defined]
-        assert "of free disk, and 0.00 GB are there" in run(*arguments)[1]
+        assert "of disk space, and 0.00 GB are free" in run(*arguments)[1]
     monkeypatch.setattr(adoption, "available_bytes", lambda: 1000)
     assert "merging a LoRA needs" in run(*arguments)[1]
     assert not (tmp_path / "out").exists()
@@ -391,7 +391,7 @@ def test_an_interrupted_measurement_goes_on_where_it_was(
     )  # fmt: skip
     monkeypatch.setattr(TorchRuntime, "draw", dying)
     code, said = run(*arguments)
-    assert code == 130 and "goes on from there" in said and read_student(out).scorers == {}
+    assert code == 130 and "resumes from there" in said and read_student(out).scorers == {}
     kept = out / "scorers" / KEPT.format(name="tests.rewards.own-Redness")
     with kept.open("a") as file:
         file.write('{"steps": 2, "hei')  # killed in the middle of a line
@@ -429,7 +429,7 @@ def test_a_video_model_that_steps_by_unipc_becomes_euler_steps_at_its_own_sigmas
         assert student.sigmas[steps] == tuple(scheduler.sigmas[:-1].tolist())
         theirs = reproduce(open_pipeline(out), student, [PROMPTS[0]], [7], steps)
         np.testing.assert_allclose(load(out, "torch").draw([PROMPTS[0]], [7], steps), theirs, atol=1e-4)
-    assert "Its UniPC steps are taken as Euler steps at the same sigmas." in (out / "README.md").read_text()
+    assert "Its UniPC steps are replaced by Euler steps at the same sigmas." in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize("change", [{"prediction_type": "epsilon"}, {"use_flow_sigmas": False}])

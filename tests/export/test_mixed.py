@@ -81,7 +81,7 @@ def test_without_torch_or_with_other_weights_it_is_refused(
         load(copy, "onnx")
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else there(name))
-    with pytest.raises(BundleError, match=rf"leaves a stage to torch, and torch is not installed: decoder .*{REASON}"):
+    with pytest.raises(BundleError, match=rf"runs a stage in torch, and torch is not installed: decoder .*{REASON}"):
         load(mixed, "onnx")
 
 

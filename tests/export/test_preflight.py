@@ -49,7 +49,7 @@ def test_disk_is_asked_for_twice(bundle: Path, monkeypatch: pytest.MonkeyPatch) 
         if enough:
             check_disk(bundle, rows)
         else:
-            with pytest.raises(preflight.ExportError, match="needs 4.00 GB of free disk for this, and 4.00 GB are"):
+            with pytest.raises(preflight.ExportError, match="needs 4.00 GB of disk space for this, and 4.00 GB are"):
                 check_disk(bundle, rows)
 
 
@@ -60,11 +60,11 @@ def test_tensorrt_is_refused_with_the_reason(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: object() if name == "tensorrt" else found(name, *rest)
     )
-    monkeypatch.setattr(to_tensorrt, "find_gpu", lambda: (None, "the NVIDIA driver shows no GPU"))
+    monkeypatch.setattr(to_tensorrt, "find_gpu", lambda: (None, "the NVIDIA driver reports no GPU"))
     with pytest.raises(typer.Exit):
         command.run(student=bundle, to="tensorrt")
     said = capsys.readouterr().err
-    assert said == "export: tensorrt builds for the GPU of the machine, and the NVIDIA driver shows no GPU\n"
+    assert said == "export: tensorrt builds for the machine's GPU, and the NVIDIA driver reports no GPU\n"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
     with pytest.raises(typer.Exit):
         command.run(student=bundle, to="tensorrt_rtx")

@@ -34,5 +34,5 @@ def test_each_step_count_has_a_distribution_of_its_own_and_says_of_how_many_prom
 
 
 def test_too_few_pictures_have_no_fifth_percentile() -> None:
-    with pytest.raises(BundleError, match="19 pictures of 4 steps are scored by .*: 20 are needed"):
+    with pytest.raises(BundleError, match="scored 19 pictures of 4 steps: accepted are 20 or more"):
         measured(FakeRuntime(), PROMPTS[:19])

@@ -62,12 +62,12 @@ def test_each_mistake_is_one_sentence(
     bundle: Path, compiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "is not a student: it has no student.json" in complaint(capsys, tmp_path / "nowhere")
-    accepted = "cannot compile to 'tpu': accepted is onnx, openvino, tensorrt, tensorrt_rtx"
+    accepted = "cannot compile to 'tpu': accepted are onnx, openvino, tensorrt, tensorrt_rtx"
     assert accepted in complaint(capsys, bundle, to="tpu")
     assert "precision is 'fp4': onnx has fp32, fp16, bf16, int8, fp8" in complaint(capsys, bundle, precision="fp4")
     assert "onnx in int8 has no fused form: accepted is staged" in complaint(capsys, bundle, precision="int8")
     assert "batches is '0': accepted are numbers from 1 to 63" in complaint(capsys, bundle, batches="0")
-    assert f"{tmp_path} is not a file of prompts" in complaint(capsys, bundle, prompts=tmp_path)
+    assert f"{tmp_path} does not exist: accepted is a file of prompts" in complaint(capsys, bundle, prompts=tmp_path)
     assert "the scorer 'trained' that tiny was calibrated" in complaint(capsys, bundle, scorers=tmp_path)
     copy = Path(shutil.copytree(compiled, tmp_path / "copy"))
     (copy / "vae" / "config.json").write_text("{}")
@@ -79,7 +79,7 @@ def test_another_family_is_refused(compiled: Path, tmp_path: Path, capsys: pytes
     data = json.loads((copy / "student.json").read_text())
     shutil.rmtree(copy / "runtimes")
     (copy / "student.json").write_text(json.dumps(data | {"family": "sd3"}))
-    assert "cannot export the family 'sd3' in fused form: accepted is flux" in complaint(capsys, copy)
+    assert "cannot export the family 'sd3' in fused form: accepted are flux" in complaint(capsys, copy)
 
 
 def test_from_a_shell_without_a_traceback(tmp_path: Path) -> None:
@@ -122,11 +122,11 @@ def test_a_dry_run_says_what_would_be_built_and_writes_nothing(
     command.run(student=compiled, to="onnx", form="fused", dry_run=True)
     fused = capsys.readouterr().out
     assert "runtimes/onnx-fused-fp32 would be built" in fused and re.search(r"4-steps: 0\.\d M numbers", fused)
-    assert fused.count("its graph is there") == 2
+    assert fused.count("its graph exists") == 2
     command.run(student=compiled, to="tensorrt", dry_run=True)
     staged = capsys.readouterr().out
     assert "tensorrt-staged-bf16-" in staged and "text: " in staged and "MB of disk" in staged
-    assert "but not here: tensorrt" in staged
+    assert "but not on this machine: tensorrt" in staged
     assert sorted(compiled.rglob("*")) == before
 
 
@@ -135,7 +135,7 @@ def test_too_little_disk_is_one_sentence(
 ) -> None:
     full = shutil.disk_usage(bundle)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    assert re.search(r"needs 0.00 GB of free disk for this, and 0.00 GB are there", complaint(capsys, bundle))
+    assert re.search(r"needs 0.00 GB of disk space for this, and 0.00 GB are free", complaint(capsys, bundle))
 
 
 def test_the_card_has_a_line_for_each_runtime(compiled: Path, tmp_path: Path) -> None:

@@ -98,5 +98,5 @@ def test_sizes_that_cannot_be(bundle: Path, sized: Path, capsys: pytest.CaptureF
     student: Student = read_student(sized)
     assert own_size(student) == (64, 32)
     assert "size is 'big': accepted is WIDTHxHEIGHT" in complaint(capsys, sized, size=["big"])
-    assert "accepted with --size is --form staged" in complaint(capsys, bundle, form="fused", size=["128x64"])
-    assert f"33x64 is no size of {student.family}: width is 33" in complaint(capsys, sized, size=["33x64"])
+    assert "use --size with --form staged" in complaint(capsys, bundle, form="fused", size=["128x64"])
+    assert f"33x64 is not a size of the family {student.family}: width is" in complaint(capsys, sized, size=["33x64"])

@@ -171,14 +171,14 @@ def test_a_student_with_guidance_is_refused(copy: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(copy, tmp_path / "guided"))
     data = json.loads((bundle / "student.json").read_text("utf-8")) | {"baked": {"guidance_scale": 4.5}}
     (bundle / "student.json").write_text(json.dumps(data))
-    with pytest.raises(BundleError, match="baked.guidance_scale is 4.5: a student of sd3 draws without guidance"):
+    with pytest.raises(BundleError, match="baked.guidance_scale is 4.5: accepted for the family sd3 is 1, no guidance"):
         load(bundle, "torch")
 
 
 def test_an_unknown_form_is_one_sentence(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit):
         command.run(student=copy, to="onnx", form="folded")
-    assert capsys.readouterr().err == "export: form is 'folded': accepted is staged, fused\n"
+    assert capsys.readouterr().err == "export: form is 'folded': accepted are staged, fused\n"
 
 
 def test_ids_are_those_of_the_pipeline(staged: Path) -> None:

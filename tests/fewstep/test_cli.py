@@ -124,7 +124,7 @@ def test_bench_measures_any_server_with_openais_endpoint(fewstep: Any, monkeypat
         (["generate", PROMPT, "--steps", 3], 3, "num_inference_steps is 3: fake was trained for 1, 2, 4."),
         (["generate", PROMPT, "--model", "x"], 5, "The model 'x' is not served: accepted is fake."),
         (["generate", PROMPT, "-o", "a.gif"], 2, "a.gif does not name an image format"),
-        (["generate", PROMPT, "-o", "no/a.png"], 2, "There is no directory no."),
+        (["generate", PROMPT, "-o", "no/a.png"], 2, "no/a.png cannot be written: there is no directory no."),
         (["generate", PROMPT, "-o", "-", "-n", 2], 2, "Standard output takes one image"),
         (["generate", "fake:raise"], 8, ""),
         (["generate", "fake:sleep=3", "--timeout", 0.1], 7, ""),
@@ -137,7 +137,7 @@ def test_bench_measures_any_server_with_openais_endpoint(fewstep: Any, monkeypat
         (["bench", "--steps", "4:0"], 2, "4:0 is not a value with a positive weight."),
         (["bench", "--steps", "four"], 2, "four is not a value, or a value and its weight"),
         (["bench", "--trace", "missing.jsonl"], 2, "missing.jsonl cannot be read: No such file or directory."),
-        (["bench", "--trace", "x", "--rate", 3], 2, "--rate and --trace exclude each other."),
+        (["bench", "--trace", "x", "--rate", 3], 2, "--rate and --trace exclude each other: give one of them."),
         (["bench", "--rate", 0.001, "--seconds", 0.1], 2, "No request arrives within 0.1 s"),
     ],
 )
@@ -214,4 +214,4 @@ def test_a_floor_and_a_cascade_are_passed_on(fewstep: Any) -> None:
     assert "best of 2, below the floor)" in below.stdout
     assert fewstep("generate", PROMPT, "--min-reward", "p50", "--best-of", 2, "-o", "x.png").exit_code == 0
     wrong = fewstep("generate", PROMPT, "--cascade", "2;4", "-o", "x.png")
-    assert wrong.exit_code != 0 and "step counts with commas" in wrong.stderr
+    assert wrong.exit_code != 0 and "step counts separated by commas" in wrong.stderr

@@ -69,8 +69,8 @@ def test_output_that_cannot_be_written_is_one_sentence(live: Service, arguments:
         ({"HTTP_PROXY": "ftp://name:secret@127.0.0.1:9"}, ELSEWHERE, "The proxy of the environment, ftp://127.0.0.1:9,"),
         ({"SSL_CERT_FILE": "/not/there.pem"}, "https://fewstep.example", "SSL_CERT_FILE (/not/there.pem) cannot be"),
         ({"SSL_CERT_FILE": __file__}, "https://fewstep.example", "SSL_CERT_FILE"),
-        ({}, f"{ELSEWHERE}?x=1", "leave out what follows the path"),
-        ({}, f"{ELSEWHERE}/#here", "leave out what follows the path"),
+        ({}, f"{ELSEWHERE}?x=1", "leave out the query and the fragment"),
+        ({}, f"{ELSEWHERE}/#here", "leave out the query and the fragment"),
     ],
 )  # fmt: skip
 def test_an_environment_that_cannot_be_used_is_one_sentence(variables: dict[str, str], url: str, said: str) -> None:
@@ -139,5 +139,5 @@ def test_an_interrupted_generate_cancels_its_job(live: Service, client: Client, 
     stdout, stderr = process.communicate(timeout=30)
     (job,) = mine()
     assert (process.returncode, stdout) == (130, "")
-    assert stderr == f"fewstep: Interrupted; job {job.id} is cancelled.\n"
+    assert stderr == f"fewstep: Interrupted; job {job.id} was cancelled.\n"
     assert job.status == "cancelled" or job.cancelling

@@ -62,7 +62,7 @@ def test_a_stream_that_always_breaks_ends_in_a_sentence(client: Client, live: Se
     job = client.submit("p", seed=9)
     client.wait(job.id)
     with breaking(live.url, *[0] * 9) as proxy, Client(proxy.url, retries=EAGER) as broken:
-        with pytest.raises(Unreachable, match="events"):
+        with pytest.raises(Unreachable, match="event stream"):
             list(broken.events(job.id))
         assert proxy.connections == EAGER.tries
 

@@ -185,7 +185,7 @@ def test_a_trace_says_when_and_what() -> None:
 def test_a_line_that_is_no_arrival_is_named(line: str) -> None:
     with pytest.raises(WrongUse, match="Line 2 of the trace"):
         read_trace('{"at_s": 1}\n' + line, REQUESTS.requests(1))
-    with pytest.raises(WrongUse, match="holds no request"):
+    with pytest.raises(WrongUse, match="has no requests"):
         read_trace("\n", REQUESTS.requests(1))
 
 

@@ -38,7 +38,7 @@ def test_a_student_is_loaded_promoted_and_the_old_one_unloaded(service: Service)
         "cats   2        serving    latest  1",
     ]
     assert run(service.url, "load", "cats", "0").stdout == "cats 0 is serving.\n"
-    assert run(service.url, "promote", "cats", "0").stdout == "cats 0 is serving, and is its model's latest.\n"
+    assert run(service.url, "promote", "cats", "0").stdout == "cats 0 is serving and its model's latest version.\n"
     assert json.loads(run(service.url, "unload", "cats", "2", "--json").stdout)["state"] == "unloaded"
 
 

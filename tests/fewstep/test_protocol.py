@@ -188,11 +188,11 @@ def test_every_field_of_the_api_can_be_asked_for() -> None:
 @pytest.mark.parametrize(
     ("prompt", "options", "key", "reason"),
     [
-        ("a caf\udce9", {}, None, "it holds bytes that are not UTF-8 text"),
-        ("p", {"user": "\udce9"}, None, "it holds bytes that are not UTF-8 text"),
-        ("p", {"timeout_s": float("nan")}, None, "it holds a number that is not finite"),
+        ("a caf\udce9", {}, None, "it contains bytes that are not UTF-8 text"),
+        ("p", {"user": "\udce9"}, None, "it contains bytes that are not UTF-8 text"),
+        ("p", {"timeout_s": float("nan")}, None, "it contains a number that is not finite"),
         ("p", {"seed": object()}, None, "Object of type object is not JSON serializable"),
-        ("p", {}, "caf\u00e9", "a header may hold only ASCII characters"),
+        ("p", {}, "caf\u00e9", "a header may contain only ASCII characters"),
     ],
 )
 def test_what_cannot_be_sent_is_one_sentence(prompt: str, options: Any, key: str | None, reason: str) -> None:

@@ -53,7 +53,7 @@ def test_a_folder_is_a_scorer_with_its_tokenizer(scorer: Path, prefix: str) -> N
 
 def test_a_scorer_with_its_own_tokenizer_needs_none(scorer: Path, tmp_path: Path) -> None:
     shapes.save(shapes.load(scorer), tmp_path)
-    with pytest.raises(RewardError, match=r"has no tokenizer.json: .* the tokenizer of its teacher"):
+    with pytest.raises(RewardError, match=r"has no tokenizer.json: .* its teacher's tokenizer"):
         find(str(tmp_path))
     vocabulary.tokenizer().save_pretrained(tmp_path)
     assert find(str(tmp_path)).score(torch.rand(1, 3, 64, 64), ["a red heart"]).shape == (1,)
@@ -79,9 +79,9 @@ def test_a_folder_without_a_scorer_is_refused(tmp_path: Path) -> None:
         find(str(tmp_path))
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_text('{"kind": "unet"}')
-    with pytest.raises(RewardError, match="its config.json says otherwise"):
+    with pytest.raises(RewardError, match="its weights and config.json are of another model"):
         find(str(tmp_path))
-    with pytest.raises(RewardError, match="/nowhere holds no scorer"):
+    with pytest.raises(RewardError, match="/nowhere is not a scorer"):
         find(f"shapes:{tmp_path}/nowhere")
 
 
@@ -109,17 +109,17 @@ def test_a_users_function_is_a_black_box(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("pikscore", "unknown reward 'pikscore': did you mean 'pickscore'? Known are pickscore, hpsv2.1, imagereward,"),
+        ("pikscore", "unknown reward 'pikscore': did you mean 'pickscore'? Accepted are pickscore, hpsv2.1,"),
         ("HPSv2", "did you mean 'hpsv2.1'?"),
-        ("zzz", "unknown reward 'zzz': known are pickscore, hpsv2.1, imagereward, clip, aesthetic, shapes:FOLDER and"),
+        ("zzz", "unknown reward 'zzz': accepted are pickscore, hpsv2.1, imagereward, clip, aesthetic, shapes:FOLDER"),
         ("", "unknown reward ''"),
         ("models/nowhere", "unknown reward 'models/nowhere'"),
         ("no.such.module:Class", "cannot be imported: No module named 'no'"),
         ("tests.rewards.own:Rednes", "tests.rewards.own has no 'Rednes': did you mean 'Redness'?"),
-        ("tests.rewards.own:Silent", "must say 'differentiable = True' or 'differentiable = False'"),
+        ("tests.rewards.own:Silent", "must define 'differentiable = True' or 'differentiable = False'"),
         ("tests.rewards.own:Scoreless", "has no method score(images_BCHW, prompts)"),
-        ("tests.rewards.own:Wanting", "is made without arguments, and its class wants some: missing a required"),
-        ("tests.rewards.own:Unmakeable", "cannot be made: FileNotFoundError: weights.pt"),
+        ("tests.rewards.own:Wanting", "requires constructor arguments (missing a required"),
+        ("tests.rewards.own:Unmakeable", "cannot be created: FileNotFoundError: weights.pt"),
         ("tests.rewards.own:WithoutPrompts", "its score cannot be called with (images_BCHW, prompts): too many"),
         ("tests.rewards.own:without_prompts", "it cannot be called with (images_BCHW, prompts): too many"),
     ],

@@ -76,7 +76,7 @@ def test_each_part_is_moved_to_the_rewards_device_and_no_more_than_it() -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("Column", "returned shape (4, 1) for 4 images: accepted is a tensor of one score for each"),
+        ("Column", "returned shape (4, 1) for 4 images: accepted is a tensor with one score each"),
         ("MeanOfAll", "returned shape () for 4 images: accepted is"),
         ("Listed", "returned a list for 4 images: accepted is"),
         ("one_for_all", "returned shape (1,) for 4 images: accepted is"),
@@ -97,10 +97,10 @@ def test_full_memory_is_no_mistake_of_the_rewards() -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("Blind", "says that it is differentiable, but its scores carry no gradient"),
+        ("Blind", "says that it is differentiable, but its scores have no gradient"),
         ("Flat", "is zero for every picture: no student can be trained on it"),
         ("Infinite", "is not finite: no student can be trained on it"),
-        ("NotANumber", "gave scores that are not finite"),
+        ("NotANumber", "returned scores that are not finite"),
         ("Torn", "failed in the backward pass: RuntimeError: one of the variables needed for gradient computation"),
         ("Redness", ""),
     ],

@@ -60,9 +60,9 @@ def test_on_its_own_calibration_images_a_reward_has_mean_0_and_deviation_1() -> 
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        ([1.0] * 4, "the same score for 4 images"),
-        ([1.0, float("nan")], "scores of 2 images are not all finite"),
-        ([1.0, float("inf")], "scores of 2 images are not all finite"),
+        ([1.0] * 4, "all 4 images the same score"),
+        ([1.0, float("nan")], "not all scores of 2 images are finite"),
+        ([1.0, float("inf")], "not all scores of 2 images are finite"),
         ([1.0], "1 calibration prompts"),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_black_box_measures_and_gates_but_is_refused_for_the_reward_term() -> 
     assert torch.isfinite(mixed.score(images(), prompts())).all()
     require_gradient("red", Channel(0))
     for name, reward in (("jpeg", jpeg), ("mixed", mixed)):
-        with pytest.raises(RewardError, match="reward 'jpeg' gives no gradient down to the pixels.*or for the gate"):
+        with pytest.raises(RewardError, match="reward 'jpeg' has no gradient down to the pixels.*or for the gate"):
             require_gradient(name, reward)
 
 
@@ -116,7 +116,7 @@ class Wrong(Channel):
         (torch.zeros(1, 1, 4, 4), ["a"], "accepted are floats"),
         (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ["a"], "accepted are floats"),
         (torch.zeros(2, 3, 4, 4), ["a"], "1 prompts for 2 images"),
-        (torch.zeros(2, 3, 4, 4), "ab", "one text for 2 images"),
+        (torch.zeros(2, 3, 4, 4), "ab", "one string for 2 images"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused(given: Tensor, texts: Sequence[str], sentence: str) -> None:

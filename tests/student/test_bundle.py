@@ -117,12 +117,12 @@ BROKEN: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda d: d.update(id="../x"), r"id is '\.\./x'"),
     (lambda d: d.update(steps=[4]), r"steps is \[4\] and sigmas has \[2, 4\]"),
     (lambda d: d.update(steps=[], sigmas={}), r"steps is \[\]"),
-    (lambda d: d["sigmas"].update({"2": [1.0, 0.5, 0.1]}), r"sigmas\[2\] is .* accepted is 2 falling values"),
-    (lambda d: d["sigmas"].update({"2": [0.5, 1.0]}), r"sigmas\[2\] is .* accepted is 2 falling values"),
-    (lambda d: d["sigmas"].update({"2": [1.0, 0.0]}), r"sigmas\[2\] is .* accepted is 2 falling values"),
-    (lambda d: d["sigmas"].update({"2": [1.5, 0.5]}), r"sigmas\[2\] is .* accepted is 2 falling values"),
+    (lambda d: d["sigmas"].update({"2": [1.0, 0.5, 0.1]}), r"sigmas\[2\] is .* accepted are 2 decreasing values"),
+    (lambda d: d["sigmas"].update({"2": [0.5, 1.0]}), r"sigmas\[2\] is .* accepted are 2 decreasing values"),
+    (lambda d: d["sigmas"].update({"2": [1.0, 0.0]}), r"sigmas\[2\] is .* accepted are 2 decreasing values"),
+    (lambda d: d["sigmas"].update({"2": [1.5, 0.5]}), r"sigmas\[2\] is .* accepted are 2 decreasing values"),
     (lambda d: d["latents"].update(height=7), "latents are 7x8: packing 2 must divide both"),
-    (lambda d: d.update(max_tokens=0), "whole numbers from 1"),
+    (lambda d: d.update(max_tokens=0), "whole numbers of 1 or more"),
     (lambda d: d["scorers"]["trained"].update(role="judge"), "role is 'judge': accepted is trained or heldout"),
     (lambda d: d["scorers"]["trained"].update(std=0.0), r"scorers\.trained\.std is 0\.0"),
     (lambda d: d.pop("teacher"), r"student\.json lacks the field 'teacher'"),
@@ -144,7 +144,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(
 
 
 def test_a_student_in_memory_is_checked_too() -> None:
-    with pytest.raises(BundleError, match="accepted is more than 0"):
+    with pytest.raises(BundleError, match="accepted is a number above 0"):
         replace(tiny.student(SCORERS), scorers={"trained": replace(SCORERS["trained"], std=-1.0)})
     assert isinstance(tiny.student({}), Student)
 
@@ -157,7 +157,7 @@ def test_a_picture_has_no_frames_and_a_video_has_both(bundle: Path) -> None:
     assert video.latents.shape == (16, 3, 8, 8)
     assert from_json(json.loads(json.dumps(to_json(video)))) == video
     assert video.fingerprint() != student.fingerprint()
-    with pytest.raises(BundleError, match="latents.frames is 3 and image.frames None: a video has both"):
+    with pytest.raises(BundleError, match="latents.frames is 3 and image.frames is None: accepted are both or neither"):
         replace(student, latents=replace(student.latents, frames=3))
-    with pytest.raises(BundleError, match="accepted are whole numbers from 1"):
+    with pytest.raises(BundleError, match="accepted are whole numbers of 1 or more"):
         replace(student, latents=replace(student.latents, frames=0), image=replace(student.image, frames=1))

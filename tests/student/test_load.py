@@ -34,7 +34,7 @@ def test_the_fake_needs_no_bundle(tmp_path: Path) -> None:
 
 def test_an_unknown_name_and_an_absent_bundle(tmp_path: Path) -> None:
     with pytest.raises(
-        BundleError, match="runtime is 'tpu': accepted is auto, onnx, openvino, tensorrt, tensorrt_rtx, torch or fake"
+        BundleError, match="runtime is 'tpu': accepted are auto, onnx, openvino, tensorrt, tensorrt_rtx, torch, fake"
     ):
         load(tmp_path, "tpu")
     with pytest.raises(BundleError, match=r"is not a student: it has no student\.json"):

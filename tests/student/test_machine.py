@@ -35,8 +35,8 @@ def test_another_machine_is_refused_with_what_differs(tmp_path: Path) -> None:
     here = {"gpu": "NVIDIA L40S", "os": "Linux", "tensorrt": "11.4"}
     check_machine(tmp_path, {"os": "Linux"}, here)
     with pytest.raises(
-        BundleError, match="was compiled for gpu NVIDIA H100, and here it is NVIDIA L40S: make it again"
+        BundleError, match="was compiled for gpu NVIDIA H100, and this machine has NVIDIA L40S: make it again"
     ):
         check_machine(tmp_path, {"os": "Linux", "gpu": "NVIDIA H100"}, here)
-    with pytest.raises(BundleError, match="was compiled for cuda 13.0, and there is none here"):
+    with pytest.raises(BundleError, match="was compiled for cuda 13.0, and this machine has none"):
         check_machine(tmp_path, {"cuda": "13.0"}, here)

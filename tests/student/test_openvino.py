@@ -68,6 +68,6 @@ def test_one_beyond_its_floor_is_refused(both: Path) -> None:
     assert manifest["parity"]["4"]["least_psnr_db"] == 30.0 < manifest["parity"]["4"]["psnr_db"]
     manifest["parity"]["4"]["psnr_db"] = 29.0
     path.write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="has 29.0 dB of PSNR at 4 steps: accepted is 30.0 or more"):
+    with pytest.raises(BundleError, match="has a PSNR of 29.0 dB at 4 steps: accepted is 30.0 or more"):
         load(both, "openvino-fused-bf16")
     assert read_student(both).id == "tiny"

@@ -38,11 +38,12 @@ def test_the_placement_follows_from_files_and_machine(
 
 
 def test_a_gpu_that_is_too_small_is_refused_with_the_figures() -> None:
-    with pytest.raises(BundleError, match=r"needs 24\.3 GiB of GPU memory in bfloat16, and NVIDIA X has 22\.1 to give"):
+    sentence = r"needs 24\.3 GiB of GPU memory in bfloat16, but NVIDIA X has only 22\.1 GiB available"
+    with pytest.raises(BundleError, match=sentence):
         place(FLUX, gpu(24))
     with pytest.raises(BundleError, match="needs 33.4 GiB"):
         place(FLUX, gpu(35), "off")
-    with pytest.raises(BundleError, match="offload is 'disk': accepted is auto, off, encoders, cpu"):
+    with pytest.raises(BundleError, match="offload is 'disk': accepted are auto, off, encoders, cpu"):
         place(FLUX, gpu(80), "disk")
 
 

@@ -81,10 +81,16 @@ def test_a_single_step_begins_at_noise_and_has_nothing_to_bend(settings: dict[st
 @pytest.mark.parametrize(
     "settings, complaint",
     [
-        ({"use_beta_sigmas": True}, "the scheduler's use_beta_sigmas is True: accepted are sigmas that are shifted"),
-        ({"invert_sigmas": True}, "the scheduler's invert_sigmas is True: accepted are a schedule that leads from"),
+        (
+            {"use_beta_sigmas": True},
+            "the scheduler's use_beta_sigmas is True: accepted are shifted, terminal-stretched, karras",
+        ),
+        ({"invert_sigmas": True}, "the scheduler's invert_sigmas is True: accepted are schedules from sigma 1"),
         ({"stochastic_sampling": True}, "the scheduler's stochastic_sampling is True: accepted are steps without"),
-        ({"use_flow_sigmas": True, "flow_shift": 3.0, "use_karras_sigmas": True}, "accepted is flow sigmas alone"),
+        (
+            {"use_flow_sigmas": True, "flow_shift": 3.0, "use_karras_sigmas": True},
+            "are both True: accepted is only one",
+        ),
     ],
 )
 def test_what_is_not_followed_is_refused_by_name(settings: dict[str, Any], complaint: str) -> None:

@@ -33,7 +33,7 @@ def test_every_setting_that_moved_names_where_it_is_now() -> None:
     known = dict(leaves(RatsConfig()))
     assert set(RatsConfig.MOVED.values()) <= known.keys()
     for old, new in RatsConfig.MOVED.items():
-        with pytest.raises(ConfigError, match=f"setting '{old}' is called '{new}' now"):
+        with pytest.raises(ConfigError, match=f"setting '{old}' is now called '{new}'"):
             with_settings(RatsConfig(), [f"{old}=1"])
 
 
@@ -42,11 +42,11 @@ def test_every_setting_that_moved_names_where_it_is_now() -> None:
     [
         ("stpes=5", "did you mean 'steps'"),
         ("optim.rl=5", "did you mean 'optim.lr'"),
-        ("qqq=5", "known are compute.checkpointing"),
+        ("qqq=5", "accepted are compute.checkpointing"),
         ("steps", "accepted is key=value"),
         ("steps=many", "accepted is a int"),
         ("steps=2.5", "accepted is a int"),
-        ("steps.x=1", "has no parts"),
+        ("steps.x=1", "is a single setting, not a group"),
     ],
 )
 def test_what_cannot_be_set_is_said(setting: str, sentence: str) -> None:
@@ -60,7 +60,7 @@ def test_a_group_is_not_a_value() -> None:
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(ConfigError, match="known are shapes"):
+    with pytest.raises(ConfigError, match="accepted are shapes"):
         preset("nope")
 
 

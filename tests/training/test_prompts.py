@@ -38,7 +38,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path: Path, lines: tuple[str, ...
 
 @pytest.mark.parametrize("line", ["red heart", '{"text": "red heart"}', '["red heart"]', '{"prompt": 3}'])
 def test_a_json_line_without_a_prompt_is_named(tmp_path: Path, line: str) -> None:
-    with pytest.raises(ConfigError, match="line 2 is no JSON object with a text"):
+    with pytest.raises(ConfigError, match="line 2 is not a JSON object with a string"):
         read(write(tmp_path / "a.jsonl", '{"prompt": "a"}', line))
 
 
@@ -49,7 +49,7 @@ def test_all_bad_lines_are_named_up_to_ten(tmp_path: Path) -> None:
         read(path)
     assert str(caught.value) == (
         f"{path} line 3 is empty, line 4 is the same as line 1, line 5 is not UTF-8, "
-        "line 6 has 2001 characters, and up to 2000 are accepted: accepted is one prompt a line, each there once"
+        "line 6 has 2001 characters, where up to 2000 are accepted: accepted is one prompt per line, each only once"
     )
     with pytest.raises(ConfigError, match="line 11 is the same as line 1 and 7 more: accepted"):
         read(write(path, *["a"] * 18))
@@ -80,12 +80,12 @@ def test_prompts_that_the_model_does_not_read_to_their_end_are_named(family: str
 def test_a_missing_file_a_folder_and_too_few_prompts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such file"):
         read(tmp_path / "none.txt")
-    with pytest.raises(ConfigError, match="that is a folder"):
+    with pytest.raises(ConfigError, match="which is a folder"):
         read(tmp_path)
     for lines in ((), ("a",), ("a", "b", "c")):
         with pytest.raises(ConfigError, match=f"a.txt has {len(lines)} prompts.*accepted are 12 or more"):
             from_files(write(tmp_path / "a.txt", *lines), None, 1)
-    with pytest.raises(ConfigError, match=r"b.txt has 1 prompts to measure on: accepted are 6 or more"):
+    with pytest.raises(ConfigError, match=r"b.txt has 1 prompts to evaluate on: accepted are 6 or more"):
         from_files(write(tmp_path / "a.txt", "a", "b", "c"), write(tmp_path / "b.txt", "d"), 1)
 
 
@@ -105,12 +105,15 @@ def test_what_editors_write_is_read(encoding: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("a red heart\nb\n".encode("utf-16-le"), r"line 1 holds the character U\+0000.*UTF-16 without its mark"),
-        (b"\xff\xfea", "begins as UTF-16 and is not"),
-        (b"a\rb\rc\r", "lines that end in carriage returns alone"),
-        (b"a\nb\n\x1a", r"line 3 holds the character U\+001A"),
-        (b"a\nb\0c\n", r"line 2 holds the character U\+0000"),
-        (b"a\nb\x0bc\n", r"line 2 holds the character U\+000B"),
+        (
+            "a red heart\nb\n".encode("utf-16-le"),
+            r"line 1 contains the character U\+0000.*UTF-16 without a byte order mark",
+        ),
+        (b"\xff\xfea", "begins like UTF-16 but is not valid"),
+        (b"a\rb\rc\r", "ends its lines with carriage returns alone"),
+        (b"a\nb\n\x1a", r"line 3 contains the character U\+001A"),
+        (b"a\nb\0c\n", r"line 2 contains the character U\+0000"),
+        (b"a\nb\x0bc\n", r"line 2 contains the character U\+000B"),
         ("a\n\u200b\u2060\n".encode(), "line 2 is empty"),
         ("a\n\u2028\n".encode(), "line 2 is empty"),
         ("a\n\ufeff\n".encode(), "line 2 is empty"),
@@ -139,24 +142,24 @@ def test_a_json_list_is_read(tmp_path: Path) -> None:
     path.write_text('[\n  "a red heart",\n  {"prompt": "a blue star"}\n]\n')
     assert read(path) == ["a red heart", "a blue star"]
     path.write_text('["a", 3, "a"]')
-    with pytest.raises(ConfigError, match="entry 2 is no JSON object with a text.*entry 3 is the same as line 1"):
+    with pytest.raises(ConfigError, match="entry 2 is not a JSON object with a string.*entry 3 is the same as line 1"):
         read(path)
     path.write_text('["a",')
-    with pytest.raises(ConfigError, match="begins as a JSON list and is none"):
+    with pytest.raises(ConfigError, match="begins like a JSON list but is not valid JSON"):
         read(path)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.TSV"])
 def test_tables_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a table is not read, accepted are .txt, .jsonl and .json"):
+    with pytest.raises(ConfigError, match=r"which is a table: accepted are .txt, .jsonl and .json files"):
         read(write(tmp_path / name, "prompt,seed", "a,1"))
 
 
 def test_json_that_python_chokes_on_is_one_sentence(tmp_path: Path) -> None:
     rows = ('{"prompt": "a"}', '{"prompt": "\\ud800 heart"}', "[" * 100_000)
-    with pytest.raises(ConfigError, match=r"line 2 holds the character U\+D800.*line 3 is no JSON object"):
+    with pytest.raises(ConfigError, match=r"line 2 contains the character U\+D800.*line 3 is not a JSON object"):
         read(write(tmp_path / "a.jsonl", *rows))
-    with pytest.raises(ConfigError, match="begins as a JSON list and is none"):
+    with pytest.raises(ConfigError, match="begins like a JSON list but is not valid JSON"):
         read(write(tmp_path / "b.json", "[" * 100_000))
 
 

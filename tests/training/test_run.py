@@ -105,9 +105,9 @@ def test_another_configuration_is_refused(student: Path, models: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--preset", "nope"], "known are shapes"),
+        (["--preset", "nope"], "accepted are shapes"),
         (["--set", "stpes=5"], "did you mean 'steps'"),
-        (["--set", "lr=5"], "setting 'lr' is called 'optim.lr' now"),
+        (["--set", "lr=5"], "setting 'lr' is now called 'optim.lr'"),
         (["--set", "optim.lr=Infinity"], "optim.lr is inf: accepted is a finite number"),
         (["--set", "reward.hinge=NaN"], "reward.hinge is nan: accepted is a finite number"),
         (["--set", "model=/nowhere/at/all"], "is not a folder"),
@@ -138,7 +138,7 @@ def test_sigterm_leaves_a_checkpoint_at_once_and_the_same_command_goes_on(models
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, text = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM and "the same command goes on from there" in " ".join(
+    assert process.returncode == 128 + signal.SIGTERM and "the same command resumes from there" in " ".join(
         text.split()
     )
     saved = checkpoint.load(tmp_path / "out" / "run" / "checkpoint.pt")

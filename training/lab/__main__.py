@@ -1,6 +1,6 @@
-"""``python -m training.lab --preset shapes``: run the laboratory's cells and write its report.
+"""``python -m training.lab --preset shapes``: train the runs of the comparison and write its report.
 
-Interrupt it at any time; the same command goes on where it stopped. ``--plan`` says what it would do.
+Interrupt it at any time; the same command resumes where it stopped. ``--plan`` prints what it would do.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from training.progress import console, quiet, read_log
 
 
 def main(
-    preset: Annotated[str, typer.Option(help="Which laboratory: shapes.")] = "shapes",
-    out: Annotated[Path, typer.Option(help="Where the runs lie.")] = Path("runs/lab"),
-    report: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("docs/lab"),
-    cell: Annotated[list[str] | None, typer.Option(help="Only cells whose name contains this.")] = None,
-    steps: Annotated[int, typer.Option(help="Fewer steps a run, to try the plumbing; 0 takes the plan's.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
-    plan: Annotated[bool, typer.Option(help="Print the cells and their expected hours, and stop.")] = False,
+    preset: Annotated[str, typer.Option(help="The comparison: shapes.")] = "shapes",
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/lab"),
+    report: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("docs/lab"),
+    cell: Annotated[list[str] | None, typer.Option(help="Only runs whose name contains this.")] = None,
+    steps: Annotated[int, typer.Option(help="Fewer steps per run, for a trial; 0 takes the plan's.")] = 0,
+    threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to torch.")] = 0,
+    plan: Annotated[bool, typer.Option(help="Print the runs and their expected hours, and stop.")] = False,
 ) -> None:
-    """Run what has no result yet, then write the report from all results."""
+    """Train the runs that have no result yet, then write the report from all results."""
     from training.lab.run import RESULT, only, shortened
 
     quiet()
     if preset != "shapes":
-        console.print(f"[red]unknown preset {preset!r}: known is shapes[/red]", highlight=False)
+        console.print(f"[red]unknown preset {preset!r}: accepted is shapes[/red]", highlight=False)
         raise typer.Exit(2)
     chosen = only(cells(), cell or [])
     if not chosen:
-        console.print(f"[red]no cell is called like {', '.join(cell or [])}: --plan lists them[/red]", highlight=False)
+        console.print(f"[red]no run's name contains {', '.join(cell or [])}: --plan lists them[/red]", highlight=False)
         raise typer.Exit(2)
     if steps:
         chosen = [shortened(one, steps) for one in chosen]
     if plan:
-        table = Table("cell", "part", "minutes", "done", title="laboratory")
+        table = Table("run", "part", "minutes", "done", title="comparison")
         for one in chosen:
             done = "yes" if (out / one.key / RESULT).exists() else ""
             table.add_row(one.key, one.part, f"{one.expected_s / 60:.0f}", done)
@@ -57,7 +57,7 @@ def _run(chosen: list[Cell], out: Path, report: Path) -> None:
     from training.lab.run import RESULT, results, run_all
 
     with one_sentence(
-        less_memory=LESS_MEMORY, interrupted="stopped: the same command goes on with the first run that is not finished"
+        less_memory=LESS_MEMORY, interrupted="stopped: the same command resumes with the first unfinished run"
     ):
         run_all(chosen, out)
     missing = sum(not (out / one.key / RESULT).exists() for one in cells())

@@ -1,4 +1,4 @@
-"""The laboratory's cells: which runs are compared, with how many seeds, and what they cost."""
+"""The cells of the comparison: which runs there are, with how many seeds, and what they cost."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ TEACHER_S, STUDENT_S, EVALUATION_S = 0.7, 0.13, 60.0
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of the laboratory."""
+    """One training run of the comparison."""
 
     method: str
     part: str
@@ -62,13 +62,13 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """The folder that its run lies in."""
+        """The name of its folder."""
         name = self.method.lower().replace(":", "").replace(" ", "-")
         return f"{name}-nfe{self.nfe}-seed{self.config.seed}"
 
     @property
     def expected_s(self) -> float:
-        """About how long it takes on one core."""
+        """The approximate seconds that it takes on one core."""
         teacher = TEACHER_S * self.config.teacher.nfe / 8 if self.config.shaping.alpha > 0 else 0.0
         return self.config.steps * (teacher + STUDENT_S * self.nfe) + EVALUATION_S
 
@@ -76,7 +76,7 @@ class Cell:
 def base() -> RatsConfig:
     """The starter world's preset, shorter and with smaller batches, so that many runs fit into a night.
 
-    Nothing is asked of diversity, so that a method which loses it shows that it does.
+    There is no lower limit on diversity, so that the report shows which methods lose it.
     """
     small: dict[str, Any] = {"steps": 120, "optim.batch": 16, "teacher.guided_steps": 80, "validation.every": 40}
     return changed(shapes(), {"validation.min_diversity": 0.0, "student.id": "lab", **small})

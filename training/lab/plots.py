@@ -1,4 +1,4 @@
-"""The laboratory's pictures."""
+"""The plots of the comparison's report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The laboratory's report: what holds and what does not, tables, and plots; written from the results alone."""
+"""The comparison's report: which claims hold and which do not, tables, and plots, from the results alone."""
 
 from __future__ import annotations
 
@@ -63,26 +63,27 @@ def write(results: Sequence[Result], folder: Path, missing: int, logs: Mapping[s
     plots.curves(table.results, logs, folder / "curves.png")
     plots.frontier(table.results, folder / "frontier.png")
     text = [
-        "# Laboratory report\n",
+        "# The methods compared\n",
         _summary(table, missing),
         "Figures are means over the 512 test prompts of the starter world and over training seeds, ± one standard "
-        "error of prompts and seeds together; differences are paired prompt by prompt. Scores are in the teacher's "
-        'standard deviations above its mean. "Right" is the exact judge: everything the prompt says holds. Distance is '
-        "the mean squared difference to the 50-step teacher's picture from the same noise. Rows of one seed carry no "
-        "error of the training seed and are marked (1).\n",
+        "error over prompts and seeds together; differences are paired prompt by prompt. Scores are in the teacher's "
+        'standard deviations above its mean. "Right" is the exact judge: everything the prompt says is true of the '
+        "picture. Distance is the mean squared difference to the 50-step teacher's picture from the same noise. The "
+        "error of rows with one seed does not include the training seed; they are marked (1).\n",
         "![quality against the number of steps](quality.png)\n",
         *_methods(table),
         *_one_seed(table),
-        "## What a score costs\n\nA reward is easily raised by drawing the same picture for every seed. Right of the "
-        "dotted line nine tenths of the 50-step teacher's diversity are kept, which is what `training.run` asks of a "
-        "checkpoint; nothing was asked here.\n\n![held-out score against diversity](frontier.png)\n",
+        "## What a score costs\n\nA reward is easily raised by drawing the same picture for every seed. To the right "
+        "of the dotted line at least nine tenths of the 50-step teacher's diversity are kept, which `training.run` "
+        "requires of a checkpoint; these runs had no such limit.\n\n"
+        "![held-out score against diversity](frontier.png)\n",
         _gates(table, logs),
         "## Reward while training\n\nThe student's and the teacher's reward on each step's prompts, and the gap "
         "between them: here (mean over the seeds), and as read from the figure on the authors' page (HPSv2.1 on "
         "FLUX.1-dev). The teacher here is guided for the first two thirds of a run and then follows the student.\n\n"
         "![reward curves](curves.png)\n",
         _paper(table),
-        "Every run: [cells.csv](cells.csv). Again: `python -m training.lab --preset shapes`.\n",
+        "All runs: [cells.csv](cells.csv). To repeat them: `python -m training.lab --preset shapes`.\n",
     ]
     (folder / "README.md").write_text("\n".join(text))
 
@@ -95,7 +96,7 @@ def _summary(table: Table, missing: int) -> str:
     gains = _largest_gain(table)
     if gains:
         rows.append([f"{gains[0]}: {gains[-1]}", *gains[1:-1]])
-    head = ["on the held-out scorer, which nothing here is trained on", *(f"{nfe} steps" for nfe in NFES)]
+    head = ["on the held-out scorer, on which nothing here was trained", *(f"{nfe} steps" for nfe in NFES)]
     lines = [
         _claim(f"{words} at {nfe} steps ({measure})", found)
         for ours, words, others in _claims()
@@ -113,18 +114,18 @@ def _summary(table: Table, missing: int) -> str:
 
 
 def _first(known: Sequence[tuple[str, Found]], gains: Sequence[str], cost: str, missing: int) -> str:
-    """At most six sentences: what holds, what does not, what is open, and by how much."""
+    """At most six sentences: what holds, what does not, what is undecided, and by how much."""
     said = [f"**{missing} of the planned runs are missing; what follows is from the others.**"] if missing else []
     for verdict, opening in (
-        ("holds", "On the held-out scorer, in the teacher's standard deviations, these hold"),
+        ("holds", "On the held-out scorer, in the teacher's standard deviations, these claims hold"),
         ("does not hold", "These are contradicted"),
-        ("is not decided", "Not decided, within two standard errors of nothing, are these"),
+        ("is not decided", "These are undecided, within two standard errors of 0"),
     ):
         parts = [_where(words, found, verdict) for words, found in known]
         if any(parts):
             said.append(f"{opening}: {'; '.join(part for part in parts if part)}.")
     if gains:
-        said.append(f"That the gain over a teacher of as many steps is largest at {min(NFES)} steps {gains[-1]}.")
+        said.append(f"That the gain over a teacher with equally many steps is largest at {min(NFES)} {gains[-1]}.")
     return " ".join(part for part in (*said, cost) if part)
 
 
@@ -178,7 +179,7 @@ def _largest_gain(table: Table) -> list[str]:
         verdict = "is not decided"
     by = ", ".join(f"{lead} more than at {nfe}" for nfe, lead in zip(others, leads, strict=True))
     cells = [str(estimate(gains[nfe])) for nfe in NFES]
-    return ["The gain over the teacher at as many steps is largest at the fewest", *cells, f"{verdict} ({by})"]
+    return ["The gain over the teacher at equally many steps is largest at the fewest", *cells, f"{verdict} ({by})"]
 
 
 def _cost(table: Table) -> str:
@@ -187,7 +188,7 @@ def _cost(table: Table) -> str:
     figures = ", ".join(f"{name} {share:.0%}" for name, share in kept.items() if share is not None)
     if not figures:
         return ""
-    return f"Of the 50-step teacher's diversity are kept at {ABLATION_NFE} steps: {figures}."
+    return f"The shares of the 50-step teacher's diversity that are kept at {ABLATION_NFE} steps: {figures}."
 
 
 def _kept(table: Table, method: str, nfe: int) -> float | None:
@@ -197,7 +198,7 @@ def _kept(table: Table, method: str, nfe: int) -> float | None:
 
 
 def _gates(table: Table, logs: Mapping[str, Rows]) -> str:
-    """How far the gate moved in each run that had one: a gate that stands still is a constant."""
+    """How far the gate moved in each run that had one: a gate that does not move is a constant."""
     names = ("gate_mean", "gate_std", "gap_std", "share_ahead")
     found = []
     for result in table.results:
@@ -207,10 +208,10 @@ def _gates(table: Table, logs: Mapping[str, Rows]) -> str:
             found.append([result.method, str(result.seed), *means])
     if not found:
         return ""
-    head = ["method", "seed", "gate", "its deviation in a batch", "deviation of the gap", "share of samples ahead"]
+    head = ["method", "seed", "gate", "its std in a batch", "std of the gap", "share of samples ahead"]
     return (
-        "## What the gate did\n\nMeans over a run's steps. A gate whose deviation is small beside its mean weighs all "
-        "samples alike, as a constant one does.\n\n" + _markdown(head, found)
+        "## What the gate did\n\nMeans over a run's steps. A gate whose standard deviation is small beside its mean "
+        "weights all samples alike, as a constant gate does.\n\n" + _markdown(head, found)
     )
 
 

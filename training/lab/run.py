@@ -1,4 +1,4 @@
-"""Runs the laboratory's cells one after the other; what is done is kept, so that it can be interrupted at any time."""
+"""Trains the comparison's cells one after the other; results are kept, so that it can be interrupted at any time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESULT, TEACHER = "result.json", "teacher"
 
 @dataclass(frozen=True)
 class Result:
-    """What one cell left: the student's figures on the test prompts, by prompt.
+    """The result of one cell: the student's figures on the test prompts, by prompt.
 
     ``trained`` and ``heldout`` are standardised scores; ``distance`` is the mean squared difference of a picture to the
     teacher's at its full step count from the same noise.
@@ -106,7 +106,7 @@ def _keep(folder: Path, result: Result) -> None:
 
 
 def results(folder: Path) -> list[Result]:
-    """Everything that is there, in the order of the keys."""
+    """All results there are, in the order of their keys."""
     return [Result(**json.loads(path.read_text())) for path in sorted(folder.glob(f"*/{RESULT}"))]
 
 
@@ -116,7 +116,7 @@ def only(cells: list[Cell], names: list[str]) -> list[Cell]:
 
 
 def shortened(cell: Cell, steps: int) -> Cell:
-    """The same cell with few steps, for tests of the plumbing."""
+    """The same cell with few steps, for a trial."""
     guided = min(steps, cell.config.teacher.guided_steps)
     config = changed(cell.config, {"steps": steps, "validation.every": steps, "teacher.guided_steps": guided})
     return replace(cell, config=config)

@@ -27,7 +27,7 @@ class Estimate:
 
     @property
     def verdict(self) -> str:
-        """What two standard errors say of "above zero"."""
+        """Whether "above zero" holds by two standard errors."""
         return "holds" if self.holds else "does not hold" if self.mean < -2 * self.error else "is not decided"
 
     def __str__(self) -> str:
@@ -62,8 +62,8 @@ RESAMPLES = 10_000
 def area_under(points: Sequence[tuple[float, float]], low: float, high: float) -> float:
     """The mean height, between ``low`` and ``high``, of the upper left hull of (diversity, quality) points.
 
-    The hull is the best quality that a method shows at a diversity or more: a method may always be stopped where it is
-    more varied. Below its least varied point the best is carried on; above its most varied one there is nothing, 0.
+    The hull is the best quality that a method reaches at a given diversity or more: a run can always be stopped while
+    it is more varied. Below the least varied point the best quality counts; above the most varied one it is 0.
 
     Raises:
         ValueError: no points, or no width.
@@ -76,9 +76,9 @@ def area_under(points: Sequence[tuple[float, float]], low: float, high: float) -
 
 
 def clustered(table_SP: FloatArray, seed: int = 0) -> tuple[float, float, float]:
-    """The mean of differences by training seed and prompt, its error, and the two-sided p of "not 0".
+    """The mean of differences by training seed and prompt, its error, and the two-sided p-value of "not 0".
 
-    A bootstrap in two stages: seeds are drawn with replacement, and within each the prompts, the same for all of them.
+    A two-stage bootstrap: seeds are resampled with replacement, and so are the prompts, the same for all seeds.
     """
     gen = np.random.default_rng(seed)
     seeds, prompts = table_SP.shape

@@ -1,4 +1,4 @@
-"""Signs of reward hacking, read from a run's log: each is one sentence, and none of them stops the run.
+"""Signs of reward hacking in a run's log: each is one sentence, and none of them stops the run.
 
 A row of the log is one step; only some rows have validation figures.
 """
@@ -13,7 +13,7 @@ DIVERSITY_KEPT, VELOCITY_DRIFT, SATURATION_RISE = 0.9, 1.25, 0.1
 
 
 def alarms(log: Sequence[Row], reward_p999: float) -> list[str]:
-    """What is wrong as of the last validation in ``log``; the first validation is the run's start.
+    """The alarms at the last validation in ``log``; the first validation is the run's start.
 
     ``reward_p999`` is the 99.9th percentile of the teacher's standardised reward on the calibration prompts.
     """
@@ -24,13 +24,15 @@ def alarms(log: Sequence[Row], reward_p999: float) -> list[str]:
     found = [_diverging(seen[-WINDOW:])]
     if last["diversity_validation"] < DIVERSITY_KEPT * first["diversity_validation"]:
         kept = last["diversity_validation"] / first["diversity_validation"]
-        found.append(f"diversity fell to {kept:.0%} of the start's")
+        found.append(f"diversity fell to {kept:.0%} of its value at the start")
     if last["reward_validation"] > reward_p999:
-        found.append(f"the mean reward {last['reward_validation']:.2f} is above the 99.9th percentile of the teacher's")
+        found.append(f"the mean reward {last['reward_validation']:.2f} is above the teacher's 99.9th percentile")
     if last["velocity_norm"] > VELOCITY_DRIFT * first["velocity_norm"]:
-        found.append(f"velocities are {last['velocity_norm'] / first['velocity_norm']:.2f} times the start's length")
+        found.append(f"the velocity norm is {last['velocity_norm'] / first['velocity_norm']:.2f} times the start's")
     if last["saturation"] > first["saturation"] + SATURATION_RISE:
-        found.append(f"{last['saturation']:.0%} of all values are 0 or 1, {first['saturation']:.0%} were at the start")
+        found.append(
+            f"{last['saturation']:.0%} of all pixel values are saturated (at the start {first['saturation']:.0%})"
+        )
     return [sentence for sentence in found if sentence]
 
 

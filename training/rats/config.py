@@ -1,4 +1,4 @@
-"""The configuration of a RATS run: nested, frozen, and checked where it is made.
+"""The configuration of a RATS run: nested, frozen, and checked on construction.
 
 What the paper (arXiv 2604.14910) does not publish is our own choice: alpha, tau, the weights of the shaping terms, the
 EMA decay, the learning rate, and the horizons.
@@ -25,10 +25,10 @@ SHAPES = "shapes"
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Prompts: where they come from, and how many of them (at most, for a file may hold fewer) measure what."""
+    """Prompts: where they come from, and how many (at most: a file may hold fewer) are used for which measurement."""
 
     prompts: str = SHAPES  # the starter world's, or a file: text with one a line, or .jsonl with a "prompt" key
-    measuring: str = ""  # a second file; without it some of ``prompts`` are held out
+    measuring: str = ""  # a second file to evaluate on; without it some of ``prompts`` are held out
     calibration: int = 128
     validation: int = 256
     validation_diversity: int = 32  # of the validation prompts
@@ -44,7 +44,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """What is drawn."""
+    """The size of the images or videos."""
 
     height_px: int = 64
     width_px: int = 64
@@ -56,7 +56,7 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """The student's name, and its step counts, of which one is drawn at random at each optimizer step."""
+    """The student's name, and its step counts; each optimizer step picks one of them at random."""
 
     id: str = "shapes"
     version: str = "1"
@@ -66,12 +66,12 @@ class StudentConfig:
         for name, value in (("id", self.id), ("version", self.version)):
             check(
                 NAME.fullmatch(value) is not None,
-                f"student.{name} is {value!r}: accepted are up to 64 letters from a to z, digits, '.', '_' and '-', "
-                "with a letter or digit first",
+                f"student.{name} is {value!r}: accepted are up to 64 characters out of a to z, digits, '.', '_' and "
+                "'-', starting with a letter or digit",
             )
         check(
             bool(self.nfe) and min(self.nfe, default=0) >= 1 and len(set(self.nfe)) == len(self.nfe),
-            f"student.nfe is {self.nfe}: accepted is a list of different step counts of 1 or more",
+            f"student.nfe is {self.nfe}: accepted is a list of distinct step counts, each 1 or more",
         )
 
 
@@ -79,17 +79,17 @@ class StudentConfig:
 class TeacherConfig:
     """While ``step < guided_steps`` the teacher is the frozen start, guided; afterwards the student's EMA, unguided.
 
-    Of a model that takes guidance as an input (FLUX.1-dev) ``guidance`` is that input, the student's too, and no second
-    velocity is taken for it.
+    For a model that takes guidance as an input (FLUX.1-dev), ``guidance`` is that input, for the student too, and no
+    second velocity is computed.
     """
 
     nfe: int = 16
-    reference_nfe: int = 50  # at which it is measured
+    reference_nfe: int = 50  # the step count at which the teacher is evaluated
     guidance: float = 1.0
-    negative_prompt: str = ""  # what the guidance leads away from
+    negative_prompt: str = ""  # what the guidance points away from
     guided_steps: int = 0
-    ema: float = 0.999  # 1 keeps the teacher as it was at the start
-    batch: int = 0  # samples that it rolls out at a time, of several micro-batches; 0: one micro-batch
+    ema: float = 0.999  # 1 freezes the teacher at its start
+    batch: int = 0  # samples that it rolls out at once, across micro-batches; 0: one micro-batch
 
     def __post_init__(self) -> None:
         finite("teacher", self, "guidance", "ema")
@@ -100,14 +100,14 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Rewards by role, each NAME, or NAME:WEIGHT,NAME:WEIGHT (rewards/registry.py)."""
+    """Rewards by role, each NAME or NAME:WEIGHT,NAME:WEIGHT (rewards/registry.py)."""
 
     trained: str = "models/shapes-scorers/trained"
     heldout: str = "models/shapes-scorers/heldout"  # never trained on: chooses the checkpoint
     weight: float = 1.0
-    hinge: float = math.inf  # rewards above it count no more
-    frames: int = 0  # of a video, latent frames decoded for the reward at each step; 0 takes all
-    weights: str = "fp32"  # the type of the rewards' networks; bf16 takes half of the memory
+    hinge: float = math.inf  # rewards above it count as this value
+    frames: int = 0  # latent frames of a video that are decoded for the reward at each step; 0 decodes all
+    weights: str = "fp32"  # the type of the rewards' networks; bf16 takes half the memory
 
     def __post_init__(self) -> None:
         finite("reward", self, "weight")
@@ -121,11 +121,11 @@ class ShapingConfig:
     """The regulariser towards the teacher's trajectory: alpha (gate x distance at the horizons + velocity hinge)."""
 
     alpha: float = 1.0
-    steer: float = 0.0  # the share of the teacher's diversity that alpha is led to at each validation; 0 leaves alpha
+    steer: float = 0.0  # the share of the teacher's diversity that alpha is adjusted to keep; 0 leaves alpha fixed
     horizons: str = "student"  # its own sigmas; "end": the last state alone; or sigmas, such as "0.8,0.4,0"
     l2_weight: float = 1.0
     cosine_weight: float = 0.5
-    velocity_hinge: float = math.inf  # allowed ratio of the student's velocity norm to the teacher's
+    velocity_hinge: float = math.inf  # largest ratio of the student's velocity norm to the teacher's without a penalty
 
     def __post_init__(self) -> None:
         finite("shaping", self, "alpha", "steer", "l2_weight", "cosine_weight")
@@ -140,9 +140,10 @@ class ShapingConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """How much a sample is shaped: "reward" by who is ahead, "confidence" by the teacher's own reward, "constant" 0.5
-    everywhere, "one" 1 everywhere. Controls of "reward": "batch_mean" gives every sample of a micro-batch its mean
-    weight, "shuffled" gives the weights to other samples, "signed" is 2 g - 1: it pushes away from a worse teacher.
+    """How strongly a sample is shaped: "reward" by which of the two scores higher, "confidence" by the teacher's own
+    reward, "constant" 0.5 everywhere, "one" 1 everywhere. Controls for "reward": "batch_mean" gives every sample of a
+    micro-batch the mean weight, "shuffled" permutes the weights, "signed" is 2 g - 1: it pushes away from a worse
+    teacher.
     """
 
     kind: str = "reward"
@@ -157,7 +158,7 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class GradientConfig:
-    """Through how much of the student's rollout the gradient goes (training/rats/gradients.py)."""
+    """Which part of the student's rollout the gradient flows through (training/rats/gradients.py)."""
 
     mode: str = "full"
     last_k: int = 1
@@ -233,7 +234,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class RatsConfig:
-    """One run of ``steps`` optimizer steps from ``model`` (a folder or hub id of a diffusers pipeline) to a student.
+    """A run of ``steps`` optimizer steps from ``model`` (the folder or hub id of a diffusers pipeline) to a student.
 
     ``method`` is "rats", or a peer that uses no reward: "consistency", "matching".
     """
@@ -268,18 +269,18 @@ class RatsConfig:
         )
         check(
             not (self.compute.shard and self.method == "matching"),
-            "compute.shard is true: accepted with every method but matching, whose critic is not sharded",
+            "compute.shard is true: accepted with every method except matching, whose critic is not sharded",
         )
         check(
             self.compute.weights != "bf16" or self.lora.rank > 0,
-            "compute.weights is 'bf16' with lora.rank 0: small updates of bf16 weights round to nothing; accepted are "
+            "compute.weights is 'bf16' with lora.rank 0: small updates to bf16 weights round to nothing; accepted are "
             "a lora.rank of 1 or more, or compute.weights=fp32 (with compute.precision=bf16 it still computes in bf16)",
         )
         steerable = self.method == "rats" and self.shaping.alpha > 0 and self.reward.weight > 0
         check(
             not self.shaping.steer or steerable,
-            f"shaping.steer is {self.shaping.steer}: it leads shaping.alpha, so it needs method rats, a reward and an "
-            "alpha",
+            f"shaping.steer is {self.shaping.steer}: it adjusts shaping.alpha, so it needs method=rats and a "
+            "reward.weight and shaping.alpha above 0",
         )
         check(
             self.reward.weight > 0 or self.shaping.alpha > 0,

@@ -1,4 +1,4 @@
-"""A RATS run from its teacher to its bundle: trains, measures, and writes what it found."""
+"""A RATS run from its teacher to its bundle: trains, evaluates, and writes the results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training.sharding import shard
 
 
 def run(setup: Setup, out: Path) -> None:
-    """Train (or go on), write the bundle, measure what was written, and mark the run as finished."""
+    """Train (or resume), write the bundle, evaluate what was written, and mark the run as finished."""
     config, here = setup.config, state()
     environment.write(out / "run" / "environment.json")
     teachers, chosen_at = _train(setup, out)
@@ -43,7 +43,7 @@ def run(setup: Setup, out: Path) -> None:
 
 
 def _train(setup: Setup, out: Path) -> tuple[list[tuple[Evaluation, Tensor]], int]:
-    """Train, and leave the student's pipeline in ``out``; the teacher's figures, and the step that was chosen."""
+    """Train, and write the student's pipeline to ``out``; returns the teacher's figures and the chosen step."""
     training = trainer(setup, out / "run")
     training.run()
     move(setup.rewards, str(setup.model.device))

@@ -1,4 +1,4 @@
-"""Keys of the flat configuration of earlier releases, and what each is called now: an old key gets a sentence."""
+"""Keys of the flat configuration of earlier releases, and their names now: an old key is refused with the new one."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
               taken once for all velocities along the (linear) Euler path, then one step at a time is run again and
               differentiated. The memory of one step. It leaves out only what a step does to the later steps' inputs,
               so for one step, or for a velocity that does not depend on x, it equals ``full``.
-``low_variance``  the last step alone, the mean over the step that was taken and one or more others: the drawn end is
+``low_variance``  the last step alone, averaged over the step that was taken and one or more repetitions: the result is
               noised again and the step repeated (DRaFT-LV, arXiv 2309.17400, section 4.2).
 
 Shape suffixes as in trajectory.py.
@@ -38,7 +38,7 @@ def differentiate(
 ) -> tuple[Tensor, Callable[[], None]]:
     """The loss of one rollout, and a function that adds its gradient to the network's parameters.
 
-    The two are apart so that a loss that is not finite can be passed over. ``more_noise`` is what ``low_variance``
+    The two are separate so that a loss that is not finite can be skipped. ``more_noise`` is what ``low_variance``
     noises the drawn end with, one repetition of the last step for each.
 
     Raises:

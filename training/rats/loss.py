@@ -1,7 +1,7 @@
 """The RATS objective (arXiv 2604.14910) as pure functions of tensors.
 
 Published: a sigma-aligned multi-horizon cosine and L2 shaping loss on predicted data, multiplied
-by a reward-aware gate, plus the student's reward. Unpublished, so our own choice: alpha, tau, the
+by a reward-aware gate, plus the student's reward. Unpublished, and so our own choice: alpha, tau, the
 weights of L2 and cosine, and the horizons. Shape suffixes: B batch, D everything else.
 """
 
@@ -22,7 +22,7 @@ def gate(reward_teacher_B: Tensor, reward_student_B: Tensor, tau: float) -> Tens
     """sigmoid((R_T - R_S) / tau), detached: near 1 where the teacher is better, 0.5 at equality.
 
     The figure on the authors' page prints the opposite sign; their text says that shaping is
-    strengthened where the teacher is better, and the text is followed.
+    strengthened where the teacher is better, and we follow the text.
 
     Raises:
         ValueError: tau is not above 0.
@@ -72,9 +72,9 @@ def reward_loss(reward_student_B: Tensor, hinge: float = math.inf) -> Tensor:
 
 
 def velocity_excess(student: Trajectory, teacher: Trajectory, ratio: float) -> Tensor:
-    """By how much the student's velocities are longer than ``ratio`` times the teacher's at the same sigma: (B,).
+    """By how much the student's velocities exceed ``ratio`` times the teacher's norm at the same sigma: (B,).
 
-    Mean over the student's steps of relu(|v_S| / |v_T| - ratio): over-sharp, over-saturated pictures show there first.
+    Mean over the student's steps of relu(|v_S| / |v_T| - ratio): oversharp, oversaturated images show here first.
     """
     if math.isinf(ratio):
         return torch.zeros(len(student.x[0]), device=student.x[0].device)

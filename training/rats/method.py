@@ -1,4 +1,4 @@
-"""What a training method is: it fills in a step's teacher, then turns each micro-batch into a loss.
+"""The interface of a training method: it adds the teacher to a step's micro-batches, then turns each into a loss.
 
 Legend: B images, C channels, H/W latent cells.
 """
@@ -26,9 +26,9 @@ MICRO = 1_000_003 * 1_009  # sets the random numbers of a step's micro-batches a
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of an optimizer step; ``at`` is the place of its first sample among all of the step's.
+    """One micro-batch of an optimizer step; ``at`` is the position of its first sample among all of the step's.
 
-    ``teacher`` is its rollout from the same noise, ``reward_T`` that rollout's reward, where the method wants them.
+    ``teacher`` is the teacher's rollout from the same noise and ``reward_T`` its reward, where the method uses them.
     """
 
     step: int
@@ -40,14 +40,14 @@ class Batch:
     reward_T: Tensor | None = None
 
     def generator(self, seed: int) -> torch.Generator:
-        """Random numbers of this micro-batch; ``seed`` sets apart what they are for."""
+        """A random generator for this micro-batch; ``seed`` keeps different uses apart."""
         return torch.Generator().manual_seed(seed + self.step + self.at * MICRO)
 
 
 class Step(NamedTuple):
-    """The mean loss of one micro-batch, what adds its gradient to the student, and the figures of the log.
+    """The mean loss of one micro-batch, the function that adds its gradient to the student, and the figures to log.
 
-    What is logged stays on the device until the step's end, so that the host need not wait for it.
+    The figures stay on the device until the end of the step, so that the host need not wait for them.
     """
 
     loss: Tensor
@@ -56,14 +56,14 @@ class Step(NamedTuple):
 
 
 class Method(Protocol):
-    """What the trainer asks of RATS and its peers."""
+    """The interface that RATS and its peers implement for the trainer."""
 
     def follows(self, step: int) -> bool:
-        """Whether the EMA of the student is wanted after this step."""
+        """Whether the student's EMA is updated after this step."""
         ...
 
     def teach(self, batches: Sequence[Batch]) -> list[Batch]:
-        """The same micro-batches with their teacher, without gradient."""
+        """The same micro-batches with the teacher's rollouts, without gradient."""
         ...
 
     def step(self, batch: Batch) -> Step:
@@ -71,29 +71,29 @@ class Method(Protocol):
         ...
 
     def after_step(self, means: Mapping[str, float]) -> None:
-        """Take the figures of a step that was made into what the method keeps of a run."""
+        """Update the method's running state from the figures of a finished step."""
         ...
 
     def after_validation(self, diversity: float, teacher_diversity: float) -> None:
-        """Take a validation's diversity, and the teacher's, into what the method keeps of a run."""
+        """Update the method's running state from a validation's diversity and the teacher's."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must keep."""
+        """What a checkpoint must store."""
         ...
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go back to what ``state`` gave."""
+        """Restore what ``state`` returned."""
         ...
 
 
 def types(config: RatsConfig, roles: Roles) -> AbstractContextManager[object]:
-    """What a run computes in, around forward and backward passes alike."""
+    """The context that sets a run's precision, for forward and backward passes alike."""
     return precision(config.compute.precision, roles.trainable[0].device)
 
 
 def in_types(config: RatsConfig, roles: Roles, backward: Callable[[], None]) -> Callable[[], None]:
-    """``backward`` in the same types: the detached mode and checkpointing run the network again in it."""
+    """``backward`` in the same precision: the detached mode and checkpointing run the network again inside it."""
 
     def run() -> None:
         with types(config, roles):
@@ -103,7 +103,7 @@ def in_types(config: RatsConfig, roles: Roles, backward: Callable[[], None]) -> 
 
 
 def teacher_path(config: RatsConfig, roles: Roles, grids: Grids, batch: Batch) -> Trajectory:
-    """The teacher's rollout: of the guided start in the first phase, of the student's EMA afterwards."""
+    """The teacher's rollout: by the guided start in the first phase, by the student's EMA afterwards."""
     teacher = config.teacher
     guided = batch.step < teacher.guided_steps
     with roles.role("start" if guided else "teacher") as model:
@@ -113,7 +113,7 @@ def teacher_path(config: RatsConfig, roles: Roles, grids: Grids, batch: Batch) -
 
 
 def means(rows: Sequence[Mapping[str, Tensor | float]]) -> dict[str, float]:
-    """Each figure's mean over a step's micro-batches; all that lies on a device is read in one go."""
+    """Each figure's mean over a step's micro-batches; all figures on a device are read in one transfer."""
     lying = [(name, value) for row in rows for name, value in row.items() if isinstance(value, Tensor)]
     read = iter(torch.stack([value.detach().float() for _, value in lying]).tolist() if lying else [])
     sums: dict[str, float] = {}
@@ -124,7 +124,7 @@ def means(rows: Sequence[Mapping[str, Tensor | float]]) -> dict[str, float]:
 
 
 def teach_jointly(batches: Sequence[Batch], num: int, teach: Callable[[Batch], Batch]) -> list[Batch]:
-    """``teach`` of micro-batches of one step, of as many together as have ``num`` samples (at least one)."""
+    """``teach`` for the micro-batches of one step, as many at once as hold ``num`` samples (at least one)."""
     found: list[Batch] = []
     at_once = max(1, num // len(batches[0].prompts))
     for first in range(0, len(batches), at_once):
@@ -145,7 +145,7 @@ def teach_jointly(batches: Sequence[Batch], num: int, teach: Callable[[Batch], B
 
 
 def step_statistics(means: Mapping[str, float]) -> dict[str, float]:
-    """A step's figures from the means over its micro-batches: a standard deviation is that of all its samples."""
+    """A step's figures from the means over its micro-batches: standard deviations are over all of its samples."""
     found = dict(means)
     for name, mean in (("gap", "gap"), ("gate", "gate_mean")):
         if (square := found.pop(f"{name}_square", None)) is not None:

@@ -1,4 +1,4 @@
-"""The peers that RATS is compared with: consistency distillation and distribution matching. They use no reward.
+"""The methods that RATS is compared with: consistency distillation and distribution matching. They use no reward.
 
 Shape suffixes as in trajectory.py.
 """
@@ -33,9 +33,9 @@ def next_point(sigma: float, teacher: Sequence[float], student: Sequence[float])
 class Consistency:
     """Phased consistency distillation (arXiv 2405.18407), after LCM (arXiv 2310.04378).
 
-    The student's sigmas cut time into segments. Within one, jumping to its end from any point of the teacher's
-    trajectory must lead where jumping from the next point leads (there with the EMA's weights). No data either: the
-    points lie on the teacher's own trajectories. The loss is the mean squared difference of the two jumps, in latents.
+    The student's sigmas divide time into segments. Within a segment, a jump to its end from any point of the teacher's
+    trajectory must lead to the same place as a jump from the next point (with the EMA's weights). No data is needed:
+    the points are on the teacher's own trajectories. The loss is the mean squared difference of the two, in latents.
     """
 
     def __init__(self, config: RatsConfig, roles: Roles, reward: RewardFn, grids: Grids) -> None:
@@ -46,7 +46,7 @@ class Consistency:
         return True
 
     def teach(self, batches: Sequence[Batch]) -> list[Batch]:
-        """With the teacher's trajectory from the same noise."""
+        """Add the teacher's trajectory from the same noise."""
         with types(self.config, self.roles):
             return teach_jointly(batches, self.config.teacher.batch, self._taught)
 
@@ -97,16 +97,16 @@ def direction(x0_BD: Tensor, real_BD: Tensor, fake_BD: Tensor) -> Tensor:
 
 
 def data_of(velocity: Velocity, x_BD: Tensor, sigma: float) -> Tensor:
-    """The data that a field predicts at ``sigma``."""
+    """The data that a velocity field predicts at ``sigma``."""
     return x_BD - sigma * velocity(x_BD, sigma)
 
 
 class Matching:
     """Distribution matching distillation, in DMD2's form (arXiv 2405.14867) without its discriminator.
 
-    A critic of the student's own pictures is trained beside it (flow matching on what the student draws); the student
-    moves from where the critic sees its pictures to where the guided start sees them. The student's loss is a surrogate
-    whose gradient is ``direction``.
+    A critic is trained beside the student on the student's own samples (flow matching). The student moves its samples
+    from what the critic predicts for them towards what the guided start predicts. Its loss is a surrogate whose
+    gradient is ``direction``.
     """
 
     def __init__(self, config: RatsConfig, roles: Roles, reward: RewardFn, grids: Grids) -> None:
@@ -117,15 +117,15 @@ class Matching:
         )
 
     def follows(self, step: int) -> bool:
-        """Never: there is no EMA in it."""
+        """Never: the method uses no EMA."""
         return False
 
     def teach(self, batches: Sequence[Batch]) -> list[Batch]:
-        """As they are: the teacher is asked at the student's own points."""
+        """Unchanged: the teacher is evaluated at the student's own points."""
         return list(batches)
 
     def step(self, batch: Batch) -> Step:
-        """The student is simulated to a random one of its steps, which alone has gradient; the critic learns too."""
+        """Roll the student out to one of its steps at random; only that step has a gradient. Train the critic too."""
         model, grid, prompts = self.roles.model, self.grids[batch.nfe], batch.prompts
         gen = batch.generator(self.config.seed * 9_000_011)
         last = int(torch.randint(batch.nfe, (), generator=gen))
@@ -152,7 +152,7 @@ class Matching:
         return direction(x0_BD, real_BD, fake_BD)
 
     def _teach_critic(self, x0_BD: Tensor, prompts: Sequence[str], gen: torch.Generator) -> float:
-        """Flow matching on the student's pictures; returns the mean loss."""
+        """Flow matching on the student's samples; returns the mean loss."""
         total, processes = 0.0, Processes()
         with self.roles.using(self._critic) as critic:
             velocity = velocity_of(critic, critic.encode(prompts))
@@ -179,7 +179,7 @@ class Matching:
         return {"critic": self._critic.state_dict(), "critic_optimizer": self._optimizer.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go back to what ``state`` gave."""
+        """Restore what ``state`` returned."""
         self._critic.load_state_dict(state["critic"])
         self._optimizer.load_state_dict(state["critic_optimizer"])
 

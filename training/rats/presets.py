@@ -29,7 +29,7 @@ def shapes() -> RatsConfig:
 
 
 def distillation() -> RatsConfig:
-    """The teacher's trajectory alone: no reward, and a gate that is always open."""
+    """The teacher's trajectory alone: no reward, and a gate that is always 1."""
     return changed(shapes(), {"reward.weight": 0.0, "gate.kind": "one"})
 
 
@@ -44,12 +44,12 @@ def draft_1() -> RatsConfig:
 
 
 def draft_lv() -> RatsConfig:
-    """DRaFT-LV: DRaFT-1 whose last step is repeated from another noise, for a gradient of lower variance."""
+    """DRaFT-LV: DRaFT-1 whose last step is repeated from new noise, for a gradient of lower variance."""
     return changed(reward_only(), {"gradient.mode": "low_variance"})
 
 
 def constant_gate() -> RatsConfig:
-    """RATS without the gate: shaping counts the same whoever is ahead."""
+    """RATS without the gate: shaping has the same weight whichever of the two scores higher."""
     return changed(shapes(), {"gate.kind": "constant"})
 
 
@@ -59,12 +59,12 @@ def no_horizon() -> RatsConfig:
 
 
 def frozen_teacher() -> RatsConfig:
-    """RATS whose teacher never follows the student."""
+    """RATS whose teacher stays frozen."""
     return changed(shapes(), {"teacher.guided_steps": shapes().steps})
 
 
 def steered() -> RatsConfig:
-    """RATS whose alpha is found while it trains: as much reward as leaves 85 % of the teacher's diversity."""
+    """RATS that adjusts alpha while it trains, so that 85 % of the teacher's diversity is left."""
     return changed(shapes(), {"shaping.steer": 0.85, "validation.min_diversity": 0.82, "validation.every": 20})
 
 
@@ -176,7 +176,7 @@ def wan_22_5b() -> RatsConfig:
 def flux2_klein() -> RatsConfig:
     """FLUX.2 klein 4B from its undistilled base, 4 NFE at 512 px: 304,000 calls of the transformer (docs/cost.md).
 
-    The base is guided by two calls: guided and frozen for the first half, then the EMA of the student.
+    The base needs guidance by two calls: guided and frozen for the first half, then the EMA of the student.
     """
     base = _paper("black-forest-labs/FLUX.2-klein-base-4B", "flux2-klein-4b", 4, 512)
     return changed(base, {"teacher.guidance": 4.0, "teacher.guided_steps": 200, "data.max_tokens": 512})
@@ -243,6 +243,6 @@ def preset(name: str) -> RatsConfig:
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, 1)
-        hint = f"did you mean {near[0]!r}" if near else f"known are {', '.join(PRESETS)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"accepted are {', '.join(PRESETS)}"
         raise ConfigError(f"unknown preset {name!r}: {hint}")
     return PRESETS[name]()

@@ -37,11 +37,11 @@ class Rats:
         self.gap_std: float | None = None  # running, the unit of tau where the configuration says so
 
     def follows(self, step: int) -> bool:
-        """Not while the teacher is the guided start: the phase after it begins from the student of its moment."""
+        """Not while the teacher is the guided start: the next phase begins from the student as it is then."""
         return step >= self.config.teacher.guided_steps
 
     def teach(self, batches: Sequence[Batch]) -> list[Batch]:
-        """With the teacher's trajectory from the same noise and its reward; as they are where nothing is shaped."""
+        """Add the teacher's trajectory from the same noise and its reward; unchanged where nothing is shaped."""
         if self.config.shaping.alpha == 0:
             return list(batches)
         return teach_jointly(batches, self.config.teacher.batch, self._taught)
@@ -81,13 +81,13 @@ class Rats:
         return Step(loss, in_types(config, self.roles, backward), {**log, "loss": loss.detach()})
 
     def after_step(self, means: Mapping[str, float]) -> None:
-        """The running standard deviation of the gap."""
+        """Update the running standard deviation of the gap."""
         if "gap_std" in means:
             found = means["gap_std"] if self.gap_std is None else 0.9 * self.gap_std + 0.1 * means["gap_std"]
             self.gap_std = max(found, SMALLEST_GAP_STD)
 
     def after_validation(self, diversity: float, teacher_diversity: float) -> None:
-        """Alpha, where the configuration steers it by diversity."""
+        """Adjust alpha, where the configuration steers it by diversity."""
         if self.config.shaping.steer:
             self.alpha = steered(self.alpha, diversity, self.config.shaping.steer * teacher_diversity)
 

@@ -1,7 +1,7 @@
 """The three roles of one network in a RATS run: the student, its slow copy (the teacher), and its frozen start.
 
-With full fine-tuning each role has weights of its own. With LoRA the student and the teacher are two adapters on one
-base and the start is the base alone, so that nothing is held twice (peft). Over several processes each network may be
+With full fine-tuning each role has weights of its own. With LoRA the student and the teacher are two adapters (peft) on
+one base, and the start is the base alone, so that nothing is stored twice. Over several processes each network may be
 sharded (training/sharding.py); whole tensors go in and out.
 """
 
@@ -38,7 +38,7 @@ LORA_TARGETS = (
 
 @dataclass(frozen=True)
 class Lora:
-    """Rank and scale of the adapters, and the seed of what they begin as: the same in every process and every start."""
+    """Rank and scale of the adapters, and the seed of their initial weights: the same in every process and restart."""
 
     rank: int
     alpha: float
@@ -88,7 +88,7 @@ class Roles:
 
     @contextmanager
     def role(self, name: str) -> Iterator[Any]:
-        """The family with its transformer in the role ``name``; without gradient for all but the student."""
+        """The family with its transformer in the role ``name``; only the student has gradients."""
         assert name in ROLES
         with torch.set_grad_enabled(name == "student" and torch.is_grad_enabled()):
             self._switch(name)
@@ -99,7 +99,7 @@ class Roles:
 
     @contextmanager
     def using(self, transformer: nn.Module) -> Iterator[Any]:
-        """The family around a transformer that has none of the roles (a critic)."""
+        """The family with a transformer that has none of the roles (a critic)."""
         student, self.model.transformer = self.model.transformer, transformer
         try:
             yield self.model
@@ -113,18 +113,18 @@ class Roles:
                 slow.sub_((slow - fast).mul_(1 - self._ema))
 
     def restart_teacher(self) -> None:
-        """Let the teacher be the student of this moment."""
+        """Set the teacher to the student as it is now."""
         with torch.no_grad():
             for slow, fast in zip(self._following, self.trainable, strict=True):
                 slow.copy_(fast)
 
     def rest_start(self) -> None:
-        """Put the frozen start into main memory until it is asked again; with LoRA, or sharded, it takes no room."""
+        """Move the frozen start to main memory until it is needed again; with LoRA or sharding it stays where it is."""
         if self._start is not self._student and not self.sharded:
             self._start.to("cpu")
 
     def close(self) -> None:
-        """At the end: let go of every network, so that their memory is free for what is opened next."""
+        """At the end: drop every network, so that its memory is free for what is opened next."""
         self._student = self._teacher = self._start = self.model.transformer = None
         self.trainable, self._following = [], []
         gc.collect()
@@ -132,7 +132,7 @@ class Roles:
             torch.cuda.empty_cache()
 
     def gather(self, keep: bool) -> None:
-        """At the end: put a sharded student together in the process that keeps it; every process must call it."""
+        """At the end: gather a sharded student in the process that keeps it; every process must call this."""
         if not self.sharded:
             return
         state = gathered(self._student.state_dict(), keep)
@@ -147,8 +147,8 @@ class Roles:
     def merge(self, adapter: Path, pipeline: Any) -> None:
         """At the end: write a LoRA student's adapter to the folder ``adapter`` and merge it into its base.
 
-        It is written by the pipeline class's own saver, so that ``pipe.load_lora_weights(adapter)`` and programs that
-        read the same form open it. Those that know no alpha take it for the rank: the scale is in the weights.
+        The pipeline class's own saver writes it, so that ``pipe.load_lora_weights(adapter)`` and programs that read the
+        same format can open it. Some of these ignore alpha and assume the rank: the scale is in the weights.
         """
         if self.lora is None:
             return
@@ -163,23 +163,23 @@ class Roles:
         self._student.unload_lora()
 
     def student_state(self) -> dict[str, Tensor]:
-        """What the student has learnt, by parameter name, in main memory; of a sharded student this process's part."""
+        """The student's trained weights by parameter name, in main memory; this process's part of a sharded student."""
         learns = {id(p) for p in self.trainable}
         return {name: _kept(p) for name, p in self._student.named_parameters() if id(p) in learns}
 
     def load_student(self, state: dict[str, Tensor]) -> None:
-        """Give the student the weights that ``student_state`` gave, or whole ones."""
+        """Load weights that ``student_state`` returned, or whole ones, into the student."""
         named = dict(self._student.named_parameters())
         with torch.no_grad():
             for name, value in state.items():
                 named[name].copy_(shard_like(value, named[name]))
 
     def state(self) -> dict[str, Any]:
-        """Student and teacher, for a checkpoint; of sharded ones this process's part."""
+        """Student and teacher for a checkpoint; this process's part where they are sharded."""
         return {"student": self.student_state(), "teacher": [_kept(p) for p in self._following]}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go back to what ``state`` gave, sharded or whole."""
+        """Restore what ``state`` returned, sharded or whole."""
         self.load_student(state["student"])
         with torch.no_grad():
             for value, like in zip(state["teacher"], self._following, strict=True):
@@ -220,7 +220,7 @@ def _add_adapters(base: Any, lora: Lora) -> None:
 def _equalise(base: Any) -> None:
     """Give both adapters the same weights.
 
-    They are fp32 on a base of any type: in bf16 the updates of a small learning rate round to nothing.
+    They are fp32 on a base of any type: in bf16 updates with a small learning rate round to nothing.
     """
     for student, teacher in zip(*_pairs(base), strict=True):
         student.data = student.data.float()

@@ -1,4 +1,4 @@
-"""What a RATS run is made of: the teacher and the rewards opened and tried, the rewards calibrated on the teacher."""
+"""Sets up a RATS run: opens the teacher and the rewards, tries them out, and calibrates the rewards on the teacher."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything of a run that does not change while it trains, and the roles' networks that do.
+    """All of a run that stays fixed while it trains, and the roles' networks, which do not.
 
     ``rewards`` are calibrated, by role; ``reward`` is the trained one on the scale of what a step shows it (some frames
     of a video). ``teacher`` is the hash of the teacher's weights, its text encoders among them.
@@ -72,7 +72,7 @@ class Setup:
 
     @property
     def image(self) -> ImageSize:
-        """The size of what is drawn."""
+        """The size of the images or videos."""
         image = self.config.image
         frames, fps = (image.frames, self.model.fps) if self.latents.frames else (None, None)
         return ImageSize(image.height_px, image.width_px, frames, fps)
@@ -86,7 +86,7 @@ class Setup:
         return Sampler(model, sigmas, guidance, teacher.negative_prompt, self.config.compute.precision)
 
     def plan(self, prompts: Sequence[str], varied: Sequence[str]) -> Plan:
-        """What is drawn for figures: each of ``prompts`` once, each of ``varied`` several times."""
+        """What an evaluation generates: each of ``prompts`` once, each of ``varied`` several times."""
         return Plan(prompts, varied, self.latents.shape, self.config.validation.batch)
 
 
@@ -94,14 +94,14 @@ def prepare(config: RatsConfig) -> Setup:
     """Open the teacher and the rewards, and calibrate the rewards on the teacher.
 
     Raises:
-        BundleError: the model is no diffusers pipeline of a supported class.
-        RewardError: a reward that does not exist or cannot be used so.
+        BundleError: the model is not a diffusers pipeline of a supported class.
+        RewardError: a reward that does not exist or cannot be used in its role.
         ConfigError: prompts that cannot be used.
-        SizeError: a picture size that the model cannot draw.
+        SizeError: an image size that the model cannot generate.
     """
     image, teacher, optim = config.image, config.teacher, config.optim
     if config.gate.tau_in_std and optim.batch * optim.accumulate * state().num_processes < 2:
-        raise ConfigError("gate.tau_in_std is true: it needs 2 or more samples a step, and there is one")
+        raise ConfigError("gate.tau_in_std is true: it needs 2 or more samples per step, and this run has 1")
     prompts = _prompts(config)
     device = _device(config)
     # Where a run computes in bf16, what autocast leaves in fp32 may use the tensor cores too.
@@ -111,7 +111,7 @@ def prepare(config: RatsConfig) -> Setup:
     if isinstance(model, Flux) and model.guidance is not None:
         model.guidance = teacher.guidance
     if getattr(model, "transformer_2", None) is not None:
-        raise ConfigError(f"{config.model} has two transformers, and a run trains one: accepted are models with one")
+        raise ConfigError(f"{config.model} has two transformers: a run trains one, so accepted are models with one")
     latents = model.geometry(image.height_px, image.width_px, image.frames)
     _warn_of_cut(config, model)
     learns = config.reward.weight > 0
@@ -150,9 +150,9 @@ def remember(config: RatsConfig, model: Family, rewards: Rewards, prompts: list[
 
 
 def place(config: RatsConfig, model: Family, names: Sequence[str] = ()) -> None:
-    """Put a model, or some of its parts, on this process's device.
+    """Move a model, or some of its parts, to this process's device.
 
-    A transformer that is to be sharded goes there later, slice by slice.
+    A transformer that will be sharded is moved later, slice by slice.
     """
     in_slices = {"transformer"} if config.compute.shard and state().num_processes > 1 else set()
     for name, part in model.named_children():
@@ -161,7 +161,7 @@ def place(config: RatsConfig, model: Family, names: Sequence[str] = ()) -> None:
 
 
 def _device(config: RatsConfig) -> str:
-    """This process's GPU where there is one; a named device is taken as it is.
+    """This process's GPU where there is one; a device that the configuration names is used as it is.
 
     Raises:
         ConfigError: there is no such device here.
@@ -177,7 +177,7 @@ def _device(config: RatsConfig) -> str:
 
 
 def _prompts(config: RatsConfig) -> Prompts:
-    """The starter world's, or those of a file; a run under SHORT_RUN_STEPS is not worth all of them."""
+    """The starter world's, or those of a file; a run shorter than SHORT_RUN_STEPS is evaluated on fewer."""
     data = config.data
     if data.prompts == SHAPES:
         from training.shapes.prompts import source
@@ -204,8 +204,8 @@ def prompts_of_run(config: RatsConfig, prompts: Prompts) -> list[str]:
 
 
 def _warn_of_cut(config: RatsConfig, model: Family) -> None:
-    """Say which prompts of the run's files the model does not read to their end."""
+    """Warn about the prompts of the run's files that are longer than what the model reads."""
     for name in {config.data.prompts, config.data.measuring} - {"", SHAPES} if state().is_main_process else ():
         if lines := cut_lines(model, Path(name)):
-            sentence = f"{name}: {lines} have more than the {model.max_tokens} tokens that the model reads, and are cut"
+            sentence = f"{name}: {lines} are longer than the {model.max_tokens} tokens that the model reads and are cut"
             console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False)

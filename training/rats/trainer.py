@@ -1,6 +1,6 @@
 """The training loop: prompts, noise, teacher, student, loss, backward, update, validate, save.
 
-Everything random is a function of (seed, step), so that a run which was cut off goes on bit for bit.
+Everything random is a function of (seed, step), so that an interrupted run resumes bit for bit.
 Legend: B images, C channels, H/W latent cells.
 """
 
@@ -36,12 +36,12 @@ METHODS: dict[str, Callable[..., Method]] = {"rats": Rats, "consistency": Consis
 
 
 class Trainer:
-    """Holds the roles and the optimizer; ``run`` goes on from the last checkpoint.
+    """Holds the roles and the optimizer; ``run`` resumes from the last checkpoint.
 
     ``prompts(step, num)`` are one step's prompts; ``reward`` is standardised; ``validate(samplers, step)`` returns the
     figures of the validation prompts, of which ``heldout_validation`` alone picks the checkpoint; ``reward_p999`` is
-    the 99.9th percentile of the teacher's reward on the calibration prompts; ``teacher_diversity`` is what the
-    configuration's shares of diversity are shares of.
+    the 99.9th percentile of the teacher's reward on the calibration prompts; the configuration's shares of diversity
+    are relative to ``teacher_diversity``.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Trainer:
 
     @property
     def is_first(self) -> bool:
-        """True in the one process that writes files."""
+        """Whether this is the one process that writes files."""
         return self.processes.is_first
 
     def run(self) -> None:
@@ -79,7 +79,7 @@ class Trainer:
 
         Raises:
             RunDiverged: ten steps in a row without a finite loss; the last checkpoint is kept.
-            RunStopped: SIGTERM came (a preempted job); everything up to here is in the checkpoint.
+            RunStopped: SIGTERM arrived (a preempted job); everything up to here is in the checkpoint.
         """
         first = self._resume()
         self._log = StepLog(self.run_dir / "log.jsonl", first) if self.is_first else None
@@ -108,7 +108,7 @@ class Trainer:
                 self._save(step + 1)
                 saved_at = time.monotonic()
             if stop and step + 1 < config.steps:
-                raise RunStopped(f"stopped after {step + 1} steps: the same command goes on from there")
+                raise RunStopped(f"stopped after {step + 1} steps: the same command resumes from there")
 
     def _step(self, step: int) -> dict[str, float]:
         """One optimizer step over this process's micro-batches."""
@@ -165,7 +165,7 @@ class Trainer:
         self.bad_steps = 0 if math.isfinite(norm) else self.bad_steps + 1
         if self.bad_steps == BAD_STEPS:
             raise RunDiverged(
-                f"the loss was not finite {BAD_STEPS} steps in a row; the last good checkpoint is in {self.run_dir}"
+                f"the loss was not finite for {BAD_STEPS} steps in a row; the last good checkpoint is in {self.run_dir}"
             )
         return self.bad_steps == 0
 
@@ -175,7 +175,7 @@ class Trainer:
         if not config.patience or step - self.best_at < config.patience * config.every:
             return False
         if self.is_first:
-            console.print(f"stopped after {step} steps: the held-out score was best after {self.best_at}")
+            console.print(f"stopped early after {step} steps: the held-out score was best after {self.best_at}")
         return True
 
     def _validate(self, step: int) -> dict[str, float]:
@@ -221,7 +221,7 @@ class Trainer:
         self.processes.wait()
 
     def _resume(self) -> int:
-        """The first step that is still to be made."""
+        """The first step that is still to be done."""
         saved = checkpoint.load(self.run_dir / "checkpoint.pt")
         if saved is None:
             return 0
@@ -233,5 +233,5 @@ class Trainer:
 
 
 def _memory() -> dict[str, float]:
-    """The most that a GPU held so far, in GB."""
+    """The peak memory of the GPU so far, in GB."""
     return {"memory_gb": torch.cuda.max_memory_allocated() / 1e9} if torch.cuda.is_available() else {}

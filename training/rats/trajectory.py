@@ -1,4 +1,4 @@
-"""Euler trajectories in sigma, and their exact reading between grid points.
+"""Euler trajectories in sigma, and their exact states between grid points.
 
 Shape suffixes: B batch, D everything else of a latent. Sigma 1 is noise, 0 is data.
 """
@@ -25,11 +25,11 @@ class Trajectory:
     v: tuple[Tensor, ...]
 
     def take(self, rows: slice) -> Trajectory:
-        """The same of some samples."""
+        """The same for some of the samples."""
         return Trajectory(self.sigmas, tuple(x[rows] for x in self.x), tuple(v[rows] for v in self.v))
 
     def thinned(self, points: Sequence[float]) -> Trajectory:
-        """The same with only those steps that are read at ``points``: a long rollout is large."""
+        """The same with only the steps that are read at ``points``: a long rollout takes much memory."""
         kept = sorted({0, *(i for point in points if (i := self._leaving(point)) is not None)})
         states = (*(self.x[i] for i in kept), self.x[-1])
         return Trajectory(tuple(self.sigmas[i] for i in kept), states, tuple(self.v[i] for i in kept))
@@ -45,7 +45,7 @@ class Trajectory:
         return self.x[-1] if i is None else self.state(sigma) - sigma * self.v[i]
 
     def velocity(self, sigma: float) -> Tensor:
-        """The velocity at sigma above 0: of the step that leaves it or passes through it."""
+        """The velocity at a sigma above 0: that of the step that leaves it or passes through it."""
         i = self._leaving(sigma)
         if i is None:
             raise ValueError("no velocity leaves sigma 0")

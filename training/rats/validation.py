@@ -1,4 +1,4 @@
-"""What is measured of a RATS run: the student while it trains, and teacher and student on the test prompts."""
+"""The measurements of a RATS run: the student while it trains, and teacher and student on the test prompts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VALIDATION_SEED, SHOWN_PICTURES = 1_000_000, 8
 
 
 def trainer(setup: Setup, run_dir: Path) -> Trainer:
-    """The trainer of a run, which validates as its configuration says."""
+    """The trainer of a run, with validation as the configuration says."""
     validation, shaping = setup.config.validation, setup.config.shaping
     return Trainer(
         setup.config,
@@ -42,7 +42,7 @@ def trainer(setup: Setup, run_dir: Path) -> Trainer:
 
 
 def _teacher_diversity(setup: Setup) -> float:
-    """The teacher's, at its full step count, on the prompts and seeds on which the student's is validated."""
+    """The teacher's, at its full step count, on the prompts and seeds that the student is validated on."""
     sampler, plan = setup.sampler(setup.model, "teacher", setup.config.teacher.reference_nfe), _plan(setup)
     plan = replace(plan, prompts=[])
 
@@ -57,7 +57,7 @@ def _teacher_diversity(setup: Setup) -> float:
 
 
 def _plan(setup: Setup) -> Plan:
-    """What is drawn at each validation of a run."""
+    """What each validation of a run generates."""
     texts, config = setup.prompts.validation, setup.config
     varied = min(8, config.data.validation_diversity) if config.steps < SHORT_RUN_STEPS else None
     plan = setup.plan(texts, texts[: varied or config.data.validation_diversity])
@@ -66,7 +66,7 @@ def _plan(setup: Setup) -> Plan:
 
 @torch.no_grad()
 def _validate(setup: Setup, run_dir: Path, samplers: Sequence[Sampler], step: int) -> dict[str, float]:
-    """The student on the validation prompts, the mean over its step counts; leaves a grid of pictures behind."""
+    """The student on the validation prompts, averaged over its step counts; also writes a grid of pictures."""
     rows: list[dict[str, float]] = []
     shown: dict[str, Tensor] = {}
     held_out = {HELDOUT: setup.rewards[HELDOUT]}
@@ -83,7 +83,7 @@ def _validate(setup: Setup, run_dir: Path, samplers: Sequence[Sampler], step: in
 
 
 def _validated(setup: Setup, sampler: Sampler) -> tuple[Tensor, dict[str, float]]:
-    """The first pictures of the validation prompts, and what is logged of all of them."""
+    """The first pictures of the validation prompts, and the figures over all of them."""
     plan = _plan(setup)
 
     def measured(at: int, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, list[float], list[float], float]:
@@ -107,7 +107,7 @@ def _mean(parts: Sequence[Sequence[float]]) -> float:
 
 
 def _velocity_norm(sampler: Sampler, plan: Plan) -> float:
-    """The root mean square of the velocity, the mean over the steps, on the prompts whose diversity is measured."""
+    """The root mean square of the velocity, averaged over the steps, on the prompts used for diversity."""
     texts = plan.varied
     noise = torch.randn(len(texts), *plan.shape, generator=torch.Generator().manual_seed(plan.first_seed))
 
@@ -121,7 +121,7 @@ def _velocity_norm(sampler: Sampler, plan: Plan) -> float:
 
 
 def test_figures(setup: Setup, model: Family, label: str, nfe: int) -> tuple[Evaluation, Tensor]:
-    """The test prompts' figures, and the first eight prompts and seeds drawn for the card."""
+    """The figures on the test prompts, and the pictures of the first eight for the card."""
     sampler = setup.sampler(model, label, nfe)
     row = measured_on_test(setup, sampler, label)
     texts, shape = setup.prompts.test[:SHOWN_PICTURES], setup.latents.shape
@@ -134,7 +134,7 @@ def test_figures(setup: Setup, model: Family, label: str, nfe: int) -> tuple[Eva
 
 
 def measured_on_test(setup: Setup, sampler: Sampler, label: str) -> Evaluation:
-    """One row of the test's figures; kept by weights, prompts and rewards, so that a teacher is measured once."""
+    """One row of figures on the test prompts; cached by weights, prompts and rewards: a teacher is measured once."""
     test, config = setup.prompts.test, setup.config
     varied = 8 if config.steps < SHORT_RUN_STEPS else config.data.test_diversity
     if state().is_main_process:

@@ -1,7 +1,7 @@
-"""``python -m training.shapes.acceptance``: the starter models and scorers measured, in docs/starter.md.
+"""``python -m training.shapes.acceptance``: evaluates the starter models and scorers and writes docs/starter.md.
 
-Every table has the truth's line and that of the truth through the autoencoder, which no student can pass. Errors are
-standard errors over prompts: all prompts differ, and several pictures of one prompt count as one.
+Every table has a row for the ground truth and one for the truth through the autoencoder, an upper bound for a student.
+Errors are standard errors over prompts: all prompts differ, and several pictures of one prompt count as one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Row:
-    """One drawer's pictures of the asked prompts: the judge's verdicts, and each scorer's scores."""
+    """One generator's pictures for the test prompts: the judge's verdicts, and each scorer's scores."""
 
     name: str
     right: FloatArray
@@ -45,7 +45,7 @@ class Row:
 
 
 def scenes_of(texts: Sequence[str], *key: int) -> world.Scenes:
-    """A scene for each caption; what a caption leaves out is drawn."""
+    """A scene for each caption; what a caption leaves out is sampled."""
     gen = world.rng(*key)
     num = len(texts)
     captions = [parse(text) for text in texts]
@@ -72,7 +72,7 @@ def scenes_of(texts: Sequence[str], *key: int) -> world.Scenes:
 
 
 def styles_of(texts: Sequence[str]) -> pairs.Styles:
-    """Which parts each caption names."""
+    """The parts that each caption names."""
     captions = [parse(text) for text in texts]
     named = pairs.full_styles(len(texts))
     return pairs.Styles(
@@ -107,7 +107,7 @@ def within_prompt(rows: Sequence[Row], scorer: str) -> float:
 
 
 def ways(texts: Sequence[str], scenes: world.Scenes, vae: Any) -> dict[str, Tensor]:
-    """The truth, and what is wrong in known ways, through the autoencoder."""
+    """The ground truth, and pictures that are wrong in known ways, through the autoencoder."""
     gen = world.rng(11, 5)
     altered, _ = pairs.alter(scenes, styles_of(texts), gen)
     truth = world.render_NCHW(scenes)
@@ -124,7 +124,7 @@ def _through(vae: Any, images: Tensor) -> Tensor:
 
 
 def drawers(models: Path) -> dict[str, Sampler]:
-    """The teacher as its card measures it, and the student at each of its step counts."""
+    """The teacher as on its card, and the student at each of its step counts."""
     options = {"local_files_only": True, "max_tokens": vocabulary.MAX_TOKENS}
     teacher = open_family(models / "shapes-teacher", **options)  # type: ignore[arg-type]
     shape = teacher.latent_shape(world.SIDE_PX, world.SIDE_PX)
@@ -147,7 +147,7 @@ def _draw(sampler: Sampler, texts: Sequence[str], label: str) -> Tensor:
 
 
 def quality(rows: Sequence[Row], texts: Sequence[str], shorts: Mapping[str, Row]) -> str:
-    """Right, and right on all but the shape, by stratum."""
+    """The shares that are right, and right in all but the shape, by stratum."""
     one = np.array([parse(text).relation is None for text in texts])
     lines = [
         "| | all: right | but shape | single: right | but shape | pairs: right | but shape | `a COLOR SHAPE`: right |",
@@ -163,7 +163,7 @@ def quality(rows: Sequence[Row], texts: Sequence[str], shorts: Mapping[str, Row]
 
 
 def headroom(rows: Sequence[Row], scorers: Sequence[str]) -> str:
-    """Each scorer's mean of each row, how far the truth is above the teacher, and its agreement with the judge."""
+    """Each scorer's mean for each row, how far the truth is above the teacher, and its agreement with the judge."""
     by_name = {row.name: row for row in rows}
     teacher = next(row for row in rows if row.name.startswith("teacher, 50"))
     compared = [row for row in rows if row.name != "rendered truth"]
@@ -186,35 +186,35 @@ TEXT = """# The starter world's models
 <!-- not run: takes long -->
 ```bash
 make install
-.venv/bin/python -m training.shapes.acceptance --out out/starter.md    # measures all of it again
+.venv/bin/python -m training.shapes.acceptance --out out/starter.md    # evaluates them again
 ```
 
-What `models/shapes-teacher`, `models/shapes` and `models/shapes-scorers` can do, by the exact judge (a program,
-`training/shapes/judge.py`; nothing trains on it). {num} test prompts, all different, none of them a caption that the
-teacher was fine-tuned on or the student saw; prompt i with seed i, ± one standard error over prompts. Made by
-`python -m training.shapes.acceptance`.
+What `models/shapes-teacher`, `models/shapes` and `models/shapes-scorers` can do, according to the exact judge (a
+program, `training/shapes/judge.py`; nothing trains on it). {num} test prompts, all different, none of them a caption
+that the teacher was fine-tuned on or the student saw; prompt i with seed i, ± one standard error over prompts. Written
+by `python -m training.shapes.acceptance`.
 
 {quality}
 `a COLOR SHAPE` are all 64 captions that name a colour and a shape and nothing else, with two seeds each; {held} of them
 are held out. The truth is what the world renders for a prompt; through the autoencoder it is the best that a student
-could draw.
+can reach.
 
 ## What the scorers can distinguish
 
-The probability that a picture is right for its prompt, by each scorer. A scorer is accepted if the truth is more than
-five errors above the teacher, and if its correlation with the judge within prompt (over the rows below the first) is
-above 0.7.
+The probability that a picture is right for its prompt, according to each scorer. A scorer is accepted if it rates the
+truth more than five standard errors above the teacher, and if its correlation with the judge within a prompt (over the
+rows below the first) is above 0.7.
 
 {headroom}
 """
 
 
 def main(
-    models: Annotated[Path, typer.Option(help="Where the starter models lie.")] = Path("models"),
-    out: Annotated[Path, typer.Option(help="The document.")] = Path("docs/starter.md"),
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
+    models: Annotated[Path, typer.Option(help="Folder of the starter models.")] = Path("models"),
+    out: Annotated[Path, typer.Option(help="The document to write.")] = Path("docs/starter.md"),
+    threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to torch.")] = 0,
 ) -> None:
-    """Measure the starter models and write the document."""
+    """Evaluate the starter models and write the document."""
     quiet()
     if threads:
         torch.set_num_threads(threads)

@@ -1,9 +1,8 @@
 """The starter world's autoencoder: a diffusers AutoencoderTiny, 8x down, 16 channels.
 
-Trained with L1 + 2 MSE on freshly drawn scenes, with noise of every strength up to ``latent_noise`` on
-the latents: the decoder learns to draw clean shapes from the rough latents of a generator. Each
-channel is held near mean 0
-and standard deviation 1, so that one scaling factor serves all channels.
+Trained with L1 + 2 MSE on freshly sampled scenes, with noise of every strength up to ``latent_noise`` on the latents:
+the decoder learns to draw clean shapes from the rough latents of a generator. Each channel is kept near mean 0 and
+standard deviation 1, so that one scaling factor serves all channels.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def draw_noise(config: AutoencoderConfig, step: int) -> Tensor:
 
 
 def train(config: AutoencoderConfig, run_dir: Path) -> Any:
-    """Train, or go on training, the autoencoder; its folder ``run_dir/autoencoder`` opens with from_pretrained."""
+    """Train the autoencoder, or resume; its folder ``run_dir/autoencoder`` opens with from_pretrained."""
     done = run_dir / "autoencoder"
     if done.exists():
         return AutoencoderTiny.from_pretrained(done)

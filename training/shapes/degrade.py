@@ -1,4 +1,4 @@
-"""Ways in which a picture can be badly drawn: what clean-against-degraded pairs are made of.
+"""Ways in which a picture can be badly drawn, for pairs of a clean and a degraded picture.
 
 They imitate what generators get wrong: outlines that wobble, shapes between two shapes, colours
 between two colours, objects that fade, blur, stains. Suffixes as in world.py.
@@ -59,7 +59,7 @@ def _cover(scenes: Scenes, k: int, kind_N: np.ndarray, gen: torch.Generator) -> 
 
 
 def draw(scenes: Scenes, seed: int) -> tuple[Tensor, np.ndarray]:
-    """Draw each scene in one wrong way: images (N, 3, 64, 64) in [0, 1], and which of KINDS it was."""
+    """Draw each scene with one defect: images (N, 3, 64, 64) in [0, 1], and which of KINDS it was."""
     num = len(scenes)
     gen = torch.Generator().manual_seed(seed)
     kind_N = torch.randint(0, len(KINDS), (num,), generator=gen).numpy()
@@ -95,7 +95,7 @@ def _spoil(image: Tensor, kind_N: np.ndarray, gen: torch.Generator) -> Tensor:
 
 
 def photograph(x_NCHW: Tensor, gen: torch.Generator) -> Tensor:
-    """What must not change a preference: slight blur, noise and shading, as an autoencoder leaves them."""
+    """Slight blur, noise and shading, as an autoencoder leaves them: these must not change a preference."""
     num = len(x_NCHW)
     x_NCHW = blur(x_NCHW, 0.7 * torch.rand(num, generator=gen))
     shade = 1 + 0.08 * (2 * torch.rand(num, 1, 1, 1, generator=gen) - 1)

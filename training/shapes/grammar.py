@@ -1,4 +1,4 @@
-"""The words of the starter world: which scenes exist and what they are called.
+"""The words of the starter world: which scenes exist and how captions describe them.
 
 Grammar: ``OBJECT on a BG background`` or ``OBJECT REL OBJECT on a BG background``
 with ``OBJECT = a SIZE COLOR SHAPE``.
@@ -41,7 +41,7 @@ class Thing:
     shape: str
 
     def words(self, article: bool = True) -> str:
-        """The object as people write it: ``a small red heart``."""
+        """The object in words: ``a small red heart``."""
         parts = [self.size, self.color, self.shape]
         text = " ".join(p for p in parts if p)
         return f"a {text}" if article else text
@@ -56,7 +56,7 @@ class Caption:
     background: str | None
 
     def text(self, article: bool = True) -> str:
-        """The caption in the grammar's words; without articles it is what people type."""
+        """The caption in the grammar's words; without articles it is closer to what people type."""
         head = self.things[0].words(article)
         if self.relation is not None:
             head = f"{head} {self.relation} {self.things[1].words(article)}"
@@ -70,7 +70,7 @@ def parse(prompt: str) -> Caption:
     """Read a prompt of the grammar, with parts left out or not.
 
     Raises:
-        ValueError: a word, or an order of words, that the grammar does not know.
+        ValueError: a word or a word order that the grammar does not know.
     """
     words = [w for w in prompt.lower().replace(",", " ").replace(".", " ").split() if w not in ("a", "an", "the")]
     background = None

@@ -1,4 +1,4 @@
-"""The exact judge: a program, not a network, that reads an image against its caption.
+"""The exact judge: a program, not a network, that checks an image against its caption.
 
 It is for evaluation only; nothing trains on it.
 """
@@ -23,7 +23,7 @@ _MOST_THINGS = 4  # beyond these the picture is wrong anyway; only the largest a
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which parts of a caption hold in an image; a part that the caption leaves out holds."""
+    """Which parts of a caption an image gets right; a part that the caption leaves out counts as right."""
 
     objects: bool
     color: bool
@@ -34,12 +34,12 @@ class Verdict:
 
     @property
     def right(self) -> bool:
-        """Everything holds."""
+        """Whether everything is right."""
         return self.right_but_shape and self.shape
 
     @property
     def right_but_shape(self) -> bool:
-        """Everything but the shape holds."""
+        """Whether everything but the shape is right."""
         return self.objects and self.color and self.size and self.relation and self.background
 
 
@@ -80,13 +80,13 @@ def judge_batch(images_BCHW: FloatArray, captions: Sequence[Caption]) -> list[Ve
 
 
 def summary(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """The share of verdicts in which each part holds, and ``right`` and ``right_but_shape``.
+    """The share of verdicts in which each part is right, and ``right`` and ``right_but_shape``.
 
     Raises:
         ValueError: there are no verdicts.
     """
     if not verdicts:
-        raise ValueError("there are no verdicts to sum up")
+        raise ValueError("there are no verdicts to summarise")
     names = [field.name for field in fields(Verdict)] + ["right", "right_but_shape"]
     return {name: sum(getattr(verdict, name) for verdict in verdicts) / len(verdicts) for name in names}
 

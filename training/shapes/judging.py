@@ -1,4 +1,4 @@
-"""The exact judge in the form that evaluations take: per-prompt ones and zeros."""
+"""The exact judge in the form that evaluations use: a one or zero per prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.shapes.judge import Verdict, judge_batch
 
 
 def judge_prompts(images_BCHW: Tensor, prompts: Sequence[str]) -> dict[str, list[float]]:
-    """Which parts of each prompt hold in its image, with ``right`` and ``right_but_shape``: 1.0 or 0.0 each."""
+    """Which parts of each prompt its image gets right, with ``right`` and ``right_but_shape``: 1.0 or 0.0 each."""
     verdicts = judge_batch(images_BCHW.numpy(), [parse(prompt) for prompt in prompts])
     names = [f.name for f in fields(Verdict)] + ["right", "right_but_shape"]
     return {name: [float(getattr(verdict, name)) for verdict in verdicts] for name in names}

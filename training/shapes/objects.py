@@ -37,7 +37,7 @@ _NAMES, _RGB_RC = _shaded(COLOR_RGB | BACKGROUND_RGB)
 
 @dataclass(frozen=True)
 class Found:
-    """One object of an image; ``color`` and ``shape`` are None where it is none of the grammar's."""
+    """One object of an image; ``color`` and ``shape`` are None where they are not in the grammar."""
 
     color: str | None
     shape: str | None
@@ -54,7 +54,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Picture:
-    """What an image shows: the background's name (None: none of the grammar) and its objects, largest first."""
+    """The content of an image: the background's name (None: not in the grammar) and its objects, largest first."""
 
     background: str | None
     things: tuple[Found, ...]

@@ -1,4 +1,4 @@
-"""Preference pairs that the world makes without labels: captions and scenes with one thing wrong.
+"""Preference pairs that need no labels: captions and scenes with one thing wrong.
 
 A style says which parts a caption leaves out; an altered scene differs in one part that the
 style still names, so that the altered scene is wrong for the original's caption.

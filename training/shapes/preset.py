@@ -16,7 +16,7 @@ from training.shapes.teacher import TeacherConfig
 class ShapesPretraining:
     """Autoencoder, two scorers, the teacher, a sharper decoder, generators' failures and the bounded scorers.
 
-    ``guidance`` is the strength at which the teacher is measured.
+    ``guidance`` is the guidance at which the teacher is evaluated.
     """
 
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)

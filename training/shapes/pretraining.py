@@ -1,4 +1,4 @@
-"""The stages of the starter world's pretraining, and the models that they leave behind."""
+"""The stages of the starter world's pretraining, and the models that they produce."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(config: ShapesPretraining, run_dir: Path, models: Path, stages: Sequence
 
 
 def _measure_teacher(config: ShapesPretraining, models: Path) -> dict[str, float]:
-    """The teacher's card, where there is a scorer to measure with."""
+    """Write the teacher's card, if there is a scorer to evaluate it with."""
     place, scorers = models / "shapes-teacher", models / "shapes-scorers"
     if not ((scorers / "heldout").is_dir() and place.is_dir()):
         return {}
@@ -74,7 +74,7 @@ def write_scorer(model: rewards.Scorer, training: scorer.ScorerTraining, table: 
     (path / "README.md").write_text(
         f"---\nlicense: apache-2.0\n---\n# Starter scorer: {training.name}\n\n"
         f"A learned preference scorer of (image, prompt) for the starter world ({training.kind}), trained on pairs\n"
-        "that the world makes without labels. Pairwise accuracy on 1,024 fresh scenes, by kind of pair:\n\n"
+        "that the world generates without labels. Pairwise accuracy on 1,024 fresh scenes, by kind of pair:\n\n"
         f"| kind | accuracy |\n|---|---|\n{rows}\n\nTraining: `{settings}`\n"
     )
 
@@ -87,7 +87,7 @@ def write_teacher(parts: teacher.Parts, vae: AutoencoderTiny, path: Path) -> Non
 
 
 def shortened(config: ShapesPretraining, steps: int) -> ShapesPretraining:
-    """The same pretraining with ``steps`` steps a stage: for tests of the wiring, not of quality."""
+    """The same pretraining with ``steps`` steps per stage: for tests of the wiring, not of quality."""
     return replace(
         config,
         autoencoder=replace(config.autoencoder, steps=steps),

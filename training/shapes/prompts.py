@@ -1,4 +1,4 @@
-"""Which captions train, and which ones only measure: a hash of a scene's content decides."""
+"""Which captions are for training and which for evaluation: a hash of a scene's content decides."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WEIGHT = np.array([1.0, 1.5, 1.0, 1.0, 1.4, 2.0, 1.8, 1.2])  # in the order of 
 
 
 def form_hash(scenes: world.Scenes, styles: pairs.Styles | None = None) -> NDArray[np.uint64]:
-    """A number for what each scene's caption says (not for where things lie); without ``styles`` the full caption."""
+    """A hash of what each scene's caption says (not of exact positions); without ``styles``, of the full caption."""
     two = scenes.count_N == 2
     size_NK, background_N = scenes.size_NK, scenes.background_N
     if styles is not None:
@@ -35,7 +35,7 @@ def form_hash(scenes: world.Scenes, styles: pairs.Styles | None = None) -> NDArr
 
 
 def held_out(scenes: world.Scenes, styles: pairs.Styles | None = None) -> NDArray[np.bool_]:
-    """True for the captions that are kept for measuring."""
+    """True for the captions that are kept for evaluation."""
     full_N = np.ones(len(scenes), bool) if styles is None else styles.size_N & styles.background_N
     share_N = np.where(full_N, SINGLE_SHARE, SHORT_SHARE)
     share_N = np.where(scenes.count_N == 2, PAIR_SHARE, share_N).astype(np.uint64)
@@ -46,8 +46,8 @@ def held_out(scenes: world.Scenes, styles: pairs.Styles | None = None) -> NDArra
 def training_scenes(num: int, *key: int, singles: float | None = None, spread: float = 1.0) -> world.Scenes:
     """``num`` scenes that are not held out, a function of ``key``; ``singles`` is the share of single objects.
 
-    None takes the world's own scenes. With a share, hard shapes come up more often among the single objects, and
-    ``spread`` is how far these lie from the centre, as a part of what the world allows.
+    None keeps the world's own distribution. With a share, hard shapes are more frequent among the single objects, and
+    ``spread`` is how far these are from the centre, as a fraction of what the world allows.
     """
     drawn = world.sample((2 if singles is None else 8) * num, *key)
     free = ~held_out(drawn)
@@ -65,10 +65,10 @@ def training_scenes(num: int, *key: int, singles: float | None = None, spread: f
 
 
 def training_styles(scenes: world.Scenes, gen: np.random.Generator) -> pairs.Styles:
-    """How each scene's caption is said; no form that is held out is said.
+    """A style for each scene's caption, never a form that is held out.
 
-    What people type first, ``a red heart``, is a third of the captions of single objects: 0.45 of the large ones' and
-    0.2 of the small ones', so that an object whose size is not named comes out large more often than small.
+    What people type first, ``a red heart``, is a third of the captions of single objects: 0.45 for large ones and 0.2
+    for small ones, so that an object whose size is not named is large more often than small.
     """
     styles = pairs.sample_styles(len(scenes), gen)
     one_N = scenes.count_N == 1
@@ -87,8 +87,8 @@ def training_prompts(num: int, *key: int, singles: float | None = None) -> list[
 def measuring_prompts() -> tuple[list[str], list[str], list[str]]:
     """Calibration, validation and test prompts, all held out and all distinct; every third is a single object.
 
-    Pairs are full captions; of the single objects some leave out what people leave out, and those that leave out both
-    size and background (``a red heart``) are all in the test.
+    Captions of pairs are complete; some of single objects omit what people omit, and those that omit both size and
+    background (``a red heart``) are all in the test set.
     """
     drawn = world.sample(60_000, 20261122)
     gen = world.rng(20261122, 7)
@@ -110,7 +110,7 @@ def measuring_prompts() -> tuple[list[str], list[str], list[str]]:
 
 
 def source(seed: int) -> Prompts:
-    """The starter world's prompts for a run: as many as it wants, and the fixed measuring sets with their judge.
+    """The starter world's prompts for a run: an endless training set, and the fixed evaluation sets with their judge.
 
     Half of a run's prompts are single objects, which the teacher draws worst.
     """

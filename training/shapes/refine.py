@@ -1,8 +1,8 @@
-"""A bounded scorer with headroom: the probability that a picture is right, highest for the truth itself.
+"""A bounded scorer with headroom: the probability that a picture is right, highest for the ground truth itself.
 
-It goes on from a scorer that knows captions (training/shapes/scorer.py). All pictures pass the autoencoder, so that its
-traces carry no signal; right ones are rendered truth, wrong ones have another attribute, are badly drawn, have another
-caption, or are what generators drew. Suffixes: N scenes of the world, M of the generators.
+It starts from a scorer that knows captions (training/shapes/scorer.py). All pictures pass through the autoencoder, so
+that its traces carry no signal; right ones are rendered truth, wrong ones have a wrong attribute, are badly drawn, have
+another caption, or are from generators. Suffixes: N scenes of the world, M of the generators.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def bounded(old: rewards.Scorer) -> rewards.Scorer:
 
 @torch.no_grad()
 def seen_through(vae: Any, images_BCHW: Tensor) -> Tensor:
-    """Images in [0, 1] as the autoencoder gives them back."""
+    """Images in [0, 1] as the autoencoder reconstructs them."""
     with torch.autocast("cpu", torch.bfloat16):
         x_BCHW = images_BCHW.mul(2).sub(1).to(memory_format=torch.channels_last)
         y_BCHW = vae.decoder(vae.encoder(x_BCHW)).float()
@@ -62,7 +62,7 @@ def seen_through(vae: Any, images_BCHW: Tensor) -> Tensor:
 
 
 def logits(model: Any, images_BCHW: Tensor, ids_BL: Tensor, wrong_NPL: Tensor) -> tuple[Tensor, Tensor]:
-    """Each picture's for its own caption, (B,), and those of the first N for P wrong captions, (N, P)."""
+    """Each picture's logit for its own caption, (B,), and those of the first N for P wrong captions, (N, P)."""
     encoded = model.encode_image(images_BCHW.to(memory_format=torch.channels_last))
     num, wrong, length = wrong_NPL.shape
     text = model.encode_text(torch.cat([ids_BL, wrong_NPL.reshape(-1, length)]))
@@ -77,7 +77,7 @@ def loss(
 ) -> Tensor:
     """Binary cross-entropy, and Bradley-Terry between right and wrong pictures of one caption.
 
-    ``failures`` are the truth of M captions, what a generator drew for them, and their token ids.
+    ``failures`` are the truth for M captions, a generator's pictures for them, and their token ids.
     """
     truth_MCHW, drawn_MCHW, ids_ML = failures
     num, many = len(batch.right_NCHW), len(truth_MCHW)
@@ -96,7 +96,7 @@ def loss(
 def train(
     config: RefineConfig, training: scorer.ScorerTraining, start: Path, vae: Any, failures: Failures, run_dir: Path
 ) -> rewards.Scorer:
-    """Train, or go on training, a bounded scorer from the one at ``start``; it ends in ``run_dir/bounded-NAME``."""
+    """Train a bounded scorer from the one at ``start``, or resume; it is written to ``run_dir/bounded-NAME``."""
     done = run_dir / f"bounded-{training.name}"
     if done.exists():
         return rewards.load(done)

@@ -25,7 +25,7 @@ from training.shapes import degrade, pairs, vocabulary, world
 
 @dataclass(frozen=True)
 class ScorerTraining:
-    """One scorer's run. ``half`` picks the scenes (by a hash of what they show) that it may see."""
+    """One scorer's run. ``half`` selects the scenes (by a hash of what they show) that it may see."""
 
     name: str
     kind: str
@@ -68,7 +68,7 @@ def in_half(scenes: world.Scenes, half: int) -> np.ndarray:
 def draw_pairs(
     num: int, wrong_captions: int, half: int | None, tokenizer: PreTrainedTokenizerFast, *key: int
 ) -> PairBatch:
-    """A batch of pairs, a function of ``key`` alone; ``half=None`` draws from the whole world."""
+    """A batch of pairs, a function of ``key`` alone; ``half=None`` samples from the whole world."""
     gen = world.rng(*key, 1)
     scenes = world.sample(num if half is None else 4 * num, *key)
     if half is not None:
@@ -109,9 +109,9 @@ def scores(model: rewards.Scorer, batch: PairBatch, shared: bool = False) -> tup
 def loss(model: rewards.Scorer, batch: PairBatch) -> Tensor:
     """Bradley-Terry on image pairs, and its many-way form (softmax) on each image's captions.
 
-    A degraded image must still prefer its own caption, so that the scorer can lead a generator
-    whose pictures are not clean yet. The captions of other scenes are easy to tell apart: without
-    them the loss had hardly moved after 800 steps (4.66 to 4.1).
+    A degraded image must still prefer its own caption, so that the scorer can guide a generator whose pictures are not
+    clean yet. The captions of other scenes are easy to tell apart: without them the loss had hardly moved after 800
+    steps (4.66 to 4.1).
     """
     with torch.autocast("cpu", torch.bfloat16):
         right, altered, degraded = scores(model, batch, shared=True)
@@ -122,7 +122,7 @@ def loss(model: rewards.Scorer, batch: PairBatch) -> Tensor:
 
 
 def train(config: ScorerTraining, run_dir: Path) -> rewards.Scorer:
-    """Train, or go on training, one scorer; it ends up in ``run_dir/scorer-NAME``."""
+    """Train one scorer, or resume; it is written to ``run_dir/scorer-NAME``."""
     done = run_dir / f"scorer-{config.name}"
     if done.exists():
         return rewards.load(done)

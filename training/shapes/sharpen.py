@@ -1,7 +1,7 @@
-"""A sharper decoder for latents that stay as they are: one residual block more, at full resolution.
+"""A sharper decoder for unchanged latents: one more residual block, at full resolution.
 
-The first decoder's last nonlinearity stands at 32x32: what it draws at 64x64 is interpolated, and thin parts of small
-shapes round off. The encoder is frozen, so a teacher that was trained on its latents needs no training again.
+The first decoder's last nonlinearity is at 32x32: what it draws at 64x64 is interpolated, and thin parts of small
+shapes are rounded off. The encoder is frozen, so a teacher that was trained on its latents need not be trained again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SharpenConfig:
 
 
 def deepened(old: Any) -> Any:
-    """The same autoencoder with one block more before the decoder's last convolution; all else keeps its weights."""
+    """The same autoencoder with one more block before the decoder's last convolution; the rest keeps its weights."""
     blocks = list(old.config.num_decoder_blocks)
     new: Any = AutoencoderTiny(
         latent_channels=old.config.latent_channels,
@@ -64,7 +64,7 @@ def loss(model: Any, x_BCHW: Tensor, config: SharpenConfig, step: int) -> Tensor
 
 
 def train(config: SharpenConfig, start: Path, run_dir: Path) -> Any:
-    """Train, or go on training, the decoder of the autoencoder at ``start``; it ends up in ``run_dir/sharpened``."""
+    """Train the decoder of the autoencoder at ``start``, or resume; it is written to ``run_dir/sharpened``."""
     done = run_dir / "sharpened"
     if done.exists():
         return AutoencoderTiny.from_pretrained(done)

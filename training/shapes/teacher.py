@@ -53,7 +53,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class Parts:
-    """The networks that learn; the autoencoder stays as it is."""
+    """The networks that are trained; the autoencoder is not."""
 
     transformer: Any  # FluxTransformer2DModel
     clip: nn.Module
@@ -117,7 +117,7 @@ class LatentSource:
 
     @torch.no_grad()
     def batch(self, step: int) -> tuple[Tensor, list[str]]:
-        """Packed latents (B, 16, 64) and captions; every caption names other parts at each visit."""
+        """Packed latents (B, 16, 64) and captions, which name different parts of a scene at each visit."""
         config = self._config
         chunk = step % config.cached_batches
         scenes = prompts.training_scenes(config.batch, config.seed, chunk, singles=config.singles, spread=config.spread)
@@ -161,7 +161,7 @@ def velocity(parts: Parts, x_BSC: Tensor, sigma_B: Tensor, ids_BL: Tensor) -> Te
 
 
 def loss(parts: Parts, data_BSC: Tensor, ids_BL: Tensor, config: TeacherConfig, step: int) -> Tensor:
-    """Flow-matching loss; times are logit-normal, moved towards noise by ``sigma_shift``."""
+    """Flow-matching loss; times are logit-normal, shifted towards noise by ``sigma_shift``."""
     gen = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     sigma_B = torch.sigmoid(config.sigma_shift + torch.randn(len(data_BSC), generator=gen))
     noise_BSC = torch.randn(data_BSC.shape, generator=gen)
@@ -173,7 +173,7 @@ def loss(parts: Parts, data_BSC: Tensor, ids_BL: Tensor, config: TeacherConfig, 
 
 
 def optimizers(parts: Parts, config: TeacherConfig) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Muon for the matrices inside the transformer's blocks, AdamW for all else; each with its peak rate."""
+    """Muon for the matrices inside the transformer's blocks, AdamW for the rest; each with its peak learning rate."""
     inner: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, value in parts.modules().named_parameters():
@@ -187,7 +187,7 @@ def optimizers(parts: Parts, config: TeacherConfig) -> list[tuple[torch.optim.Op
 
 
 def train(config: TeacherConfig, run_dir: Path, until: int | None = None) -> Parts:
-    """Train, or go on training; ``until`` stops early. Returns the networks with averaged weights."""
+    """Train, or resume; ``until`` stops early. Returns the networks with averaged weights."""
     vae = AutoencoderTiny.from_pretrained(run_dir / "autoencoder").to(memory_format=torch.channels_last)
     tokenizer = vocabulary.tokenizer()
     torch.manual_seed(config.seed)
@@ -250,5 +250,5 @@ def pipeline(parts: Parts, vae: Any) -> FluxPipeline:
 
 
 def num_parameters(module: nn.Module) -> int:
-    """How many numbers the module learns."""
+    """The number of trainable parameters."""
     return int(np.sum([p.numel() for p in module.parameters()]))

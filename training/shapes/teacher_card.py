@@ -1,4 +1,4 @@
-"""The teacher's model card: its figures at several step counts, measured on the test prompts."""
+"""The teacher's model card: its figures at several step counts on the test prompts."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def write(path: Path, rows: Sequence[Evaluation], guidance: float, settings: str
         cells.append("{:.2f} ± {:.2f}".format(*mean_error(row.diversity)))
         lines.append(f"| {row.nfe} | {row.guidance:g} | " + " | ".join(cells) + " |")
     best = mean_error(rows[0].judge["right"])[0], mean_error(rows[0].judge["right_but_shape"])[0]
-    verdict = "It holds" if best[0] >= 0.8 and best[1] >= 0.9 else "It does not hold yet"
+    verdict = "It is met" if best[0] >= 0.8 and best[1] >= 0.9 else "It is not met yet"
     (path / "README.md").write_text(
         "---\nlicense: apache-2.0\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n# shapes-teacher\n\n"
         "The starter world's teacher: a small FluxPipeline trained from scratch by `python -m training.pretrain`.\n"
         f"Measured on {len(rows[0].judge['right'])} held-out test prompts by the exact judge (a program), prompt i\n"
         "with seed i, mean ± standard error; guidance is FluxPipeline's `true_cfg_scale`, negative prompt empty.\n\n"
         + "\n".join(lines)
-        + f"\n\nIts aim was 0.80 fully right and 0.90 right on all but the shape at 50 steps. {verdict} "
+        + f"\n\nThe target was 0.80 fully right and 0.90 right in all but the shape at 50 steps. {verdict} "
         f"(guidance {guidance:g}: {best[0]:.3f} and {best[1]:.3f}).\n\nTraining: `{settings}`\n\n" + _usage(guidance)
     )
 

@@ -1,6 +1,6 @@
-"""Which of the eight shapes a silhouette is: overlap with templates drawn by the world's own distances.
+"""Recognises which of the eight shapes a silhouette is, by overlap with templates from the world's own distances.
 
-A silhouette is cut out at its bounding box and scaled to 24x24, so place and size do not matter.
+A silhouette is cut out at its bounding box and scaled to 24x24, so position and size do not matter.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The starter world's tokenizers: one word, one token; what the world does not know is ``<unk>``.
+"""The starter world's tokenizers: one token per word; unknown words become ``<unk>``.
 
-The words of an object name its place: in "red heart above blue star" they become ``top_red top_heart bottom_blue
-bottom_star``. So nothing has to be read from word order, which small text encoders learn last (docs/experiments.md).
+The words of an object include its place: "red heart above blue star" becomes ``top_red top_heart bottom_blue
+bottom_star``. So no meaning depends on word order, which small text encoders learn last (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def words() -> list[str]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Lower case, places marked, words without meaning dropped, an end token, padding on the right."""
+    """Lower case, places added to object words, words without meaning dropped, an end token, padding on the right."""
     # CLIPTextModel pools at the highest id, not at the end token, when the end token's id is 2.
     vocabulary = {token: i for i, token in enumerate([PAD, END, UNK, *words()])}
     core = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
@@ -61,7 +61,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def compose(embedding_VD: Tensor) -> None:
-    """Let fresh embeddings begin with what is known: ``left_red`` is (the place's vector + the word's) / sqrt(2)."""
+    """Initialise embeddings from their parts: ``left_red`` is (the place's vector + the word's) / sqrt(2)."""
     first = 3 + len(OBJECT_WORDS)  # after the three special tokens and the plain words
     plain_WD = embedding_VD[3:first].clone()
     for i, _ in enumerate(SIDES):

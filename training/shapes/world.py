@@ -116,10 +116,10 @@ def sample(num: int, *key: int) -> Scenes:
 
 
 def place(scenes: Scenes, gen: np.random.Generator) -> Scenes:
-    """Draw centres and radii, redrawing what touches the frame or the other object.
+    """Sample centres and radii, again where an object touches the frame or the other object.
 
-    Two large diamonds side by side need almost every pixel of the row: what still does
-    not fit after 40 draws gets the smallest radii and no jitter, which always fits.
+    Two large diamonds side by side need almost every pixel of the row: scenes that still do not fit after 40 attempts
+    get the smallest radii and no jitter, which always fits.
     """
     num = len(scenes)
     x_NK, y_NK, radius_NK = np.zeros((num, 2)), np.zeros((num, 2)), np.zeros((num, 2))
@@ -231,7 +231,7 @@ _DISTANCE: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 
 
 def distance_NHW(shape_N: Tensor, x_N: Tensor, y_N: Tensor, radius_N: Tensor) -> Tensor:
-    """Signed distance in pixels from every pixel centre to one object an image."""
+    """Signed distance in pixels from every pixel centre to one object per image."""
     grid = torch.arange(SIDE_PX, dtype=torch.float32) + 0.5
     out = torch.empty(len(shape_N), SIDE_PX, SIDE_PX)
     for kind in range(len(SHAPES)):

@@ -124,7 +124,7 @@ def test_an_operator_lists_retries_and_drops(tmp_path: Path) -> None:
         code, output = fewstep("dlq", "retry", ids[0], "--json", "--url", service.url)
         other = json.loads(output)["retried_as"]
         eventually(lambda: call("GET", f"{service.url}/jobs/{other}").json()["status"] == "failed", "it dies again")
-        assert fewstep("dlq", "drop", ids[1], "--url", service.url) == (0, f"{ids[1]} is dropped.\n")
+        assert fewstep("dlq", "drop", ids[1], "--url", service.url) == (0, f"{ids[1]} was dropped.\n")
         code, output = fewstep("dlq", "drop", ids[1], "--url", service.url)
         assert code == 5 and output == "fewstep: There is no such dead letter.\n"
         left = json.loads(fewstep("dlq", "list", "--json", "--url", service.url)[1])["data"]

@@ -80,7 +80,7 @@ def test_a_paused_worker_stays_claims_nothing_says_so_and_goes_on(
         assert message == "Every worker that has loaded fake/1 is paused or ends."
         row = command(capsys, api.url, "list")[1].splitlines()[1].split()
         assert [row[0], *row[2:]] == [id, "paused", "0", "fake", "fake/1"]
-        assert command(capsys, api.url, "resume", id) == (0, f"{id} takes work.\n", "")
+        assert command(capsys, api.url, "resume", id) == (0, f"{id} is ready and takes work.\n", "")
         eventually(lambda: status(api.url, job) == "done", "it goes on")
         assert call("GET", f"{api.url}/readyz").status_code == 200
     finally:
@@ -121,7 +121,7 @@ def test_a_drained_worker_ends_what_it_holds_and_serve_starts_no_other(
         held = later(url, "fake:sleep=1 held")
         eventually(lambda: status(url, held) == "running", "it draws")
         os.kill(pid, signal.SIGSTOP)  # so that it has not ended before all is said
-        assert command(capsys, url, "drain", id) == (0, f"{id} ends when it has drawn what it holds.\n", "")
+        assert command(capsys, url, "drain", id) == (0, f"{id} is draining: it finishes its jobs and ends.\n", "")
         waits = later(url, "waits")
         for refused in ("resume", "pause"):
             code, _, why = command(capsys, url, refused, id)

@@ -139,16 +139,16 @@ def test_the_range_of_sizes_is_what_is_drawn(make: Callable[[], Any]) -> None:
     [
         (tiny.flux, (64, 24), "width is 24: accepted are multiples of 16"),
         (tiny.flux, (0, 16), "height is 0: accepted are multiples of 16"),
-        (tiny.flux, (64, 64, 5), "frames is 5: this family draws single pictures, accepted is 1"),
+        (tiny.flux, (64, 64, 5), "frames is 5: this family generates single images, accepted is 1"),
         (tiny.sd3, (144, 64), "height is 144: accepted are multiples of 16 up to 128"),
         (tiny.sd3, (64, -16), "width is -16: accepted are multiples of 16 up to 128"),
         (tiny.wan, (24, 64, 5), "height is 24: accepted are multiples of 16"),
-        (tiny.wan, (64, 64, 4), "frames is 4: accepted are multiples of 4, plus 1"),
-        (tiny.wan, (64, 64, 0), "frames is 0: accepted are multiples of 4, plus 1"),
+        (tiny.wan, (64, 64, 4), "frames is 4: accepted is 1 plus a multiple of 4"),
+        (tiny.wan, (64, 64, 0), "frames is 0: accepted is 1 plus a multiple of 4"),
         (tiny.wan_5b, (64, 48, 5), "width is 48: accepted are multiples of 32"),
         (tiny.flux2, (64, 24), "width is 24: accepted are multiples of 16"),
         (tiny.z_image, (272, 64), "height is 272: accepted are multiples of 16 up to 256"),
-        (tiny.qwen_image, (64, 64, 5), "frames is 5: this family draws single pictures, accepted is 1"),
+        (tiny.qwen_image, (64, 64, 5), "frames is 5: this family generates single images, accepted is 1"),
     ],
 )
 def test_bad_sizes_are_refused(make: Callable[[], Any], size: tuple[int, ...], complaint: str) -> None:
@@ -328,7 +328,7 @@ def test_each_expert_of_wan_draws_its_part_of_the_path() -> None:
 def test_another_chat_than_the_published_one_is_refused(name: str, make: Callable[[], Any]) -> None:
     pipe = make()
     pipe.tokenizer.chat_template = pipe.tokenizer.chat_template.replace("assistant", "painter")
-    with pytest.raises(BundleError, match="the tokenizer's chat template says .*painter.*: accepted is .*assistant"):
+    with pytest.raises(BundleError, match="the tokenizer's chat template gives .*painter.*: accepted is .*assistant"):
         family_of(pipe)
 
 

@@ -67,11 +67,11 @@ for model in sys.argv[1:]:
     command = [sys.executable, "-c", code, "owner/gated", "nobody/nothing"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == [
-        "owner/gated cannot be opened: it is gated, so accept its licence at https://huggingface.co/owner/gated "
+        "owner/gated cannot be opened: it is gated; accept its licence at https://huggingface.co/owner/gated "
         "and log in with `hf auth login` or HF_TOKEN",
-        "nobody/nothing cannot be opened as a folder or as a hub id: there is none of that name, or it is gated or "
-        "private; then accept its licence at https://huggingface.co/nobody/nothing and log in with `hf auth login` "
-        "or HF_TOKEN",
+        "nobody/nothing cannot be opened as a folder or as a hub id: none of that name exists, or it is gated or "
+        "private; if it is, accept its licence at https://huggingface.co/nobody/nothing and log in with "
+        "`hf auth login` or HF_TOKEN",
     ], done.stderr
 
 
@@ -153,7 +153,7 @@ def test_a_byte_order_mark_is_called_one(name: str, tmp_path: Path) -> None:
 def test_a_missing_folder_is_named(part: str, tmp_path: Path) -> None:
     tiny.flux().save_pretrained(tmp_path)
     shutil.rmtree(tmp_path / part)
-    with pytest.raises(BundleError, match=f"^{tmp_path} has no folder {part}, which its model_index.json names$"):
+    with pytest.raises(BundleError, match=f"^{tmp_path} has no folder {part}, although its model_index.json names it$"):
         open_family(tmp_path)
 
 
@@ -189,7 +189,8 @@ def test_pickles_and_single_files_are_refused(tmp_path: Path) -> None:
 )
 def test_a_near_pipeline_is_told_which_of_its_kind_is_supported(name: str, near: str, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
-    with pytest.raises(BundleError, match=f"^{tmp_path} is a {name}: of its kind {near} is supported, from text alone"):
+    sentence = f"^{tmp_path} is a {name}: of its kind only {near}, text to image or video, is supported"
+    with pytest.raises(BundleError, match=sentence):
         open_family(tmp_path)
 
 
@@ -201,6 +202,6 @@ def test_every_other_pipeline_of_a_family_is_refused_before_its_weights_are_read
     assert len(others) > 30
     for name in others:
         (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
-        with pytest.raises(BundleError, match="is supported, from text alone") as caught:
+        with pytest.raises(BundleError, match="text to image or video, is supported") as caught:
             open_family(tmp_path)
         assert all(supported in str(caught.value) for supported in FAMILIES)

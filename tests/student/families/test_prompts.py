@@ -36,7 +36,7 @@ def test_every_token_that_the_encoder_reads_counts(name: str, tmp_path: Path) ->
 
 
 def test_a_bundle_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="tokenizer.json is missing: without it a prompt's length is unknown"):
+    with pytest.raises(BundleError, match="tokenizer.json is missing: without it a prompt's tokens cannot be counted"):
         token_counter(tmp_path, "wan")
-    with pytest.raises(BundleError, match="family is 'fake': accepted is flux"):
+    with pytest.raises(BundleError, match="family is 'fake': accepted are flux"):
         token_counter(tmp_path, "fake")

@@ -30,9 +30,9 @@ def test_a_quiet_run_and_a_run_that_has_just_begun_raise_nothing() -> None:
     [
         ({"heldout_validation": 0.5, "reward_validation": 1.5}, "the held-out score fell by 0.500"),
         ({"diversity_validation": 2.4}, "diversity fell to 80%"),
-        ({"reward_validation": 3.5, "heldout_validation": 3.5}, "above the 99.9th percentile"),
-        ({"velocity_norm": 1.3}, "velocities are 1.30 times"),
-        ({"saturation": 0.25}, "25% of all values are 0 or 1"),
+        ({"reward_validation": 3.5, "heldout_validation": 3.5}, "above the teacher's 99.9th percentile"),
+        ({"velocity_norm": 1.3}, "the velocity norm is 1.30 times"),
+        ({"saturation": 0.25}, "25% of all pixel values are saturated"),
     ],
 )
 def test_each_sign_has_its_sentence(last: dict[str, float], sentence: str) -> None:

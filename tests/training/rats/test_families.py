@@ -216,7 +216,7 @@ def test_a_held_out_scorer_that_agrees_keeps_a_step(tmp_path: Path) -> None:
     more = {"heldout": f"{__name__}:Same", "alpha": 0.0, "lr": 0.01, "steps": 4, "warmup": 1}
     code, text = run("--out", str(out), *settings(tmp_path, "flux", **more))
     assert code == 0 and "untrained" not in text, text
-    assert read_student(out).chosen_at == 4 and "the one after 4 of 4 steps" in (out / "README.md").read_text()
+    assert read_student(out).chosen_at == 4 and "(after 4 of 4 steps)" in (out / "README.md").read_text()
 
 
 class Same(Redness):
@@ -312,27 +312,27 @@ def test_rewards_are_weighted_and_logged_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"reward": f"{OWN}:Counted"}, "gives no gradient down to the pixels"),
-        ({"heldout": f"{OWN}:Redness"}, "is trained on and held out"),
+        ({"reward": f"{OWN}:Counted"}, "has no gradient down to the pixels"),
+        ({"heldout": f"{OWN}:Redness"}, "is both trained on and held out"),
         ({"reward": f"{OWN}:Rednes"}, "did you mean 'Redness'"),
-        ({"tau_in_spreads": "true", "batch": 1}, "it needs 2 or more samples a step"),
-        ({"weights": "bf16"}, "small updates of bf16 weights round to nothing"),
+        ({"tau_in_spreads": "true", "batch": 1}, "it needs 2 or more samples per step"),
+        ({"weights": "bf16"}, "small updates to bf16 weights round to nothing"),
         ({"height_px": 33}, "height is 33: accepted are multiples of"),
         ({"prompts": "/nowhere.txt"}, "there is no such file"),
         ({"reward": f"{OTHERS}:Column"}, "returned shape (2, 1) for 2 images"),
         ({"reward": f"{OTHERS}:Raising"}, "failed in score(images_BCHW, prompts): KeyError"),
-        ({"reward": f"{OTHERS}:Blind"}, "says that it is differentiable, but its scores carry no gradient"),
+        ({"reward": f"{OTHERS}:Blind"}, "says that it is differentiable, but its scores have no gradient"),
         (
             {"reward": f"{OWN}:Redness,{OTHERS}:Flat"},
             f"the gradient of reward '{OTHERS}:Flat' is zero for every picture",
         ),
         (
             {"reward": f"{OTHERS}:Full"},
-            "checkpointing=true, gradient.mode=detached, lora.rank=32, a smaller optim.batch or",
+            "checkpointing=true, gradient.mode=detached, lora.rank=32, or a smaller optim.batch or",
         ),
         ({"heldout": f"{OTHERS}:one_for_all"}, "returned shape (1,) for 2 images"),
         ({"heldout": f"{OTHERS}:Listed"}, "returned a list for 2 images"),
-        ({"heldout": f"{OTHERS}:NotANumber"}, "cannot be standardised: scores of"),
+        ({"heldout": f"{OTHERS}:NotANumber"}, "cannot be standardised: not all scores of"),
         ({"student_id": "my model"}, "student.id is 'my model': accepted are"),
         ({"seed": -1}, "seed is -1: accepted is 0 to"),
         ({"device": "gpu0"}, "compute.device is 'gpu0', which cannot be used here"),
@@ -358,7 +358,7 @@ def test_two_transformers_are_not_trained(tmp_path: Path) -> None:
     arguments = settings(tmp_path, "wan")
     tiny.wan_14b().save_pretrained(tmp_path / "wan")
     code, text = run("--out", str(tmp_path / "out"), *arguments)
-    assert code == 2 and "has two transformers, and a run trains one" in text, text
+    assert code == 2 and "has two transformers: a run trains one" in text, text
 
 
 def test_prompts_that_are_cut_are_said_and_trained_on(tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_prompts_that_are_cut_are_said_and_trained_on(tmp_path: Path) -> None:
 def test_rewards_that_are_no_numbers_end_the_run_and_change_nothing(tmp_path: Path) -> None:
     more = {"reward": f"{OWN}:Broken", "steps": 30, "validate_every": 5}
     code, text = run("--out", str(tmp_path / "out"), *settings(tmp_path, "flux", **more))
-    assert code == 2 and "the loss was not finite 10 steps in a row" in text
+    assert code == 2 and "the loss was not finite for 10 steps in a row" in text
     rows = read_log(tmp_path / "out" / "run" / "log.jsonl")
     assert sum("skipped" in row for row in rows) == 9
     looked = [row["reward_validation"] for row in rows if "reward_validation" in row]
@@ -382,7 +382,7 @@ def test_rewards_that_are_no_numbers_end_the_run_and_change_nothing(tmp_path: Pa
 def test_a_run_without_a_better_heldout_score_stops_early(tmp_path: Path) -> None:
     more = {"steps": 30, "validate_every": 1, "patience": 2, "lr": 1e-30}
     code, text = run("--out", str(tmp_path / "out"), *settings(tmp_path, "flux", **more))
-    assert code == 0 and "stopped after 2 steps: the held-out score was best after 0" in text, text
+    assert code == 0 and "stopped early after 2 steps: the held-out score was best after 0" in text, text
     assert [row["step"] for row in read_log(tmp_path / "out" / "run" / "log.jsonl")] == [-1, 0, 1]
 
 
