@@ -95,6 +95,12 @@ def _refusal(verdict: Verdict, job: Job) -> ServiceError | None:
     if verdict.word == "late":
         message = "The queue is too long for this deadline: timeout_s would pass before a worker is free."
         return DeadlineExceeded(message, "timeout_s", retry_after_s=again)
+    if verdict.word == "left":
+        message = (
+            "The queue is longer than clients have waited of late: retry after Retry-After, or say how long you wait "
+            "(timeout_s) or that you come back for it (Prefer: respond-async)."
+        )
+        return QueueFull(message, retry_after_s=again)
     if verdict.word == "quota":
         message = (
             f"This request costs {job.cost / 1000:g} megapixel-steps, but only {max(0, verdict.quota_left) / 1000:g} "

@@ -152,6 +152,7 @@ class QueueOptions:
     Idempotency-Key and of the client (empty: none), ``body`` that of the request. ``webhook`` is what to send at its
     end. ``quota`` is the key's own, in thousands of pixel-steps a minute (None: the service's). ``solo``: it runs alone
     in its batch. ``key_pending`` is the most jobs of its key that may wait (0: no limit but the queue's).
+    ``open_ended``: the client waits on its connection, and has not said for how long.
     """
 
     timeout_s: float
@@ -163,6 +164,7 @@ class QueueOptions:
     quota: int | None = None
     solo: bool = False
     key_pending: int = 0
+    open_ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class Verdict:
     was measured yet. ``quota`` (0: none) and ``quota_left`` are in thousands of pixel-steps.
     """
 
-    word: Literal["ok", "known", "attached", "mismatch", "quota", "full", "key_full", "late", "gone"]
+    word: Literal["ok", "known", "attached", "mismatch", "quota", "full", "key_full", "late", "left", "gone"]
     id: str
     wait_s: float
     quota_left: int

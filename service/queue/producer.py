@@ -64,6 +64,7 @@ class Producer:
             "model": f"{job.model}/{job.version}" if self._managed else "",
             "idem": options.idempotency, "body": options.body, "solo": options.solo,
             "timeout_ms": round(options.timeout_s * 1000), "key_pending": options.key_pending, "pair": job.pair,
+            "open_ended": options.open_ended,
         }  # fmt: skip
         quota = self._limits["quota"] if options.quota is None else options.quota
         document = json.dumps({**asked, **self._limits, "quota": quota})
@@ -71,7 +72,7 @@ class Producer:
             self._replicated(document) if self._replicas else self._run("enqueue", document)
         )
         wait_s = int(wait_ms) / 1000
-        if word in ("full", "key_full"):  # clients that were refused together must not retry together
+        if word in ("full", "key_full", "left"):  # clients that were refused together must not retry together
             wait_s *= random.uniform(1.0, 2.0)
         return Verdict(word, id, wait_s, int(left), quota)
 

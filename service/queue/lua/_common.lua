@@ -14,6 +14,7 @@
 --   v, f        virtual time, and for each key the virtual time at which its last job is over
 --   rt          hash    by lane, what its last jobs took (below); and when the last job of any lane was drawn
 --   ar          hash    by lane, the work that was accepted of late (it fades), and by <lane>@ when it was noted
+--   pt:<key>    hash    after how long clients of a key have left of late (below)
 --   st:<key>    zset    event streams that a key has open, by the moment when they count no more
 --   q:<key>     hash    what is left of a key's quota
 --   k:<key>     zset    a key's newest jobs, by the time of their acceptance
@@ -90,7 +91,7 @@ end
 local FIELDS = {
   'state', 'token', 'cancel', 'bucket', 'lane', 'key', 'priority', 'cost', 'charged', 'images', 'score', 'start',
   'attempts', 'worker', 'created_us', 'claimed_us', 'deadline_us', 'ttl_ms', 'reply', 'watchers', 'webhook', 'detached',
-  'best', 'advanced', 'since_us', 'scoring', 'expected_ms', 'pair', 'payload',
+  'best', 'advanced', 'since_us', 'scoring', 'expected_ms', 'open_ended', 'pair', 'payload',
 }
 
 -- A job's record as a table; state is nil if there is none.
@@ -446,6 +447,44 @@ local function learn_delay(job)
   local factor, took_ms = delay_factor(), (now_us() - tonumber(job.created_us)) / 1000
   factor = factor * math.exp(took_ms > tonumber(job.expected_ms) * factor and DELAY_UP or -DELAY_DOWN)
   redis.call('HSET', P .. 'rt', 'delay', string.format('%.4f', math.max(1, math.min(MOST_DELAY, factor))))
+end
+
+-- How long clients of a key wait on an open connection where they have not said for how long: the lower quartile of the
+-- times after which the last of them left. "left" says how many left, and "stayed" how many others had their answer after
+-- as long or longer; both fade by a factor e in PATIENCE_US. It is believed while a good part of those who had to wait
+-- that long left: one who closes a page at once says nothing about the others.
+local PATIENCE_US, PATIENCE_KEPT_MS, TIMES_KEPT, FEWEST_LEFT, LEFT_SHARE = 60000000, 600000, 20, 5, 0.2
+local function patience_of(key)
+  local said = redis.call('HMGET', P .. 'pt:' .. key, 'times', 'left', 'stayed', 'at_us')
+  if not said[1] then return {times = {}, ms = 0, left = 0, stayed = 0} end
+  local fade, times = math.exp((said[4] - now_us()) / PATIENCE_US), cjson.decode(said[1])
+  local sorted = {unpack(times)}
+  table.sort(sorted)
+  return {times = times, ms = sorted[math.ceil(#sorted / 4)], left = said[2] * fade, stayed = said[3] * fade}
+end
+
+local function learn_patience(job, left)
+  if not job.open_ended or job.detached then return end
+  local known, took_ms = patience_of(job.key), math.floor((now_us() - tonumber(job.created_us)) / 1000)
+  if left then
+    known.left = known.left + 1
+    table.insert(known.times, took_ms)
+    if #known.times > TIMES_KEPT then table.remove(known.times, 1) end
+  elseif #known.times > 0 and took_ms >= known.ms then
+    known.stayed = known.stayed + 1
+  else
+    return
+  end
+  redis.call('HSET', P .. 'pt:' .. job.key, 'times', cjson.encode(known.times), 'left',
+    string.format('%.3f', known.left), 'stayed', string.format('%.3f', known.stayed), 'at_us', int(now_us()))
+  redis.call('PEXPIRE', P .. 'pt:' .. job.key, PATIENCE_KEPT_MS)
+end
+
+-- By how much a time is longer than clients of a key would wait for it; 0 or less: it is not, or nothing is known.
+local function beyond_patience_ms(key, time_ms)
+  local known = patience_of(key)
+  if known.left < FEWEST_LEFT or known.left < LEFT_SHARE * (known.left + known.stayed) then return 0 end
+  return time_ms - known.ms
 end
 
 -- Note work that a lane was asked for: what is remembered fades by a factor e in ARRIVALS_US.

@@ -3,10 +3,11 @@
 -- ('' or the digest of an Idempotency-Key and its owner), body (digest of what was asked); limits: timeout_ms, ttl_ms,
 -- max_pending, key_pending (jobs of one key that may wait, 0: no bound of its own), quota (cost a minute, 0 for none);
 -- webhook: '' or what is to be sent where at its end; model: '' or the <id>/<version> that must be served for it; solo
--- (true: it must not share a batch).
+-- (true: it must not share a batch); open_ended (true: its client waits for it, and has not said for how long).
 -- → {verdict, id, ms, left}: 'ok'; 'known' (repeating a call changes nothing: the id is chosen by the caller);
 -- 'attached' to job id, which the Idempotency-Key stands for; or refused: 'mismatch' (of the body), 'quota', 'full',
--- 'key_full', 'late' (it would not be done within its timeout), with the ms after which it is worth another try; or
+-- 'key_full', 'late' (it would not be done within its timeout), 'left' (clients of the key have not waited as long as
+-- it would take), with the ms after which it is worth another try; or
 -- 'gone': the model is served no more. left is what is left of the quota, whatever the verdict.
 local OWN_KEPT = 1000
 local ROOM = 0.1  -- whoever finds no place comes back when so much of them is free, not just one
@@ -123,8 +124,10 @@ if waiting > 0 then
   wait_ms = drain_ms(ahead, waiting)
   local pace = ahead > 0 and pace_of(redis.call('HGET', P .. 'rt', a.lane)) or 0
   expected_ms = wait_ms + a.cost * pace / 1000
-  local late_ms = expected_ms * delay_factor() - a.timeout_ms
-  if late_ms > 0 then return verdict('late', a.id, late_ms) end
+  local taken_ms = expected_ms * delay_factor()
+  if taken_ms > a.timeout_ms then return verdict('late', a.id, taken_ms - a.timeout_ms) end
+  local beyond_ms = a.open_ended and beyond_patience_ms(a.key, taken_ms) or 0
+  if beyond_ms > 0 then return verdict('left', a.id, beyond_ms) end
 end
 
 local bucket = a.lane .. '|' .. a.shape .. (a.solo and '|solo' or '')
@@ -144,6 +147,7 @@ end
 if a.webhook ~= '' then also('webhook', a.webhook) end
 if (a.pair or '') ~= '' then also('pair', a.pair) end
 if a.client == '' then also('detached', 1) end
+if a.open_ended then also('open_ended', 1) end
 if a.watch then also('watchers', a.reply .. ' ') end
 if a.quota > 0 then also('charged', job.cost) end
 if expected_ms > 0 then also('expected_ms', int(expected_ms)) end

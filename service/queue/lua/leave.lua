@@ -8,7 +8,10 @@ if not job.state then return 'missing' end
 if how == 'detach' then
   set(id, 'detached', 1)
 elseif not job.detached and redis.call('SCARD', P .. 'a:' .. id) == 0 then
-  if tonumber(how) <= 0 then return give_up(id, 'cancelled') end
+  if tonumber(how) <= 0 then
+    if job.state == 'queued' or job.state == 'running' then learn_patience(job, true) end
+    return give_up(id, 'cancelled')
+  end
   if job.state == 'queued' or job.state == 'running' then
     redis.call('ZADD', P .. 'ab', int(now_us() + tonumber(how) * 1000), id)
   end

@@ -295,6 +295,26 @@ def test_refusals_say_when_to_come_back(make_api: Callable[..., Api]) -> None:
         assert f'fewstep_rejected_requests_total{{reason="{reason}"}} 1.0' in metrics
 
 
+def test_who_has_not_said_how_long_it_waits_is_refused_where_others_have_left(make_api: Callable[..., Api]) -> None:
+    api = make_api(**LONG)
+    for _ in range(6):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{api.url}/generate", json={"prompt": "p"}, timeout=0.3, trust_env=False)
+    eventually(lambda: api.states() == ["cancelled"] * 6, "their jobs are cancelled")
+    for _ in range(2):
+        post_with(api.url, ASYNC, prompt="p")
+    pace = {"jobs": 0, "work": 0, "busy": 0, "means": [4e6 / 16]}
+    api.redis.hset(f"{api.prefix}rt", "3|fake|1", json.dumps(pace))
+    left = post(api.url, prompt="p")
+    check_error(left, 503, "queue_full")
+    assert "timeout_s" in left.json()["error"]["message"] and int(left.headers["Retry-After"]) >= 11
+    assert post_with(api.url, ASYNC, prompt="p").status_code == 202
+    check_error(post(api.url, prompt="p", timeout_s=0.4), 504, "deadline_exceeded", "timeout_s")
+    with pytest.raises(httpx.ReadTimeout):  # it is accepted
+        httpx.post(f"{api.url}/generate", json={"prompt": "p", "timeout_s": 60}, timeout=0.5, trust_env=False)
+    assert 'fewstep_rejected_requests_total{reason="left"} 1.0' in call("GET", f"{api.url}/metrics").text
+
+
 def test_a_quota_that_is_used_up_is_429(make_api: Callable[..., Api]) -> None:
     api = make_api(QUOTA="0.032", **LONG)
     assert [post_with(api.url, ASYNC, prompt="p").status_code for _ in range(2)] == [202, 202]
