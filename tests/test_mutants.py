@@ -87,6 +87,13 @@ def test_tests_that_run_nothing_say_nothing_of_a_mutant(tmp_path: Path) -> None:
         tool.judge(tmp_path, mutant, 60.0)
 
 
+def test_tests_that_are_skipped_say_nothing_of_a_mutant(tmp_path: Path) -> None:
+    (mutant,) = read_list(tmp_path, project(tmp_path))
+    (tmp_path / "test_half.py").write_text("import pytest\n\ndef test_half():\n    pytest.skip('not here')\n")
+    with pytest.raises(tool.CannotRun, match="1 skipped"):
+        tool.judge(tmp_path, mutant, 60.0)
+
+
 def test_tests_that_fail_without_a_fault_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mutants = read_list(tmp_path, project(tmp_path))
     (tmp_path / "half.py").write_text("def half(x):\n    return x / 4\n")

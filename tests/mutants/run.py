@@ -76,7 +76,7 @@ def judge(copy: Path, mutant: Mutant, patience_s: float) -> str:
         path.write_text(text, "utf-8")
     if done.returncode in (FAILED, BROKEN):
         return KILLED
-    if done.returncode == PASSED:
+    if done.returncode == PASSED and " passed" in done.stdout:
         return LIVED
     raise CannotRun(f"{mutant.name}: pytest ended with {done.returncode}: {_last_line(done.stdout)}")
 
