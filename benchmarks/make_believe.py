@@ -110,10 +110,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **kwa
 @contextlib.contextmanager
 def fake_device() -> Iterator[FakeTensorMode]:
     """The mode in which networks that ``put`` has placed are called."""
-    copies = _register()
+    copies, clear = _register(), torch.clear_autocast_cache
+
+    def clear_both() -> None:
+        clear()
+        copies.clear()
+
     with (
         FakeTensorMode(allow_non_fake_inputs=True) as mode,
-        patch.object(torch, "clear_autocast_cache", copies.clear),
+        patch.object(torch, "clear_autocast_cache", clear_both),
         patch.object(nn.Module, "_apply", _apply),
         patch.object(torch, "tensor", functools.partial(_tensor, torch.tensor)),
         patch.object(torch, "as_tensor", functools.partial(_tensor, torch.as_tensor)),
@@ -179,13 +184,14 @@ def num_bytes(module: nn.Module) -> int:
 
 
 class Peak(TorchDispatchMode):
-    """The bytes that are alive on the make-believe device, and the most that were since ``restart``.
+    """The bytes that are alive on a device, and the most that were since ``restart``.
 
     ``hold`` counts what was there before. (torch's MemTracker hooks gradients, of which frozen weights have none.)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = DEVICE) -> None:
         super().__init__()
+        self._device = device
         self.now = self.most = 0
         self._alive: dict[int, int] = {}
 
@@ -203,7 +209,7 @@ class Peak(TorchDispatchMode):
     def count(self, value: Tensor) -> None:
         """Count a tensor's memory from now until nobody holds it."""
         storage = value.untyped_storage()
-        if value.device.type != DEVICE or storage._cdata in self._alive:
+        if value.device.type != self._device or storage._cdata in self._alive:
             return
         self._alive[storage._cdata] = storage.nbytes()
         self.now += storage.nbytes()

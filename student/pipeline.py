@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_log
 from student.bundle import BundleError, Student
 from student.noise import noise
 from student.sampler import pack
-from student.saved import check_files, check_index, variant_of
+from student.saved import check_files, check_index, components, variant_of
 
 
 def open_pipeline(
@@ -54,6 +54,16 @@ def open_pipeline(
     for module in (part for part in pipe.components.values() if isinstance(part, torch.nn.Module)):
         module.requires_grad_(False).eval()
     return pipe
+
+
+def open_parts(source: str | Path, parts: Sequence[str], dtype: torch.dtype) -> Any:
+    """A pipeline of some of its parts; the others are None, and are not read.
+
+    Raises:
+        BundleError: as ``open_pipeline``.
+    """
+    others = set(components(read_index(source, local_files_only=False))) - set(parts)
+    return open_pipeline(source, dtype, local_files_only=False, **dict.fromkeys(others))
 
 
 def read_index(source: str | Path, local_files_only: bool = True) -> dict[str, Any]:

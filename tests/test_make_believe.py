@@ -12,7 +12,11 @@ import pytest
 from tests.alone import ALONE
 from tests.service.support import REPOSITORY
 
-FILES = ("tests/test_serving_memory.py", "tests/student/families/test_video_memory.py")
+FILES = (
+    "tests/test_serving_memory.py",
+    "tests/test_train_memory.py",
+    "tests/student/families/test_video_memory.py",
+)
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -22,6 +22,7 @@ SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PROJECT = SETUP["project"]
 BY_NAME = {"uvloop"}  # what uvicorn takes as its loop where it is there
 PLOTS = {"matplotlib"}  # fewstep/load/plot.py, for whoever has the extra bench
+NARROW = {"bitsandbytes", "torchao"}  # training/quantise.py, for whoever has the extra quantised
 LOCKS = {"serve": None, "dev": "dev"}
 
 
@@ -53,7 +54,7 @@ def third_party(room: str) -> set[str]:
         # its torch runtime is there for whoever has torch
         ("student", None, TORCH),
         ("rewards", "train", set()),
-        ("training", "train", set()),
+        ("training", "train", NARROW),
         ("export", "export", set()),
         ("fewstep", None, PLOTS),
         ("deploy", None, set()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -20,6 +21,12 @@ JUDGED = {"right": "fully right", "right_but_shape": "right but shape", "color":
 
 
 PIPELINE_TAGS = {"wan": "text-to-video"}
+METHODS = {
+    "rats": ("trained with RATS", "trained by fewstep with reward-aware trajectory shaping (RATS, arXiv 2604.14910)"),
+    "tune": ("tuned by a reward", "tuned by fewstep along a reward's gradient, within bounds (after arXiv 2608.24646)"),
+    "consistency": ("made by consistency", "trained by fewstep with consistency distillation, without a reward"),
+    "matching": ("made by matching", "trained by fewstep with distribution matching, without a reward"),
+}
 FEW_STEPS, FEW_PROMPTS = 50, 100
 
 
@@ -40,12 +47,13 @@ def card(
     """
     num = len(rewards[TRAINED].of_raw(table[0].scores))
     judged = "; the exact judge was not used for that" if table[0].judge else ""
+    title, how = METHODS[config.method]
     return "\n".join(
         [
             _front_matter(student, teacher),
-            f"# {student.id}: a {' or '.join(map(str, config.student.nfe))}-step student trained with RATS\n",
-            f"{_untrained(student)}{_short(config, num)}Student of `{student.teacher}`, trained by fewstep with "
-            f"reward-aware trajectory shaping (RATS, arXiv 2604.14910). {_guidance(student)}\n",
+            f"# {student.id}: a {' or '.join(map(str, config.student.nfe))}-step student {title}\n",
+            f"{_untrained(student)}{_short(config, num)}Student of `{student.teacher}`, {how}. "
+            f"{_beginning(config)}{_guidance(student)}\n",
             f"{_licence(teacher)}\n",
             "![teacher and student on the same prompts and seeds](grid.png)\n",
             "## Evidence\n",
@@ -91,8 +99,15 @@ def _untrained(student: Student) -> str:
         return ""
     return (
         "**Not better than its start: no checkpoint of the run had a better held-out score and enough diversity, so "
-        "these are the teacher's own weights at few steps.**\n\n"
+        "these are the weights that it began with.**\n\n"
     )
+
+
+def _beginning(config: RatsConfig) -> str:
+    if not config.student.init:
+        return ""
+    path = Path(config.student.init)
+    return f"It began as `{path.name if path.exists() else path}`, whose terms hold for it too. "
 
 
 def _guidance(student: Student) -> str:

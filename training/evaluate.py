@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -210,15 +210,21 @@ def fingerprint(weights: str, sampler: Sampler, plan: Plan, measure: str) -> str
     model = sampler.model
     asked = [sampler.sigmas, sampler.guidance, sampler.negative, getattr(model, "guidance", None), model.max_tokens]
     parts = [weights, asked, plan.key(), measure, computed_with(sampler)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    return fingerprint_of(parts)
+
+
+def fingerprint_of(parts: Sequence[Any]) -> str:
+    """A name for a folder or file of what depends on ``parts``, and on the libraries that compute."""
+    versions = [f"{name} {metadata.version(name)}" for name in LIBRARIES]
+    return hashlib.sha256(json.dumps([*parts, versions]).encode()).hexdigest()[:24]
 
 
 def computed_with(sampler: Sampler) -> list[str]:
-    """What numbers depend on beside the models: device, types, and the versions of the libraries that compute."""
+    """What numbers depend on beside the models and libraries: the kind of device, and the types."""
     device = sampler.model.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     types = [str(part.dtype) for part in (sampler.model.transformer, sampler.model.vae)]
-    return [name, sampler.precision, *types, *(f"{name} {metadata.version(name)}" for name in LIBRARIES)]
+    return [name, sampler.precision, *types]
 
 
 def hash_model(model: nn.Module) -> str:

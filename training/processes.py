@@ -48,6 +48,11 @@ class Processes:
         return int(self._state.num_processes)
 
     @property
+    def index(self) -> int:
+        """This one's place among them."""
+        return int(self._state.process_index)
+
+    @property
     def is_first(self) -> bool:
         """Whether this is the one process that writes files."""
         return bool(self._state.is_main_process)

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging as transformers_logging
 
+from training.tracker import TensorBoard, Tracker
+
 console = Console(stderr=True)
 
 
@@ -33,18 +35,15 @@ class StepLog:
     """Appends one JSON object per step to ``path``, and the same figures for TensorBoard in a folder beside it.
 
     A resumed run drops the lines that it will redo. TensorBoard counts finished steps: what is measured before the
-    first one stands at 0.
+    first one stands at 0. ``beside`` is one tracker more.
     """
 
-    def __init__(self, path: Path, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, path: Path, first_step: int, beside: Tracker | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_log(path) if row["step"] < first_step] if first_step else []
         path.write_text("".join(map(_line, kept)))
         self._path = path
-        folder = path.parent / "tensorboard" / path.stem
-        self._tensorboard = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0, flush_secs=10)
+        self._trackers: list[Tracker] = [TensorBoard(path, first_step), *([beside] if beside else [])]
         self._start = time.monotonic()
 
     def write(self, step: int, **values: float) -> None:
@@ -52,12 +51,13 @@ class StepLog:
         row = {"step": step, **values, "elapsed_s": round(time.monotonic() - self._start, 2)}
         with self._path.open("a") as file:
             file.write(_line(row))
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step + 1)
+        for tracker in self._trackers:
+            tracker.log(values, step + 1)
 
     def close(self) -> None:
-        """Write what TensorBoard has not been given yet."""
-        self._tensorboard.close()
+        """Write what the trackers have not been given yet."""
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def _line(row: dict[str, float]) -> str:

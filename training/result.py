@@ -57,8 +57,8 @@ def _fit_fp16(pipe: Any) -> bool:
 
 
 UNTRAINED = (
-    "No checkpoint of this run had a better held-out score than the start and enough diversity: the student is the "
-    "untrained teacher at few steps."
+    "No checkpoint of this run had a better held-out score than the start and enough diversity: the student has the "
+    "weights that it began with."
 )
 
 

@@ -5,43 +5,79 @@ Interrupt it at any time; the same command resumes where it stopped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
-from training.config import to_json, with_settings
+from training.config import changed, to_json, with_settings
 from training.endings import LESS_MEMORY, one_sentence
+from training.hub import push
 from training.processes import Processes, process_group
 from training.progress import console, quiet
+from training.rats.config import RatsConfig
 from training.rats.presets import preset as find_preset
+from training.rats.room import require_room
 from training.rundir import FINISHED, claim_together, refuse_others
+
+
+def resolved(preset: str, settings: Sequence[str]) -> RatsConfig:
+    """A preset with settings, and with what follows from them where nothing else is said.
+
+    Raises:
+        ConfigError: as ``with_settings``.
+    """
+    config = with_settings(find_preset(preset), settings)
+    said = {setting.partition("=")[0].strip() for setting in settings}
+    implied: dict[str, Any] = {}
+    if config.method == "tune":  # what it is measured against is itself, as it was
+        nfe = max(config.student.nfe)
+        implied = {"teacher.nfe": nfe, "teacher.reference_nfe": nfe, "teacher.guidance": 1.0, "teacher.guided_steps": 0}
+    elif config.student.init:  # an average of another model's student is no slow teacher
+        implied = {"teacher.guided_steps": config.steps}
+    return changed(config, {key: value for key, value in implied.items() if key not in said})
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the student; an unfinished run there is resumed.")],
     preset: Annotated[str, typer.Option(help="The preset to start from, such as shapes or sd35-medium.")] = "shapes",
     model: Annotated[
-        str | None, typer.Option(help="The teacher: folder or hub id of a FLUX.1, Stable Diffusion 3 or Wan pipeline.")
+        str | None,
+        typer.Option("--model", "--teacher", help="The teacher: folder or hub id of a pipeline."),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="What the student begins as, in place of its teacher: a pipeline, a student, or a LoRA."),
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="The model draws in few steps already, and has no teacher.")
+    ] = False,
     setting: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as optim.lr=1e-4")] = None,
+    push_to: Annotated[
+        str | None,
+        typer.Option(help="A hub id: card, grid and adapter (or the pipeline) are uploaded."),
+    ] = None,
     threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to torch.")] = 0,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,
 ) -> None:
     """Train a few-step student with RATS, evaluate it, and write its bundle."""
     quiet()
     with one_sentence(less_memory=LESS_MEMORY), process_group():
-        config = with_settings(find_preset(preset), [*(setting or []), *([f"model={model}"] if model else [])])
+        own = {"model": model, "student.init": init, "method": "tune" if tune else None}
+        config = resolved(preset, [*(setting or []), *(f"{key}={value}" for key, value in own.items() if value)])
         if dry_run:
             print(to_json(config))
             return
+        require_room(preset, config)
         processes = Processes()
         if processes.is_first:
             refuse_others(out / "run", to_json(config), out)
         if (out / "run" / FINISHED).exists():
             if processes.is_first:
                 console.print(f"{out} already holds the finished student of this run")
+                _push(out, push_to)
             return
         if threads:
             torch.set_num_threads(threads)
@@ -51,6 +87,13 @@ def main(
         setup = prepare(config)  # before anything is written: a typo leaves nothing behind
         claim_together(processes, out / "run", to_json(config), out)
         run(setup, out)
+        if processes.is_first:
+            _push(out, push_to)
+
+
+def _push(out: Path, repository: str | None) -> None:
+    if repository is not None:
+        console.print(push(out, repository), highlight=False, markup=False)
 
 
 if __name__ == "__main__":

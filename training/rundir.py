@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 FINISHED = "finished"
-NAMING = ("student.id", "student.version")  # the student's name does not change how it is trained
+# What the student is called, and where its figures go, does not change how it is trained.
+BESIDE = ("student.id", "student.version", "tracker")
+LENGTH = "steps"  # a run may be made longer until it is finished
+AS_LONG = (LENGTH, "teacher.guided_steps")  # the latter where it lasts to the end
 
 
 class RunDirError(ValueError):
@@ -30,8 +33,8 @@ class RunDiverged(RuntimeError):
 def claim(path: Path, config_json: str, owner: Path | None = None) -> None:
     """Make ``path`` the directory of the run with this configuration, or accept it if it already is.
 
-    Until a run is finished its student may be given another name. Where the run's files lie inside the directory that
-    it writes to, ``owner`` is the latter.
+    Until a run is finished its student may be given another name, and the run more steps. Where the run's files lie
+    inside the directory that it writes to, ``owner`` is the latter.
 
     Raises:
         RunDirError: it holds other files, or a run with another configuration.
@@ -58,9 +61,16 @@ def refuse_others(path: Path, config_json: str, owner: Path | None = None) -> No
     """Refuse what ``claim`` refuses, without writing anything."""
     kept = path / CONFIG
     if kept.is_file():
-        differing = _differing(json.loads(kept.read_text()), json.loads(config_json))
-        if not (path / FINISHED).exists():
-            differing -= set(NAMING)
+        before, now = json.loads(kept.read_text()), json.loads(config_json)
+        differing, finished = _differing(before, now), (path / FINISHED).exists()
+        if not finished:
+            differing -= set(BESIDE)
+            differing -= _longer(before, now)
+        if finished and differing and differing == _longer(before, now):
+            raise RunDirError(
+                f"{owner or path} holds a finished run of {before[LENGTH]} steps: for more, go on from it with "
+                f"--init {owner or path} and another --out"
+            )
         if differing:
             keys = ", ".join(sorted(differing))
             raise RunDirError(f"{owner or path} holds a run with another configuration ({keys}): choose another --out")
@@ -73,6 +83,14 @@ def refuse_others(path: Path, config_json: str, owner: Path | None = None) -> No
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> set[str]:
     old, new = dict(_flat(before)), dict(_flat(now))
     return {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
+
+
+def _longer(before: dict[str, Any], now: dict[str, Any]) -> set[str]:
+    """What changes where a run is made longer: its length, and what lasts as long as it does."""
+    if now.get(LENGTH, 0) <= before.get(LENGTH, 0):
+        return set()
+    old, new = dict(_flat(before)), dict(_flat(now))
+    return {key for key in AS_LONG if old.get(key) == before[LENGTH] and new.get(key) == now[LENGTH]}
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -82,7 +82,7 @@ class Family(nn.Module, ABC):
         for name in (*self.encoders, "transformer", "vae"):
             setattr(self, name, getattr(pipe, name))
         self.max_tokens = max_tokens
-        self._remembered: dict[str, Condition] = {}
+        self._remembered: Mapping[str, Condition] = {}
         self.scheduler_config = dict(pipe.scheduler.config)
         schedule.check(self.scheduler_config)  # a schedule that cannot be followed is refused at once
 
@@ -107,19 +107,16 @@ class Family(nn.Module, ABC):
         Raises:
             RuntimeError: the encoders were dropped, and a prompt was not remembered.
         """
-        if self._remembered and all(prompt in self._remembered for prompt in prompts):
+        if prompts and all(prompt in self._remembered for prompt in prompts):
             return Condition.stack([self._remembered[prompt] for prompt in prompts]).to(self.device)
         present = [encoder for name in self.encoders if (encoder := getattr(self, name)) is not None]
         if not present:
             raise RuntimeError("the text encoders were dropped: encode all prompts before")
         return self.encode_ids(*(ids_BL.to(present[0].device) for ids_BL in self.tokenise(prompts)))
 
-    def remember(self, prompts: Sequence[str], batch: int = 16) -> None:
-        """Encode prompts once, keep their conditions in main memory, and let go of the encoders."""
-        for at in range(0, len(prompts), batch):
-            part = prompts[at : at + batch]
-            found = self.encode(part).to("cpu")
-            self._remembered |= {prompt: found.take(i) for i, prompt in enumerate(part)}
+    def remember(self, conditions: Mapping[str, Condition]) -> None:
+        """Take the conditions of prompts from here on from ``conditions``, and let go of the encoders."""
+        self._remembered = conditions
         self.drop_encoders()
 
     def drop_encoders(self) -> None:

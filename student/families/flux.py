@@ -36,8 +36,13 @@ class Flux(Family):
 
     @property
     def baked(self) -> dict[str, float]:
-        """The guidance input of a guidance-distilled transformer; None for the others."""
-        return {} if self.guidance is None else {"guidance_scale": self.guidance}
+        """The guidance input of a guidance-distilled transformer; the others have none."""
+        return {} if self._guidance_input is None else {"guidance_scale": self._guidance_input}
+
+    @property
+    def _guidance_input(self) -> float | None:
+        """The guidance, where this transformer reads one: FLUX.1-schnell beside a teacher that is dev does not."""
+        return self.guidance if self.transformer.config.guidance_embeds else None
 
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
         """Ids for CLIP and for T5."""
@@ -67,7 +72,7 @@ class Flux(Family):
         v_BND: Tensor = self.transformer(
             hidden_states=pack(x),
             timestep=sigma_B,
-            guidance=None if self.guidance is None else torch.full_like(sigma_B, self.guidance),
+            guidance=None if self._guidance_input is None else torch.full_like(sigma_B, self._guidance_input),
             pooled_projections=condition.pooled_BP,
             encoder_hidden_states=tokens,
             txt_ids=torch.zeros(tokens.shape[1], 3, device=x.device, dtype=x.dtype),

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.memory_figures import read, table
 from service.settings import PREFIX, Settings
 from tests.documents.blocks import ROOT
 
@@ -35,7 +36,15 @@ def _default(name: str) -> str:
     return f"`{shown}`"
 
 
-PARTS: dict[tuple[str, str], Callable[[], str]] = {("docs/operate.md", "settings"): settings}
+def memory() -> str:
+    """The table of what a training step holds (benchmarks/train_memory.py)."""
+    return table(read())
+
+
+PARTS: dict[tuple[str, str], Callable[[], str]] = {
+    ("docs/operate.md", "settings"): settings,
+    ("docs/cost.md", "memory"): memory,
+}
 
 
 def written(text: str, name: str, part: str) -> str:

@@ -13,13 +13,14 @@ from typing import ClassVar
 
 from student.bundle import NAME
 from training.config import ConfigError, above_0, at_least, check, finite, one_of, share
+from training.rats.execution import DTYPES, ComputeConfig, LoraConfig, OptimConfig, ValidationConfig
 from training.rats.former_keys import FORMER_KEYS
 from training.rats.gradients import MODES
 from training.rats.trajectory import named_horizons
+from training.tracker import TRACKERS
 
-METHODS = ("rats", "consistency", "matching")
+METHODS = ("rats", "tune", "consistency", "matching")
 GATES = ("reward", "confidence", "constant", "one", "batch_mean", "shuffled", "signed")
-DTYPES = ("bf16", "fp32")
 SHAPES = "shapes"
 
 
@@ -61,6 +62,7 @@ class StudentConfig:
     id: str = "shapes"
     version: str = "1"
     nfe: tuple[int, ...] = (4,)
+    init: str = ""  # what it begins as: a pipeline (a few-step checkpoint, a student), or a LoRA; empty: its teacher
 
     def __post_init__(self) -> None:
         for name, value in (("id", self.id), ("version", self.version)):
@@ -162,87 +164,42 @@ class GradientConfig:
 
     mode: str = "full"
     last_k: int = 1
+    bridge: float = 0.0  # of detached: the share of what a step does to later steps that is let in; 1 is the full one
 
     def __post_init__(self) -> None:
         one_of(MODES, "gradient", self, "mode")
         at_least(1, "gradient", self, "last_k")
+        share("gradient", self, "bridge")
+        check(
+            not self.bridge or self.mode == "detached",
+            f"gradient.bridge is {self.bridge} with gradient.mode {self.mode!r}: it is accepted with detached alone",
+        )
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """AdamW; a step has ``batch`` x ``accumulate`` samples a process."""
+class TuneConfig:
+    """Method "tune": how far a target lies from what the average predicts, as a share of that picture's norm."""
 
-    batch: int = 32
-    accumulate: int = 1
-    lr: float = 1e-4
-    warmup: int = 10
-    decay: float = 0.0  # the share of the run over which the rate falls to 0
-    clip_norm: float = 1.0
+    radius: float = 0.1
 
     def __post_init__(self) -> None:
-        finite("optim", self, "lr", "decay", "clip_norm")
-        at_least(1, "optim", self, "batch", "accumulate", "warmup")
-        above_0("optim", self, "lr", "clip_norm")
-        share("optim", self, "decay")
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Adapters on the attention and feed-forward layers of the blocks; rank 0 trains all weights."""
-
-    rank: int = 0
-    alpha: float = 64.0
-
-    def __post_init__(self) -> None:
-        finite("lora", self, "alpha")
-        at_least(0, "lora", self, "rank")
-        above_0("lora", self, "alpha")
-
-
-@dataclass(frozen=True)
-class ComputeConfig:
-    """Where a run computes, in which types, and what it spends to save memory."""
-
-    device: str = "auto"  # the GPU where there is one
-    weights: str = "fp32"
-    precision: str = "bf16"
-    checkpointing: bool = False
-    shard: bool = False  # the transformers over the processes (FSDP2)
-    compile: str = ""  # the backend that compiles the transformer's blocks, such as inductor; empty: none
-    save_minutes: float = 10.0  # a checkpoint at least so often, beside those at each validation
-
-    def __post_init__(self) -> None:
-        one_of(DTYPES, "compute", self, "weights", "precision")
-        above_0("compute", self, "save_minutes")
-
-
-@dataclass(frozen=True)
-class ValidationConfig:
-    """How often the student is measured, and what makes a checkpoint the best one."""
-
-    every: int = 25
-    patience: int = 0  # stop after so many validations without a better held-out score; 0 never
-    min_diversity: float = 0.9  # no checkpoint is chosen with less of the teacher's diversity than this; 0 for any
-    batch: int = 64  # pictures drawn at a time
-
-    def __post_init__(self) -> None:
-        finite("validation", self, "min_diversity")
-        at_least(1, "validation", self, "every", "batch")
-        at_least(0, "validation", self, "patience")
-        share("validation", self, "min_diversity")
+        finite("tune", self, "radius")
+        above_0("tune", self, "radius")
 
 
 @dataclass(frozen=True)
 class RatsConfig:
     """A run of ``steps`` optimizer steps from ``model`` (the folder or hub id of a diffusers pipeline) to a student.
 
-    ``method`` is "rats", or a peer that uses no reward: "consistency", "matching".
+    ``method`` is "rats"; "tune" for a model that draws in few steps already; or a peer that uses no reward:
+    "consistency", "matching".
     """
 
     model: str = "models/shapes-teacher"
     method: str = "rats"
     steps: int = 300
     seed: int = 401
+    tracker: str = "tensorboard"  # "wandb" or "mlflow" beside it
     data: DataConfig = field(default_factory=DataConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
@@ -251,6 +208,7 @@ class RatsConfig:
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     gradient: GradientConfig = field(default_factory=GradientConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -261,6 +219,7 @@ class RatsConfig:
     def __post_init__(self) -> None:
         nfe, last_k = self.student.nfe, self.gradient.last_k
         one_of(METHODS, "", self, "method")
+        one_of(TRACKERS, "", self, "tracker")
         at_least(1, "", self, "steps")
         check(0 <= self.seed < 2**32, f"seed is {self.seed}: accepted is 0 to 4294967295")
         check(
@@ -276,11 +235,29 @@ class RatsConfig:
             "compute.weights is 'bf16' with lora.rank 0: small updates to bf16 weights round to nothing; accepted are "
             "a lora.rank of 1 or more, or compute.weights=fp32 (with compute.precision=bf16 it still computes in bf16)",
         )
+        quantised, sharded = self.compute.quantise, self.compute.shard
+        check(
+            not quantised or (self.lora.rank > 0 and self.compute.weights == "bf16" and not sharded),
+            f"compute.quantise is {quantised!r}: accepted with a lora.rank of 1 or more, compute.weights=bf16, and "
+            "without compute.shard",
+        )
+        check(
+            not quantised or self.method != "matching",
+            f"compute.quantise is {quantised!r}: accepted with every method but matching, whose critic learns whole",
+        )
+        check(
+            self.optim.state == "fp32" or not sharded,
+            f"optim.state is {self.optim.state!r}: accepted without compute.shard, over which its state is divided",
+        )
         steerable = self.method == "rats" and self.shaping.alpha > 0 and self.reward.weight > 0
         check(
             not self.shaping.steer or steerable,
             f"shaping.steer is {self.shaping.steer}: it adjusts shaping.alpha, so it needs method=rats and a "
             "reward.weight and shaping.alpha above 0",
+        )
+        check(
+            self.method != "tune" or self.reward.weight > 0,
+            "reward.weight is 0: method tune learns from nothing but the reward",
         )
         check(
             self.reward.weight > 0 or self.shaping.alpha > 0,

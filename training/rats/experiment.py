@@ -10,12 +10,14 @@ from torch import Tensor
 
 from student.families.family import Family
 from student.families.find import open_family
-from student.pipeline import read_index
-from training import environment
+from student.pipeline import open_parts, read_index
+from training import checkpoint, environment
 from training.evaluate import Evaluation
 from training.processes import state
 from training.progress import console
-from training.rats.setup import DTYPES, Setup, place, remember
+from training.quantise import quantise
+from training.rats.setup import DTYPES, Setup, place, remember, student_start
+from training.rats.trainer import CHECKPOINT
 from training.rats.validation import test_figures, trainer
 from training.result import UNTRAINED, save, write
 from training.rundir import FINISHED
@@ -36,7 +38,7 @@ def run(setup: Setup, out: Path) -> None:
         pictures = {f"{row.label}, {row.nfe} steps": drawn for row, drawn in zip(table, shown, strict=True)}
         write(out, setup, table, pictures, chosen_at)
         (out / "run" / FINISHED).write_text("")
-        (out / "run" / "checkpoint.pt").unlink(missing_ok=True)
+        checkpoint.remove(out / "run" / CHECKPOINT)
         console.print(f"the student is in {out}; its card is {out / 'README.md'}")
         if chosen_at == 0:
             console.print(f"[bold red]{UNTRAINED}[/bold red]", highlight=False)
@@ -51,6 +53,8 @@ def _train(setup: Setup, out: Path) -> tuple[list[tuple[Evaluation, Tensor]], in
     with setup.roles.role("start") as model:
         found = [test_figures(setup, model, "teacher", nfe) for nfe in counts]
     setup.roles.gather(keep=training.is_first)
+    if setup.config.compute.quantise:
+        setup.roles.widen(_whole_base(setup))
     if training.is_first:
         setup.roles.merge(out / "adapter", getattr(diffusers, read_index(setup.config.model, False)["_class_name"]))
         save(out, setup.config.model, setup.model, setup.config.compute.weights)
@@ -58,8 +62,16 @@ def _train(setup: Setup, out: Path) -> tuple[list[tuple[Evaluation, Tensor]], in
     return found, training.best_at
 
 
+def _whole_base(setup: Setup) -> Any:
+    """What the adapters of a quantised base were trained on, as it was before."""
+    config = setup.config
+    own = open_parts(config.model, ("transformer", "scheduler"), DTYPES[config.compute.weights]).transformer
+    return student_start(config, own) or own
+
+
 def reopened(setup: Setup, out: Path) -> Family:
-    """The student as its bundle holds it: merged, and rounded to the type that it is kept in.
+    """The student as its bundle holds it: merged, and rounded to the type that it is kept in (or quantised to, where
+    the run's base was: what it trained in is all that its device must hold).
 
     What trained is let go of before it is opened, and its transformer takes the trained one's place in ``setup.model``.
     """
@@ -72,6 +84,7 @@ def reopened(setup: Setup, out: Path) -> Family:
     setup.model.transformer = model.transformer
     if setup.prompts.of_file:
         remember(setup.config, model, setup.rewards, setup.prompts.test)
+    quantise(model.transformer, compute.quantise)
     place(setup.config, model)
     if compute.shard and state().num_processes > 1:
         shard(model.transformer, state().num_processes)

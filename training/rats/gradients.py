@@ -5,7 +5,9 @@
 ``detached``  every step is differentiated at its own detached state: the rollout runs without gradient, dL/dv is
               taken once for all velocities along the (linear) Euler path, then one step at a time is run again and
               differentiated. The memory of one step. It leaves out only what a step does to the later steps' inputs,
-              so for one step, or for a velocity that does not depend on x, it equals ``full``.
+              so for one step, or for a velocity that does not depend on x, it equals ``full``. ``bridge`` lets that
+              share of it in (FlowBP-Bridge, arXiv 2606.11075): 0 leaves it out, 1 is ``full`` in the memory of one
+              step, since every step's states are kept and the steps are run again from the last to the first.
 ``low_variance``  the last step alone, averaged over the step that was taken and one or more repetitions: the result is
               noised again and the step repeated (DRaFT-LV, arXiv 2309.17400, section 4.2).
 
@@ -15,6 +17,7 @@ Shape suffixes as in trajectory.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -25,6 +28,7 @@ from training.rats.trajectory import Trajectory, rollout
 MODES = ("full", "last_k", "detached", "low_variance")
 Velocity = Callable[[Tensor, float], Tensor]
 LossOf = Callable[[Trajectory], Tensor]
+Around = Callable[[bool], AbstractContextManager[object]]
 
 
 def differentiate(
@@ -35,27 +39,36 @@ def differentiate(
     sigmas: Sequence[float],
     loss_of: LossOf,
     more_noise: Sequence[Tensor] = (),
+    bridge: float = 0.0,
+    around: Around = nullcontext,
 ) -> tuple[Tensor, Callable[[], None]]:
     """The loss of one rollout, and a function that adds its gradient to the network's parameters.
 
     The two are separate so that a loss that is not finite can be skipped. ``more_noise`` is what ``low_variance``
-    noises the drawn end with, one repetition of the last step for each.
+    noises the drawn end with, one repetition of the last step for each; ``bridge`` is for ``detached``. Every
+    backward call happens inside ``around(last)``, which is told whether it is the rollout's last one.
 
     Raises:
         ValueError: ``mode`` is not one of MODES, or ``last_k`` is not 1 to K.
     """
     if mode == "detached":
-        return _detached(velocity, noise_BD, sigmas, loss_of)
+        return _detached(velocity, noise_BD, sigmas, loss_of, bridge, around)
     if mode == "low_variance":
-        loss = _low_variance(velocity, noise_BD, sigmas, loss_of, more_noise)
-        return loss, loss.backward
+        return _at_once(_low_variance(velocity, noise_BD, sigmas, loss_of, more_noise), around)
     if mode not in MODES:
         raise ValueError(f"gradient mode {mode!r}: accepted are {', '.join(MODES)}")
     if mode == "last_k" and not 1 <= last_k <= len(sigmas):
         raise ValueError(f"last_k is {last_k}: accepted is 1 to {len(sigmas)}, the number of steps")
     first = sigmas[-last_k] if mode == "last_k" else sigmas[0]
-    loss = loss_of(rollout(_from(velocity, first), noise_BD, sigmas))
-    return loss, loss.backward
+    return _at_once(loss_of(rollout(_from(velocity, first), noise_BD, sigmas)), around)
+
+
+def _at_once(loss: Tensor, around: Around) -> tuple[Tensor, Callable[[], None]]:
+    def backward() -> None:
+        with around(True):
+            loss.backward()
+
+    return loss, backward
 
 
 def _from(velocity: Velocity, first_sigma: float) -> Velocity:
@@ -82,7 +95,7 @@ def _low_variance(
 
 
 def _detached(
-    velocity: Velocity, noise_BD: Tensor, sigmas: Sequence[float], loss_of: LossOf
+    velocity: Velocity, noise_BD: Tensor, sigmas: Sequence[float], loss_of: LossOf, bridge: float, around: Around
 ) -> tuple[Tensor, Callable[[], None]]:
     with torch.no_grad():
         path = rollout(velocity, noise_BD, sigmas)
@@ -93,8 +106,17 @@ def _detached(
     loss = loss_of(Trajectory(tuple(sigmas), (*states, end), leaves))
 
     def backward() -> None:
-        slopes = torch.autograd.grad(loss, leaves)
-        for x_BD, sigma, slope_BD in zip(path.x, sigmas, slopes, strict=False):
-            velocity(x_BD, sigma).backward(slope_BD)
+        slopes = list(torch.autograd.grad(loss, leaves))
+        lengths = [after - sigma for sigma, after in zip(sigmas, (*sigmas[1:], 0.0), strict=True)]
+        for i in reversed(range(len(sigmas))):
+            x_BD = path.x[i].detach().requires_grad_(bridge > 0 and i > 0)
+            v_BD = velocity(x_BD, sigmas[i])
+            with around(i == 0):
+                v_BD.backward(slopes[i])
+            if (carried := x_BD.grad) is not None:  # every earlier step moved this step's input
+                slopes = [
+                    s + bridge * d * carried if j < i else s
+                    for j, (s, d) in enumerate(zip(slopes, lengths, strict=True))
+                ]
 
     return loss, backward

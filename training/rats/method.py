@@ -13,7 +13,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
 
+from student.families.family import Family
 from training.rats.config import RatsConfig
 from training.rats.roles import Roles
 from training.rats.trajectory import Trajectory
@@ -102,6 +104,16 @@ def in_types(config: RatsConfig, roles: Roles, backward: Callable[[], None]) -> 
     return run
 
 
+def whole_backward(config: RatsConfig, roles: Roles, loss: Tensor) -> Callable[[], None]:
+    """One backward call for a micro-batch, in the types of a run."""
+
+    def backward() -> None:
+        with roles.backward():
+            loss.backward()
+
+    return in_types(config, roles, backward)
+
+
 def teacher_path(config: RatsConfig, roles: Roles, grids: Grids, batch: Batch) -> Trajectory:
     """The teacher's rollout: by the guided start in the first phase, by the student's EMA afterwards."""
     teacher = config.teacher
@@ -151,3 +163,36 @@ def step_statistics(means: Mapping[str, float]) -> dict[str, float]:
         if (square := found.pop(f"{name}_square", None)) is not None:
             found[f"{name}_std"] = math.sqrt(max(square - found[mean] ** 2, 0.0))
     return found
+
+
+def reward_of_latents(config: RatsConfig, model: Family, reward: RewardFn, x_BCHW: Tensor, batch: Batch) -> Tensor:
+    """The standardised reward of latents (B,), with gradient where one is wanted."""
+
+    def score(x: Tensor) -> Tensor:
+        images = decoded_window(model, x, config.reward.frames, batch.step)
+        return reward(images.float(), batch.prompts).float()
+
+    with torch.set_grad_enabled(torch.is_grad_enabled() and config.reward.weight > 0):
+        # The detached mode takes this gradient at once, and alone: computed again it would take as much room.
+        again = config.compute.checkpointing and config.method == "rats" and config.gradient.mode != "detached"
+        if again and torch.is_grad_enabled():
+            value: Tensor = recompute(score, x_BCHW, use_reentrant=False)
+            return value
+        return score(x_BCHW)
+
+
+def decoded_window(model: Family, x_BCFHW: Tensor, frames: int, step: int) -> Tensor:
+    """Pictures of latents; of a video those of ``frames`` latent frames (0: all), others from step to step.
+
+    A video's decoder is causal and goes from frame to frame: what lies before the window is decoded too, as its past,
+    but without gradient, so that only the window's activations are kept (counted for Wan 2.1 at 480x832 and 33 frames:
+    219 GB for all frames). What lies after the window is not decoded.
+    """
+    total = x_BCFHW.shape[2]
+    if x_BCFHW.ndim < 5 or not 0 < frames < total:
+        return model.decode(x_BCFHW)
+    first = step % (total - frames + 1)
+    past, window = x_BCFHW[:, :, :first].detach(), x_BCFHW[:, :, first : first + frames]
+    video_BFCHW = model.decode(torch.cat([past, window], 2))
+    each = (video_BFCHW.shape[1] - 1) // max(1, first + frames - 1)  # frames of every latent but the first
+    return video_BFCHW[:, 0 if first == 0 else 1 + (first - 1) * each :]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from training.processes import Processes
 from training.rats.config import RatsConfig
-from training.rats.method import Batch, Grids, RewardFn, Step, in_types, teach_jointly, teacher_path, types
+from training.rats.method import Batch, Grids, RewardFn, Step, teach_jointly, teacher_path, types, whole_backward
 from training.rats.roles import Roles
 from training.rats.trajectory import Trajectory, rollout
 from training.sampler import Sampler, Velocity, velocity_of
@@ -65,8 +65,7 @@ class Consistency:
             x_BD = path.state(sigma)
             jump_BD = x_BD + (end - sigma) * velocity_of(model, model.encode(batch.prompts))(x_BD, sigma)
             loss = (jump_BD - target_BD).square().mean()
-        backward = in_types(self.config, self.roles, loss.backward)
-        return Step(loss, backward, {"loss": loss.detach(), "sigma": sigma})
+        return Step(loss, whole_backward(self.config, self.roles, loss), {"loss": loss.detach(), "sigma": sigma})
 
     def _target(self, path: Trajectory, after: float, end: float, prompts: Sequence[str]) -> Tensor:
         """Where the EMA jumps to from the next point; at the segment's end it stays."""
@@ -137,7 +136,7 @@ class Matching:
             critic_loss = self._teach_critic(x0_BD.detach(), prompts, gen)
             gradient_BD = self._direction(x0_BD.detach(), prompts, gen)
             loss = 0.5 * (x0_BD - (x0_BD.detach() - gradient_BD)).square().mean()
-        backward = in_types(self.config, self.roles, loss.backward)
+        backward = whole_backward(self.config, self.roles, loss)
         return Step(loss, backward, {"loss": loss.detach(), "critic_loss": critic_loss})
 
     @torch.no_grad()

@@ -179,7 +179,8 @@ def flux2_klein() -> RatsConfig:
     The base needs guidance by two calls: guided and frozen for the first half, then the EMA of the student.
     """
     base = _paper("black-forest-labs/FLUX.2-klein-base-4B", "flux2-klein-4b", 4, 512)
-    return changed(base, {"teacher.guidance": 4.0, "teacher.guided_steps": 200, "data.max_tokens": 512})
+    more = {"teacher.guidance": 4.0, "teacher.guided_steps": 200, "teacher.batch": 4, "data.max_tokens": 512}
+    return changed(base, more)
 
 
 def qwen_image() -> RatsConfig:
@@ -197,7 +198,8 @@ def qwen_image() -> RatsConfig:
 def z_image_turbo() -> RatsConfig:
     """Z-Image-Turbo 6 B from its own 8 steps to 4, at 512 px: 89,600 calls, its teacher being unguided."""
     base = _paper("Tongyi-MAI/Z-Image-Turbo", "z-image-turbo", 4, 512)
-    return changed(base, {"teacher.nfe": 8, "teacher.reference_nfe": 8, "data.max_tokens": 512})
+    more = {"teacher.nfe": 8, "teacher.reference_nfe": 8, "teacher.batch": 4, "data.max_tokens": 512}
+    return changed(base, more)
 
 
 def consistency() -> RatsConfig:

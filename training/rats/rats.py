@@ -13,13 +13,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint as recompute
 
-from student.families.family import Family
 from training.rats.config import RatsConfig
 from training.rats.gradients import differentiate
 from training.rats.loss import confidence, gate, reward_loss, shaping, steered, velocity_excess
-from training.rats.method import Batch, Grids, RewardFn, Step, in_types, teach_jointly, teacher_path, types
+from training.rats.method import (
+    Batch,
+    Grids,
+    RewardFn,
+    Step,
+    in_types,
+    reward_of_latents,
+    teach_jointly,
+    teacher_path,
+    types,
+)
 from training.rats.roles import Roles
 from training.rats.trajectory import Trajectory, named_horizons
 from training.sampler import velocity_of
@@ -77,6 +85,8 @@ class Rats:
                 self.grids[batch.nfe],
                 loss_of,
                 self._more_noise(batch),
+                config.gradient.bridge,
+                self.roles.backward,
             )
         return Step(loss, in_types(config, self.roles, backward), {**log, "loss": loss.detach()})
 
@@ -139,19 +149,7 @@ class Rats:
 
     def _reward(self, x_BCHW: Tensor, batch: Batch) -> Tensor:
         """The standardised reward of latents (B,), with gradient where one is wanted."""
-        config, model = self.config, self.roles.model
-
-        def score(x: Tensor) -> Tensor:
-            images = decoded_window(model, x, config.reward.frames, batch.step)
-            return self._reward_of(images.float(), batch.prompts).float()
-
-        with torch.set_grad_enabled(torch.is_grad_enabled() and config.reward.weight > 0):
-            # The detached mode takes this gradient at once, and alone: computed again it would take as much room.
-            again = config.compute.checkpointing and config.gradient.mode != "detached"
-            if again and torch.is_grad_enabled():
-                value: Tensor = recompute(score, x_BCHW, use_reentrant=False)
-                return value
-            return score(x_BCHW)
+        return reward_of_latents(self.config, self.roles.model, self._reward_of, x_BCHW, batch)
 
     def _more_noise(self, batch: Batch) -> list[Tensor]:
         """For the low-variance gradient, which repeats the last step once."""
@@ -159,20 +157,3 @@ class Rats:
             return []
         gen = batch.generator(self.config.seed * 11_000_027)
         return [torch.randn(batch.noise_BCHW.shape, generator=gen).to(batch.noise_BCHW.device)]
-
-
-def decoded_window(model: Family, x_BCFHW: Tensor, frames: int, step: int) -> Tensor:
-    """Pictures of latents; of a video those of ``frames`` latent frames (0: all), others from step to step.
-
-    A video's decoder is causal and goes from frame to frame: what lies before the window is decoded too, as its past,
-    but without gradient, so that only the window's activations are kept (counted for Wan 2.1 at 480x832 and 33 frames:
-    219 GB for all frames). What lies after the window is not decoded.
-    """
-    total = x_BCFHW.shape[2]
-    if x_BCFHW.ndim < 5 or not 0 < frames < total:
-        return model.decode(x_BCFHW)
-    first = step % (total - frames + 1)
-    past, window = x_BCFHW[:, :, :first].detach(), x_BCFHW[:, :, first : first + frames]
-    video_BFCHW = model.decode(torch.cat([past, window], 2))
-    each = (video_BFCHW.shape[1] - 1) // max(1, first + frames - 1)  # frames of every latent but the first
-    return video_BFCHW[:, 0 if first == 0 else 1 + (first - 1) * each :]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from student.families.family import Family
+from training.decoder import recompute_blocks
 from training.processes import Processes
 from training.rats.config import RatsConfig
-from training.sharding import clone, gathered, shard, shard_like, without_weights
+from training.sharding import calls, clone, gathered, reduce_gradients, shard, shard_like, without_weights
 
 ROLES = ("student", "teacher", "start")
 # Attention and feed-forward of every family's blocks, and nothing outside of them; what a model lacks is not missed.
@@ -45,28 +46,50 @@ class Lora:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Sharding:
+    """In which type slices come together; ``frugal`` gathers for each call and reduces after each, which takes no room
+    for whole weights and gradients.
+    """
+
+    in_bf16: bool = False
+    frugal: bool = False
+
+
 class Roles:
     """One family's transformer in its three roles; ``model.transformer`` is the student outside of ``role``.
 
-    ``trainable`` are the student's parameters that learn.
+    ``trainable`` are the student's parameters that learn. The student, and the average of it, begin as ``begin`` where
+    that is given; the start is then the family's own transformer, apart.
     """
 
     def __init__(
-        self, model: Any, ema: float, lora: Lora | None = None, processes: int = 1, compile_with: str = ""
+        self,
+        model: Any,
+        ema: float,
+        lora: Lora | None = None,
+        processes: int = 1,
+        compile_with: str = "",
+        sharding: Sharding = Sharding(),
+        begin: Any = None,
     ) -> None:
         self.model = model
         self.lora = lora
-        self._ema, self.sharded = ema, processes > 1
-        base = model.transformer.requires_grad_(False)
+        self._ema, self.sharded, self._frugal = ema, processes > 1, sharding.frugal
+        self._reduce = True
+        start = model.transformer.requires_grad_(False)
+        base = model.transformer = start if begin is None else begin.requires_grad_(False)
         self._class = type(base)
         if lora is not None:
             _add_adapters(base, lora)
             _equalise(base)
-        if self.sharded:
-            shard(base, processes)  # before it is copied: no process ever holds the whole of a second network
-        self._student = self._teacher = self._start = base
+        for network in {id(one): one for one in (base, start)}.values() if self.sharded else ():
+            shard(network, processes, sharding.in_bf16)  # before any is copied: none is ever whole in a process
+        self._student = self._teacher = base
+        self._start = start
         if lora is None:
-            self._start, self._teacher = (clone(base, processes) for _ in range(2))
+            copies = [clone(base, processes, sharding.in_bf16) for _ in range(2 if begin is None else 1)]
+            self._teacher, self._start = copies[0], copies[-1] if begin is None else start
             base.requires_grad_(True)
             self.trainable, self._following = list(self._student.parameters()), list(self._teacher.parameters())
         else:
@@ -76,15 +99,16 @@ class Roles:
                 network.compile_repeated_blocks(backend=compile_with)
 
     @classmethod
-    def of(cls, config: RatsConfig, model: Family) -> Roles:
+    def of(cls, config: RatsConfig, model: Family, begin: Any = None) -> Roles:
         """Those of a run: adapters, gradient checkpointing and sharding as the configuration says."""
-        if config.compute.checkpointing:
-            model.transformer.enable_gradient_checkpointing()
-            if getattr(model.vae, "_supports_gradient_checkpointing", False):
-                model.vae.enable_gradient_checkpointing()
+        compute = config.compute
+        if compute.checkpointing:
+            (model.transformer if begin is None else begin).enable_gradient_checkpointing()
+            recompute_blocks(model.vae)
         lora = Lora(config.lora.rank, config.lora.alpha, config.seed) if config.lora.rank else None
-        processes = Processes().size if config.compute.shard else 1
-        return cls(model, config.teacher.ema, lora, processes, config.compute.compile)
+        processes = Processes().size if compute.shard else 1
+        sharding = Sharding(compute.precision == "bf16", compute.shard_frugal)
+        return cls(model, config.teacher.ema, lora, processes, compute.compile, sharding, begin)
 
     @contextmanager
     def role(self, name: str) -> Iterator[Any]:
@@ -93,9 +117,27 @@ class Roles:
         with torch.set_grad_enabled(name == "student" and torch.is_grad_enabled()):
             self._switch(name)
             try:
-                yield self.model
+                with self.rollouts() if name != "student" else nullcontext():
+                    yield self.model
             finally:
                 self._switch("student")
+
+    @contextmanager
+    def rollouts(self) -> Iterator[None]:
+        """While calls follow each other without gradient: what is sharded comes together once for them all."""
+        with calls(self.model.transformer, not self._frugal) if self.sharded else nullcontext():
+            yield
+
+    def reduce(self, wanted: bool) -> None:
+        """Whether the coming micro-batch is a step's last, after which gradients are averaged over the processes."""
+        self._reduce = wanted
+
+    @contextmanager
+    def backward(self, last: bool = True) -> Iterator[None]:
+        """Around each backward call of a micro-batch; the ``last`` of a step's last one averages the gradients."""
+        if self.sharded and not self._frugal:
+            reduce_gradients(self._student, self._reduce and last)
+        yield
 
     @contextmanager
     def using(self, transformer: nn.Module) -> Iterator[Any]:
@@ -144,6 +186,16 @@ class Roles:
             self.model.transformer = self._student
             self.trainable = []
 
+    def widen(self, transformer: Any) -> None:
+        """At the end: put what the adapters of a quantised base have learnt on the same base in full."""
+        assert self.lora is not None
+        state = self.student_state()
+        self._student = self.model.transformer = transformer.requires_grad_(False)
+        _add_adapters(transformer, self.lora)
+        _equalise(transformer)
+        self.trainable, self._following = _pairs(transformer)
+        self.load_student(state)
+
     def merge(self, adapter: Path, pipeline: Any) -> None:
         """At the end: write a LoRA student's adapter to the folder ``adapter`` and merge it into its base.
 
@@ -174,6 +226,12 @@ class Roles:
             for name, value in state.items():
                 named[name].copy_(shard_like(value, named[name]))
 
+    def live(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors themselves, of student and teacher, for a checkpoint that is written and read slice by slice."""
+        learns = {id(p) for p in self.trainable}
+        student = {name: p.detach() for name, p in self._student.named_parameters() if id(p) in learns}
+        return {"student": student, "teacher": {str(i): p.detach() for i, p in enumerate(self._following)}}
+
     def state(self) -> dict[str, Any]:
         """Student and teacher for a checkpoint; this process's part where they are sharded."""
         return {"student": self.student_state(), "teacher": [_kept(p) for p in self._following]}
@@ -186,11 +244,13 @@ class Roles:
                 like.copy_(shard_like(value, like))
 
     def _switch(self, name: str) -> None:
-        if self.lora is None:
-            if name == "start" and not self.sharded:
-                self._start.to(next(self._student.parameters()).device)
-            self.model.transformer = getattr(self, f"_{name}")
-        elif name == "start":
+        apart = self._start is not self._student
+        if name == "start" and apart and not self.sharded:
+            self._start.to(next(self._student.parameters()).device)
+        self.model.transformer = getattr(self, f"_{name}")
+        if self.lora is None or (name == "start" and apart):
+            return
+        if name == "start":
             self._student.disable_adapters()
         else:
             self._student.enable_adapters()

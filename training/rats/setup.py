@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.markup import escape
+from torch import nn
 
 from rewards.interface import said
 from rewards.weighted import Weighted
@@ -17,13 +18,16 @@ from student.bundle import ImageSize, Latents
 from student.families.family import Family
 from student.families.find import open_family
 from student.families.flux import Flux
-from training import evaluate
+from training import evaluate, tracker
+from training.beginning import beginning
+from training.conditions import Conditions
 from training.config import ConfigError
-from training.evaluate import Measure, Plan, cached, fingerprint, hash_model
+from training.evaluate import Measure, Plan, cached, fingerprint, fingerprint_of, hash_model
 from training.probe import pictures
 from training.processes import Processes, state
 from training.progress import console
 from training.prompts import Prompts, cut_lines, from_files
+from training.quantise import quantise, require
 from training.rats.config import SHAPES, RatsConfig
 from training.rats.roles import Roles
 from training.sampler import Sampler, precision
@@ -43,6 +47,7 @@ from training.scorers import (
 
 SHORT_RUN_STEPS, SHORT_RUN_PROMPTS = 50, 64
 TRIED_PICTURES = 2
+PROBE = "A red heart, above 1 blue star."
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -51,7 +56,7 @@ class Setup:
     """All of a run that stays fixed while it trains, and the roles' networks, which do not.
 
     ``rewards`` are calibrated, by role; ``reward`` is the trained one on the scale of what a step shows it (some frames
-    of a video). ``teacher`` is the hash of the teacher's weights, its text encoders among them.
+    of a video). ``teacher`` is the hash of the teacher's weights, its text encoders among them, and their form.
     """
 
     config: RatsConfig
@@ -100,6 +105,9 @@ def prepare(config: RatsConfig) -> Setup:
         SizeError: an image size that the model cannot generate.
     """
     image, teacher, optim = config.image, config.teacher, config.optim
+    require("compute.quantise", config.compute.quantise)
+    require("optim.state", optim.state)
+    require("tracker", config.tracker, tracker.PACKAGES)
     if config.gate.tau_in_std and optim.batch * optim.accumulate * state().num_processes < 2:
         raise ConfigError("gate.tau_in_std is true: it needs 2 or more samples per step, and this run has 1")
     prompts = _prompts(config)
@@ -123,11 +131,16 @@ def prepare(config: RatsConfig) -> Setup:
     measure = measure_with(rewards, model, prompts.judge)
     windows = frame_windows(config.reward.frames, latents.frames, image.frames)
     calibration = with_windows(measure, rewards[TRAINED], windows)
-    weights = hash_model(model)  # now, with the text encoders, and without adapters
+    weights = hash_model(model) + config.compute.quantise  # now, with the text encoders, and without adapters
     if prompts.of_file:
         remember(config, model, rewards, prompts_of_run(config, prompts))
+    begin = student_start(config, model.transformer)
+    for network in (model.transformer, begin):
+        quantise(network, config.compute.quantise)
     place(config, model)
-    roles = Roles.of(config, model)
+    if begin is not None and not config.compute.shard:
+        begin.to(_device(config))
+    roles = Roles.of(config, model, begin)
     sigmas = model.sigmas(teacher.reference_nfe, latents.shape)
     sampler = Sampler(model, sigmas, teacher.guidance, teacher.negative_prompt, config.compute.precision)
     plan = Plan(prompts.calibration, [], latents.shape, config.validation.batch)
@@ -140,13 +153,32 @@ def prepare(config: RatsConfig) -> Setup:
     return Setup(config, roles, latents, prompts, measure, rewards, reward, highest, weights)
 
 
+def student_start(config: RatsConfig, teacher: Any) -> Any:
+    """The transformer that the student begins as, not quantised; None where it is the teacher's."""
+    if not config.student.init:
+        return None
+    return beginning(config.student.init, config.model, teacher, DTYPES[config.compute.weights])
+
+
 def remember(config: RatsConfig, model: Family, rewards: Rewards, prompts: list[str]) -> None:
-    """Encode prompts and let go of the encoders; the rewards make room for them on the device meanwhile."""
-    move(rewards, "cpu")
-    place(config, model, model.encoders)
-    with precision(config.compute.precision, torch.device(_device(config))):  # as everything else is computed
-        model.remember(prompts)
-    move(rewards, _device(config))
+    """Encode what nobody has encoded yet, each process its share, and let go of the encoders.
+
+    The rewards make room for them on the device meanwhile.
+    """
+    encoders = nn.ModuleList([part for name in model.encoders if (part := getattr(model, name)) is not None])
+    read = [ids_BL.tolist() for ids_BL in model.tokenise([PROBE])]  # by this tokenizer, to this length
+    key = [hash_model(encoders), type(model).__name__, read, config.compute.precision, _device(config)]
+    conditions = Conditions(evaluate.CACHE.with_name("conditions") / fingerprint_of(key), prompts)
+    processes = Processes()
+    for share in ((processes.index, processes.size), (0, 1)):  # what is missing then lies on another machine's disk
+        if missing := conditions.missing(*share):
+            move(rewards, "cpu")
+            place(config, model, model.encoders)
+            with precision(config.compute.precision, torch.device(_device(config))):  # as everything else is computed
+                conditions.encode(model, missing)
+            move(rewards, _device(config))
+        processes.wait()
+    model.remember(conditions)
 
 
 def place(config: RatsConfig, model: Family, names: Sequence[str] = ()) -> None:
@@ -193,12 +225,9 @@ def _prompts(config: RatsConfig) -> Prompts:
 
 
 def prompts_of_run(config: RatsConfig, prompts: Prompts) -> list[str]:
-    """Every prompt that this process will draw: of a long file only those of its own steps (FLUX: 4 MB each)."""
-    processes, batch = Processes(), config.optim.batch
-    total = batch * config.optim.accumulate * processes.size
-    mine = [at + i for at in processes.share(range(0, total, batch)) for i in range(batch)]
-    texts = (prompts.train(step, total) for step in range(config.steps))
-    trained = (drawn[i] for drawn in texts for i in mine)
+    """Every prompt that the run's processes will draw."""
+    total = config.optim.batch * config.optim.accumulate * Processes().size
+    trained = (prompt for step in range(config.steps) for prompt in prompts.train(step, total))
     measured = (*prompts.calibration, *prompts.validation, *prompts.test)
     return list(dict.fromkeys((config.teacher.negative_prompt, *measured, *trained)))
 

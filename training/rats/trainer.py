@@ -10,7 +10,10 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,20 +22,29 @@ from training import checkpoint
 from training.optim import set_lr, trapezoid
 from training.processes import Processes
 from training.progress import StepLog, console, read_log, steps
+from training.quantise import adamw
 from training.rats.alarms import all_alarms
 from training.rats.config import RatsConfig
 from training.rats.method import Batch, Method, RewardFn, means, step_statistics
 from training.rats.peers import Consistency, Matching
 from training.rats.rats import Rats
 from training.rats.roles import Roles
+from training.rats.tune import Tune
 from training.rundir import RunDiverged, RunStopped
 from training.sampler import Sampler
-from training.sharding import gathered, optimizer_like, unsharded
+from training.sharding import unsharded
 from training.termination import sigterm
 from training.timing import StepTimer
+from training.tracker import remote
 
 BAD_STEPS = 10
-METHODS: dict[str, Callable[..., Method]] = {"rats": Rats, "consistency": Consistency, "matching": Matching}
+CHECKPOINT = "checkpoint.pt"  # of a sharded run a folder without the ending
+METHODS: dict[str, Callable[..., Method]] = {
+    "rats": Rats,
+    "tune": Tune,
+    "consistency": Consistency,
+    "matching": Matching,
+}
 
 
 class Trainer:
@@ -63,7 +75,7 @@ class Trainer:
         counts = (*config.student.nfe, config.teacher.nfe)
         self.grids = {nfe: roles.model.sigmas(nfe, latent_shape) for nfe in counts}
         self.method = METHODS[config.method](config, roles, reward, self.grids)
-        self.optimizer = torch.optim.AdamW(roles.trainable, config.optim.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self.optimizer = adamw(roles.trainable, config.optim.lr, config.optim.state)
         self.processes = Processes()
         self.best: dict[str, Tensor] = {}
         self.best_score, self.best_at, self.bad_steps = -math.inf, 0, 0
@@ -82,7 +94,7 @@ class Trainer:
             RunStopped: SIGTERM arrived (a preempted job); everything up to here is in the checkpoint.
         """
         first = self._resume()
-        self._log = StepLog(self.run_dir / "log.jsonl", first) if self.is_first else None
+        self._log = self._opened_log(first) if self.is_first else None
         if first == 0:
             self._record(-1, self._validate(0))
         with sigterm() as asked_to_stop:
@@ -118,6 +130,7 @@ class Trainer:
             batches = self.method.teach(self._batches(step))
         rows = []
         for batch in batches:
+            self.roles.reduce(batch is batches[-1])
             with timer.part("student"):
                 _, backward, figures = self.method.step(batch)
             with timer.part("backward"):
@@ -193,6 +206,10 @@ class Trainer:
             self.method.after_validation(diversity, self.teacher_diversity)
         return {**values, "best_at": float(self.best_at)}
 
+    def _opened_log(self, first: int) -> StepLog:
+        path, say = self.run_dir / "log.jsonl", partial(console.print, style="yellow", highlight=False, markup=False)
+        return StepLog(path, first, remote(self.config.tracker, path, asdict(self.config), say))
+
     def _record(self, step: int, values: dict[str, float]) -> None:
         if self._log is None:
             return
@@ -205,31 +222,58 @@ class Trainer:
             (self.run_dir / "alarms.txt").write_text("".join(f"step {at}: {alarm}\n" for at, alarm in found))
 
     def _save(self, step: int) -> None:
-        state = {
-            "step": step,
-            "roles": self.roles.state(),
-            "optimizer": self.optimizer.state_dict(),
-            "method": self.method.state(),
-            "best": self.best,
-            "best_score": self.best_score,
-            "best_at": self.best_at,
-        }
-        # In every process: what is sharded over all of them is put together by all of them.
-        state = gathered(state, keep=self.is_first)
-        if self.is_first:
-            checkpoint.save(self.run_dir / "checkpoint.pt", state)
+        plain: dict[str, Any] = {"step": step, "best_score": self.best_score, "best_at": self.best_at}
+        if self.config.compute.shard:
+            tensors, adam_step = self._slices()
+            plain |= {"adam_step": adam_step, "method": self.method.state()}
+            checkpoint.save_slices(self._checkpoint.with_suffix(""), tensors, plain)
+        elif self.is_first:
+            state = {"roles": self.roles.state(), "optimizer": self.optimizer.state_dict(), "best": self.best}
+            checkpoint.save(self._checkpoint, {**plain, **state, "method": self.method.state()})
         self.processes.wait()
 
     def _resume(self) -> int:
         """The first step that is still to be done."""
-        saved = checkpoint.load(self.run_dir / "checkpoint.pt")
+        saved = self._load_slices() if self.config.compute.shard else checkpoint.load(self._checkpoint)
         if saved is None:
             return 0
-        self.roles.load_state(saved["roles"])
-        self.optimizer.load_state_dict(optimizer_like(saved["optimizer"], self.roles.trainable))
+        if not self.config.compute.shard:
+            self.roles.load_state(saved["roles"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.best = saved["best"]
         self.method.load_state(saved["method"])
-        self.best, self.best_score, self.best_at = saved["best"], saved["best_score"], saved["best_at"]
+        self.best_score, self.best_at = saved["best_score"], saved["best_at"]
         return int(saved["step"])
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.run_dir / CHECKPOINT
+
+    def _slices(self) -> tuple[dict[str, dict[str, Tensor]], float]:
+        """All tensors of a sharded run, in groups, and how many steps its optimizer has made."""
+        moments: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
+        adam_step = 0.0
+        for i, parameter in enumerate(self.roles.trainable):
+            slot = self.optimizer.state[parameter]
+            if not slot:  # no step was made yet, which is the same as one of zeros
+                zeros = {name: torch.zeros_like(parameter) for name in moments}
+                slot.update({"step": torch.tensor(0.0), **zeros})
+            adam_step = float(slot["step"])
+            for name, kept in moments.items():
+                kept[str(i)] = slot[name].detach()
+        return {**self.roles.live(), **moments, "best": self.best}, adam_step
+
+    def _load_slices(self) -> dict[str, Any] | None:
+        self.best = self.roles.student_state()
+        tensors, _ = self._slices()
+        saved = checkpoint.load_slices(self._checkpoint.with_suffix(""), tensors)
+        if saved is None:
+            self.best = {}
+            self.optimizer.state.clear()
+            return None
+        for slot in self.optimizer.state.values():
+            slot["step"].fill_(saved["adam_step"])
+        return saved
 
 
 def _memory() -> dict[str, float]:

@@ -72,7 +72,8 @@ def _validate(setup: Setup, run_dir: Path, samplers: Sequence[Sampler], step: in
     held_out = {HELDOUT: setup.rewards[HELDOUT]}
     move(held_out, str(setup.model.device))
     for sampler in samplers:
-        images, row = _validated(setup, sampler)
+        with setup.roles.rollouts():
+            images, row = _validated(setup, sampler)
         rows.append(row)
         shown[f"{len(sampler.sigmas)} steps, after {step}"] = images
     move(held_out, "cpu")  # no step asks it

@@ -200,7 +200,7 @@ def test_a_held_out_scorer_that_disagrees_keeps_the_start_and_the_run_says_so(tm
     out = tmp_path / "out"
     more = {"heldout": f"{__name__}:Opposite", "alpha": 0.0, "lr": 0.01, "steps": 6, "warmup": 1, "lora_rank": 2}
     code, text = run("--out", str(out), *settings(tmp_path, "flux", **more))
-    assert code == 0 and "the student is the untrained teacher at few steps" in text, text
+    assert code == 0 and "the student has the weights that it began with" in text, text
     rows = [row for row in read_log(out / "run" / "log.jsonl") if "heldout_validation" in row]
     assert rows[-1]["reward_validation"] > rows[0]["reward_validation"] + 0.1, "it did learn"
     assert all(row["heldout_validation"] == pytest.approx(-row["reward_validation"], abs=1e-4) for row in rows)
@@ -215,7 +215,7 @@ def test_a_held_out_scorer_that_agrees_keeps_a_step(tmp_path: Path) -> None:
     out = tmp_path / "out"
     more = {"heldout": f"{__name__}:Same", "alpha": 0.0, "lr": 0.01, "steps": 4, "warmup": 1}
     code, text = run("--out", str(out), *settings(tmp_path, "flux", **more))
-    assert code == 0 and "untrained" not in text, text
+    assert code == 0 and "the weights that it began with" not in text, text
     assert read_student(out).chosen_at == 4 and "(after 4 of 4 steps)" in (out / "README.md").read_text()
 
 

@@ -1,5 +1,7 @@
 """The gradient modes against each other and against closed forms."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,47 @@ def test_one_step_is_the_same_in_every_mode() -> None:
     field = Field()
     full = gradient("full", field, 1)[1]
     assert same(full, gradient("detached", field, 1)[1]) and same(full, gradient("last_k", field, 1)[1])
+
+
+class Line(nn.Module):
+    """v = w x, of which everything is known in closed form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(-0.7, dtype=torch.double))
+
+    def forward(self, x_BD: Tensor, sigma: float) -> Tensor:
+        return self.w * x_BD
+
+
+@pytest.mark.parametrize("bridge", [0.0, 0.1, 1.0])
+def test_the_bridge_scales_what_a_step_does_to_the_later_ones(bridge: float) -> None:
+    """x_{i+1} = (1 + d_i w) x_i: dL/dw = sum_i d_i x_i prod_{j > i} (1 + bridge d_j w) for L = sum x_K."""
+    field, grid = Line(), (1.0, 0.8, 0.3, 0.1)
+    lengths = [-0.2, -0.5, -0.2, -0.1]
+    _, backward = differentiate("detached", 1, field, NOISE, grid, lambda path: path.x[-1].sum(), bridge=bridge)
+    backward()
+    x, w, expected = NOISE.sum().item(), field.w.item(), 0.0
+    for i, d in enumerate(lengths):
+        expected += d * x * math.prod(1 + bridge * later * w for later in lengths[i + 1 :])
+        x *= 1 + d * w
+    assert field.w.grad is not None and field.w.grad.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_whole_bridge_is_the_full_gradient_one_step_at_a_time() -> None:
+    field = Field()
+    full, detached = gradient("full", field, 4)[1], gradient("detached", field, 4)[1]
+    field.zero_grad()
+    alive: list[bool] = []
+
+    def watched(x_BD: Tensor, sigma: float) -> Tensor:
+        alive.append(x_BD.requires_grad)
+        return field(x_BD, sigma)
+
+    _, backward = differentiate("detached", 1, watched, NOISE, sigmas(4), loss_of, bridge=1.0)
+    backward()
+    assert same(full, [p.grad for p in field.parameters() if p.grad is not None]) and not same(full, detached)
+    assert len(alive) == 8, "each step is run once more and no oftener"
 
 
 def test_detached_is_full_where_velocity_does_not_look_at_the_state() -> None:

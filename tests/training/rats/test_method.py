@@ -21,9 +21,9 @@ from training.config import changed
 from training.evaluate import Measure
 from training.prompts import Prompts
 from training.rats.config import RatsConfig
-from training.rats.method import Batch, step_statistics
+from training.rats.method import Batch, decoded_window, step_statistics
 from training.rats.peers import Matching
-from training.rats.rats import SMALLEST_GAP_STD, Rats, decoded_window
+from training.rats.rats import SMALLEST_GAP_STD, Rats
 from training.rats.roles import Roles
 from training.rats.setup import prompts_of_run
 from training.sampler import Sampler

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,28 @@ def test_a_network_spread_over_two_processes_learns_saves_and_ends_like_a_whole_
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_killed_processes_are_gone_on_with_by_one_and_by_four(tmp_path: Path) -> None:
+    """Every tensor of a checkpoint, of all weights or of adapters, comes back bit for bit, however many share it."""
+    small.write_models(tmp_path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+
+    def started(processes: int, run_dir: Path, what: str) -> subprocess.CompletedProcess[str]:
+        several = [*SEVERAL, str(processes), "-m"] if processes > 1 else ["-m"]
+        arguments = [str(tmp_path / "shapes-teacher"), str(run_dir), what]
+        command = [sys.executable, *several, "tests.training.rats.resharded", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+    killed = started(2, tmp_path / "two", "killed")
+    assert killed.returncode != 0 and (tmp_path / "two" / "lora" / "reference.pt").exists(), killed.stderr[-3000:]
+    for processes in (1, 4):
+        copy = tmp_path / f"on-{processes}"
+        shutil.copytree(tmp_path / "two", copy)
+        done = started(processes, copy, "on")
+        assert done.returncode == 0, done.stderr[-3000:]
+        for kind in ("full", "lora"):
+            assert not (copy / kind / "checkpoint.part").exists() and (copy / kind / "checkpoint").is_dir()
 
 
 CLAIMS = """

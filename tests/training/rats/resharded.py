@@ -1,0 +1,102 @@
+"""Run under torchrun by test_processes: a sharded run writes a checkpoint and is killed, or goes on from one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from student.families.flux import Flux
+from student.pipeline import open_pipeline
+from training.config import changed
+from training.processes import process_group
+from training.rats.config import RatsConfig
+from training.rats.roles import Roles
+from training.rats.trainer import Trainer
+from training.sampler import Sampler
+from training.sharding import gathered
+
+
+def trainer(folder: Path, run_dir: Path, lora: bool) -> Trainer:
+    more = {"lora.rank": 2, "gradient.mode": "detached", "compute.precision": "bf16"} if lora else {}
+    base = {
+        "steps": 4,
+        "optim.batch": 1,
+        "optim.accumulate": 2,
+        "teacher.nfe": 3,
+        "student.nfe": (2,),
+        "optim.lr": 1e-3,
+    }
+    config = changed(RatsConfig(), {"compute.shard": True, "compute.precision": "fp32", **base, **more})
+
+    def reward(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return images.mean((1, 2, 3))
+
+    def validate(samplers: Sequence[Sampler], step: int) -> dict[str, float]:
+        return {"heldout_validation": float(step)}
+
+    return Trainer(
+        config,
+        Roles.of(config, Flux(open_pipeline(folder), max_tokens=12)),
+        run_dir,
+        prompts=lambda step, num: ["a red heart", "a blue star"] * (num // 2),
+        reward=reward,
+        validate=validate,
+        latent_shape=(4, 8, 8),
+    )
+
+
+def everything(running: Trainer) -> dict[str, Any]:
+    """All that a checkpoint must bring back, whole, in the first process."""
+    tensors, adam_step = running._slices()
+    scalars = {"adam_step": adam_step, "best_at": running.best_at, "method": running.method.state()}
+    return {**gathered(tensors, keep=running.is_first), **scalars}
+
+
+def write(running: Trainer, reference: Path) -> None:
+    """Two steps, their checkpoint, and the same apart from it."""
+    running._validate(0)
+    for step in range(2):
+        running._step(step)
+    running.best_at = 2
+    running._save(2)
+    state = everything(running)
+    if running.is_first:
+        torch.save(state, reference)
+        (running.run_dir / "checkpoint.part").mkdir()  # of a checkpoint that was being written
+    running.processes.wait()
+
+
+def go_on(running: Trainer, reference: Path) -> None:
+    assert running._resume() == 2
+    state = everything(running)
+    if running.is_first:
+        expected = torch.load(reference)
+        for group, value in expected.items():
+            if isinstance(value, dict) and group != "method":
+                assert value.keys() == state[group].keys() and len(value) > 2
+                assert all(torch.equal(tensor, state[group][name]) for name, tensor in value.items()), group
+            else:
+                assert state[group] == value, group
+        assert any(tensor.abs().sum() > 0 for tensor in expected["exp_avg"].values()) and expected["adam_step"] == 2
+    assert running._step(2)["grad_norm"] > 0
+    running._save(3)
+
+
+def main(folder: Path, out: Path, what: str) -> None:
+    torch.set_num_threads(1)
+    for kind in ("full", "lora"):
+        running = trainer(folder, out / kind, kind == "lora")
+        (write if what == "killed" else go_on)(running, out / kind / "reference.pt")
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    with process_group():
+        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

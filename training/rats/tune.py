@@ -1,0 +1,99 @@
+"""Tuning a model that draws in few steps already, without a slower teacher and without losing its few steps.
+
+The model's own moving average draws, at the student's own sigmas; at one of its steps the clean picture that it
+predicts is moved a bounded way along the reward's gradient, and the student's prediction from the very same state is
+fitted to that (after DiffusionOPSD, arXiv 2608.24646). No gradient passes through the rollout, and where the average
+goes the student follows it by no more than the bound: it stays a few-step model. (With a target on each side, and the
+student's mirror image fitted to the worse one, the loss is the same.)
+
+Legend: B images, D everything else of a latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.rats.config import RatsConfig
+from training.rats.method import (
+    Batch,
+    Grids,
+    RewardFn,
+    Step,
+    reward_of_latents,
+    teach_jointly,
+    types,
+    whole_backward,
+)
+from training.rats.roles import Roles
+from training.sampler import Sampler, velocity_of
+
+
+def bounded_target(data_BD: Tensor, slope_BD: Tensor, radius: float) -> Tensor:
+    """``data`` moved along ``slope`` by ``radius`` times its own norm, sample by sample; without a slope it stays."""
+    length_B = radius * data_BD.flatten(1).norm(dim=1)
+    norm_B = slope_BD.flatten(1).norm(dim=1)
+    scale_B = torch.where(norm_B > 0, length_B / norm_B.clamp(min=torch.finfo(norm_B.dtype).tiny), 0)
+    return data_BD + scale_B.view(-1, *[1] * (data_BD.ndim - 1)) * slope_BD
+
+
+class Tune:
+    """The method; ``reward`` is standardised."""
+
+    def __init__(self, config: RatsConfig, roles: Roles, reward: RewardFn, grids: Grids) -> None:
+        self.config, self.roles, self._reward_of, self.grids = config, roles, reward, grids
+
+    def follows(self, step: int) -> bool:
+        """Always: the average is what draws."""
+        return True
+
+    def teach(self, batches: Sequence[Batch]) -> list[Batch]:
+        """With the average's rollout at the student's own sigmas."""
+        return teach_jointly(batches, self.config.teacher.batch, self._drawn)
+
+    def _drawn(self, batch: Batch) -> Batch:
+        with self.roles.role("teacher") as average:
+            sampler = Sampler(average, self.grids[batch.nfe], precision=self.config.compute.precision)
+            return replace(batch, teacher=sampler.trajectory(batch.noise_BCHW, batch.prompts))
+
+    def step(self, batch: Batch) -> Step:
+        """One of the rollout's steps, drawn at random for the micro-batch."""
+        model, path = self.roles.model, batch.teacher
+        assert path is not None
+        place = int(torch.randint(batch.nfe, (), generator=batch.generator(self.config.seed * 13_000_027)))
+        sigma = path.sigmas[place]
+        data_BD = path.x[place] - sigma * path.v[place]
+        with types(self.config, self.roles):
+            reward_B, slope_BD = self._slope(data_BD, batch)
+            target_BD = bounded_target(data_BD, slope_BD, self.config.tune.radius)
+            velocity = velocity_of(model, model.encode(batch.prompts))
+            found_BD = path.x[place] - sigma * velocity(path.x[place], sigma)
+            bound_B = self.config.tune.radius * data_BD.flatten(1).norm(dim=1).clamp(min=1e-6)
+            loss = ((found_BD - target_BD).flatten(1).norm(dim=1) / bound_B).square().mean()
+        log: dict[str, Tensor | float] = {"loss": loss.detach(), "reward_student": reward_B.mean(), "sigma": sigma}
+        return Step(loss, whole_backward(self.config, self.roles, loss), log)
+
+    def _slope(self, data_BD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The reward of a predicted picture, and its gradient on the latents."""
+        with torch.enable_grad():
+            leaf_BD = data_BD.detach().requires_grad_()
+            reward_B = reward_of_latents(self.config, self.roles.model, self._reward_of, leaf_BD, batch)
+            (slope_BD,) = torch.autograd.grad(reward_B.clamp(max=self.config.reward.hinge).sum(), leaf_BD)
+        return reward_B.detach(), slope_BD
+
+    def after_step(self, means: Mapping[str, float]) -> None:
+        """Nothing is kept."""
+
+    def after_validation(self, diversity: float, teacher_diversity: float) -> None:
+        """Nothing is kept."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing is kept."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing is kept."""
