@@ -58,6 +58,7 @@ class Picture(Lenient):
     reward: dict[str, float]
     num_frames: int | None = None
     fps: int | None = None
+    reward_failed: list[str] | None = None
     reward_worst: dict[str, float] | None = None
     worst_frame: dict[str, int] | None = None
     b64_json: str | None = None

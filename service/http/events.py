@@ -31,7 +31,7 @@ from service.queue.states import State
 
 QUEUED, STARTED, PREVIEW, COMPLETED, END, SCORED = 0, 1, 10, 100, 1000, 2000
 NOTHING = -1
-SCORES = ("seed", "reward", "reward_percentile", "reward_worst", "worst_frame")
+SCORES = ("seed", "reward", "reward_percentile", "reward_failed", "reward_worst", "worst_frame")
 PROGRESS = "progress"
 END_MARGIN_S = 2.0  # the queue ends a job at its deadline, and is polled every second
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -85,8 +85,8 @@ def _preview(name: str, file: str) -> Event:
 def _completed(record: Record, index: int) -> Event:
     image = record.result["images"][index]
     names = (
-        "seed", "width", "height", "num_frames", "fps", "sha256", "reward", "reward_percentile", "reward_worst",
-        "worst_frame", "steps", "reported", "below_floor", "candidates",
+        "seed", "width", "height", "num_frames", "fps", "sha256", "reward", "reward_percentile", "reward_failed",
+        "reward_worst", "worst_frame", "steps", "reported", "below_floor", "candidates",
     )  # fmt: skip
     data = {"index": index, **{name: image[name] for name in names if name in image}}
     return Event(COMPLETED + index, "image_generation.completed", data, image["file"])

@@ -56,6 +56,7 @@ class GeneratedImage(Strict):
         default_factory=dict,
         description="Percentage of the student's own images at these steps that score lower, by scorer.",
     )
+    reward_failed: list[str] | None = Field(None, description="The scorers that failed on it, and say nothing of it.")
     reward_worst: dict[str, float] | None = Field(
         None, description="Of a video, whose reward is the mean of its frames': that of the worst of them, by scorer."
     )

@@ -7,10 +7,12 @@ from typing import Any
 from service.errors import error_detail
 from service.http.events import COMPLETED, END, PREVIEW, Event, EventStream
 from service.http.openai.translate import described, usage
-from service.http.presentation import failure, in_base64
+from service.http.presentation import failure, in_base64, scoring_of
 from service.queue.job import Record
 
-ABOUT = ("seed", "steps", "reported", "below_floor", "candidates")  # not OpenAI's
+ABOUT = (  # not OpenAI's
+    "seed", "reward", "reward_percentile", "reward_failed", "steps", "reported", "below_floor", "candidates",
+)  # fmt: skip
 
 
 class OpenAIStream(EventStream):
@@ -24,10 +26,12 @@ class OpenAIStream(EventStream):
             return {"error": error_detail(error)} if error else None
         if event.number < PREVIEW or event.file is None:  # OpenAI's clients know no other events
             return None
-        fields = {"created_at": int(record.created_s), **described(self._services, record.job)}
+        fields = {"id": record.id, "created_at": int(record.created_s), **described(self._services, record.job)}
         fields["b64_json"] = await in_base64(self._services, event.file, event.data.get("sha256", ""))
         if event.number < COMPLETED:
             return {**fields, "partial_image_index": event.data["partial_image_index"]}
         about = {name: event.data[name] for name in ABOUT if name in event.data}
+        if (scoring := scoring_of(record)) is not None:
+            about["scoring"] = scoring
         drawn = len(event.data.get("candidates", ())) or 1
         return {**fields, "usage": usage(self._services, record.job, drawn).model_dump(), **about}

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from service.http.responses import Candidate
+from service.http.responses import LATE_SCORES, Candidate, Scoring
 from service.http.responses import Floor as FloorInEffect
 from service.http.schema import (
     EXAMPLE,
@@ -107,6 +107,7 @@ class ImageDatum(Strict):
         default_factory=dict,
         description="Not OpenAI's: percentage of the student's own images at these steps that score lower, by scorer.",
     )
+    reward_failed: list[str] | None = Field(None, description="Not OpenAI's: as of /generate.")
     steps: int | None = Field(None, description="Not OpenAI's: its network calls; with best_of or min_reward.")
     reported: dict[str, float] | None = Field(None, description="Not OpenAI's: as of /generate.")
     below_floor: bool | None = Field(None, description="Not OpenAI's: as of /generate.")
@@ -132,6 +133,7 @@ class Usage(Strict):
 class ImagesAnswer(Strict):
     """The images, in OpenAI's form."""
 
+    id: str = Field(description="Not OpenAI's: the job's id (see /jobs).")
     created: int = Field(description="Unix time of acceptance, in seconds.")
     data: list[ImageDatum]
     background: Literal["opaque"] = "opaque"
@@ -140,3 +142,4 @@ class ImagesAnswer(Strict):
     size: str
     usage: Usage
     floor: FloorInEffect | None = Field(None, description="Not OpenAI's: as of /generate.")
+    scoring: Scoring | None = Field(None, description=f"Not OpenAI's. {LATE_SCORES}")

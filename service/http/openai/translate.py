@@ -9,7 +9,7 @@ from starlette.responses import Response
 from service.errors import InvalidRequest, ServiceError
 from service.http.generate import Caller
 from service.http.openai.schema import ImageDatum, ImagesAnswer, ImagesRequest, InputDetails, Usage
-from service.http.presentation import chosen, drawn_images, in_base64, public_fields, student_of
+from service.http.presentation import chosen, drawn_images, in_base64, public_fields, scoring_of, student_of
 from service.http.schema import GenerateRequest
 from service.http.services import Services
 from service.models.choice import Choice, Served
@@ -108,10 +108,12 @@ async def answer(services: Services, record: Record, caller: Caller) -> Response
     """
     job = record.job
     body = ImagesAnswer(
+        id=record.id,
         created=int(record.created_s),
         data=[await _datum(services, record, k, caller.base_url) for k in range(len(record.result["images"]))],
         usage=usage(services, job, drawn_images(record)),
         floor=chosen(record)["floor"],
+        scoring=scoring_of(record),
         **described(services, job),
     )
     applied = {"Preference-Applied": caller.preference.applied} if caller.preference.applied else {}

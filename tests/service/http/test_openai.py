@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,13 +15,19 @@ import openai
 import pytest
 
 from student.runtimes.fake import fake_preview
-from tests.service.support import PATIENCE_S, Service, call, expected_pixels, pixels
+from tests.service.support import PATIENCE_S, Service, call, eventually, expected_pixels, pixels, running_service
+
+
+@contextmanager
+def connected(service: Service) -> Iterator[openai.OpenAI]:
+    direct = httpx.Client(trust_env=False, timeout=PATIENCE_S)
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, http_client=direct) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
 def client(live: Service) -> Iterator[openai.OpenAI]:
-    direct = httpx.Client(trust_env=False, timeout=PATIENCE_S)
-    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, http_client=direct) as client:
+    with connected(live) as client:
         yield client
 
 
@@ -159,3 +167,22 @@ def test_pictures_can_be_chosen_by_extra_fields(live: Service) -> None:
     streamed = call("POST", f"{live.url}/v1/images/generations", json={**body, "stream": True}).text
     (completed,) = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
     assert completed["seed"] == image["seed"] and len(completed["candidates"]) == 4
+    assert completed["reward"] == image["reward"] and completed["reward_percentile"] == image["reward_percentile"]
+
+
+def test_scores_that_come_later_are_announced_with_the_job_that_will_have_them(tmp_path: Path) -> None:
+    with running_service(tmp_path / "data", SCORE="after") as late, connected(late) as client:
+        extra = {"extra_body": {"seed": 3}}
+        answer = client.images.generate(prompt="heart fake:score=1", **extra)  # type: ignore[call-overload]
+        assert answer.scoring == "pending" and answer.data[0].reward == {}
+        job = lambda: call("GET", f"{late.url}/jobs/{answer.id}").json()  # noqa: E731
+        eventually(lambda: job()["scoring"] == "done", "they come")
+        assert set(job()["data"][0]["reward"]) == {"trained", "heldout"}
+        *_, completed = client.images.generate(prompt="fake:score=1", stream=True, **extra)  # type: ignore[call-overload]
+        assert completed.scoring == "pending" and completed.id != answer.id
+
+
+def test_scores_that_are_there_are_not_announced(client: openai.OpenAI, live: Service) -> None:
+    answer = client.images.generate(prompt="heart", extra_body={"seed": 3})
+    assert "scoring" not in (answer.model_extra or {})
+    assert call("GET", f"{live.url}/jobs/{answer.id}").json()["prompt"] == "heart"  # type: ignore[attr-defined]
