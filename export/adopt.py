@@ -11,8 +11,11 @@ from student.bundle import BundleError
 
 
 def adopt(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a diffusers pipeline.")],
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a diffusers pipeline, or a .safetensors file.")],
     out: Annotated[Path, typer.Option(help="Folder for the student.")],
+    config: Annotated[
+        str, typer.Option(help="For a single file: folder or hub id of the pipeline that it is a checkpoint of.")
+    ] = "",
     steps: Annotated[str, typer.Option(help="Step counts, separated by commas: 4 or 4,8.")] = "4",
     lora: Annotated[list[str] | None, typer.Option(help="PATH_OR_ID[:WEIGHT] to merge; repeatable.")] = None,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels; by default the model's own.")] = "",
@@ -25,6 +28,10 @@ def adopt(
     images: Annotated[
         int, typer.Option(help="Number of pictures to measure; by default 64, or one per prompt if there are more.")
     ] = 0,
+    seeds: Annotated[
+        int, typer.Option(min=0, help="Pictures per prompt, to predict the gain of best_of; 0 measures none.")
+    ] = 8,
+    within: Annotated[int, typer.Option(min=2, help="Number of prompts to generate so many pictures for.")] = 16,
     threads: Annotated[int, typer.Option(min=1, help="Number of CPU threads.")] = 1,
 ) -> None:
     """Make a student from a published few-step model: linked weights, its own sigmas and guidance, measured rewards."""
@@ -36,7 +43,8 @@ def adopt(
         from export.card import add_rewards_to_card
         from export.lora import Lora
         from export.measure import Measurement, add_scorers, check_images, read_prompt_file
-        from export.source import find_source
+        from export.single_file import find_model
+        from export.within import add_within_prompt
         from student.runtimes.sizes import read_size
 
         counts = _counts(steps)
@@ -46,13 +54,15 @@ def adopt(
         lines = read_prompt_file(prompts) if prompts else ()
         wanted = read_size(size) if size else None
         loras = tuple(Lora.parse(text) for text in lora or [])
-        asked = Adoption(find_source(model), counts, out, loras, wanted, frames, guidance, typer.echo)
+        asked = Adoption(find_model(model, config), counts, out, loras, wanted, frames, guidance, typer.echo)
         student = make(asked)
         missing = tuple(name for name in names if not any(one.reward == name for one in student.scorers.values()))
         if missing:
             number = check_images(images or max(64, len(lines)))
             student = add_scorers(out, Measurement(missing, lines, number, "auto", threads, typer.echo))
             add_rewards_to_card(out, student)
+        if names and seeds and (missing or student.within_prompt is None):
+            student = add_within_prompt(out, lines[:within], seeds, "auto", threads)
     except (BundleError, ExportError, OSError, ValueError) as error:
         typer.echo(f"adopt: {error}", err=True)
         raise typer.Exit(1) from None

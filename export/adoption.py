@@ -17,7 +17,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from export.card import TERMS, adopted_card, licence
 from export.errors import ExportError
 from export.lora import Lora
-from export.parts import write_pipeline
+from export.parts import rewrites, write_pipeline
 from export.preflight import available_bytes
 from export.request import Say
 from export.source import MULTISTEP, SCHEDULER, Source, Weights, header, hollow_pipeline
@@ -198,15 +198,15 @@ def check_room(asked: Adoption) -> None:
     while not place.exists():
         place = place.parent
     weights = asked.source.weights
-    merged = weights["transformer"].bytes if asked.loras else 0
-    rewritten = {"transformer"} if asked.loras else set()
+    rewritten = {"transformer"} if rewrites(asked.source, asked.loras) else set[str]()
     copied = sum(one.bytes for part, one in weights.items() if part in rewritten or not _links(one, place))
     needed, free = copied + SPARE_BYTES, shutil.disk_usage(place).free
     if free < needed:
         raise ExportError(f"{asked.out} needs {_gb(needed)} of disk space, and {_gb(free)} are free")
-    memory = available_bytes()
-    if merged and memory is not None and memory < int(1.2 * merged):
-        raise ExportError(f"merging a LoRA needs {_gb(int(1.2 * merged))} of memory, and {_gb(memory)} are free")
+    memory, loaded = available_bytes(), sum(weights[part].bytes for part in rewritten)
+    copies, why = (2.2, f"converting {asked.source.name}") if asked.source.base else (1.2, "merging a LoRA")
+    if memory is not None and memory < int(copies * loaded):
+        raise ExportError(f"{why} needs {_gb(int(copies * loaded))} of memory, and {_gb(memory)} are free")
 
 
 def _links(weights: Weights, place: Path) -> bool:
@@ -220,4 +220,5 @@ def _gb(value: int) -> str:
 
 def _origin(asked: Adoption) -> dict[str, Any]:
     loras = [{"name": lora.name, "weight": lora.weight} for lora in asked.loras]
-    return {"identity": asked.identity(), "model": asked.source.name, "loras": loras, "licence": licence(asked.source)}
+    about = {"model": asked.source.name, **({"config": asked.source.base} if asked.source.base else {})}
+    return {"identity": asked.identity(), **about, "loras": loras, "licence": licence(asked.source)}

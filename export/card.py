@@ -84,8 +84,9 @@ def adopted_card(source: Source, loras: Sequence[Lora], student: Student) -> str
     terms = {key: front[key] for key in ("license", "license_name", "license_link") if key in front}
     lines = ["---", *(f"{key}: {value}" for key, value in terms.items()), "library_name: diffusers"]
     lines += ["pipeline_tag: text-to-image" if student.image.frames is None else "pipeline_tag: text-to-video"]
-    lines += [f"base_model: {source.name}", "tags:", "- fewstep", "---", "", f"# {student.id}", ""]
+    lines += [f"base_model: {source.base or source.name}", "tags:", "- fewstep", "---", "", f"# {student.id}", ""]
     lines += [f"{source.name}, adopted by fewstep without any training."]
+    lines += [f"Everything but its transformer is that of {source.base}."] if source.base else []
     lines += [f"Merged into it: {lora.name}, weight {lora.weight:g}." for lora in loras]
     lines += [f"Licence: {licence(source)}, according to its authors' card; it applies to this copy too.", ""]
     if dict(source.index).get("scheduler", ("", ""))[1] == MULTISTEP:

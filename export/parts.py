@@ -1,4 +1,6 @@
-"""Writes the parts of an adopted student's pipeline: weights linked or merged, configurations in float32."""
+"""Writes the parts of an adopted student's pipeline: weights linked, merged or converted from a single file,
+configurations in float32.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import torch
 
 from export.lora import Lora, merge
 from export.request import Say
+from export.single_file import open_checkpoint
 from export.source import SCHEDULER, Source, Weights, class_of, header
 from export.store import link
 from student.pipeline import shift_no_more
@@ -22,8 +25,8 @@ def write_pipeline(source: Source, loras: Sequence[Lora], pipe: Any, folder: Pat
     for name in source.parts:
         place = folder / name
         place.mkdir()
-        if name == "transformer" and loras:
-            _write_merged(source, loras, pipe, place, say)
+        if name == "transformer" and rewrites(source, loras):
+            _write_transformer(source, loras, pipe, place, say)
         elif name in source.weights:
             _link_weights(source, name, place)
         else:
@@ -32,6 +35,11 @@ def write_pipeline(source: Source, loras: Sequence[Lora], pipe: Any, folder: Pat
     index = {key: value for key, value in source.index.items() if key != "_name_or_path"}
     index["scheduler"] = ["diffusers", SCHEDULER]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def rewrites(source: Source, loras: Sequence[Lora]) -> bool:
+    """Whether the transformer's weights are written anew, rather than linked."""
+    return bool(loras or source.base)
 
 
 def _link_weights(source: Source, name: str, place: Path) -> None:
@@ -51,18 +59,24 @@ def _link_weights(source: Source, name: str, place: Path) -> None:
         (place / config.name).write_text(json.dumps(data, indent=2) + "\n", "utf-8")
 
 
-def _write_merged(source: Source, loras: Sequence[Lora], pipe: Any, place: Path, say: Say) -> None:
-    library, kind = source.parts["transformer"]
-    folder = source.folder / "transformer"
-    weights = source.weights["transformer"]
-    options: dict[str, Any] = {"variant": weights.variant} if weights.variant else {}
-    dtype = _stored_type(weights)
-    transformer: Any = class_of(library, kind, source.name)
-    pipe.register_modules(transformer=transformer.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options))
+def _write_transformer(source: Source, loras: Sequence[Lora], pipe: Any, place: Path, say: Say) -> None:
+    pipe.register_modules(transformer=_open_transformer(source))
+    if source.base:
+        say(f"read {source.name} as {source.base}'s transformer")
     for lora in loras:
         layers = merge(pipe, lora)
         say(f"merged {lora.name} with weight {lora.weight:g} into {layers} layers")
     pipe.transformer.save_pretrained(place)
+
+
+def _open_transformer(source: Source) -> Any:
+    weights = source.weights["transformer"]
+    dtype = _stored_type(weights)
+    if source.base:
+        return open_checkpoint(source, dtype)
+    options: dict[str, Any] = {"variant": weights.variant} if weights.variant else {}
+    transformer: Any = class_of(*source.parts["transformer"], source.name)
+    return transformer.from_pretrained(source.folder / "transformer", dtype=dtype, use_safetensors=True, **options)
 
 
 def _stored_type(weights: Weights) -> torch.dtype:

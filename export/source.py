@@ -65,12 +65,16 @@ class Weights:
 
 @dataclass(frozen=True)
 class Source:
-    """A pipeline: its name, its folder, its index and the weights of each part."""
+    """A pipeline: its name, its folder, its index and the weights of each part.
+
+    ``base``: for a single file, the pipeline that provides everything but the transformer.
+    """
 
     name: str
     folder: Path
     index: Mapping[str, Any]
     weights: Mapping[str, Weights]
+    base: str = ""
 
     @property
     def parts(self) -> dict[str, tuple[str, str]]:
@@ -82,8 +86,9 @@ class Source:
         }
 
 
-def find_source(model: str) -> Source:
-    """The pipeline of a folder or hub id (from the hub's cache, or downloaded).
+def find_source(model: str, given: Collection[str] = ()) -> Source:
+    """The pipeline of a folder or hub id (from the hub's cache, or downloaded); the weights of the parts in ``given``
+    may be missing.
 
     Raises:
         ExportError: there is none, it is not of a supported kind, or files are missing; one sentence.
@@ -92,9 +97,9 @@ def find_source(model: str) -> Source:
     folder = Path(model)
     if not folder.is_dir():
         if folder.suffix or folder.is_absolute() or model.startswith("."):
-            raise ExportError(f"{model} is not a folder: accepted are the folder or the hub id of a diffusers pipeline")
+            raise ExportError(f"{model} is not there: accepted are a folder, a .safetensors file and a hub id")
         folder = _download(model)
-    return inspect(folder, Path(model).resolve().name if Path(model).is_dir() else model)
+    return inspect(folder, Path(model).resolve().name if Path(model).is_dir() else model, given)
 
 
 def check_download(model: str, index: Mapping[str, Any]) -> None:
@@ -147,7 +152,7 @@ def _download(model: str) -> Path:
     raise ExportError(f"{model} cannot be downloaded: {reason}")
 
 
-def inspect(folder: Path, name: str) -> Source:
+def inspect(folder: Path, name: str, given: Collection[str] = ()) -> Source:
     """The pipeline in a folder; see ``find_source`` for the errors."""
     index = read_index(folder)
     kind = str(index.get("_class_name"))
@@ -157,7 +162,7 @@ def inspect(folder: Path, name: str) -> Source:
         if is_pointer(file):
             raise ExportError(f"{file} is a Git LFS pointer, not the file itself: run git lfs pull in {folder}")
     found = Source(name, folder, index, {})
-    weights = {part: find_weights(folder, part) for part, _ in _networks(found)}
+    weights = {part: find_weights(folder, part) for part, _ in _networks(found) if part not in given}
     for part, (_, kind) in found.parts.items():
         if part not in weights and not (folder / part).is_dir():
             raise ExportError(f"{name} lacks the folder {part!r} ({kind}) that its model_index.json names")
@@ -202,6 +207,8 @@ def find_weights(folder: Path, part: str) -> Weights:
                 return _whole(Weights(tuple(place / name for name in names), index, variant))
             if single.is_file():
                 return _whole(Weights((single,), None, variant))
+    if broken := next((path for path in sorted(place.iterdir()) if path.is_symlink() and not path.exists()), None):
+        raise ExportError(f"{broken} is a link to a file that is not there: download the model again")
     pickled = [path.name for path in sorted(place.iterdir()) if path.suffix in PICKLED]
     if pickled:
         raise ExportError(f"{place} has its weights only as pickles ({pickled[0]}): accepted are safetensors")

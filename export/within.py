@@ -6,6 +6,7 @@ Every prompt's scores are stored as soon as they are known, so that an interrupt
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,9 +69,12 @@ def _scores(runtime: Runtime, steps: int, prompt: str, seeds: int) -> dict[str, 
 
 
 def _measured(rows: Rows, steps: int, prompts: Sequence[str]) -> WithinPrompt:
-    names = rows[steps, prompts[0]]
+    """Of the scorers that have scored half of the prompts whole: one that fails often costs no other its figures."""
+    by = {name: [rows[steps, prompt][name] for prompt in prompts] for name in rows[steps, prompts[0]]}
+    whole = {name: sum(all(map(math.isfinite, scores)) for scores in row) for name, row in by.items()}
+    usable = {name: row for name, row in by.items() if 2 * whole[name] >= len(prompts)}
     try:
-        return measure({name: [rows[steps, prompt][name] for prompt in prompts] for name in names})
+        return measure(usable or by)
     except ValueError as error:
         raise ExportError(f"too few pictures of {steps} steps have a score: {error}") from error
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from export import run as command
+from tests.export.adopting import MODELS, published
 from tests.student.families import tiny
 
 MAKERS: dict[str, Callable[[], Any]] = {
@@ -34,6 +35,19 @@ def compile_family(tmp_path_factory: pytest.TempPathFactory) -> Compile:
             made[name] = tmp_path_factory.mktemp("staged") / "tiny"
             tiny.build(made[name], MAKERS[name]())
             command.run(student=made[name], to="onnx")
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A published pipeline by its name in ``adopting.MODELS``."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = published(tmp_path_factory.mktemp("published") / name, MODELS[name]())
         return made[name]
 
     return get

@@ -12,81 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from export import adopt as command
 from export import adoption, measure
 from export import source as source_module
 from export.errors import ExportError
 from export.measure import KEPT
+from export.within import FIRST_SEED
+from export.within import KEPT as KEPT_WITHIN
 from student.bundle import read_student
 from student.files import verify_files
-from student.noise import noise
 from student.pipeline import open_pipeline, reproduce
 from student.runtimes.load import load
 from student.runtimes.options import Options
-from student.sampler import pack
+from student.within_prompt import measure as measure_within
+from tests.export.adopting import PROMPTS, a_lora, edit, own_picture, published, run, schnell
 from tests.student.families import tiny
 
 NETWORKS = ("transformer", "vae", "text_encoder", "text_encoder_2")
-PROMPTS = ("a red heart above a blue star", "ring", "a heart, left of it", "blue", "star on red", "x", "y", "a b c")
-
-
-def published(folder: Path, pipe: Any, **options: Any) -> Path:
-    """A pipeline as its authors publish it: saved by diffusers itself, with a card."""
-    pipe.save_pretrained(folder, **options)
-    (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- x\n---\n# Its card\n")
-    return folder
-
-
-def schnell() -> Any:
-    return tiny.flux(scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0))
-
-
-MODELS: dict[str, Callable[[], Any]] = {
-    "schnell": schnell,
-    "dev": lambda: tiny.flux(guidance_embeds=True),
-    "turbo": tiny.sd3,
-}
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = published(tmp_path_factory.mktemp("published") / name, MODELS[name]())
-        return made[name]
-
-    return get
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    app_arguments = [str(part) for part in arguments]
-    import typer
-
-    app = typer.Typer()
-    app.command()(command.adopt)
-    result = CliRunner().invoke(app, app_arguments)
-    return result.exit_code, " ".join(result.output.split())
-
-
-def own_picture(folder: Path, steps: int, prompt: str, seed: int, **call: Any) -> np.ndarray:
-    """What the published pipeline itself draws when it is asked for nothing but a number of steps."""
-    pipe = DiffusionPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    flux = type(pipe).__name__ == "FluxPipeline"
-    latents = torch.from_numpy(noise([seed], (tiny.CHANNELS, 8, 4)))
-    picture = pipe(
-        prompt, num_inference_steps=steps, height=64, width=32, output_type="np",
-        latents=pack(latents) if flux else latents, **call,
-    ).images  # fmt: skip
-    return np.asarray(picture).transpose(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -131,10 +75,14 @@ def test_no_weight_is_copied_and_the_source_is_not_touched(sources: Callable[[st
     assert "choose another --out" in run(source, "--size", "32x64", "--steps", "2", "--out", out)[1]
 
 
-def test_variants_shards_and_links_into_a_cache_are_opened_without_being_told(tmp_path: Path) -> None:
-    pipe = schnell().to(torch.bfloat16)
-    source = published(tmp_path / "half", pipe, variant="bf16", max_shard_size="20KB")
-    assert list(source.glob("transformer/*.index.bf16.json"))
+@pytest.mark.parametrize(("variant", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_variants_shards_and_links_into_a_cache_are_opened_without_being_told(
+    tmp_path: Path, variant: str, dtype: torch.dtype
+) -> None:
+    pipe = schnell().to(dtype)
+    source = published(tmp_path / "half", pipe, variant=variant, max_shard_size="20KB")
+    assert list(source.glob(f"transformer/*.index.{variant}.json"))
+    assert not [path for path in source.rglob("*.safetensors") if f".{variant}" not in path.name]
     cache = tmp_path / "cache"
     cache.mkdir()
     for number, path in enumerate(sorted(source.rglob("*.safetensors"))):
@@ -144,83 +92,33 @@ def test_variants_shards_and_links_into_a_cache_are_opened_without_being_told(tm
     code, said = run(source, "--size", "32x64", "--out", out)
     assert code == 0, said
     verify_files(out, read_student(out))
-    for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+    for name in NETWORKS:
         theirs = getattr(pipe, name).state_dict()
         ours = getattr(open_pipeline(out), name).state_dict()
         assert all(torch.equal(ours[key], value.float()) for key, value in theirs.items() if value.is_floating_point())
     assert not any(path.is_symlink() for path in out.rglob("*"))
 
 
-def _lora(pipe: Any) -> dict[str, torch.Tensor]:
-    """A LoRA of random factors on attention and feed-forward layers, in diffusers' own names."""
-    config = LoraConfig(r=2, lora_alpha=2, target_modules=["attn.to_q", "attn.to_out.0", "ff.net.2"])
-    pipe.transformer.add_adapter(config, "x")
-    gen = torch.Generator().manual_seed(3)
-    state = {
-        f"transformer.{key}": torch.randn(value.shape, generator=gen) * 0.3
-        for key, value in get_peft_model_state_dict(pipe.transformer, adapter_name="x").items()
-    }
-    return state
+def _pickled(part: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        for path in folder.glob(f"{part}/*.safetensors"):
+            torch.save(load_file(path), path.with_suffix(".bin"))
+            path.unlink()
+
+    return spoil
 
 
-def _by_hand(pipe: Any, state: dict[str, torch.Tensor], weight: float) -> None:
-    """W + weight * B A."""
-    for key in [key for key in state if ".lora_A." in key]:
-        layer = pipe.transformer.get_submodule(key.removeprefix("transformer.").partition(".lora_A")[0])
-        with torch.no_grad():
-            layer.weight += weight * state[key.replace("lora_A", "lora_B")] @ state[key]
+def _evicted(folder: Path) -> None:
+    """The hub's cache was cleaned, and the link into it was left."""
+    path = next(folder.glob("text_encoder/*.safetensors"))
+    path.unlink()
+    path.symlink_to(folder.parent / "blobs" / "a1b2c3")
 
 
-@pytest.mark.parametrize("name", ["schnell", "turbo"])
-def test_a_lora_is_merged(sources: Callable[[str], Path], tmp_path: Path, name: str) -> None:
-    pipe = MODELS[name]()
-    state = _lora(MODELS[name]())
-    save_file(state, tmp_path / "turbo.safetensors")
-    _by_hand(pipe, state, 0.5)
-    out = tmp_path / "merged"
-    code, said = run(sources(name), "--size", "32x64", "--lora", f"{tmp_path / 'turbo.safetensors'}:0.5", "--out", out)
-    assert code == 0 and "merged turbo.safetensors with weight 0.5 into" in said
-    merged = load_file(next(out.glob("transformer/*.safetensors")))
-    for key, value in pipe.transformer.state_dict().items():
-        torch.testing.assert_close(merged[key], value, atol=1e-6, rtol=1e-5)
-    assert "Merged into it: turbo.safetensors, weight 0.5." in (out / "README.md").read_text()
-
-
-def test_a_kohya_lora_is_merged(sources: Callable[[str], Path], tmp_path: Path) -> None:
-    """kohya's names and its alpha: W + alpha / rank * up down; one factor for q, k and v together."""
-    pipe, gen = schnell(), torch.Generator().manual_seed(4)
-    block = pipe.transformer.transformer_blocks[0]
-    width, rank, alpha = block.attn.to_q.weight.shape[0], 2, 1.0
-    up, down = torch.randn(3 * width, rank, generator=gen) * 0.3, torch.randn(rank, width, generator=gen)
-    kohya = "lora_unet_double_blocks_0_img_attn_qkv"
-    save_file(
-        {
-            f"{kohya}.lora_up.weight": up,
-            f"{kohya}.lora_down.weight": down,
-            f"{kohya}.alpha": torch.tensor(alpha),
-        },
-        tmp_path / "kohya.safetensors",
-    )
-    out = tmp_path / "merged"
-    code, said = run(sources("schnell"), "--size", "32x64", "--lora", tmp_path / "kohya.safetensors", "--out", out)
-    assert code == 0, said
-    merged = load_file(next(out.glob("transformer/*.safetensors")))
-    for number, letter in enumerate("qkv"):
-        part = alpha / rank * up[number * width : (number + 1) * width] @ down
-        key = f"transformer_blocks.0.attn.to_{letter}.weight"
-        torch.testing.assert_close(merged[key], pipe.transformer.state_dict()[key] + part, atol=1e-5, rtol=1e-4)
-
-
-def _edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
-
-
-def _pickles(folder: Path) -> None:
-    for path in folder.glob("vae/*.safetensors"):
-        torch.save(load_file(path), path.with_suffix(".bin"))
-        path.unlink()
+def _missing_shard(folder: Path) -> None:
+    shard = "diffusion_pytorch_model-00002-of-00002.safetensors"
+    index = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"x": shard}}))
 
 
 def _torn(folder: Path) -> None:
@@ -230,38 +128,52 @@ def _torn(folder: Path) -> None:
     path.write_bytes(data[:-100])
 
 
-def _pointer(folder: Path) -> None:
-    path = next(folder.glob("vae/*.safetensors"))
-    path.unlink()
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+def _pointer(pattern: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        path = next(folder.glob(pattern))
+        path.unlink()
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+    return spoil
 
 
 REFUSED: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: (f / "model_index.json").unlink(), "is not a diffusers pipeline: it has no model_index.json"),
     (
-        lambda f: _edit(f / "model_index.json", lambda d: d.update(_class_name="StableDiffusionPipeline")),
+        lambda f: edit(f / "model_index.json", lambda d: d.update(_class_name="StableDiffusionPipeline")),
         "is a StableDiffusionPipeline: supported are FluxPipeline,",
     ),
-    (_pickles, "has its weights only as pickles (diffusion_pytorch_model.bin): accepted are safetensors"),
+    (lambda f: (f / "model_index.json").write_text("{"), "model_index.json"),
+    (_pickled("vae"), "has its weights only as pickles (diffusion_pytorch_model.bin): accepted are safetensors"),
+    (_pickled("text_encoder"), "text_encoder has its weights only as pickles (model.bin): accepted are safetensors"),
+    (_evicted, "model.safetensors is a link to a file that is not there: download the model again"),
+    (_missing_shard, "00002-of-00002.safetensors is missing, though diffusion_pytorch_model.safetensors.index.json"),
     (_torn, "is incomplete: its last 100 bytes are missing"),
-    (_pointer, "is a Git LFS pointer, not the file itself: run git lfs pull in"),
+    (_pointer("vae/*.safetensors"), "is a Git LFS pointer, not the file itself: run git lfs pull"),
+    (_pointer("tokenizer/*.json"), "is a Git LFS pointer, not the file itself: run git lfs pull"),
+    (_pointer("model_index.json"), "model_index.json is a Git LFS pointer, not the file itself"),
+    (
+        lambda f: (f / "text_encoder" / "config.json").write_text("{"),
+        "text_encoder cannot be opened as a CLIPTextModel",
+    ),
+    (lambda f: (f / "vae" / "config.json").unlink(), "vae cannot be opened as a AutoencoderKL"),
     (lambda f: shutil.rmtree(f / "tokenizer"), "lacks the folder 'tokenizer'"),
     (lambda f: shutil.rmtree(f / "text_encoder_2"), "lacks the folder 'text_encoder_2'"),
     (
         lambda f: [p.unlink() for p in f.glob("tokenizer_2/*")],
         "tokenizer_2 has no tokenizer file: accepted are tokenizer.json,",
     ),
-    (lambda f: [p.unlink() for p in f.glob("vae/*.safetensors")], "vae holds no weights"),
+    (lambda f: [p.unlink() for p in f.glob("vae/*.safetensors")], "vae has no weights"),
     (
-        lambda f: _edit(f / "scheduler" / "scheduler_config.json", lambda d: d.update(stochastic_sampling=True)),
+        lambda f: edit(f / "scheduler" / "scheduler_config.json", lambda d: d.update(stochastic_sampling=True)),
         "the scheduler's stochastic_sampling is True",
     ),
     (
-        lambda f: _edit(f / "model_index.json", lambda d: d.update(scheduler=["diffusers", "DDIMScheduler"])),
+        lambda f: edit(f / "model_index.json", lambda d: d.update(scheduler=["diffusers", "DDIMScheduler"])),
         "has a DDIMScheduler, which does not take plain Euler steps: supported are FlowMatchEuler",
     ),
     (
-        lambda f: _edit(f / "model_index.json", lambda d: d.update(vae=["diffusers", "AutoencoderOfNobody"])),
+        lambda f: edit(f / "model_index.json", lambda d: d.update(vae=["diffusers", "AutoencoderOfNobody"])),
         "needs diffusers.AutoencoderOfNobody, which the installed diffusers does not have",
     ),
 ]
@@ -275,8 +187,8 @@ def test_what_cannot_be_served_is_refused_in_one_sentence_with_nothing_written(
     shutil.copytree(sources("schnell"), source)
     spoil(source)
     code, said = run(source, "--size", "32x64", "--out", tmp_path / "out" / "student")
-    assert code == 1 and sentence in said and said.startswith("adopt: ") and "Traceback" not in said
-    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    assert code == 1 and sentence in said and said.startswith("adopt: ") and "Traceback" not in said, said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
 
 
 @pytest.mark.parametrize(
@@ -289,6 +201,7 @@ def test_what_cannot_be_served_is_refused_in_one_sentence_with_nothing_written(
         (["--reward", "pickscore"], "--reward needs --prompts FILE"),
         (["--lora", "nowhere.safetensors"], "lora nowhere.safetensors is not there"),
         (["--lora", "a:0"], "with a weight other than 0"),
+        (["--config", "x"], "--config goes with a single .safetensors file"),
         (["--reward", "nobody", "--prompts", "PROMPTS"], "unknown reward 'nobody'"),
         (["--reward", "aesthetic", "--prompts", "missing.txt"], "missing.txt cannot be read as a file of prompts"),
     ],
@@ -303,28 +216,10 @@ def test_a_wrong_argument_is_one_sentence(
     assert code == 1 and sentence in said, said
 
 
-def test_a_lora_of_another_model_and_unknown_keys_are_named(sources: Callable[[str], Path], tmp_path: Path) -> None:
-    right = _lora(schnell())
-    key = sorted(right)[0]
-    unknown = {key.replace("transformer_blocks.0", "transformer_blocks.9"): value for key, value in right.items()}
-    other = {**right, key: torch.zeros(2, 999)}
-    for state, sentence in (
-        (unknown, "transformer_blocks.9.attn.to_q.lora_A.weight, but the model has no layer"),
-        (other, f"is for another model: {key} has size 999 where this one has"),
-        ({"base.encoder.weight": torch.zeros(2)}, "the LoRA x.safetensors"),
-    ):
-        save_file(state, tmp_path / "x.safetensors")
-        code, said = run(
-            sources("schnell"), "--size", "32x64", "--lora", tmp_path / "x.safetensors", "--out", tmp_path / "out"
-        )
-        assert code == 1 and sentence in said, said
-        assert not (tmp_path / "out").exists()
-
-
 def test_disk_and_memory_are_counted_before_anything_is_loaded(
     sources: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_file(_lora(schnell()), tmp_path / "x.safetensors")
+    save_file(a_lora(schnell()), tmp_path / "x.safetensors")
     arguments = (sources("schnell"), "--size", "32x64", "--lora", tmp_path / "x.safetensors", "--out", tmp_path / "out")
     with monkeypatch.context() as patched:
         patched.setattr(adoption.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 10**6))  # type: ignore[attr-defined]
@@ -332,6 +227,21 @@ def test_disk_and_memory_are_counted_before_anything_is_loaded(
     monkeypatch.setattr(adoption, "available_bytes", lambda: 1000)
     assert "merging a LoRA needs" in run(*arguments)[1]
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_linked_is_copied_where_there_is_room(
+    sources: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = sum(path.stat().st_size for path in sources("schnell").rglob("*.safetensors"))
+    free = [needed - 1]
+    monkeypatch.setattr(adoption, "SPARE_BYTES", 0)
+    monkeypatch.setattr(adoption, "_links", lambda weights, place: False)  # another file system
+    monkeypatch.setattr(adoption.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    arguments = (sources("schnell"), "--size", "32x64", "--out", tmp_path / "out")
+    code, said = run(*arguments)
+    assert code == 1 and "of disk space" in said and not list(tmp_path.iterdir())
+    free[0] = needed
+    assert run(*arguments)[0] == 0
 
 
 @pytest.fixture
@@ -346,7 +256,7 @@ def test_rewards_are_measured_on_the_models_own_pictures(
     out, reward = tmp_path / "scored", "tests.rewards.small:Pick,tests.rewards.own:Redness"
     code, said = run(
         sources("schnell"), "--steps", "2,1", "--size", "32x64", "--reward", reward, "--prompts", prompts,
-        "--images", "12", "--out", out,
+        "--images", "12", "--seeds", "3", "--within", "4", "--out", out,
     )  # fmt: skip
     assert code == 0, said
     student = read_student(out)
@@ -369,6 +279,10 @@ def test_rewards_are_measured_on_the_models_own_pictures(
             if steps == 2:  # the scale is that of the largest step count
                 assert abs(scores[name].mean()) < 1e-3 and scores[name].std(ddof=1) == pytest.approx(1, rel=1e-3)
     assert "## Rewards" in (out / "README.md").read_text()
+    within, seeds = student.within_prompt or {}, range(FIRST_SEED, FIRST_SEED + 3)
+    assert set(within) == {"1", "2"} and not (out / KEPT_WITHIN).exists()
+    scores = [runtime.score(runtime.draw([text] * 3, seeds, 2), [text] * 3) for text in PROMPTS[:4]]
+    assert within["2"] == measure_within({name: [row[name].tolist() for row in scores] for name in (pick, red)})
 
 
 def test_an_interrupted_measurement_goes_on_where_it_was(
@@ -387,7 +301,7 @@ def test_an_interrupted_measurement_goes_on_where_it_was(
 
     arguments = (
         sources("schnell"), "--steps", "2,1", "--size", "32x64", "--reward", "tests.rewards.own:Redness",
-        "--prompts", prompts, "--images", "20", "--out", out,
+        "--prompts", prompts, "--images", "20", "--seeds", "0", "--out", out,
     )  # fmt: skip
     monkeypatch.setattr(TorchRuntime, "draw", dying)
     code, said = run(*arguments)
@@ -435,7 +349,7 @@ def test_a_video_model_that_steps_by_unipc_becomes_euler_steps_at_its_own_sigmas
 @pytest.mark.parametrize("change", [{"prediction_type": "epsilon"}, {"use_flow_sigmas": False}])
 def test_unipc_of_another_kind_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     source = published(tmp_path / "wan", tiny.wan())
-    _edit(source / "scheduler" / "scheduler_config.json", lambda config: config.update(change))
+    edit(source / "scheduler" / "scheduler_config.json", lambda config: config.update(change))
     code, said = run(source, "--size", "32x64", "--out", tmp_path / "out")
     assert code == 1 and "supported are FlowMatchEulerDiscreteScheduler, and UniPCMultistepScheduler with flow" in said
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from export import scorers
 from export.errors import ExportError
@@ -60,18 +59,9 @@ def test_a_compiled_pickscore_is_the_published_call_on_the_served_picture(tmp_pa
     """PickScore's README on the PNG's own bytes: PIL's resize, centre crop, features, product, temperature."""
     reward, size = small.Pick(), (90, 61)
     scorers.export_scorer(tmp_path / "pick.onnx", reward, "w", SIZES)
-    images, model, tokenizer = pictures(size), small.clip_model(eos_token_id=2), small.clip_tokenizer()
-    processor = CLIPImageProcessorPil(
-        size={"shortest_edge": published.SIDE}, crop_size={"height": published.SIDE, "width": published.SIDE}
-    )
+    images = pictures(size)
     pils = [Image.fromarray(np.rint(x * 255).astype(np.uint8).transpose(1, 2, 0)) for x in images]
-    pixels = processor(images=pils, return_tensors="pt").pixel_values
-    text = tokenizer(PROMPTS, padding=True, truncation=True, max_length=40, return_tensors="pt")
-    ids = text.input_ids * text.attention_mask
-    with torch.no_grad():
-        image = torch.nn.functional.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
-        words = torch.nn.functional.normalize(model.get_text_features(input_ids=ids).pooler_output, dim=-1)
-        theirs = (model.logit_scale.exp() * (image * words).sum(-1)).numpy()
+    theirs = published.pick_score(small.clip_model(eos_token_id=2), small.clip_tokenizer(), pils, PROMPTS).numpy()
     np.testing.assert_allclose(CompiledScorer(tmp_path / "pick.onnx", 1)(images, PROMPTS), theirs, atol=1e-3)
 
 
