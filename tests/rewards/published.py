@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 SIDE = 28
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.'"
@@ -58,6 +62,34 @@ def clip_config(act: str = "gelu", eos_token_id: int | None = None) -> CLIPConfi
     vision |= {"image_size": SIDE, "patch_size": 7}
     shared = {"hidden_act": act, "projection_dim": 16}
     return CLIPConfig(text_config={**text, **shared}, vision_config={**vision, **shared}, projection_dim=16)
+
+
+def pick_score(
+    model: CLIPModel, tokenizer: CLIPTokenizer, pictures: Sequence[Image.Image], prompts: Sequence[str]
+) -> Tensor:
+    """PickScore's README on pictures as they lie in files; transformers 5 wraps the features."""
+    processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    pixels = processor(images=list(pictures), return_tensors="pt").pixel_values
+    text = tokenizer(list(prompts), padding=True, truncation=True, max_length=40, return_tensors="pt")
+    with torch.no_grad():
+        image_embs = model.get_image_features(pixel_values=pixels).pooler_output
+        text_embs = model.get_text_features(**text).pooler_output
+        image_embs = image_embs / torch.norm(image_embs, dim=-1, keepdim=True)
+        text_embs = text_embs / torch.norm(text_embs, dim=-1, keepdim=True)
+        return model.logit_scale.exp() * torch.diagonal(text_embs @ image_embs.T)
+
+
+def hps_pixels(picture: Image.Image) -> Tensor:
+    """HPSv2's transform: floats, the longer side to SIDE by PIL's bicubic, black around it, CLIP's scale."""
+    pixels_HWC = np.asarray(picture.convert("RGB"), np.float32) / 255
+    scale = SIDE / max(picture.size)
+    width, height = (round(side * scale) for side in picture.size)
+    planes = [Image.fromarray(pixels_HWC[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(3)]
+    padded = torch.zeros(3, SIDE, SIDE)
+    top, left = (SIDE - height) // 2, (SIDE - width) // 2
+    padded[:, top : top + height, left : left + width] = torch.from_numpy(np.stack([np.array(one) for one in planes]))
+    mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    return (padded - mean[:, None, None]) / std[:, None, None]
 
 
 def randomise(module: nn.Module, seed: int) -> None:

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from rewards.clip import ClipReward, clip_score, pickscore
 from tests.rewards import published
@@ -23,18 +22,9 @@ def byte_images(side: int = SIDE) -> Tensor:
 
 
 def as_published(model: CLIPModel, folder: Path, images: Tensor) -> Tensor:
-    """PickScore's README: processor, features, unit length, product; transformers 5 wraps the features."""
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
-    processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    """PickScore's README, with the model's temperature."""
     pils = [Image.fromarray((x * 255).round().byte().permute(1, 2, 0).numpy()) for x in images]
-    pixels = processor(images=pils, return_tensors="pt").pixel_values
-    text = tokenizer(published.PROMPTS, padding=True, truncation=True, max_length=40, return_tensors="pt")
-    with torch.no_grad():
-        image_embs = model.get_image_features(pixel_values=pixels).pooler_output
-        text_embs = model.get_text_features(**text).pooler_output
-    image_embs = image_embs / torch.norm(image_embs, dim=-1, keepdim=True)
-    text_embs = text_embs / torch.norm(text_embs, dim=-1, keepdim=True)
-    return torch.diagonal(text_embs @ image_embs.T)
+    return published.pick_score(model, CLIPTokenizer.from_pretrained(folder), pils, published.PROMPTS)
 
 
 # 2 is what PickScore's config.json says: transformers then pools at the highest id.
@@ -44,11 +34,11 @@ def test_pickscore_is_the_published_call(tmp_path: Path, eos_token_id: int | Non
     words = tmp_path / "CLIP-ViT-H-14-laion2B-s32B-b79K"
     published.write_vocabulary(words)
     images = byte_images()
-    expected = float(model.logit_scale.exp()) * as_published(model, words, images)
+    expected = as_published(model, words, images)
     assert abs(float(model.logit_scale.exp()) - 1) > 0.1
     assert (pickscore(tmp_path).score(images, published.PROMPTS) - expected).abs().max() < 1e-5
     large = byte_images(61)
-    expected = float(model.logit_scale.exp()) * as_published(model, words, large)
+    expected = as_published(model, words, large)
     assert (pickscore(tmp_path).score(large, published.PROMPTS) - expected).abs().max() < 0.02  # PIL rounds to bytes
 
 
@@ -56,7 +46,7 @@ def test_clip_score_is_the_plain_cosine_of_openais_model(tmp_path: Path) -> None
     model = published.write_clip(tmp_path / "clip-vit-large-patch14", published.clip_config("quick_gelu"))
     published.write_vocabulary(tmp_path / "clip-vit-large-patch14")
     images = byte_images()
-    expected = as_published(model, tmp_path / "clip-vit-large-patch14", images)
+    expected = as_published(model, tmp_path / "clip-vit-large-patch14", images) / float(model.logit_scale.exp())
     assert (clip_score(tmp_path).score(images, published.PROMPTS) - expected).abs().max() < 1e-5
 
 

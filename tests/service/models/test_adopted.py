@@ -1,0 +1,149 @@
+"""Models that nobody has seen, adopted with rewards, exported and served: each score is that of the published code.
+
+Pipelines and rewards are random, of a fresh seed every time; what a failure prints has it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from transformers import CLIPModel
+
+from export import run as command
+from rewards.checkpoint import fill
+from rewards.clip import ClipReward
+from rewards.hps import from_open_clip
+from student.bundle import Scorer, read_student
+from tests.export.adopting import published as save
+from tests.export.adopting import run as adopt
+from tests.rewards import published, small
+from tests.service.support import Service, call, post, running_service
+from tests.student.families import tiny
+
+SEED = secrets.randbelow(2**31)
+PROMPTS = ("a red heart above a blue star", "a blue ring", "star on red", "x", "heart, ring and circle", "a b c")
+ASKED = (*PROMPTS[:2], "a green circle", "something that was not measured")
+NAMES = {kind: f"tests.service.models.test_adopted-{kind}" for kind in ("Pick", "Hps", "Moody")}
+MODELS = {
+    "schnell": lambda: tiny.flux(scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0), seed=SEED),
+    "turbo": lambda: tiny.sd3(seed=SEED),
+}
+
+
+def open_clip() -> published.OpenClip:
+    """HPS as its authors publish it."""
+    model = published.OpenClip().eval()
+    published.randomise(model, SEED)
+    return model
+
+
+class Pick(ClipReward):
+    def __init__(self) -> None:
+        super().__init__(small.clip_model(SEED, eos_token_id=2), small.clip_tokenizer(), scaled=True)
+
+
+class Hps(ClipReward):
+    def __init__(self) -> None:
+        state = from_open_clip(open_clip().state_dict(), "hps")
+        super().__init__(fill(CLIPModel, published.clip_config(), state, "hps"), small.clip_tokenizer(), fit="pad")
+
+
+class Moody(small.EveryThird):
+    """Raises on each third picture."""
+
+
+def theirs(kind: str, picture: Image.Image, prompt: str) -> float:
+    """What the published code gives a picture, as it lies in its file."""
+    if kind == "Pick":
+        model = small.clip_model(SEED, eos_token_id=2)
+        return float(published.pick_score(model, small.clip_tokenizer(), [picture], [prompt]))
+    with torch.no_grad():
+        return float(open_clip().score(published.hps_pixels(picture)[None], [prompt]))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of students: each model adopted with all three rewards."""
+    print(f"seed {SEED}")
+    work = tmp_path_factory.mktemp("adopted")
+    (work / "prompts.txt").write_text("\n".join(PROMPTS))
+    for name, make in MODELS.items():
+        source, folder = save(work / "published" / name, make()), work / "models" / name
+        rewards = ",".join(f"tests.service.models.test_adopted:{kind}" for kind in NAMES)
+        code, said = adopt(
+            source, "--steps", "2", "--size", "32x64", "--reward", rewards, "--prompts", work / "prompts.txt",
+            "--images", "24", "--seeds", "2", "--out", work / name,
+        )  # fmt: skip
+        assert code == 0, said
+        folder.mkdir(parents=True)
+        shutil.move(work / name, folder / "1")
+    return work / "models"
+
+
+@pytest.fixture(scope="module", params=["torch", "onnx-staged-fp32"])
+def service(request: pytest.FixtureRequest, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Served at once by torch, and by the compiled runtime once it is exported."""
+    settings = {"RUNTIME": "torch"} if request.param == "torch" else {"RUNTIME": "auto"}
+    if request.param != "torch":
+        for name in MODELS:
+            command.run(student=models / name / "1", to="onnx")
+    folder = tmp_path_factory.mktemp("adopted")
+    with running_service(folder / "data", MODELS=str(models), THREADS="1", **settings) as live:
+        yield live, request.param
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_every_score_is_that_of_the_published_code_on_the_picture_that_was_sent(
+    service: tuple[Service, str], models: Path, model: str
+) -> None:
+    live, runtime = service
+    scorers, seen = read_student(models / model / "1").scorers, []
+    for prompt in ASKED:
+        answer = post(live.url, model=model, prompt=prompt, seed=7, n=2).json()
+        assert answer["runtime"] == runtime and len(answer["data"]) == 2
+        for image in answer["data"]:
+            for kind in ("Pick", "Hps"):
+                raw = theirs(kind, picture(image), prompt)
+                assert image["reward"][NAMES[kind]] == pytest.approx(scaled(scorers[NAMES[kind]], raw), abs=1e-3), SEED
+                assert 0 <= image["reward_percentile"][NAMES[kind]] <= 100
+            seen.append([image["reward"][NAMES[kind]] for kind in ("Pick", "Hps")])
+    assert (np.std(seen, axis=0) > 0.05).all(), f"seed {SEED}: the scores tell the pictures apart"
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_a_reward_that_raises_on_every_third_picture_costs_no_picture_and_no_other_score(
+    service: tuple[Service, str], model: str
+) -> None:
+    live, _ = service
+    images = [post(live.url, model=model, prompt="heart", seed=seed).json()["data"][0] for seed in range(9)]
+    assert all(picture(image).size == (32, 64) for image in images)
+    assert all({NAMES["Pick"], NAMES["Hps"]} <= image["reward"].keys() for image in images)
+    failed = [image for image in images if NAMES["Moody"] not in image["reward"]]
+    assert len(failed) == 3 and all(image["reward_failed"] == [NAMES["Moody"]] for image in failed)
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_what_best_of_buys_is_predicted(service: tuple[Service, str], model: str) -> None:
+    live, _ = service
+    (version,) = call("GET", f"{live.url}/v1/models/{model}").json()["versions"]
+    assert {row["best_of"] for row in version["best_of"]} >= {2, 4}
+    assert all(set(row["gain"]) == {NAMES["Pick"], NAMES["Hps"]} for row in version["best_of"] if row["best_of"] == 2)
+
+
+def scaled(scorer: Scorer, raw: float) -> float:
+    return (raw - scorer.mean) / scorer.std
+
+
+def picture(image: dict[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(image["b64_json"])))
