@@ -1,5 +1,7 @@
 """``python -m benchmarks.drift_simulation``: how often the drift test is wrong, and how soon it is right.
 
+``--bundle models/shapes`` takes scores that are spread as that student's own, and the size of its own reference.
+
 Every repetition measures a reference of its own, of so many prompts, from a distribution of scores; then it serves
 months without a drift, and after a while of that a drift of a tenth of a standard deviation (and others). It is the
 test's own arithmetic (``service.quality.drift``) on arrays.
@@ -9,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from service.quality.drift import CAP, EVERY, Observation, factors, observe, threshold
-from student.bundle import RewardReference
+from service.quality.drift import CAP, EVERY, UNKNOWN_COUNT, Observation, factors, observe, threshold
+from student.bundle import RewardReference, read_student
 from student.reference import distribution
 
 Floats = NDArray[np.float64]
@@ -36,6 +39,29 @@ def skewed(gen: np.random.Generator, count: int) -> Floats:
 
 
 DISTRIBUTIONS: dict[str, Scores] = {"normal": normal, "skewed": skewed}
+
+
+def spread_as(reference: RewardReference) -> Scores:
+    """Between its percentiles evenly, in its standard deviations."""
+    points = sorted((float(point) / 100, value) for point, value in reference.percentiles.items())
+    shares, values = (np.array(column) for column in zip(*points, strict=True))
+
+    def draw(gen: np.random.Generator, count: int) -> Floats:
+        return np.interp(gen.random(count), shares, values / reference.std)
+
+    return draw
+
+
+def of_bundle(bundle: Path) -> tuple[dict[str, Scores], list[int]]:
+    """The distribution of each scorer at each step count, and how many prompts they were measured on."""
+    known = {
+        f"{name} {key}": row
+        for name, reference in read_student(bundle).reward_reference.items()
+        for key, row in (reference.at or {}).items()
+    }
+    return {name: spread_as(row) for name, row in known.items()}, sorted(
+        {row.count or UNKNOWN_COUNT for row in known.values()}
+    )
 
 
 @dataclass(frozen=True)
@@ -105,11 +131,13 @@ def run(
     ] = "256,1024,4096,16384,0",
     shifts: Annotated[str, typer.Option(help="Standard deviations by which scores fall.")] = "0.1,0.25,0.5",
     longest: Annotated[int, typer.Option(help="Observations after which a drift counts as not found.")] = 100_000,
+    bundle: Annotated[Path | None, typer.Option(help="A student whose own distributions and size are taken.")] = None,
 ) -> None:
     """Print false alarms a month, and the observations until a drift is found, by the reference's size."""
-    print(f"{'scores':8} {'reference':>9} {'false alarms a month':>21}   shift: observations, median (90 %)")
-    for name, scores in DISTRIBUTIONS.items():
-        for size in map(int, sizes.split(",")):
+    distributions, counts = of_bundle(bundle) if bundle else (DISTRIBUTIONS, list(map(int, sizes.split(","))))
+    print(f"{'scores':10} {'reference':>9} {'false alarms a month':>21}   shift: observations, median (90 %)")
+    for name, scores in distributions.items():
+        for size in counts:
             tables = references(scores, size, months, 1)
             false = (alarms(tables, drawer(scores, months, 2, 0.0, 0), EVERY) < EVERY).mean()
             found = []
@@ -120,7 +148,7 @@ def run(
                 share = (first < longest).mean()
                 told = f"{median:,.0f} ({most:,.0f})" if share >= 0.9 else f"found by {share:.0%}"
                 found.append(f"{shift}: {told}")
-            print(f"{name:8} {size or 'exact':>9} {false:>21.3f}   {'; '.join(found)}", flush=True)
+            print(f"{name:10} {size or 'exact':>9} {false:>21.3f}   {'; '.join(found)}", flush=True)
 
 
 if __name__ == "__main__":

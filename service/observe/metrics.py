@@ -145,7 +145,7 @@ class Metrics:
         self._candidates = self._counter("candidates", "Pictures drawn for images that were chosen among them.", named)
         self._below = self._counter("images_below_floor", "Images that have not reached their min_reward.", named)
         self._unscored = self._counter("reward_errors", "Pictures that a scorer failed on.", scored)
-        self._mean = self._gauge("reward_reference_mean", "Mean score on held-out prompts, of the bundle.", scored)
+        self._mean = self._gauge("reward_reference_mean", "Mean score of the bundle's own reference.", scored)
         self._std = self._gauge("reward_reference_std", "Standard deviation of the same.", scored)
         self._late = self._counter("late_scores", "Jobs whose scores come after the pictures, by end.", [*named, "end"])
         self._splits = self._counter("oom_splits", "Calls that were halved for want of memory.", drawn)

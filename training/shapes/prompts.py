@@ -109,6 +109,24 @@ def measuring_prompts() -> tuple[list[str], list[str], list[str]]:
     return sets[0], sets[1], sets[2]
 
 
+def reference_prompts(num: int) -> list[str]:
+    """Distinct prompts as the world has them, whether they train or not, without the test's; every third is a single
+    object. What a served student's scores are held against (export.reference): its users ask for all of them.
+    """
+    drawn = world.sample(16 * num, 20261130)
+    one_N = drawn.count_N == 1
+    named = world.rng(20261130, 7).random((3, len(drawn))) < 0.5
+    size_N, background_N, article_N = (column_N | ~one_N for column_N in named)
+    texts = pairs.captions(drawn, replace(pairs.full_styles(len(drawn)), size_N=size_N, background_N=background_N,
+                                          article_N=article_N))  # fmt: skip
+    test = set(measuring_prompts()[2])
+    single, pair = (
+        iter(dict.fromkeys(text for text, one in zip(texts, one_N, strict=True) if one == wanted and text not in test))
+        for wanted in (True, False)
+    )
+    return [next(single if i % 3 == 0 else pair) for i in range(num)]
+
+
 def source(seed: int) -> Prompts:
     """The starter world's prompts for a run: an endless training set, and the fixed evaluation sets with their judge.
 
