@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,7 +23,7 @@ from service.queue.connection import connect
 from service.queue.consumer import Consumer
 from service.queue.job import Job
 from student.bundle import Student, WithinPrompt
-from student.runtimes.fake import FakeRuntime, fake_student
+from student.runtimes.fake import DEVIATION, FakeRuntime, fake_student
 from tests.service.support import (
     Api,
     Service,
@@ -223,6 +225,35 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_cascade_costs_nothing(tmp_pa
         assert (image["seed"], image["steps"]) == (best["seed"], best["steps"])
         expected = expected_pixels(prompt, image["seed"], image["steps"])
         assert np.array_equal(pixels(base64.b64decode(image["b64_json"])), expected) and image["below_floor"]
+
+
+def test_the_floor_falls_while_more_arrives_than_is_drawn_and_comes_back(tmp_path: Path) -> None:
+    """Eight images a call of 0.2 s, and 8 s of calls that arrive at once: over a quarter of the 30 s looked back on."""
+    prompt = "heart fake:sleep=0.025"
+    low = itertools.cycle([seed for seed in range(100) if score(seed, 1, prompt=prompt) < -DEVIATION])
+
+    def floored() -> dict[str, Any]:
+        fields = {"prompt": prompt, "seed": next(low), "min_reward": "p99", "cascade": [1, 2, 4], "priority": 5}
+        return post(live.url, **fields).json()  # type: ignore[no-any-return]
+
+    def arrive(k: int) -> int:
+        body = {"prompt": f"fake:sleep=0.2 {k}", "n": 8, "num_inference_steps": 1}
+        return call("POST", f"{live.url}/generate", json=body, headers={"Prefer": "respond-async"}).status_code
+
+    with running_service(tmp_path / "data") as live:
+        before = floored()["floor"]
+        assert (before["percentile"], before["lowered"]) == (99.0, False)
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(arrive, range(40))) == {202}
+        during = eventually(lambda: (answer := floored())["floor"]["lowered"] and answer, "it falls")
+        floor, (image,) = during["floor"], during["data"]
+        further = 2 + 0.5 * 4  # a second round always, a third one half the time
+        assert floor["percentile"] == pytest.approx(100 * (1 / floor["utilization"] - 1) / further)
+        assert floor["percentile"] < 99
+        assert floor["score"] < floor["asked_score"] and (floor["min_reward"], floor["scorer"]) == ("p99", "trained")
+        best = max(score(one["seed"], one["steps"], prompt=prompt) for one in image["candidates"])
+        assert image["below_floor"] == (best < floor["asked_score"]), "below the floor that was asked for"
+        eventually(lambda: time.sleep(0.5) or not floored()["floor"]["lowered"], "it comes back", patience_s=90)
 
 
 def test_a_models_gains_are_those_of_its_bundle() -> None:

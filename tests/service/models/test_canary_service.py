@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from student.runtimes.runtime import FloatArray
 from tests.service.models.test_several_models import check_drawn, versions
-from tests.service.students import make_student
+from tests.service.students import change_engine, copy_starter, make_student
 from tests.service.support import Service, call, eventually, post, running_service
+from training.shapes.prompts import measuring_prompts
 
 CLIENTS = 4
 
@@ -28,18 +31,21 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 class Load:
-    """Clients that ask for pictures of version "latest" until told to stop; each prompt is another one."""
+    """Clients that ask for pictures of version "latest" until told to stop; each prompt or seed is another one."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, model: str = "m", prompts: Sequence[str] = ()) -> None:
         self._url = url
+        self._model = model
+        self._prompts = prompts
         self._numbers = itertools.count()
         self._stopping = threading.Event()
         self.answers: list[tuple[str, Any]] = []
 
     def client(self) -> None:
         while not self._stopping.is_set():
-            prompt = f"a red heart {next(self._numbers)}"
-            answer = post(self._url, prompt=prompt, seed=1, model="m")
+            number = next(self._numbers)
+            prompt = self._prompts[number % len(self._prompts)] if self._prompts else f"a red heart {number}"
+            answer = post(self._url, prompt=prompt, seed=number, model=self._model)
             self.answers.append((prompt, answer))
 
     @contextmanager
@@ -60,8 +66,8 @@ def canary(service: Service) -> dict[str, Any]:
     return found  # type: ignore[no-any-return]
 
 
-def start(service: Service, version: str, **query: Any) -> Any:
-    return call("POST", f"{service.url}/admin/canaries/m/{version}/start", params=query)
+def start(service: Service, version: str, model: str = "m", **query: Any) -> Any:
+    return call("POST", f"{service.url}/admin/canaries/{model}/{version}/start", params=query)
 
 
 def test_a_worse_student_is_rolled_back_under_load_and_no_request_fails(service: Service, tmp_path: Path) -> None:
@@ -84,6 +90,34 @@ def test_a_worse_student_is_rolled_back_under_load_and_no_request_fails(service:
     assert versions(service)["m/1"]["latest"]
     metrics = call("GET", f"{service.url}/metrics").text
     assert 'fewstep_canary_state{base="1",candidate="2",model="m",state="rolled_back"} 1.0' in metrics
+
+
+def blur(values: FloatArray) -> FloatArray:
+    """Half as much noise as there is weight."""
+    noise = np.random.default_rng(1).normal(size=values.size).astype(np.float32)
+    return values + np.float32(0.5) * values.std() * noise
+
+
+def test_the_shipped_student_with_damaged_weights_is_rolled_back_under_load(
+    tmp_path: Path,
+) -> None:
+    """It still draws pictures; the scorers and the pairs tell that they are worse."""
+    copy_starter(tmp_path / "models", "2")
+    settings = {"RUNTIME": "onnx", "MODELS": str(tmp_path / "models"), "THREADS": "1"}
+    with running_service(tmp_path / "data", **settings) as service:
+        change_engine(copy_starter(tmp_path / "damaged", "3"), blur)
+        (tmp_path / "damaged" / "shapes" / "3").rename(tmp_path / "models" / "shapes" / "3")
+        load = Load(service.url, "shapes", measuring_prompts()[1])
+        with load.running():
+            assert start(service, "3", "shapes", share=1.0).status_code == 200
+            eventually(lambda: canary(service)["state"] != "running", "it ends", patience_s=90)
+            ended = len(load.answers)
+            eventually(lambda: len(load.answers) > ended + 5, "and everything goes on")
+        found = canary(service)
+    assert found["state"] == "rolled_back" and "are lower by" in found["reason"], found
+    assert found["rewards"]["trained"]["mean"] < -0.1 and found["base_failed"] == found["candidate_failed"] == 0, found
+    assert {answer.status_code for _, answer in load.answers} == {200}
+    assert {answer.json()["model_version"] for _, answer in load.answers} == {"2"}
 
 
 def test_an_equal_student_is_promoted_through_the_death_of_every_process(service: Service, tmp_path: Path) -> None:

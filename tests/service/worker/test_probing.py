@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,12 +16,11 @@ from service.models.loaded import LoadedModels
 from service.models.loader import probe_of
 from service.worker.probing import AGAIN_S, PATIENCE_S, Prober
 from service.worker.worker import Worker
-from student.files import sha256
 from student.probe import PAIRS, Outcome, Probe, choose_pairs, measure
 from student.runtimes.fake import FakeRuntime, fake_student
 from student.runtimes.load import load
-from student.runtimes.manifest import MANIFEST
 from student.runtimes.runtime import FloatArray, Runtime
+from tests.service.students import change_engine, change_one_weight
 from tests.service.support import Queue, eventually
 from tests.service.worker.test_worker import Bench, Spy
 
@@ -206,9 +204,6 @@ def test_a_worker_probes_at_its_start_when_nothing_waits(queue: Queue, tmp_path:
 def test_one_changed_weight_of_a_compiled_student_is_caught_within_one_probe(
     compiled: Path, queue: Queue, tmp_path: Path
 ) -> None:
-    """The changed engine is whole to every check at its loading: the manifest has the hash of the changed file."""
-    import onnx
-
     bundle = tmp_path / "tiny"
     shutil.copytree(compiled, bundle)
 
@@ -225,17 +220,7 @@ def test_one_changed_weight_of_a_compiled_student_is_caught_within_one_probe(
         return loaded.info["models"][_name(runtime)]["probe"]["outcome"]
 
     assert outcome() == Outcome.SAME
-    folder = next((bundle / "runtimes").glob("onnx-*"))
-    manifest = json.loads((folder / MANIFEST).read_text())
-    graph = manifest["graphs"][str(min(map(int, manifest["graphs"])))]
-    model = onnx.load(folder / graph["file"])
-    largest = max(model.graph.initializer, key=lambda one: len(one.raw_data) if one.data_type == 1 else 0)
-    values = np.frombuffer(largest.raw_data, np.float32).copy()
-    values[len(values) // 2] += np.float32(0.01)
-    largest.raw_data = values.tobytes()
-    onnx.save(model, folder / graph["file"])
-    graph["sha256"] = sha256(folder / graph["file"])
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    change_engine(bundle, change_one_weight)
     assert outcome() == Outcome.PIXELS_CHANGED
 
 
