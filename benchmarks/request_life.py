@@ -106,8 +106,9 @@ def lives(spans: Sequence[Span], since_ns: int = 0) -> list[dict[str, float]]:
             continue
         if http.began_ns < since_ns:
             continue
+        queued_ns = min(sent.ended_ns, draw.began_ns)  # an idle worker claims before the script's answer is read
         moments = (
-            http.began_ns, sent.began_ns, sent.ended_ns, draw.began_ns, draw.ended_ns, score.ended_ns, settle.ended_ns,
+            http.began_ns, sent.began_ns, queued_ns, draw.began_ns, draw.ended_ns, score.ended_ns, settle.ended_ns,
             http.ended_ns,
         )  # fmt: skip
         times = [(after - before) / 1e3 for before, after in zip(moments, moments[1:], strict=False)]
