@@ -64,6 +64,8 @@ def test_a_paused_worker_stays_claims_nothing_says_so_and_goes_on(
     process = start_worker(api.redis_url, tmp_path / "data", **QUICK)
     try:
         id = wait_for(api.url, "ready")["id"]
+        mine, its = (os.getpriority(os.PRIO_PROCESS, pid) for pid in (os.getpid(), process.pid))
+        assert its == min(19, mine + 10), "it gives way to the HTTP process"
         assert order(api.url, id, "pause")["state"] == "paused"
         job = later(api.url, "p")
 

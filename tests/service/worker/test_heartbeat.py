@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -18,8 +19,10 @@ class Told:
         self.order = ""
         self.away = False
         self.added: list[dict[str, int]] = []
+        self.beats: list[float] = []
 
     def beat(self, *_: Any) -> dict[str, str]:
+        self.beats.append(time.monotonic())
         if self.away:
             raise ConnectionError("away")
         return {}
@@ -52,3 +55,15 @@ def test_an_operators_wish_is_followed_and_told_at_once() -> None:
     queue.order = "draining"
     heartbeat.beat()
     assert heartbeat.drains and drained == [True]
+
+
+def test_however_often_news_are_asked_for_there_are_ten_beats_a_second() -> None:
+    """Calls of a few milliseconds ask after each of their steps, and a beat costs the worker and the queue."""
+    queue = Told()
+    with Heartbeat(cast(Consumer, queue), {}, 60.0) as heartbeat:
+        until = time.monotonic() + 0.55
+        while time.monotonic() < until:
+            heartbeat.ask()
+            time.sleep(0.002)
+    _, first, *others = queue.beats
+    assert others and all(after - before >= 0.1 for before, after in zip([first, *others], others, strict=False))
