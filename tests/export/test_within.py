@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -62,3 +63,14 @@ def test_an_interrupted_measurement_goes_on_where_it_was(bundle: Path, monkeypat
     assert len(calls) == 4 + 5 and calls[3] == calls[4] and len(set(calls)) == 8
     with pytest.raises(ExportError, match="1 prompts and 2 seeds"):
         within.add_within_prompt(bundle, PROMPTS[:1], 2, "auto", 1)
+
+
+def test_a_scorer_that_fails_often_costs_no_other_its_figures() -> None:
+    gen, nan = np.random.default_rng(1), float("nan")
+    good = {prompt: gen.normal(size=3).tolist() for prompt in "abcd"}
+    often = {prompt: [nan if prompt in "abc" else 0.5, 0.1, 0.2] for prompt in "abcd"}
+    once = {prompt: [nan if prompt == "a" else 0.5, 0.1, 0.2] for prompt in "abcd"}
+    rows = lambda other: {(2, prompt): {"good": good[prompt], "other": other[prompt]} for prompt in "abcd"}  # noqa: E731
+    assert within._measured(rows(often), 2, "abcd") == measure({"good": [good[prompt] for prompt in "abcd"]})
+    both = within._measured(rows(once), 2, "abcd")
+    assert both == measure({"good": [good[p] for p in "bcd"], "other": [once[p] for p in "bcd"]})
