@@ -60,7 +60,7 @@ def _link_weights(source: Source, name: str, place: Path) -> None:
 
 
 def _write_transformer(source: Source, loras: Sequence[Lora], pipe: Any, place: Path, say: Say) -> None:
-    pipe.register_modules(transformer=_open_transformer(source))
+    pipe.register_modules(transformer=_open_transformer(source, pipe.transformer))
     if source.base:
         say(f"read {source.name} as {source.base}'s transformer")
     for lora in loras:
@@ -69,11 +69,11 @@ def _write_transformer(source: Source, loras: Sequence[Lora], pipe: Any, place: 
     pipe.transformer.save_pretrained(place)
 
 
-def _open_transformer(source: Source) -> Any:
+def _open_transformer(source: Source, hollow: Any) -> Any:
     weights = source.weights["transformer"]
     dtype = _stored_type(weights)
     if source.base:
-        return open_checkpoint(source, dtype)
+        return open_checkpoint(source, hollow, dtype)
     options: dict[str, Any] = {"variant": weights.variant} if weights.variant else {}
     transformer: Any = class_of(*source.parts["transformer"], source.name)
     return transformer.from_pretrained(source.folder / "transformer", dtype=dtype, use_safetensors=True, **options)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from export.errors import ExportError
-from export.source import Source, Weights, class_of, find_source, header, is_pointer
+from export.source import Source, Weights, find_source, header, is_pointer
 
 PART = "transformer"
 SECOND = "transformer_2"  # Wan 2.2 14B's
@@ -53,23 +54,30 @@ def _check_numbers(file: Path) -> None:
         raise ExportError(f"{file} has its weights as {', '.join(sorted(kinds))}: accepted are BF16, F16 and F32")
 
 
-def open_checkpoint(source: Source, dtype: torch.dtype) -> Any:
-    """The transformer that the source's single file holds, in the sizes of its ``base``.
+def open_checkpoint(source: Source, hollow: nn.Module, dtype: torch.dtype) -> Any:
+    """The transformer that the source's single file holds, of the class and sizes of ``hollow``.
 
     Raises:
         ExportError: it is another model's, or lacks a weight; names the first.
     """
     (file,) = source.weights[PART].files
-    library, kind = source.parts[PART]
-    transformer: Any = class_of(library, kind, source.name)
+    refusal = f"{source.name} is no checkpoint of {source.base}'s {type(hollow).__name__}"
+    named, expected = header(file).keys(), hollow.state_dict().keys()
+    if 2 * len(named & expected) > len(expected) and (missing := sorted(expected - named)):
+        raise ExportError(f"{refusal}: it lacks {missing[0]}")
+    transformer: Any = type(hollow)
     try:
         opened = transformer.from_single_file(
             str(file), config=str(source.folder), subfolder=PART, local_files_only=True, dtype=dtype
         )
+    except KeyError as error:
+        raise ExportError(f"{refusal}: it lacks {error.args[0]}") from error
+    except IndexError as error:  # a reader has found no layer of those that it counts
+        raise ExportError(f"{refusal}: it has neither diffusers' names of its weights nor its authors'") from error
     except Exception as error:  # each model has a reader of its own, which raises what it likes
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"{source.name} is no checkpoint of {source.base}'s {kind}: {first}") from error
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        raise ExportError(f"{refusal}: {first}") from error
     missing = [name for name, value in opened.state_dict().items() if value.is_meta]
     if missing:
-        raise ExportError(f"{source.name} is no checkpoint of {source.base}'s {kind}: it lacks {missing[0]}")
+        raise ExportError(f"{refusal}: it lacks {missing[0]}")
     return opened

@@ -122,12 +122,22 @@ def _lacks(file: Path) -> None:
     save_file(state, file)
 
 
+def _lacks_theirs(file: Path) -> None:
+    state = in_their_names(tiny.sd3().transformer)
+    del state["model.diffusion_model.final_layer.linear.bias"]
+    save_file(state, file)
+
+
 def _narrower(file: Path) -> None:
     save_file({**load_file(file), "proj_out.weight": torch.zeros(3, 3)}, file)
 
 
 def _another(file: Path) -> None:
     save_file(plain(tiny.flux().transformer), file)
+
+
+def _nobodys(file: Path) -> None:
+    save_file({"encoder.weight": torch.zeros(2)}, file)
 
 
 def _float8(file: Path) -> None:
@@ -138,9 +148,11 @@ def _float8(file: Path) -> None:
     ("spoil", "sentence"),
     [
         (_torn, "is incomplete: its last 100 bytes are missing"),
-        (_lacks, "tuned.safetensors is no checkpoint of sd3's SD3Transformer2DModel: "),
-        (_narrower, "tuned.safetensors is no checkpoint of sd3's SD3Transformer2DModel: "),
-        (_another, "tuned.safetensors is no checkpoint of sd3's SD3Transformer2DModel: "),
+        (_lacks, "tuned.safetensors is no checkpoint of sd3's SD3Transformer2DModel: it lacks proj_out.bias"),
+        (_narrower, "sd3's SD3Transformer2DModel: Cannot load because proj_out.weight expected shape"),
+        (_another, "sd3's SD3Transformer2DModel: it lacks pos_embed.pos_embed"),
+        (_nobodys, "sd3's SD3Transformer2DModel: it has neither diffusers' names of its weights nor its authors'"),
+        (_lacks_theirs, "sd3's SD3Transformer2DModel: it lacks final_layer.linear.bias"),
         (_float8, "has its weights as F8_E4M3: accepted are BF16, F16 and F32"),
         (
             lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
