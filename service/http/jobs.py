@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from service.errors import Conflict, InvalidRequest, NotFound, ServiceError
+from service.errors import Conflict, InvalidRequest, NotFound, ServiceError, Unavailable
 from service.http.presentation import image_file
 from service.http.services import Services
 from service.queue.job import Record
 from service.queue.states import State
+from service.results.store import REFERENCE
 
 ID = re.compile("[0-9a-f]{32}")
 CURSOR = re.compile("[0-9]{1,18}")
@@ -36,35 +38,45 @@ async def find(services: Services, id: str, key: str | None) -> Record:
 
 @dataclass(frozen=True)
 class Page:
-    """A page of jobs, newest first, and the cursor of the next one (empty: there is none)."""
+    """A page of jobs in order, and the cursor of the next one (empty: there is none)."""
 
     records: Sequence[Record]
     cursor: str
 
 
 async def page_of(
-    services: Services, key: str | None, limit: int, cursor: str | None, states: Collection[State]
+    services: Services,
+    key: str | None,
+    limit: int,
+    cursor: str | None,
+    wanted: Callable[[Record], bool],
+    *,
+    oldest_first: bool = False,
 ) -> Page:
-    """The newest jobs of this caller, or with ``key`` None of all, in these states, after ``cursor``.
+    """The wanted jobs of this caller, or with ``key`` None of all, after ``cursor``; newest first unless it is said
+    otherwise.
 
     Raises:
         InvalidRequest: this is not the cursor of a page.
         RedisError
     """
-    before_us = _read_cursor(cursor)
+    after_us = _read_cursor(cursor)
     owners = [key] if key is not None else await services.producer.owners()
     found: list[Record] = []
     for owner in owners:
-        found += await services.producer.owned(owner, limit + 1, before_us=before_us, states=states)
+        found += await services.producer.owned(
+            owner, limit + 1, after_us=after_us, oldest_first=oldest_first, wanted=wanted
+        )
     found = [record for record in found if key in (None, record.key)]
-    found.sort(key=lambda record: record.created_s, reverse=True)
+    found.sort(key=lambda record: record.created_s, reverse=not oldest_first)
     more = len(found) > limit
     shown = found[:limit]
-    return Page([record for record in shown if record.readable], f"{_micros(shown[-1])}" if more else "")
+    return Page([record for record in shown if record.readable], cursor_of(shown[-1]) if more else "")
 
 
-def _micros(record: Record) -> int:
-    return round(record.created_s * 1e6)
+def cursor_of(record: Record) -> str:
+    """The cursor of the page that begins after this job."""
+    return f"{round(record.created_s * 1e6)}"
 
 
 def _read_cursor(cursor: str | None) -> int | None:
@@ -107,3 +119,29 @@ async def cancelled(services: Services, record: Record) -> Record:
     """
     await services.producer.cancel(record.id)
     return await find(services, record.id, record.key)
+
+
+async def erased(services: Services, record: Record) -> None:
+    """Delete a job that has ended: its images, then its record.
+
+    Raises:
+        Conflict: it has not ended, or its scores are still to come.
+        Unavailable: the store of the images cannot be reached; nothing is lost, and the same call deletes them later.
+        RedisError
+    """
+    if not record.settled:
+        state = "to be scored" if record.terminal else record.state
+        raise Conflict(f"The job is {state}: it can be deleted once it has ended.")
+    try:
+        for token in _claims(record):
+            await asyncio.to_thread(services.results.discard, record.id, token)
+    except OSError as error:
+        raise Unavailable("The result store cannot be reached.") from error
+    await services.producer.erase(record.id)
+
+
+def _claims(record: Record) -> list[str]:
+    """The tokens of the claims that its images and previews are from, as their references have them."""
+    images = [image.get("file", "") for image in record.result.get("images", ())]
+    references = [*images, *record.previews.values()]
+    return sorted({reference.split("/")[2] for reference in references if REFERENCE.fullmatch(reference)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import secrets
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Literal
 
 import redis
@@ -91,6 +91,10 @@ class Producer:
         """End a job; returns 'missing' or its state after the call ('running': marked, its worker drops it)."""
         return str(await self._run("cancel", id, why))
 
+    async def erase(self, id: str) -> str:
+        """Remove the record of a job that has ended; returns 'missing', 'erased', or its state if it stays."""
+        return str(await self._run("erase", id))
+
     async def leave(self, id: str, client: str, grace_s: float) -> str:
         """A client has disconnected: if no other one waits, the job is given up after ``grace_s``."""
         return str(await self._run("leave", id, client, round(grace_s * 1000)))
@@ -128,18 +132,26 @@ class Producer:
         return {id: _record(id, dict(zip(FIELDS, row, strict=True))) for id, row in rows if row[0]}
 
     async def owned(
-        self, key: str, limit: int, *, before_us: int | None = None, states: Collection[State] = ()
+        self,
+        key: str,
+        limit: int,
+        *,
+        after_us: int | None = None,
+        oldest_first: bool = False,
+        wanted: Callable[[Record], bool] | None = None,
     ) -> list[Record]:
-        """The newest jobs of a key that are still kept, newest first; of those accepted earlier than ``before_us``, and
-        in one of these states (all, if none is named)."""
+        """The jobs of a key that are still kept, in the order of their acceptance, newest first unless it is said
+        otherwise: those that come after ``after_us``, and are ``wanted`` (all, if it is None)."""
         found: list[Record] = []
-        highest = "+inf" if before_us is None else f"({before_us}"
+        name, bound = f"{self._prefix}k:{key}", None if after_us is None else f"({after_us}"
         for start in range(0, MOST_OWNED, limit):  # a record may expire before its entry in the list
-            names = self._client.zrevrangebyscore(f"{self._prefix}k:{key}", highest, "-inf", start, limit)
-            if not (ids := await bounded(names)):
+            if oldest_first:
+                ids = await bounded(self._client.zrangebyscore(name, bound or "-inf", "+inf", start, limit))
+            else:
+                ids = await bounded(self._client.zrevrangebyscore(name, bound or "+inf", "-inf", start, limit))
+            if not ids:
                 break
-            records = (await self.records([str(id) for id in ids])).values()
-            found += [record for record in records if not states or record.state in states]
+            found += filter(wanted, (await self.records([str(id) for id in ids])).values())
             if len(found) >= limit:
                 break
         return found[:limit]

@@ -84,6 +84,24 @@ class Video(Strict):
     remixed_from_video_id: str | None = Field(default=None, description="Always null.")
 
 
+class VideoList(Strict):
+    """Videos in order of creation."""
+
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None = Field(description="The id of the first; null if there is none.")
+    last_id: str | None = Field(description="The id of the last: the value of after for the next page.")
+    has_more: bool = Field(description="Whether there is a next page.")
+
+
+class VideoDeleted(Strict):
+    """A video that was deleted, with its file."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
 async def read_body(request: Request) -> VideosRequest:
     """A request as JSON, or as the form that OpenAI's own client sends.
 

@@ -73,7 +73,7 @@ async def list_jobs(
     owner = key_of(request)
     if everybodys and (owner := owner_of(request) or "") != "":
         raise Forbidden("Listing the jobs of all keys needs a key with the scope admin.")
-    page = await page_of(services, owner or None, limit, cursor, status or ())
+    page = await page_of(services, owner or None, limit, cursor, lambda record: not status or record.state in status)
     jobs = [await _status(request, services, record) for record in page.records]
     return JobList(data=jobs, next=page.cursor or None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -87,6 +88,49 @@ def test_what_needs_a_video_is_refused_with_the_reason(client: openai.OpenAI) ->
         client.videos.remix(video.id, prompt="more")
     with pytest.raises(openai.APIStatusError, match="variant thumbnail is not kept"):
         client.videos.download_content(video.id, variant="thumbnail")
+
+
+def test_videos_are_listed_page_by_page_in_both_orders(tmp_path: Path) -> None:
+    with running_service(tmp_path / "data", RUNTIME="fake-video") as service, client_of(service) as client:
+        assert client.videos.list().data == [] and client.videos.list().has_more is False
+        ids = [client.videos.create_and_poll(prompt=f"waves {k}", poll_interval_ms=20).id for k in range(5)]
+        newest = client.videos.list(limit=2)
+        assert [video.id for video in newest.data] == [ids[4], ids[3]] and newest.has_more
+        assert newest.last_id == ids[3] and newest.data[0].prompt == "waves 4"
+        assert [video.id for video in client.videos.list(limit=2)] == ids[::-1], "its client fetches the further pages"
+        assert [video.id for video in client.videos.list(limit=2, order="asc")] == ids
+        assert [video.id for video in client.videos.list(after=ids[1], order="asc")] == ids[2:]
+        last = client.videos.list(after=ids[1])
+        assert [video.id for video in last.data] == ids[:1] and not last.has_more
+        with pytest.raises(openai.NotFoundError):
+            client.videos.list(after="video_none")
+        for wrong in ({"limit": 0}, {"limit": 101}, {"order": "up"}):
+            with pytest.raises(openai.BadRequestError):
+                client.videos.list(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_video_is_deleted_with_its_file(client: openai.OpenAI, videos: Service) -> None:
+    kept, gone = (client.videos.create_and_poll(prompt="waves", poll_interval_ms=20).id for _ in range(2))
+    job = gone.removeprefix("video_")
+    [folder] = videos.data_dir.glob(f"results/{job[:2]}/{job}")
+    assert [path.suffix for path in folder.rglob("*.*")] == [".mp4"]
+    deleted = client.videos.delete(gone)
+    assert (deleted.id, deleted.deleted, deleted.object) == (gone, True, "video.deleted")
+    assert not list(folder.rglob("*.mp4"))
+    for ask in (client.videos.retrieve, client.videos.download_content, client.videos.delete):
+        with pytest.raises(openai.NotFoundError):
+            ask(gone)
+    listed = [video.id for video in client.videos.list()]
+    assert kept in listed and gone not in listed
+    assert client.videos.download_content(kept).read()
+
+
+def test_a_video_on_its_way_is_not_deleted(client: openai.OpenAI) -> None:
+    slow = client.videos.create(prompt="fake:sleep=1", extra_body={"seed": 1})
+    with pytest.raises(openai.ConflictError, match="it can be deleted once it has ended"):
+        client.videos.delete(slow.id)
+    assert client.videos.poll(slow.id, poll_interval_ms=20).status == "completed"
+    assert client.videos.delete(slow.id).deleted
 
 
 def test_json_is_read_as_well_as_a_form(videos: Service) -> None:

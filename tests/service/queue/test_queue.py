@@ -398,7 +398,7 @@ def test_every_script_is_used_and_says_what_it_may_do_without_memory() -> None:
     assert names == {
         "enqueue", "claim", "beat", "finish", "release", "lost", "cancel", "reap",
         "leave", "watch", "position", "show", "drop_dead_letter", "advance", "hand_back", "load", "order", "score",
-        "open_stream", "renew_streams",
+        "open_stream", "renew_streams", "erase",
         *(f"models/{name}" for name in ("idle", "init", "promote", "promote_first", "read", "transition", "unload")),
         *(f"models/canary_{name}" for name in ("start", "end")),
         *(f"feedback/{name}" for name in ("note", "erase")),
