@@ -225,3 +225,44 @@ class Peak(TorchDispatchMode):
 
     def _free(self, key: int) -> None:
         self.now -= self._alive.pop(key, 0)
+
+
+@contextlib.contextmanager
+def kernels() -> Iterator[None]:
+    """Attention as a GPU's kernels compute it: none keeps a square of the tokens."""
+    with (
+        patch.object(torch.nn.functional, "scaled_dot_product_attention", _attention),
+        patch.object(torch, "as_tensor", functools.partial(_unknown, torch.as_tensor)),
+        patch.object(torch, "tensor", functools.partial(_unknown, torch.tensor)),
+    ):
+        yield
+
+
+def _unknown(make: Callable[..., Tensor], data: Any, *, device: Any = None, **options: Any) -> Tensor:
+    """A fake tensor of one number remembers it, and would compute with it on a device that cannot."""
+    found = make(data, **options)
+    if isinstance(found, FakeTensor):
+        found.constant = None
+    return found if device is None else found.to(device)
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    q, k, v = query, key, value
+    if {q.dtype, k.dtype, v.dtype} != {q.dtype}:
+        raise RuntimeError(f"attention of {q.dtype}, {k.dtype} and {v.dtype}")
+    if enable_gqa and q.shape[-3] != k.shape[-3]:
+        times = q.shape[-3] // k.shape[-3]
+        k, v = k.repeat_interleave(times, -3), v.repeat_interleave(times, -3)
+    if attn_mask is None and q.dtype in (torch.bfloat16, torch.float16):
+        out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, scale=scale)[0]
+        return out
+    bias = None
+    if attn_mask is not None:
+        bias = attn_mask.to(q.dtype).expand(*q.shape[:-1], k.shape[-2])
+    found: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
+        q, k, v, bias, False, 0.0, is_causal, scale=scale
+    )[0]
+    return found

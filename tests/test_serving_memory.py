@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from benchmarks import serving_memory
-from benchmarks.make_believe import DEVICE, fake_device, put, unread
-from benchmarks.serving_memory import CASES, GB, Case, Row, kernels, opened, table
+from benchmarks.make_believe import DEVICE, fake_device, kernels, put, unread
+from benchmarks.published import CASES, Case
+from benchmarks.serving_memory import GB, Row, opened, table
 from student.runtimes.placement import ACTIVATIONS
 from tests.alone import alone
 
@@ -46,7 +47,7 @@ def test_the_encoders_are_of_the_published_size(name: str) -> None:
 def rows() -> dict[str, Row]:
     """Two families, measured in a process of their own."""
     program = (
-        "import json, sys; from benchmarks.serving_memory import CASES, measure; "
+        "import json, sys; from benchmarks.published import CASES; from benchmarks.serving_memory import measure; "
         "asked = json.loads(sys.argv[1]); "
         "rows = [measure(case, asked[case.name]) for case in CASES if case.name in asked]; "
         "print(json.dumps([[row.case.name, row.weights, row.peak] for row in rows])); sys.stdout.flush(); "

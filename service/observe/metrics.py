@@ -11,38 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
 
-from service.observe.background import Background
 from service.observe.gauges import SeenGauge, SeenGauges
 from service.observe.quality import QualityMetrics
+from service.observe.queue_counters import QueueCounters
 from service.observe.shared import shared_folder
-from service.quality.feedback import WORDS
 from service.queue.job import Record
 from service.queue.states import State
-from service.queue.status import FAILED, Depth, WorkerState
+from service.queue.status import Depth, WorkerState
 from student.bundle import Student
-from student.probe import Outcome
 
 # The first bound is below the time that a few-step student needs for one image.
 SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60)
 BATCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 # Scores are standardised on the teacher: 0 is its mean, 1 its standard deviation.
 SCORES = (-4, -3, -2.5, -2, -1.5, -1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4)
-COUNTERS = {
-    "finished": "Jobs that have ended, in any state.",
-    "redelivered": "Jobs that were requeued after their worker was lost.",
-    "fenced": "Results that were refused because the worker's lease had expired.",
-    "dead": "Jobs that were given up after too many lost workers.",
-}
-# What workers report of their devices, in milliseconds.
-DEVICE = {
-    "busy": "Seconds that workers' devices were busy.",
-    "starved": "Seconds that workers' devices were idle while a job was waiting.",
-}
-PROBES = "probe_"  # before what a golden probe found, among the queue's counters
 # No sample where no worker has an NVIDIA GPU; the name ends with the unit.
 GPU = {
     "busy_ratio": "GPU utilisation (0 to 1).",
@@ -52,50 +36,6 @@ GPU = {
     "temperature_celsius": "Temperature of the GPU.",
 }
 FIGURES = dict(zip(GPU, ("busy", "used_bytes", "total_bytes", "power_w", "temperature_c"), strict=True))
-
-
-class QueueCounters(Collector):
-    """The counters that the queue's server keeps, as of the last reading."""
-
-    def __init__(self) -> None:
-        self.counters: dict[str, int] = {}
-        self.background = Background()
-
-    def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily]:
-        for name, documentation in COUNTERS.items():
-            family = CounterMetricFamily(f"fewstep_jobs_{name}", documentation)
-            family.add_metric([], self.counters.get(name, 0))
-            yield family
-        for name, documentation in DEVICE.items():
-            family = CounterMetricFamily(f"fewstep_device_{name}_seconds", documentation)
-            family.add_metric([], self.counters.get(f"device_{name}_ms", 0) / 1000)
-            yield family
-        yield self._probes()
-        yield self._feedback()
-        yield self._failures()
-
-    def _probes(self) -> CounterMetricFamily:
-        family = CounterMetricFamily("fewstep_probe_runs", "Golden probes, by what they found.", labels=["outcome"])
-        for outcome in Outcome:
-            family.add_metric([outcome], self.counters.get(f"{PROBES}{outcome}", 0))
-        return family
-
-    def _feedback(self) -> GaugeMetricFamily:
-        text = "Images of which clients have said so; a later word takes an earlier one's place."
-        family = GaugeMetricFamily("fewstep_feedback_images", text, labels=["feedback"])
-        for word in WORDS:
-            family.add_metric([word], self.counters.get(f"feedback_{word}", 0))
-        return family
-
-    def _failures(self) -> CounterMetricFamily:
-        """Those that all processes have reported to the queue, and those that this one has yet to report."""
-        reported = {name.removeprefix(FAILED): n for name, n in self.counters.items() if name.startswith(FAILED)}
-        counts = collections.Counter(reported) + collections.Counter(self.background.unreported)
-        text = "Failures of background tasks; each is retried."
-        family = CounterMetricFamily("fewstep_background_failures", text, labels=["task"])
-        for task, count in counts.items():
-            family.add_metric([task], count)
-        return family
 
 
 @dataclass(frozen=True)

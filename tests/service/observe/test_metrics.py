@@ -11,7 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.observe.accelerators import Accelerators
-from service.observe.metrics import COUNTERS, GPU, Memory, Metrics
+from service.observe.metrics import GPU, Memory, Metrics
+from service.observe.queue_counters import COUNTERS
 from service.queue.consumer import Consumer
 from service.queue.job import Record
 from service.queue.states import State
