@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
-from training import checkpoint
-from training.optim import one_cycle, set_lr
-from training.progress import StepLog, steps
+from training.optim import one_cycle
 from training.shapes import world
+from training.shapes.loop import fit
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,9 @@ def loss(model: Any, x_BCHW: Tensor, noise_BCHW: Tensor, config: AutoencoderConf
     return F.l1_loss(y_BCHW, x_BCHW) + 2 * F.mse_loss(y_BCHW, x_BCHW) + config.moment_weight * moments
 
 
-def draw_batch(config: AutoencoderConfig, step: int) -> Tensor:
+def draw_batch(num: int, seed: int, step: int) -> Tensor:
     """The images of one step, in [-1, 1]: a function of (seed, step) alone."""
-    images = world.render_NCHW(world.sample(config.batch, config.seed, step))
+    images = world.render_NCHW(world.sample(num, seed, step))
     return images.mul(2).sub(1).to(memory_format=torch.channels_last)
 
 
@@ -79,28 +78,17 @@ def train(config: AutoencoderConfig, run_dir: Path) -> Any:
     torch.manual_seed(config.seed)
     model = build(config).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    saved = checkpoint.load(run_dir / "autoencoder.pt")
-    first = 0
-    if saved is not None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
-    log = StepLog(run_dir / "autoencoder.jsonl", first)
-    for step in steps("autoencoder", first, config.steps):
-        x_BCHW = draw_batch(config, step)
-        value = loss(model, x_BCHW, draw_noise(config, step), config)
-        set_lr(optimizer, one_cycle(step, config.steps, config.lr))
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 50 == 0:
-            log.write(step, loss=value.item())
-        if (step + 1) % config.save_every == 0:
-            parts = {"model": model, "optimizer": optimizer}
-            state = {name: part.state_dict() for name, part in parts.items()}
-            checkpoint.save(run_dir / "autoencoder.pt", {**state, "step": step + 1})
-    log.close()
+    fit(
+        "autoencoder",
+        run_dir / "autoencoder.pt",
+        model,
+        optimizer,
+        lambda step: loss(model, draw_batch(config.batch, config.seed, step), draw_noise(config, step), config),
+        lambda step: one_cycle(step, config.steps, config.lr),
+        config.steps,
+        save_every=config.save_every,
+        log_every=50,
+    )
     finish(model, config)
     model.save_pretrained(done)
     return model

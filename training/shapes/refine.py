@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rewards import shapes as rewards
-from training import checkpoint
-from training.optim import one_cycle, set_lr
-from training.progress import StepLog, steps
+from training.optim import one_cycle
 from training.shapes import scorer, vocabulary, world
 from training.shapes.failures import Failures
+from training.shapes.loop import fit
 
 SHRINK, OFFSET = 0.12, -2.5  # Bradley-Terry scores of about 30 as logits that can still move
 SOFTEST = 0.01  # grain on all pictures, in [0, 1]
@@ -106,31 +105,26 @@ def train(
     vae = vae.to(memory_format=torch.channels_last)
     ids_FL = torch.tensor(vocabulary.encode(tokenizer, failures.texts))
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.98), weight_decay=0.02)
-    path = run_dir / f"bounded-{training.name}.pt"
-    first = 0
-    if (saved := checkpoint.load(path)) is not None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
-    log = StepLog(path.with_suffix(".jsonl"), first)
-    for step in steps(f"bounded {training.name}", first, config.steps):
+
+    def value(step: int) -> Tensor:
         batch = scorer.draw_pairs(config.scenes, 2, training.half, tokenizer, training.seed, step, 7)
         at = world.rng(config.seed, training.seed, step).integers(0, len(failures.texts), config.pictures)
         truth = world.render_NCHW(failures.scenes.take(at))
         grain = torch.randn(
             3 * config.scenes + 2 * config.pictures, 3, 64, 64, generator=torch.Generator().manual_seed(step)
         )
-        value = loss(model, vae, batch, (truth, failures.images(at), ids_FL[torch.from_numpy(at)]), grain)
-        set_lr(optimizer, one_cycle(step, config.steps, config.lr, warmup=0.05))
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 20 == 0:
-            log.write(step, loss=value.item())
-        if (step + 1) % config.save_every == 0:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            checkpoint.save(path, state)
-    log.close()
+        return loss(model, vae, batch, (truth, failures.images(at), ids_FL[torch.from_numpy(at)]), grain)
+
+    fit(
+        f"bounded {training.name}",
+        run_dir / f"bounded-{training.name}.pt",
+        model,
+        optimizer,
+        value,
+        lambda step: one_cycle(step, config.steps, config.lr, warmup=0.05),
+        config.steps,
+        save_every=config.save_every,
+        log_every=20,
+    )
     rewards.save(model, done)
     return rewards.load(done)

@@ -17,10 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from rewards import shapes as rewards
-from training import checkpoint
-from training.optim import set_lr, trapezoid
-from training.progress import StepLog, steps
+from training.optim import trapezoid
 from training.shapes import degrade, pairs, vocabulary, world
+from training.shapes.loop import fit
 
 
 @dataclass(frozen=True)
@@ -141,28 +140,22 @@ def train(config: ScorerTraining, run_dir: Path) -> rewards.Scorer:
     model.to(memory_format=torch.channels_last)
     vocabulary.compose(model.text.get_input_embeddings().weight)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.98), weight_decay=0.02)
-    saved = checkpoint.load(run_dir / f"scorer-{config.name}.pt")
-    first = 0
-    if saved is not None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
-    log = StepLog(run_dir / f"scorer-{config.name}.jsonl", first)
-    for step in steps(f"scorer {config.name}", first, config.steps):
+
+    def value(step: int) -> Tensor:
         batch = draw_pairs(config.batch, config.wrong_captions, config.half, tokenizer, config.seed, step)
-        value = loss(model, batch)
-        set_lr(optimizer, trapezoid(step, config.steps, config.lr, decay=0.3))
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 25 == 0:
-            log.write(step, loss=value.item())
-        if (step + 1) % config.save_every == 0:
-            parts = {"model": model, "optimizer": optimizer}
-            state = {name: part.state_dict() for name, part in parts.items()}
-            checkpoint.save(run_dir / f"scorer-{config.name}.pt", {**state, "step": step + 1})
-    log.close()
+        return loss(model, batch)
+
+    fit(
+        f"scorer {config.name}",
+        run_dir / f"scorer-{config.name}.pt",
+        model,
+        optimizer,
+        value,
+        lambda step: trapezoid(step, config.steps, config.lr, decay=0.3),
+        config.steps,
+        save_every=config.save_every,
+        log_every=25,
+    )
     rewards.save(model, done)
     return rewards.load(done)
 

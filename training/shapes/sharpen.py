@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
-from training import checkpoint
-from training.optim import one_cycle, set_lr
-from training.progress import StepLog, steps
-from training.shapes import world
+from training.optim import one_cycle
+from training.shapes.autoencoder import draw_batch
+from training.shapes.loop import fit
 
 
 @dataclass(frozen=True)
@@ -72,26 +71,16 @@ def train(config: SharpenConfig, start: Path, run_dir: Path) -> Any:
     model = deepened(AutoencoderTiny.from_pretrained(start)).to(memory_format=torch.channels_last)
     model.encoder.requires_grad_(False)
     optimizer = torch.optim.AdamW(model.decoder.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    saved = checkpoint.load(run_dir / "sharpen.pt")
-    first = 0
-    if saved is not None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
-    log = StepLog(run_dir / "sharpen.jsonl", first)
-    for step in steps("decoder", first, config.steps):
-        images = world.render_NCHW(world.sample(config.batch, config.seed, step))
-        value = loss(model, images.mul(2).sub(1).to(memory_format=torch.channels_last), config, step)
-        set_lr(optimizer, one_cycle(step, config.steps, config.lr))
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.decoder.parameters(), 1.0)
-        optimizer.step()
-        if step % 50 == 0:
-            log.write(step, loss=value.item())
-        if (step + 1) % config.save_every == 0:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            checkpoint.save(run_dir / "sharpen.pt", state)
-    log.close()
+    fit(
+        "decoder",
+        run_dir / "sharpen.pt",
+        model,
+        optimizer,
+        lambda step: loss(model, draw_batch(config.batch, config.seed, step), config, step),
+        lambda step: one_cycle(step, config.steps, config.lr),
+        config.steps,
+        save_every=config.save_every,
+        log_every=50,
+    )
     model.eval().to(memory_format=torch.contiguous_format).save_pretrained(done)
     return model
