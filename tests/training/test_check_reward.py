@@ -53,7 +53,7 @@ def test_a_users_class_passes_at_any_size() -> None:
         ("rewards.blackbox:jpeg_bytes", "has no gradient down to the pixels"),
         ("tests.rewards.own:Column", "returned shape (8, 1) for 8 images"),
         ("tests.rewards.own:Raising", "failed in score(images_BCHW, prompts): KeyError: 'no such prompt"),
-        ("tests.rewards.own:Full", "memory is full: CUDA out of memory"),
+        ("tests.rewards.own:Full", "out of memory: CUDA out of memory"),
         ("aesthetics", "unknown reward 'aesthetics': did you mean 'aesthetic'"),
     ],
 )

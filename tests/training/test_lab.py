@@ -127,7 +127,7 @@ def test_the_first_paragraph_says_what_holds_and_what_does_not() -> None:
     }
     rows += [row(method, nfe, level, seed) for (method, nfe), level in levels.items() for seed in (1, 2)]
     first, claims = report._summary(report.Table(rows), 5).split("\n\n")[:2]
-    assert re.search(r"these hold: .*the gate beats a constant gate \(4 steps \+\d\.\d+\)", first)
+    assert re.search(r"these claims hold: .*the gate beats a constant gate \(4 steps \+\d\.\d+\)", first)
     assert re.search(r"These are contradicted: the gate beats a constant gate \(2 steps -\d\.\d+\)", first)
     assert "is largest at 2 steps holds (+" in first and "5 of the planned runs are missing" in first
     assert first.count(". ") + first.count(".** ") + 1 <= 6
