@@ -18,7 +18,6 @@ from export.card import TERMS, adopted_card, licence
 from export.errors import ExportError
 from export.lora import Lora
 from export.parts import rewrites, write_pipeline
-from export.preflight import available_bytes
 from export.request import Say
 from export.source import MULTISTEP, SCHEDULER, Source, Weights, header, hollow_pipeline
 from export.writing import whole_folder
@@ -26,6 +25,7 @@ from student.bundle import NAME, ImageSize, Student, read_student
 from student.families.family import Family, SizeError
 from student.families.find import family_of
 from student.files import write_student
+from student.runtimes.machine import free_bytes
 
 ORIGIN = "origin.json"
 GIVES_SIGMAS = frozenset({"flux", "flux2", "qwen_image", "z_image"})  # pipelines that pass sigmas from 1 to 1/n
@@ -203,7 +203,7 @@ def check_room(asked: Adoption) -> None:
     needed, free = copied + SPARE_BYTES, shutil.disk_usage(place).free
     if free < needed:
         raise ExportError(f"{asked.out} needs {_gb(needed)} of disk space, and {_gb(free)} are free")
-    memory, loaded = available_bytes(), sum(weights[part].bytes for part in rewritten)
+    memory, loaded = free_bytes(), sum(weights[part].bytes for part in rewritten)
     copies, why = (2.2, f"converting {asked.source.name}") if asked.source.base else (1.2, "merging a LoRA")
     if memory is not None and memory < int(copies * loaded):
         raise ExportError(f"{why} needs {_gb(int(copies * loaded))} of memory, and {_gb(memory)} are free")

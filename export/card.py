@@ -9,8 +9,8 @@ from pathlib import Path
 from export.compile import Outcome
 from export.lora import Lora
 from export.source import MULTISTEP, Source
-from export.writing import write_atomically
 from student.bundle import Student
+from student.writing import write_atomically
 
 TERMS = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
 RUNTIMES = "## Runtimes"

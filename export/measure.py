@@ -14,9 +14,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from export.errors import ExportError, NoOnnxForm
-from export.preflight import available_bytes
 from export.scorers import export_scorer
-from export.writing import write_atomically
 from rewards.interface import Reward, RewardError
 from rewards.registry import find, fingerprint
 from rewards.serving import open_reward
@@ -24,12 +22,13 @@ from rewards.twostage import TwoStage
 from student.bundle import NAME, Scorer, Student, read_student, rewrite_student
 from student.reference import at_key, distribution, with_distribution
 from student.runtimes.load import load
-from student.runtimes.machine import find_gpu
+from student.runtimes.machine import find_gpu, free_bytes
 from student.runtimes.manifest import RUNTIMES
 from student.runtimes.placement import numbers_of
 from student.runtimes.runtime import Runtime
 from student.runtimes.scoring import Scorers
 from student.runtimes.sizes import Size, own_size, sizes_of
+from student.writing import write_atomically
 
 GB = 10**9
 KEPT = ".measured-{name}.jsonl"
@@ -87,7 +86,7 @@ def check_memory(bundle: Path, asked: Measurement) -> None:
     Raises:
         ExportError: they do not; the message says how much they need and how much is free.
     """
-    free, needed = available_bytes(), sum(REWARD_BYTES.get(name, 0) for name in asked.rewards) + drawing_bytes(bundle)
+    free, needed = free_bytes(), sum(REWARD_BYTES.get(name, 0) for name in asked.rewards) + drawing_bytes(bundle)
     if free is not None and needed > free:
         raise ExportError(
             f"measuring {', '.join(asked.rewards)} on {bundle} needs about {needed / 1e9:.2f} GB of memory, and "

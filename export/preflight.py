@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 from export.errors import ExportError
 from student.bundle import Student
+from student.runtimes.placement import read_header
 from student.runtimes.sizes import Size, stage_name
 from student.runtimes.stages import TEXT
 
@@ -54,8 +54,8 @@ def estimates(bundle: Path, student: Student, form: str, precision: str, sizes: 
     disk: dict[str, float] = {}
     for path in sorted(bundle.glob("*/*.safetensors")):
         stage = PARTS.get(path.parent.name, "text")
-        for row in _header(path).values():
-            count, width = _count(row["shape"]), min(BYTES[precision], _width(row["dtype"]))
+        for row in read_header(path).values():
+            count, width = prod(row["shape"]), min(BYTES[precision], _width(row["dtype"]))
             numbers[stage] = numbers.get(stage, 0) + count
             disk[stage] = disk.get(stage, 0.0) + count * (width if stage == "step" else _width(row["dtype"]))
     if form == "staged":
@@ -78,16 +78,6 @@ def check_disk(bundle: Path, wanted: list[Estimate]) -> None:
         raise ExportError(f"{bundle} needs {_gb(needed)} of disk space for this, and {_gb(free)} are free")
 
 
-def available_bytes() -> int | None:
-    """Main memory that is free or can be freed, in bytes; None where the system does not report it."""
-    try:
-        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
-    except OSError:
-        return None
-    found = next((line for line in lines if line.startswith("MemAvailable:")), "")
-    return int(found.split()[1]) * 1024 if found else None
-
-
 def memory_bytes(wanted: list[Estimate]) -> int:
     """The memory that tracing the largest of them is expected to need."""
     return max((WORKING_COPIES * 4 * row.parameters for row in wanted), default=0)
@@ -95,21 +85,6 @@ def memory_bytes(wanted: list[Estimate]) -> int:
 
 def _gb(value: int) -> str:
     return f"{value / 1e9:.2f} GB"
-
-
-def _header(path: Path) -> dict[str, dict[str, list[int]]]:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, dict[str, list[int]]] = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return header
-
-
-def _count(shape: list[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def _width(dtype: object) -> float:

@@ -18,7 +18,6 @@ from export.errors import ExportError
 from export.graph import OPSET, Signature, save, trace
 from export.store import versions
 from export.verify import BATCHES, FP32, PROMPTS, difference
-from export.writing import write_atomically
 from rewards.interface import Reward, RewardError
 from rewards.registry import find
 from rewards.tokenized import load
@@ -40,6 +39,7 @@ from student.runtimes.scoring import (
     tokenizer_of,
 )  # fmt: skip
 from student.runtimes.sizes import Size
+from student.writing import write_atomically
 
 EXAMPLE = (40, 48)  # the traced picture's height and width: neither the other's, nor the scorer's side
 

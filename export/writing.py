@@ -1,22 +1,11 @@
-"""Atomic writing of files and folders."""
+"""Atomic writing of folders."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file, flush it to disk, and rename it to ``path``."""
-    unfinished = path.with_name(f".{path.name}.part")
-    with unfinished.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 @contextlib.contextmanager

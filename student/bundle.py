@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from student.writing import write_atomically
 
 FORMAT = 1
 MANIFEST = "student.json"
@@ -216,12 +217,7 @@ def read_student(bundle: Path) -> Student:
 def rewrite_student(bundle: Path, student: Student) -> None:
     """Write ``student.json`` (atomically) without hashing the pipeline's files, which have not changed."""
     text = json.dumps(to_json(student), indent=2, allow_nan=False) + "\n"
-    unfinished = bundle / f".{MANIFEST}.part"
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(bundle / MANIFEST)
+    write_atomically(bundle / MANIFEST, text.encode())
 
 
 def to_json(student: Student) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -24,6 +23,7 @@ import numpy as np
 
 from student.bundle import BundleError, Student
 from student.runtimes.runtime import FloatArray, Runtime
+from student.writing import write_atomically
 
 FORMAT = 1
 FILE = "probe.json"
@@ -146,12 +146,8 @@ def read_probe(bundle: Path, student: Student) -> Probe | None:
 
 def write_probe(bundle: Path, probe: Probe) -> None:
     """Write ``probe.json`` atomically."""
-    unfinished = bundle / f".{FILE}.part"
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(to_json(probe), indent=2, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(bundle / FILE)
+    text = json.dumps(to_json(probe), indent=2, allow_nan=False) + "\n"
+    write_atomically(bundle / FILE, text.encode())
 
 
 def to_json(probe: Probe) -> dict[str, Any]:

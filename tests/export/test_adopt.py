@@ -224,7 +224,7 @@ def test_disk_and_memory_are_counted_before_anything_is_loaded(
     with monkeypatch.context() as patched:
         patched.setattr(adoption.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 10**6))  # type: ignore[attr-defined]
         assert "of disk space, and 0.00 GB are free" in run(*arguments)[1]
-    monkeypatch.setattr(adoption, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(adoption, "free_bytes", lambda: 1000)
     assert "merging a LoRA needs" in run(*arguments)[1]
     assert not (tmp_path / "out").exists()
 
@@ -403,7 +403,7 @@ def test_memory_for_measuring_is_counted_before_anything_is_opened(
     assert run(sources("schnell"), "--size", "32x64", "--out", out)[0] == 0
     numbers = sum(sum(p.numel() for p in getattr(schnell(), part).parameters()) for part in NETWORKS)
     assert measure.drawing_bytes(out) == 4 * numbers
-    monkeypatch.setattr(measure, "available_bytes", lambda: free)
+    monkeypatch.setattr(measure, "free_bytes", lambda: free)
     arguments = (sources("schnell"), "--size", "32x64", "--prompts", prompts, "--images", "8", "--out", out)
     code, said = run(*arguments, "--reward", "pickscore")
     assert code == 1 and "measuring pickscore on" in said and "and 4.00 GB are free" in said

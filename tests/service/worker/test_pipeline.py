@@ -19,7 +19,7 @@ from service.worker.execution import DeviceLost
 from service.worker.watchdog import FIRST_BOUND_S, SHORTEST_BOUND_S, TIMES_USUAL, Bounds, Watchdog
 from student.runtimes.runtime import FloatArray
 from tests.service.support import Queue, eventually
-from tests.service.worker.test_worker import Bench
+from tests.service.worker.test_worker import Bench, fail_first
 
 SHAPE = ("m", "1", 64, 64, 4)
 
@@ -297,29 +297,17 @@ def test_a_part_that_fails_in_an_unknown_way_fails_its_job_and_nothing_else(
 
 
 def test_claiming_goes_on_after_a_failure_of_any_kind(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim, failures = bench.consumer.claim_any, iter([TypeError("nobody thought of this"), KeyError("nor of this")])
-
-    def sometimes(*arguments: Any) -> Any:
-        if failure := next(failures, None):
-            raise failure
-        return claim(*arguments)
-
-    monkeypatch.setattr(bench.consumer, "claim_any", sometimes)
+    failures = TypeError("nobody thought of this"), KeyError("nor of this")
+    fail_first(monkeypatch, bench.consumer, "claim_any", *failures)
     id = bench.queue.add(prompt="p", seeds=(1,))
     with running(bench):
         eventually(lambda: bench.queue.state(id) == "done", "it is drawn")
 
 
 def test_the_heartbeat_goes_on_after_a_failure_of_any_kind(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    beats, failures, later = bench.heartbeat._consumer.beat, iter([TypeError("nobody thought of this")]), list[int]()
-
-    def sometimes(*arguments: Any) -> Any:
-        if failure := next(failures, None):
-            raise failure
-        later.append(1)
-        return beats(*arguments)
-
-    monkeypatch.setattr(bench.heartbeat._consumer, "beat", sometimes)
+    later: list[int] = []
+    failure = TypeError("nobody thought of this")
+    fail_first(monkeypatch, bench.heartbeat._consumer, "beat", failure, seen=lambda: later.append(1))
     eventually(lambda: len(later) > 2, "it beats on")
 
 

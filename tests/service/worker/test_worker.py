@@ -24,6 +24,7 @@ from student.runtimes.runtime import FloatArray, Watch
 from tests.service.support import Queue, eventually, expected_pixels, pixels
 
 LEASE_S = 0.6
+AWAY = (RedisConnectionError("away"), RedisConnectionError("still away"))
 
 
 class Spy(FakeRuntime):
@@ -39,6 +40,25 @@ class Spy(FakeRuntime):
         self.calls.append(len(prompts))
         self.during()
         return super().draw_watched(prompts, seeds, steps, watch)
+
+
+def fail_first(
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    name: str,
+    *failures: Exception,
+    seen: Callable[[], object] = lambda: None,
+) -> None:
+    """Let the first calls of a method raise these, one each; ``seen`` is called before each further one."""
+    call, left = getattr(owner, name), iter(failures)
+
+    def sometimes(*arguments: Any, **options: Any) -> Any:
+        if failure := next(left, None):
+            raise failure
+        seen()
+        return call(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, sometimes)
 
 
 class Bench:
@@ -250,15 +270,7 @@ def test_a_store_that_is_full_fails_the_job_and_not_the_worker(bench: Bench, mon
 
 def test_a_store_that_is_away_for_a_moment_is_asked_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     id = bench.queue.add(prompt="patient", seeds=(1,))
-    put = bench.store.put
-    failures = iter([OSError("away"), OSError("still away")])
-
-    def sometimes(*arguments: Any) -> str:
-        if failure := next(failures, None):
-            raise failure
-        return put(*arguments)
-
-    monkeypatch.setattr(bench.store, "put", sometimes)
+    fail_first(monkeypatch, bench.store, "put", OSError("away"), OSError("still away"))
     bench.worker.step()
     bench.check(id, "patient", (1,))
 
@@ -288,15 +300,7 @@ def test_bytes_are_stored_before_the_job_is_done(bench: Bench, monkeypatch: pyte
 
 def test_a_server_that_is_away_for_a_while_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     id = bench.queue.add(prompt="patient", seeds=(1,))
-    finish = bench.consumer.finish
-    failures = iter([RedisConnectionError("away"), RedisConnectionError("still away")])
-
-    def sometimes(*arguments: Any, **options: Any) -> str:
-        if failure := next(failures, None):
-            raise failure
-        return finish(*arguments, **options)
-
-    monkeypatch.setattr(bench.consumer, "finish", sometimes)
+    fail_first(monkeypatch, bench.consumer, "finish", *AWAY)
     bench.worker.step()
     bench.check(id, "patient", (1,))
 
@@ -323,16 +327,8 @@ def test_a_swept_picture_is_missing_not_wrong(bench: Bench) -> None:
 
 def test_the_queue_may_be_out_of_reach_between_two_batches(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     id = bench.queue.add(prompt="patient", seeds=(1,))
-    claim = bench.consumer.claim_any
-    failures = iter([RedisConnectionError("away"), RedisConnectionError("still away")])
-
-    def sometimes(*arguments: Any) -> Any:
-        if failure := next(failures, None):
-            raise failure
-        return claim(*arguments)
-
     bench.runtime.during = bench.stopping.set
-    monkeypatch.setattr(bench.consumer, "claim_any", sometimes)
+    fail_first(monkeypatch, bench.consumer, "claim_any", *AWAY)
     bench.worker.run()
     bench.check(id, "patient", (1,))
 
@@ -399,17 +395,8 @@ def test_a_job_that_was_lost_and_comes_back_is_drawn(bench: Bench) -> None:
 
 
 def test_a_heartbeat_outlives_a_server_that_is_away(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    beats = bench.heartbeat._consumer.beat
-    failures = iter([RedisConnectionError("away"), RedisConnectionError("still away")])
     later: list[int] = []
-
-    def sometimes(*arguments: Any) -> Any:
-        if failure := next(failures, None):
-            raise failure
-        later.append(1)
-        return beats(*arguments)
-
-    monkeypatch.setattr(bench.heartbeat._consumer, "beat", sometimes)
+    fail_first(monkeypatch, bench.heartbeat._consumer, "beat", *AWAY, seen=lambda: later.append(1))
     eventually(lambda: later, "it beats on")
     id = bench.queue.add(prompt="kept", seeds=(1,))
     bench.runtime.during = lambda: eventually(lambda: len(later) > 3)
