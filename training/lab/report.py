@@ -125,7 +125,9 @@ def _first(known: Sequence[tuple[str, Found]], gains: Sequence[str], cost: str, 
         if any(parts):
             said.append(f"{opening}: {'; '.join(part for part in parts if part)}.")
     if gains:
-        said.append(f"That the gain over a teacher with equally many steps is largest at {min(NFES)} steps {gains[-1]}.")
+        said.append(
+            f"That the gain over a teacher with equally many steps is largest at {min(NFES)} steps {gains[-1]}."
+        )
     return " ".join(part for part in (*said, cost) if part)
 
 
