@@ -1,4 +1,4 @@
-"""A base image without an image registry: Debian's own packages, by debootstrap."""
+"""A base image without an image registry, from Debian's packages by debootstrap."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 
 
 def make_base_images(docker: Engine, cache: Path | None) -> tuple[str, str]:
-    """(base, build base); the second one also knows which certificates this host trusts, and never ships.
+    """(base, build base); the second one also has the certificates that this host trusts, and is never shipped.
 
     With a ``cache``, the packages' file system is kept there, and images that are there already are used again.
 

@@ -1,4 +1,4 @@
-"""What the provisioned dashboard and the rules ask of Prometheus: so that tests and the picture ask the same."""
+"""The queries of the provisioned dashboard and of the rules, for the tests and the dashboard's picture alike."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Query:
 
     @property
     def needs_gpu(self) -> bool:
-        """Whether it has an answer only where a worker sees a GPU of NVIDIA's."""
+        """Whether it has an answer only if a worker has an NVIDIA GPU."""
         return "fewstep_gpu_" in self.expression
 
 
@@ -47,17 +47,17 @@ def panels(path: Path = DASHBOARD) -> list[Panel]:
 
 
 def queries(path: Path = DASHBOARD, gpus: bool = True) -> list[Query]:
-    """The queries of the dashboard; without ``gpus`` those that have an answer on any machine."""
+    """The queries of the dashboard; without ``gpus`` only those that have an answer on any machine."""
     return [query for panel in panels(path) for query in panel.queries if gpus or not query.needs_gpu]
 
 
 def names(expression: str) -> set[str]:
-    """The names in an expression that are fewstep's: metrics, and with colons what a recording rule makes."""
+    """fewstep's names in an expression: metrics, and with colons recording rules."""
     return set(NAME.findall(STRING.sub('""', expression)))
 
 
 def without_data(asked: Sequence[Query], ask: Callable[[str], list[Any]]) -> list[str]:
-    """The queries to which ``ask`` (an instant query: a list of samples) answers nothing, or only what is no number."""
+    """The queries to which ``ask`` (an instant query: a list of samples) has no answer, or none that is a number."""
     return [f"{q.panel}: {q.expression}" for q in asked if not any(_is_number(row) for row in ask(q.expression))]
 
 

@@ -1,8 +1,8 @@
-"""``make docker-test``: build the images, bring docker-compose.yml up for real, draw through the published port.
+"""``make docker-test``: build the images, start docker-compose.yml, and send requests through the published port.
 
-BASE=debootstrap makes the base image out of Debian's packages; FEWSTEP_RUNTIME=fake draws without the student.
-DOCKER_ROOT keeps what an engine of our own has built, and that base, for the next time. Without an engine the test says
-so and is skipped.
+BASE=debootstrap makes the base image from Debian's packages; FEWSTEP_RUNTIME=fake generates without a student.
+DOCKER_ROOT is the folder in which an engine that the test starts keeps its builds and the base image for the next time.
+Without an engine the test is skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -78,20 +78,20 @@ def test(docker: Engine, cache: Path | None) -> None:
 
 
 def check_stack(docker: Engine, stack: Stack) -> None:
-    """What the whole of it does, from the first start on."""
+    """The checks of the running stack, from the first start on."""
     started = time.monotonic()
     stack.compose("up", "-d", *stack.services)
     stack.wait_until_ready()
     key = stack.key()
     check_picture(draw(7, key), seed=7)
-    print(f"first picture {time.monotonic() - started:.1f} s after 'up' was said", flush=True)
+    print(f"first picture {time.monotonic() - started:.1f} s after 'up'", flush=True)
     expect(status_without_key() == 401, "the published port answers without a key")
     stack.wait_until_healthy()
     check_containers(docker, stack)
     check_secrets(docker, stack, key)
     check_kill(docker, stack, key)
     stack.wait_for_data()
-    print(f"Prometheus answers all {len(queries(gpus=False))} queries of the dashboard but those of GPUs", flush=True)
+    print(f"Prometheus answers all {len(queries(gpus=False))} queries of the dashboard, GPUs aside", flush=True)
     check_shared_load(stack, key)
     stack.compose("up", "-d", *stack.services)
     expect(stack.key() == key, "a second start made another key")
@@ -99,7 +99,7 @@ def check_stack(docker: Engine, stack: Stack) -> None:
 
 
 def check_images(docker: Engine, base: str) -> None:
-    """What an image weighs above its base, and that it carries neither torch nor the settings of the build."""
+    """The size of an image above its base, and that it has neither torch nor the settings of the build."""
     base_bytes = int(docker.run("docker", "image", "inspect", "-f", "{{.Size}}", base))
     for image, limit in IMAGES.items():
         added = (int(docker.run("docker", "image", "inspect", "-f", "{{.Size}}", image)) - base_bytes) / 1e6
@@ -125,7 +125,7 @@ def check_containers(docker: Engine, stack: Stack) -> None:
 
 
 def check_secrets(docker: Engine, stack: Stack, key: str) -> None:
-    """No secret is in a layer or in a container's description, and nobody holds one that is not for him."""
+    """No secret is in a layer or in a container's description, and each container has only its own secrets."""
     secrets = [key]
     for service in SECRETS.keys() & set(stack.services):
         secrets.append(docker.run("docker", "exec", stack.container(service), "cat", SECRETS[service]))
@@ -139,7 +139,7 @@ def check_secrets(docker: Engine, stack: Stack, key: str) -> None:
 
 
 def check_shared_load(stack: Stack, key: str) -> None:
-    """Several workers share what is asked."""
+    """Several workers share the requests."""
     stack.compose("up", "-d", "--no-recreate", "--scale", f"worker={WORKERS}", *stack.services)
     stack.wait_until_ready(WORKERS)
     expect(len(stack.containers("worker")) == WORKERS, f"there are not {WORKERS} workers")
@@ -152,7 +152,7 @@ def check_shared_load(stack: Stack, key: str) -> None:
 
 
 def check_kill(docker: Engine, stack: Stack, key: str) -> None:
-    """A worker that dies under load: every request is answered, and with the picture it would have had."""
+    """A worker that dies under load: every request is answered, with the same picture as otherwise."""
     expected = {seed: check_picture(draw(seed, key), seed) for seed in range(3)}
     worker = stack.container("worker")
     stopping, seeds, drawn = threading.Event(), itertools.count(), dict[int, str]()
@@ -182,15 +182,15 @@ def check_kill(docker: Engine, stack: Stack, key: str) -> None:
 
 
 def wait_for_answers(drawn: Mapping[int, str], clients: list[Future[None]], count: int) -> int:
-    """Returns how many there are, once there are so many or a client has failed."""
+    """The number of answers, once there are so many or a client has failed."""
     while len(drawn) < count and not any(client.done() for client in clients):
         time.sleep(0.01)
     return len(drawn)
 
 
 def draw(seed: int, key: str) -> dict[str, Any]:
-    """One picture, through the published port; the first of its candidates is always good enough, and so the dashboard
-    has something to show of them."""
+    """One picture, through the published port, as the best of several candidates, so that the dashboard has figures
+    for them; the first is always good enough."""
     body = json.dumps({"prompt": PROMPT, "seed": seed, "best_of": 2, "min_reward": -1000.0}).encode()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     with DIRECT.open(urllib.request.Request(f"{URL}/generate", body, headers), timeout=REQUEST_TIMEOUT_S) as answer:
@@ -207,7 +207,7 @@ def status_without_key() -> int:
 
 
 def check_picture(answer: dict[str, Any], seed: int) -> str:
-    """The sha256 of the one picture of an answer, which is checked."""
+    """Check an answer with one picture; returns the picture's sha256."""
     (picture,) = answer["data"]
     data = base64.b64decode(picture["b64_json"])
     expect(data.startswith(PNG), "the picture is no PNG")

@@ -1,4 +1,4 @@
-"""A Docker engine to test with: the one that answers, else one of our own for as long as the test lasts."""
+"""A Docker engine for the test: a running one, else one that is started and stopped by the test."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Engine:
 
     @property
     def compose(self) -> Sequence[str]:
-        """The command of Compose: the plugin if it is there, else the older program.
+        """The command of Compose: the plugin if it is installed, else the older program.
 
         Raises:
             NoEngine: neither is installed.
@@ -49,7 +49,7 @@ class Engine:
 
 @contextmanager
 def engine(environment: Mapping[str, str], data_root: Path | None) -> Iterator[Engine]:
-    """An engine that answers; one that had to be started keeps its data in ``data_root`` and ends with the context.
+    """A running engine; one that had to be started keeps its data in ``data_root`` and is stopped with the context.
 
     Raises:
         NoEngine: there is none, with the reason.
@@ -96,12 +96,12 @@ def _daemon(folder: Path, data_root: Path) -> Iterator[Path]:
 
 
 def _has_bridge() -> bool:
-    """Whether this host has the network that dockerd makes, and leaves behind."""
+    """Whether this host has the network that dockerd creates and does not remove."""
     return Path("/sys/class/net", BRIDGE).exists()
 
 
 def _unmount_below(folder: Path) -> None:
-    """dockerd leaves its network's namespace mounted."""
+    """Unmount the network namespace that dockerd leaves mounted."""
     for line in Path("/proc/self/mounts").read_text("utf-8").splitlines():
         target = line.split()[1]
         if Path(target).is_relative_to(folder):

@@ -1,4 +1,4 @@
-"""The services of docker-compose.yml, brought up for a test."""
+"""The services of docker-compose.yml, started for a test."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ class Stack:
         return str(found[0])
 
     def wait_until_ready(self, workers: int = 1) -> None:
-        """Until the API says that so many workers are there to draw."""
+        """Wait until the API reports so many ready workers."""
         self._wait(lambda: [] if ready_workers() >= workers else ["api"], "ready")
 
     def wait_until_healthy(self) -> None:
-        """Until every container's own check holds."""
+        """Wait until every container is healthy."""
         self._wait(lambda: [service for service in self.services if self._health(service) != "healthy"], "healthy")
 
     def wait_for_data(self) -> None:
-        """Until Prometheus answers every query of the dashboard."""
+        """Wait until Prometheus answers every query of the dashboard."""
         self._wait(lambda: without_data(queries(gpus=False), ask_prometheus), "answered")
 
     def _wait(self, missing: Callable[[], list[str]], what: str) -> None:
@@ -82,7 +82,7 @@ def ready_workers() -> int:
 
 
 def ask_prometheus(expression: str) -> list[Any]:
-    """An instant query's samples; none while it does not answer."""
+    """The samples of an instant query; none if there is no answer."""
     asked = urllib.parse.urlencode({"query": expression})
     try:
         with DIRECT.open(f"{PROMETHEUS_URL}/api/v1/query?{asked}", timeout=10) as answer:
