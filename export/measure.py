@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from export.errors import ExportError, NoOnnxForm
+from export.journal import Journal
 from export.scorers import export_scorer
 from rewards.interface import Reward, RewardError
 from rewards.registry import find, fingerprint
@@ -147,7 +148,8 @@ def _measure(
     student = runtime.student
     sizes: Sequence[Size] = getattr(runtime, "sizes", (own_size(student),))
     cells = [(steps, size) for size in sizes for steps in student.steps]
-    known = {name: _read_kept(bundle, name, sources[name], asked) for name in scorers.names}
+    journals = {name: _journal(bundle, name, sources[name], asked) for name in scorers.names}
+    known = {name: _read(journal, asked.images) for name, journal in journals.items()}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task("generating and scoring", total=len(cells) * asked.images)
@@ -158,7 +160,7 @@ def _measure(
                 numbers = range(first, min(first + runtime.max_batch, asked.images))
                 scores = _draw_and_score(runtime, scorers, asked, cell, numbers)
                 for name in known:
-                    _keep(bundle, name, cell, first, scores[name])
+                    journals[name].add(_row(cell, first, scores[name]))
                     del known[name].setdefault(cell, [])[first:]
                     known[name][cell] += scores[name]
                 progress.advance(bar, len(numbers))
@@ -182,37 +184,22 @@ def _kept(bundle: Path, name: str) -> Path:
     return bundle / "scorers" / KEPT.format(name=name)
 
 
-def _about(source: str, asked: Measurement) -> dict[str, object]:
-    """What stored scores belong to: with other weights or prompts the measurement starts again."""
-    return {"source": source, "prompts": list(asked.prompts)}
+def _journal(bundle: Path, name: str, source: str, asked: Measurement) -> Journal:
+    """A scorer's raw scores so far: with other weights or prompts the measurement starts again."""
+    return Journal(_kept(bundle, name), {"source": source, "prompts": list(asked.prompts)})
 
 
-def _read_kept(bundle: Path, name: str, source: str, asked: Measurement) -> Scores:
-    """The raw scores of an interrupted measurement; an incomplete last line is ignored."""
-    path, scores = _kept(bundle, name), dict[tuple[int, Size], list[float | None]]()
-    rows = []
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    if not rows or rows[0] != _about(source, asked):
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, (json.dumps(_about(source, asked)) + "\n").encode())
-        return scores
-    for row in rows[1:]:
+def _read(journal: Journal, images: int) -> Scores:
+    scores: dict[tuple[int, Size], list[float | None]] = {}
+    for row in journal.rows:
         cell = scores.setdefault((row["steps"], (row["height"], row["width"])), [])
         del cell[row["first"] :]
         cell += row["raw"]
-    text = "".join(f"{json.dumps(row)}\n" for row in rows)
-    write_atomically(path, text.encode())  # without a torn end, which the next line would be glued to
-    return {cell: values[: asked.images] for cell, values in scores.items()}
+    return {cell: values[:images] for cell, values in scores.items()}
 
 
-def _keep(bundle: Path, name: str, cell: tuple[int, Size], first: int, raw: Sequence[float | None]) -> None:
-    row = {"steps": cell[0], "height": cell[1][0], "width": cell[1][1], "first": first, "raw": list(raw)}
-    with _kept(bundle, name).open("a", encoding="utf-8") as file:
-        file.write(f"{json.dumps(row)}\n")
+def _row(cell: tuple[int, Size], first: int, raw: Sequence[float | None]) -> dict[str, object]:
+    return {"steps": cell[0], "height": cell[1][0], "width": cell[1][1], "first": first, "raw": list(raw)}
 
 
 def _with_scorer(student: Student, name: str, row: Scorer, scores: Scores, prompts: int) -> Student:

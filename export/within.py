@@ -5,7 +5,6 @@ Every prompt's scores are stored as soon as they are known, so that an interrupt
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 from rich.progress import track
 
 from export.errors import ExportError
+from export.journal import Journal
 from rewards.serving import open_reward
 from student.bundle import Student, WithinPrompt, read_student, rewrite_student
 from student.reference import at_key
@@ -38,20 +38,19 @@ def add_within_prompt(bundle: Path, prompts: Sequence[str], seeds: int, runtime:
         raise ExportError(f"{len(prompts)} prompts and {seeds} seeds: accepted are two or more of both")
     opened = load(bundle, runtime, threads, Options(open_reward))
     about = {"student": opened.student.fingerprint(), "scorers": sorted(opened.student.scorers), "seeds": seeds}
-    kept = bundle / KEPT
-    rows = _read(kept, about)
+    journal = Journal(bundle / KEPT, about)
+    rows: Rows = {(steps, prompt): scores for steps, prompt, scores in journal.rows}
     cells = [(steps, prompt) for steps in sorted(opened.student.steps) for prompt in prompts]
     for cell in track([cell for cell in cells if cell not in rows], "pictures of one prompt"):
         rows[cell] = _scores(opened, *cell, seeds)
-        with kept.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([*cell, rows[cell]]) + "\n")
+        journal.add([*cell, rows[cell]])
     found = {
         at_key(opened.student, steps, own_size(opened.student)): _measured(rows, steps, prompts)
         for steps in sorted(opened.student.steps)
     }
     student = replace(read_student(bundle), within_prompt=found)
     rewrite_student(bundle, student)
-    kept.unlink()
+    (bundle / KEPT).unlink()
     return student
 
 
@@ -77,17 +76,3 @@ def _measured(rows: Rows, steps: int, prompts: Sequence[str]) -> WithinPrompt:
         return measure(usable or by)
     except ValueError as error:
         raise ExportError(f"too few pictures of {steps} steps have a score: {error}") from error
-
-
-def _read(kept: Path, about: dict[str, object]) -> Rows:
-    """The scores of an interrupted measurement with the same settings; an incomplete last line is ignored."""
-    rows: list[list[object]] = []
-    for line in kept.read_text("utf-8").splitlines() if kept.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    if not rows or rows[0] != [about]:
-        rows = [[about]]
-    kept.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
-    return {(row[0], row[1]): row[2] for row in rows[1:]}  # type: ignore[misc]
