@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from service.keys import KeyStore
 from student.runtimes.fake import fake_video
 from tests.service.support import PATIENCE_S, Service, call, running_service
 from tests.service.video_files import as_bytes, decode_mp4, psnr
@@ -23,9 +24,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
-def client_of(service: Service) -> openai.OpenAI:
+def client_of(service: Service, key: str = "none") -> openai.OpenAI:
     direct = httpx.Client(trust_env=False, timeout=PATIENCE_S)
-    return openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, http_client=direct)
+    return openai.OpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0, http_client=direct)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,26 @@ def test_a_video_on_its_way_is_not_deleted(client: openai.OpenAI) -> None:
         client.videos.delete(slow.id)
     assert client.videos.poll(slow.id, poll_interval_ms=20).status == "completed"
     assert client.videos.delete(slow.id).deleted
+
+
+def test_a_key_lists_and_deletes_its_own_videos_only(tmp_path: Path) -> None:
+    keys = KeyStore(tmp_path / "data")
+    texts = [keys.create(name)[1] for name in ("ann", "bob")]
+    reader = keys.create("reader", ["read"])[1]
+    with running_service(tmp_path / "data", RUNTIME="fake-video") as service:
+        clients = [client_of(service, text) for text in (*texts, reader)]
+        ann, bob, reading = clients
+        video = ann.videos.create_and_poll(prompt="waves", poll_interval_ms=20)
+        assert [one.id for one in ann.videos.list()] == [video.id] and not list(bob.videos.list())
+        with pytest.raises(openai.NotFoundError):
+            bob.videos.delete(video.id)
+        with pytest.raises(openai.NotFoundError):
+            bob.videos.list(after=video.id)
+        with pytest.raises(openai.PermissionDeniedError, match="lacks the scope generate"):
+            reading.videos.delete(video.id)
+        assert ann.videos.delete(video.id).deleted and not list(ann.videos.list())
+        for client in clients:
+            client.close()
 
 
 def test_json_is_read_as_well_as_a_form(videos: Service) -> None:
