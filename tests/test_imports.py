@@ -34,6 +34,7 @@ WITHOUT_TORCH = (
     "student/prompts.py",
     "student/tokens.py",
     "student/reference.py",
+    "student/writing.py",
     "student/runtimes/batches.py",
     "student/runtimes/compiled.py",
     "student/runtimes/lengths.py",
