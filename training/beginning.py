@@ -1,4 +1,4 @@
-"""What the student begins as, where it is not its teacher: a few-step checkpoint, a student, or an adapter."""
+"""The student's initial weights if they are not its teacher's: a few-step checkpoint, a student, or an adapter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from student.pipeline import open_parts
 from training.config import ConfigError
 
 ADAPTER = "pytorch_lora_weights.safetensors"
-MAY_DIFFER = {"guidance_embeds"}  # FLUX.1-schnell begins where FLUX.1-dev teaches
+MAY_DIFFER = {"guidance_embeds"}  # FLUX.1-schnell can be trained towards FLUX.1-dev
 
 
 def beginning(init: str, teacher: str, like: Any, dtype: torch.dtype) -> Any:
@@ -36,8 +36,8 @@ def beginning(init: str, teacher: str, like: Any, dtype: torch.dtype) -> Any:
     differing = ["its class"] if type(own) is not type(like) else _differing(own.config, like.config)
     if differing:
         raise ConfigError(
-            f"student.init is {init!r}, whose transformer is another than that of {teacher} ({', '.join(differing)}): "
-            "accepted are those of one form"
+            f"student.init is {init!r}, whose transformer differs from that of {teacher} ({', '.join(differing)}): "
+            "accepted is one of the same architecture"
         )
     return own
 

@@ -125,5 +125,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _unwritten(path: Path, disk: OSError) -> CheckpointError:
-    before = "the one before is whole, and the same command goes on from it" if path.exists() else "there is none yet"
+    before = (
+        "the previous one is complete, and the same command resumes from it" if path.exists() else "there is none yet"
+    )
     return CheckpointError(f"{path} cannot be written ({disk.strerror or disk}): {before}")

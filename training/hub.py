@@ -21,5 +21,5 @@ def push(out: Path, repository: str) -> str:
         api.upload_folder(repo_id=repository, folder_path=out, allow_patterns=chosen, ignore_patterns=[RUN])
     except Exception as error:  # it talks to somebody else's server
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"the student could not be pushed to {repository}: {first}; it is whole in {out}"
+        return f"the student could not be pushed to {repository}: {first}; it is complete in {out}"
     return f"the student is on the hub as {repository}"

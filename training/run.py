@@ -49,15 +49,15 @@ def main(
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(help="What the student begins as, in place of its teacher: a pipeline, a student, or a LoRA."),
+        typer.Option(help="The student's initial weights, if not its teacher's: a pipeline, a student, or a LoRA."),
     ] = None,
     tune: Annotated[
-        bool, typer.Option("--tune", help="The model draws in few steps already, and has no teacher.")
+        bool, typer.Option("--tune", help="Tune a model that already generates in few steps; there is no teacher.")
     ] = False,
     setting: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as optim.lr=1e-4")] = None,
     push_to: Annotated[
         str | None,
-        typer.Option(help="A hub id: card, grid and adapter (or the pipeline) are uploaded."),
+        typer.Option(help="Upload card, grid and adapter (or the pipeline) to this hub id."),
     ] = None,
     threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to torch.")] = 0,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,

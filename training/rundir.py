@@ -68,7 +68,7 @@ def refuse_others(path: Path, config_json: str, owner: Path | None = None) -> No
             differing -= _longer(before, now)
         if finished and differing and differing == _longer(before, now):
             raise RunDirError(
-                f"{owner or path} holds a finished run of {before[LENGTH]} steps: for more, go on from it with "
+                f"{owner or path} has a finished run of {before[LENGTH]} steps: to continue from it, use "
                 f"--init {owner or path} and another --out"
             )
         if differing:

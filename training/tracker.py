@@ -1,6 +1,6 @@
-"""Where a run's figures go beside its own log: TensorBoard files, Weights & Biases, or MLflow, through accelerate.
+"""A run's figures beside its own log: in TensorBoard's files, or by accelerate in Weights & Biases or MLflow.
 
-A tracker that is away ends nothing: the run says so once, goes on, and has its figures in its log.
+If a tracker cannot be reached, the run says so once and continues; the figures are in its log.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ TRACKERS = ("tensorboard", *PACKAGES)
 
 
 class Tracker(Protocol):
-    """What takes figures; it counts finished steps, and what is measured before the first one stands at 0."""
+    """Receives the figures; steps are counted when finished, and figures from before the first one are at 0."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Take one step's."""
+        """Log the figures of one step."""
         ...
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write what is still buffered."""
         ...
 
 
@@ -48,7 +48,7 @@ class TensorBoard:
 
 
 class Remote:
-    """One of accelerate's trackers, whose failures are said once."""
+    """One of accelerate's trackers; its first failure is reported, and the run continues."""
 
     def __init__(self, name: str, run: str, config: Mapping[str, Any], say: Callable[[str], None]) -> None:
         self._name, self._say, self._tracker = name, say, None
@@ -81,7 +81,7 @@ class Remote:
     def _lost(self, error: Exception) -> None:
         self._tracker = None
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        self._say(f"tracker {self._name} cannot be reached, and the run goes on without it: {first}")
+        self._say(f"tracker {self._name} cannot be reached, and the run continues without it: {first}")
 
 
 def remote(name: str, log: Path, config: Mapping[str, Any], say: Callable[[str], None]) -> Tracker | None:

@@ -32,7 +32,9 @@ def test_a_failed_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.M
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(checkpoint.CheckpointError, match="no space .*: the one before is whole, and the same command"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match="no space .*: the previous one is complete, and the same command"
+    ):
         checkpoint.save(path, {"step": 2})
     assert checkpoint.load(path) == {"step": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
@@ -56,7 +58,9 @@ except checkpoint.CheckpointError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.startswith(f"{path} cannot be written (File too large): the one before is whole"), done.stderr
+    assert done.stdout.startswith(f"{path} cannot be written (File too large): the previous one is complete"), (
+        done.stderr
+    )
     assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
     state = checkpoint.load(path)
     assert state is not None and torch.equal(state["w"], torch.ones(1000))

@@ -47,7 +47,7 @@ def test_what_fits_is_let_through() -> None:
 
 def test_what_does_not_fit_names_what_would_the_cheapest_first() -> None:
     sentence = room.too_large("flux-dev", preset("flux-dev"), 24.0)
-    assert sentence.startswith("preset flux-dev takes 32 GB, and the GPU has 24: it would fit with ")
+    assert sentence.startswith("preset flux-dev needs 32 GB, but the GPU has only 24: it would fit with ")
     # 28 / 2 + 4 = 18 on two GPUs; half of each side leaves a quarter of 4: 29, too much for 24
     ways = re.findall(r"(compute\.quantise=nf4 \(21 GB\)|on 2 GPUs, each \(18 GB\)|image\.\w+)", sentence)
     assert ways == ["compute.quantise=nf4 (21 GB)", "on 2 GPUs, each (18 GB)"]
@@ -55,10 +55,10 @@ def test_what_does_not_fit_names_what_would_the_cheapest_first() -> None:
     narrow = changed(preset("flux-dev"), {"compute.quantise": "nf4"})
     sentence = room.too_large("flux-dev", narrow, 20.0)
     assert (
-        sentence.startswith("preset flux-dev takes 21 GB") and "validation.batch=1 and teacher.batch=1 (15" in sentence
+        sentence.startswith("preset flux-dev needs 21 GB") and "validation.batch=1 and teacher.batch=1 (15" in sentence
     )
     assert room.too_large("flux-dev", narrow, 24.0) == ""
-    assert "and the GPU has 2: no one setting makes it fit (counted" in room.too_large("flux-dev", narrow, 2.0)
+    assert "but the GPU has only 2: no single setting makes it fit (computed" in room.too_large("flux-dev", narrow, 2.0)
 
 
 def test_what_changes_no_memory_is_counted_all_the_same_and_what_does_is_not_judged() -> None:

@@ -101,7 +101,7 @@ def test_another_configuration_is_refused(student: Path, models: Path) -> None:
     code, text = run("--out", str(student), *small.settings(models, steps=9, lr=0.5))
     assert code == 2 and "another configuration" in text and "Traceback" not in text
     code, text = run("--out", str(student), *small.settings(models, steps=9))
-    assert code == 2 and "for more, go on from it with --init" in " ".join(text.split())
+    assert code == 2 and "to continue from it, use --init" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_a_tracker_that_is_away_is_said_once_and_ends_nothing(tmp_path: Path, mo
     for step in range(3):
         log.write(step, loss=1.0)
     log.close()
-    assert said == ["tracker wandb cannot be reached, and the run goes on without it: no route to host"]
+    assert said == ["tracker wandb cannot be reached, and the run continues without it: no route to host"]
     assert len(read_log(path)) == 3
 
 
@@ -107,6 +107,6 @@ def test_a_hub_that_refuses_is_said_and_the_student_is_kept(tmp_path: Path, monk
     monkeypatch.setattr(Api, "refuses", True)
     sentence = hub.push(tmp_path, "me/student")
     assert sentence.startswith("the student could not be pushed to me/student: 403 Forbidden")
-    assert sentence.endswith(f"it is whole in {tmp_path}")
+    assert sentence.endswith(f"it is complete in {tmp_path}")
     monkeypatch.setattr(Api, "create_repo", _away)
     assert "could not be pushed to me/student: no route to host; it is" in hub.push(tmp_path, "me/student")

@@ -62,7 +62,7 @@ class StudentConfig:
     id: str = "shapes"
     version: str = "1"
     nfe: tuple[int, ...] = (4,)
-    init: str = ""  # what it begins as: a pipeline (a few-step checkpoint, a student), or a LoRA; empty: its teacher
+    init: str = ""  # its initial weights: a pipeline (a few-step checkpoint, a student), or a LoRA; empty: its teacher
 
     def __post_init__(self) -> None:
         for name, value in (("id", self.id), ("version", self.version)):
@@ -172,7 +172,7 @@ class GradientConfig:
         share("gradient", self, "bridge")
         check(
             not self.bridge or self.mode == "detached",
-            f"gradient.bridge is {self.bridge} with gradient.mode {self.mode!r}: it is accepted with detached alone",
+            f"gradient.bridge is {self.bridge} with gradient.mode {self.mode!r}: accepted is only detached",
         )
 
 
@@ -243,11 +243,12 @@ class RatsConfig:
         )
         check(
             not quantised or self.method != "matching",
-            f"compute.quantise is {quantised!r}: accepted with every method but matching, whose critic learns whole",
+            f"compute.quantise is {quantised!r}: accepted with every method but matching, whose critic trains all "
+            "weights",
         )
         check(
             self.optim.state == "fp32" or not sharded,
-            f"optim.state is {self.optim.state!r}: accepted without compute.shard, over which its state is divided",
+            f"optim.state is {self.optim.state!r}: accepted only without compute.shard",
         )
         steerable = self.method == "rats" and self.shaping.alpha > 0 and self.reward.weight > 0
         check(
@@ -257,7 +258,7 @@ class RatsConfig:
         )
         check(
             self.method != "tune" or self.reward.weight > 0,
-            "reward.weight is 0: method tune learns from nothing but the reward",
+            "reward.weight is 0: method tune learns from the reward alone",
         )
         check(
             self.reward.weight > 0 or self.shaping.alpha > 0,

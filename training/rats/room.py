@@ -1,4 +1,4 @@
-"""Whether a preset's step fits into a GPU's memory, said before anything is downloaded.
+"""Whether a preset's step fits into the GPU's memory, checked before anything is downloaded.
 
 The figures are those that ``python -m benchmarks.train_memory`` counted; a configuration that none of them is of is not
 judged.
@@ -47,10 +47,10 @@ def too_large(preset: str, config: RatsConfig, total_gb: float, processes: int =
     if row is None or _most(row) + SPARE_GB <= total_gb:
         return ""
     fitting = [f"{way} ({gb:.0f} GB)" for way, gb in _ways(row, rows, config, total_gb) if gb + SPARE_GB <= total_gb]
-    known = f"it would fit with {'; or '.join(fitting[:WAYS])}" if fitting else "no one setting makes it fit"
+    known = f"it would fit with {'; or '.join(fitting[:WAYS])}" if fitting else "no single setting makes it fit"
     return (
-        f"preset {preset} takes {_most(row):.0f} GB, and the GPU has {total_gb:.0f}: {known} "
-        f"(counted, with {SPARE_GB} GB to spare; the cheapest first)"
+        f"preset {preset} needs {_most(row):.0f} GB, but the GPU has only {total_gb:.0f}: {known} "
+        f"(computed, with {SPARE_GB} GB to spare; cheapest first)"
     )
 
 

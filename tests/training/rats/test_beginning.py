@@ -67,7 +67,7 @@ def test_a_checkpoint_of_another_form_is_refused_and_schnell_beside_dev_is_not(t
     tiny.flux(guidance_embeds=False).save_pretrained(tmp_path / "schnell")
     dev = tiny.flux(guidance_embeds=True)
     dev.save_pretrained(tmp_path / "dev")
-    with pytest.raises(ConfigError, match="whose transformer is another than that of"):
+    with pytest.raises(ConfigError, match="whose transformer differs from that of"):
         beginning(str(tmp_path / "sd3"), str(tmp_path / "dev"), dev.transformer, torch.float32)
     model = family_of(dev, max_tokens=tiny.MAX_TOKENS)
     schnell = beginning(str(tmp_path / "schnell"), str(tmp_path / "dev"), dev.transformer, torch.float32)
@@ -120,7 +120,7 @@ def test_a_run_is_made_longer_until_it_is_finished_and_then_it_is_said_how(tmp_p
     (tmp_path / "run" / "config.json").write_text(written(4, guided_steps=4))
     refuse_others(tmp_path / "run", written(6, guided_steps=6), tmp_path)
     (tmp_path / "run" / "finished").write_text("")
-    with pytest.raises(RunDirError, match="a finished run of 4 steps: for more, go on from it with --init"):
+    with pytest.raises(RunDirError, match="a finished run of 4 steps: to continue from it, use --init"):
         refuse_others(tmp_path / "run", written(6, guided_steps=6), tmp_path)
 
 
