@@ -31,7 +31,9 @@ def adopt(
     seeds: Annotated[
         int, typer.Option(min=0, help="Pictures per prompt, to predict the gain of best_of; 0 measures none.")
     ] = 8,
-    within: Annotated[int, typer.Option(min=2, help="Number of prompts to generate so many pictures for.")] = 16,
+    within: Annotated[
+        int, typer.Option(min=2, help="Number of prompts for which --seeds pictures are generated.")
+    ] = 16,
     threads: Annotated[int, typer.Option(min=1, help="Number of CPU threads.")] = 1,
 ) -> None:
     """Make a student from a published few-step model: linked weights, its own sigmas and guidance, measured rewards."""

@@ -30,7 +30,7 @@ def find_model(model: str, config: str = "") -> Source:
     file = Path(model)
     if not file.is_file():
         if config:
-            raise ExportError(f"--config goes with a single .safetensors file, and {model} is none")
+            raise ExportError(f"--config goes with a single .safetensors file, but {model} is not one")
         return find_source(model)
     if file.suffix != ".safetensors":
         raise ExportError(f"{model} is a {file.suffix or 'nameless'} file: accepted is .safetensors")
@@ -44,7 +44,7 @@ def find_model(model: str, config: str = "") -> Source:
     _check_numbers(file)
     base = find_source(config, given=(PART,))
     if SECOND in base.parts:
-        raise ExportError(f"{base.name} has two transformers, and a single file holds one: adopt it as a folder")
+        raise ExportError(f"{base.name} has two transformers, but a single file has only one: adopt it as a folder")
     return replace(base, name=file.name, base=base.name, weights={**base.weights, PART: Weights((file,))})
 
 
@@ -61,7 +61,7 @@ def open_checkpoint(source: Source, hollow: nn.Module, dtype: torch.dtype) -> An
         ExportError: it is another model's, or lacks weights.
     """
     (file,) = source.weights[PART].files
-    refusal = f"{source.name} is no checkpoint of {source.base}'s {type(hollow).__name__}"
+    refusal = f"{source.name} is not a checkpoint of {source.base}'s {type(hollow).__name__}"
     named, expected = header(file).keys(), hollow.state_dict().keys()
     if 2 * len(named & expected) > len(expected) and (missing := sorted(expected - named)):
         raise ExportError(f"{refusal}: it lacks {missing[0]}")

@@ -97,7 +97,7 @@ def find_source(model: str, given: Collection[str] = ()) -> Source:
     folder = Path(model)
     if not folder.is_dir():
         if folder.suffix or folder.is_absolute() or model.startswith("."):
-            raise ExportError(f"{model} is not there: accepted are a folder, a .safetensors file and a hub id")
+            raise ExportError(f"{model} does not exist: accepted are a folder, a .safetensors file and a hub id")
         folder = _download(model)
     return inspect(folder, Path(model).resolve().name if Path(model).is_dir() else model, given)
 
@@ -208,7 +208,7 @@ def find_weights(folder: Path, part: str) -> Weights:
             if single.is_file():
                 return _whole(Weights((single,), None, variant))
     if broken := next((path for path in sorted(place.iterdir()) if path.is_symlink() and not path.exists()), None):
-        raise ExportError(f"{broken} is a link to a file that is not there: download the model again")
+        raise ExportError(f"{broken} is a link to a file that does not exist: download the model again")
     pickled = [path.name for path in sorted(place.iterdir()) if path.suffix in PICKLED]
     if pickled:
         raise ExportError(f"{place} has its weights only as pickles ({pickled[0]}): accepted are safetensors")

@@ -146,7 +146,7 @@ REFUSED: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: (f / "model_index.json").write_text("{"), "model_index.json"),
     (_pickled("vae"), "has its weights only as pickles (diffusion_pytorch_model.bin): accepted are safetensors"),
     (_pickled("text_encoder"), "text_encoder has its weights only as pickles (model.bin): accepted are safetensors"),
-    (_evicted, "model.safetensors is a link to a file that is not there: download the model again"),
+    (_evicted, "model.safetensors is a link to a file that does not exist: download the model again"),
     (_missing_shard, "00002-of-00002.safetensors is missing, although diffusion_pytorch_model.safetensors.index.json"),
     (_torn, "is incomplete: its last 100 bytes are missing"),
     (_pointer("vae/*.safetensors"), "is a Git LFS pointer, not the file itself: run git lfs pull"),

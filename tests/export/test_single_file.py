@@ -154,7 +154,7 @@ def _float8(file: Path) -> None:
     ("spoil", "sentence"),
     [
         (_torn, "is incomplete: its last 100 bytes are missing"),
-        (_lacks, "tuned.safetensors is no checkpoint of sd3's SD3Transformer2DModel: it lacks proj_out.bias"),
+        (_lacks, "tuned.safetensors is not a checkpoint of sd3's SD3Transformer2DModel: it lacks proj_out.bias"),
         (_narrower, "sd3's SD3Transformer2DModel: Cannot load because proj_out.weight expected shape"),
         (_another, "sd3's SD3Transformer2DModel: it lacks pos_embed.pos_embed"),
         (_nobodys, "sd3's SD3Transformer2DModel: it has neither diffusers' names of its weights nor its authors'"),
@@ -186,7 +186,7 @@ def test_a_file_that_says_too_little_is_refused(base: Path, tmp_path: Path, monk
     assert "add --config with the folder or hub id of the pipeline" in run(file, *out)[1]
     assert "is a .ckpt file: accepted is .safetensors" in run(pickled, "--config", base, *out)[1]
     two = published(tmp_path / "wan", tiny.wan_14b())
-    assert "wan has two transformers, and a single file holds one" in run(file, "--config", two, *out)[1]
+    assert "wan has two transformers, but a single file has only one" in run(file, "--config", two, *out)[1]
     monkeypatch.setattr(adoption, "available_bytes", lambda: 1000)
     assert "converting tuned.safetensors needs" in run(file, "--config", base, *out)[1]
     assert not (tmp_path / "out").exists()
