@@ -88,7 +88,7 @@ class VideoList(Strict):
     """Videos in order of creation."""
 
     object: Literal["list"] = "list"
-    data: list[Video]
+    data: list[Video] = Field(description="The videos of this page.")
     first_id: str | None = Field(description="The id of the first; null if there is none.")
     last_id: str | None = Field(description="The id of the last: the value of after for the next page.")
     has_more: bool = Field(description="Whether there is a next page.")
@@ -97,9 +97,9 @@ class VideoList(Strict):
 class VideoDeleted(Strict):
     """A video that was deleted, with its file."""
 
-    id: str
+    id: str = Field(description="The id of the video that was deleted.")
     object: Literal["video.deleted"] = "video.deleted"
-    deleted: Literal[True] = True
+    deleted: Literal[True] = Field(default=True, description="Always true.")
 
 
 async def read_body(request: Request) -> VideosRequest:
