@@ -187,6 +187,6 @@ def test_a_file_that_says_too_little_is_refused(base: Path, tmp_path: Path, monk
     assert "is a .ckpt file: accepted is .safetensors" in run(pickled, "--config", base, *out)[1]
     two = published(tmp_path / "wan", tiny.wan_14b())
     assert "wan has two transformers, but a single file has only one" in run(file, "--config", two, *out)[1]
-    monkeypatch.setattr(adoption, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(adoption, "free_bytes", lambda: 1000)
     assert "converting tuned.safetensors needs" in run(file, "--config", base, *out)[1]
     assert not (tmp_path / "out").exists()
