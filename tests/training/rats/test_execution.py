@@ -1,0 +1,74 @@
+"""Settings that change how a run computes and nothing of what it computes: rollouts together, checkpoints in between,
+compiled blocks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from student.families.find import family_of
+from tests.student.families import tiny
+from tests.training.rats.test_wiring import figures, make, networks, step, weight
+from training import checkpoint
+from training.rats.roles import Lora, Roles
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(0, (2, 2, 2)), (4, (4, 2)), (5, (4, 2)), (6, (6,)), (100, (6,))])
+def test_the_teacher_draws_so_many_samples_at_a_time_and_the_step_is_the_same(
+    batch: int, sizes: tuple[int, ...], tmp_path: Path
+) -> None:
+    plain = make(tmp_path, {"optim.accumulate": 3, "teacher.guided_steps": 0})
+    step(plain, 0)
+    trainer = make(tmp_path, {"optim.accumulate": 3, "teacher.guided_steps": 0, "teacher.batch": batch})
+    known, asked = networks(trainer), step(trainer, 0)
+    teacher = [call for call in asked if call.network == known["teacher"]]
+    assert [len(call.x) for call in teacher] == [size for size in sizes for _ in range(3)], "three steps each"
+    assert [len(call.x) for call in asked if call.network == known["student"]] == [2] * 6
+    assert weight(trainer, "student") == pytest.approx(weight(plain, "student"), rel=1e-6)
+
+
+@pytest.mark.parametrize(("minutes", "saved_after"), [(10.0, [4]), (1e-9, [1, 2, 3, 4])])
+def test_a_checkpoint_is_written_after_so_many_minutes_beside_those_of_validations(
+    minutes: float, saved_after: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    real = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: (saved.append(state["step"]), real(path, state)))
+    more = {"compute.save_minutes": minutes, "validation.every": 4}
+    make(tmp_path, more, lambda samplers, at: figures()).run()
+    assert saved == saved_after
+
+
+def gradients(roles: Roles, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    velocity = roles.model.velocity(x, 0.5, roles.model.encode(["a red heart"]))
+    found = torch.autograd.grad(velocity.square().mean(), roles.trainable)
+    return velocity.detach(), list(found)
+
+
+def test_compiled_blocks_are_the_same_in_every_role_and_are_compiled() -> None:
+    x = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(3))
+    plain, compiled = (
+        Roles(family_of(tiny.flux(), max_tokens=tiny.MAX_TOKENS), 0.5, Lora(2, 4.0), compile_with=backend)
+        for backend in ("", "eager")
+    )
+    for roles in (plain, compiled):
+        with torch.no_grad():
+            for parameter in roles.trainable:
+                parameter.add_(0.1)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for one, other in zip(gradients(plain, x)[1], gradients(compiled, x)[1], strict=True):
+        torch.testing.assert_close(other, one, atol=1e-6, rtol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2, "a block of each kind"
+    for name in ("teacher", "start", "student"):
+        drawn = []
+        for roles in (plain, compiled):
+            with roles.role(name) as model, torch.no_grad():
+                drawn.append(model.velocity(x, 0.5, model.encode(["a red heart"])))
+        torch.testing.assert_close(drawn[1], drawn[0], atol=1e-6, rtol=1e-4)
+    assert plain.student_state().keys() == compiled.student_state().keys(), "a checkpoint of one is one of the other"
+    torch._dynamo.reset()
