@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from torch import Tensor
 
 from training import checkpoint
@@ -117,7 +118,7 @@ class Trainer:
             self._record(step, {**log, **(self._validate(step + 1) if due else {})})
             stop = self.processes.any(asked_to_stop.is_set())
             if due or stop or self.processes.any(time.monotonic() - saved_at > 60 * config.compute.save_minutes):
-                self._save(step + 1)
+                self._save(step + 1, must=stop)
                 saved_at = time.monotonic()
             if stop and step + 1 < config.steps:
                 raise RunStopped(f"stopped after {step + 1} steps: the same command resumes from there")
@@ -221,7 +222,18 @@ class Trainer:
                     console.print(f"[yellow]step {at}: {alarm}[/yellow]", highlight=False)
             (self.run_dir / "alarms.txt").write_text("".join(f"step {at}: {alarm}\n" for at, alarm in found))
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, must: bool = True) -> None:
+        """A checkpoint; a full disk ends the run only where it ``must`` be written, since the run ends with it."""
+        try:
+            self._write(step)
+        except checkpoint.CheckpointError as error:
+            if must:
+                raise
+            if self.is_first:
+                console.print(f"[yellow]{escape(str(error))}; the run goes on without it[/yellow]", highlight=False)
+        self.processes.wait()
+
+    def _write(self, step: int) -> None:
         plain: dict[str, Any] = {"step": step, "best_score": self.best_score, "best_at": self.best_at}
         if self.config.compute.shard:
             tensors, adam_step = self._slices()
@@ -230,7 +242,6 @@ class Trainer:
         elif self.is_first:
             state = {"roles": self.roles.state(), "optimizer": self.optimizer.state_dict(), "best": self.best}
             checkpoint.save(self._checkpoint, {**plain, **state, "method": self.method.state()})
-        self.processes.wait()
 
     def _resume(self) -> int:
         """The first step that is still to be done."""
