@@ -14,7 +14,7 @@ from student.bundle import Student
 from training.evaluate import Evaluation, mean_error, paired
 from training.origin import Origin
 from training.rats.config import RatsConfig
-from training.scorers import HELDOUT, TRAINED, Rewards
+from training.scorers import HELDOUT, REPORTED, TRAINED, Rewards
 from training.usage import usage
 
 JUDGED = {"right": "fully right", "right_but_shape": "right but shape", "color": "colour", "shape": "shape"}
@@ -135,6 +135,8 @@ def _columns(row: Evaluation, rewards: Rewards) -> dict[str, Sequence[float]]:
         "scorer (trained on)": rewards[TRAINED].of_raw(row.scores),
         "held-out scorer": rewards[HELDOUT].of_raw(row.scores),
     }
+    if REPORTED in rewards:
+        scores["scorer that only reports"] = rewards[REPORTED].of_raw(row.scores)
     judged = {heading: row.judge[name] for name, heading in JUDGED.items() if name in row.judge}
     return {**scores, **judged, "diversity": row.diversity}
 

@@ -25,7 +25,7 @@ from training.progress import read_log
 from training.rats.setup import Setup
 from training.scorers import HELDOUT, TRAINED
 
-ROLES = (TRAINED, HELDOUT)
+ROLES = (TRAINED, HELDOUT)  # what a service may score with
 CALIBRATION = "calibration.txt"  # prompts of the model's own world, with which its exports are proven
 PROOF_PROMPTS = 32
 FP16_MAX = torch.finfo(torch.float16).max
@@ -88,8 +88,8 @@ def manifest(setup: Setup, table: Sequence[Evaluation], chosen_at: int) -> Stude
     rows = [row for row in table if row.label == "student"]
     known = {
         term.name: (role, term, term.calibration)
-        for role, weighted in setup.rewards.items()
-        for term in weighted.terms
+        for role in ROLES
+        for term in setup.rewards[role].terms
         if term.calibration
     }
     return Student(
@@ -139,7 +139,7 @@ def _within_prompt(rows: Sequence[Evaluation], known: Mapping[str, Calibration])
 
 
 def _row(setup: Setup, row: Evaluation) -> dict[str, Any]:
-    values = {role: setup.rewards[role].of_raw(row.scores) for role in ROLES}
+    values = {role: weighted.of_raw(row.scores) for role, weighted in setup.rewards.items()}
     values |= {f"judge_{name}": list(part) for name, part in row.judge.items()}
     values["diversity"] = row.diversity
     figures_of = {

@@ -1,4 +1,4 @@
-"""The rewards of a run by role: those it trains on, and those it only measures with.
+"""The rewards of a run by role: those it trains on, those that choose its checkpoint, and those that only report.
 
 Legend: B images, C channels, H/W pixels.
 """
@@ -23,7 +23,7 @@ from student.families.family import Family
 from student.files import hash_weights
 from training.evaluate import JudgeFn, Measure, add_weights, latent_features
 
-TRAINED, HELDOUT = "trained", "heldout"
+TRAINED, HELDOUT, REPORTED = "trained", "heldout", "reported"
 Rewards = Mapping[str, Weighted]
 
 
@@ -34,29 +34,33 @@ def open_rewards(
     learns_from_it: bool,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    reported: str = "",
 ) -> dict[str, Weighted]:
-    """The rewards of each role, not calibrated yet.
+    """The rewards of each role, not calibrated yet; that of ``reported``, where there is one, only measures at the end.
 
     A role with one reward names it after the role; the parts of a weighted sum are ``trained-1``, ``trained-2``, ...
 
     Raises:
-        RewardError: no such reward; one in both roles; or one to train on that has no gradient.
+        RewardError: no such reward; one in two roles; or one to train on that has no gradient.
     """
-    wanted = {TRAINED: parse(trained), HELDOUT: parse(heldout)}
-    both = {_resolved(name) for name in wanted[TRAINED]} & {_resolved(name) for name in wanted[HELDOUT]}
-    if both:
+    asked = {TRAINED: trained, HELDOUT: heldout, **({REPORTED: reported} if reported else {})}
+    wanted = {role: parse(names) for role, names in asked.items()}
+    resolved = {role: {_resolved(name) for name in names} for role, names in wanted.items()}
+    if both := resolved[TRAINED] & resolved[HELDOUT]:
         raise RewardError(
             f"reward {min(both)!r} is both trained on and held out: accepted are different rewards for the two roles"
         )
+    if both := resolved.get(REPORTED, set()) & (resolved[TRAINED] | resolved[HELDOUT]):
+        raise RewardError(f"reward {min(both)!r} trains or chooses, and is asked to report as well: accepted is another")
     found = {}
     for role, weights in wanted.items():
         terms = []
-        for i, (asked, weight) in enumerate(weights.items(), 1):
-            reward = find(asked, tokenizer=lambda prompts: model.tokenise(prompts)[0], device=device, dtype=dtype)
+        for i, (named, weight) in enumerate(weights.items(), 1):
+            reward = find(named, tokenizer=lambda prompts: model.tokenise(prompts)[0], device=device, dtype=dtype)
             if role == TRAINED and learns_from_it:
-                require_gradient(asked, reward)
+                require_gradient(named, reward)
             name = role if len(weights) == 1 else f"{role}-{i}"
-            terms.append(Term(name, reward, weight, asked=asked, source=_source(asked, reward), device=device))
+            terms.append(Term(name, reward, weight, asked=named, source=_source(named, reward), device=device))
         found[role] = Weighted(tuple(terms))
     return found
 

@@ -106,6 +106,7 @@ class RewardConfig:
 
     trained: str = "models/shapes-scorers/trained"
     heldout: str = "models/shapes-scorers/heldout"  # never trained on: chooses the checkpoint
+    reported: str = ""  # neither trained on nor chosen by: in the card and the figures alone
     weight: float = 1.0
     hinge: float = math.inf  # rewards above it count as this value
     frames: int = 0  # latent frames of a video that are decoded for the reward at each step; 0 decodes all

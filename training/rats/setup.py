@@ -123,8 +123,9 @@ def prepare(config: RatsConfig) -> Setup:
     latents = model.geometry(image.height_px, image.width_px, image.frames)
     _warn_of_cut(config, model)
     learns = config.reward.weight > 0
+    named = config.reward
     rewards = open_rewards(
-        config.reward.trained, config.reward.heldout, model, learns, device, DTYPES[config.reward.weights]
+        named.trained, named.heldout, model, learns, device, DTYPES[named.weights], named.reported
     )
     tried, _ = pictures(TRIED_PICTURES, image.height_px, image.width_px)
     try_out(rewards, tried, prompts.calibration[:1] * TRIED_PICTURES, learns)

@@ -76,7 +76,7 @@ def _validate(setup: Setup, run_dir: Path, samplers: Sequence[Sampler], step: in
             images, row = _validated(setup, sampler)
         rows.append(row)
         shown[f"{len(sampler.sigmas)} steps, after {step}"] = images
-    move(held_out, "cpu")  # no step asks it
+    move({role: reward for role, reward in setup.rewards.items() if role != TRAINED}, "cpu")  # no step asks them
     if state().is_main_process:
         (run_dir / "grids").mkdir(parents=True, exist_ok=True)
         figures.grid(shown, run_dir / "grids" / f"{step:06d}.png")
