@@ -139,5 +139,5 @@ def require_gradient(name: str, reward: Reward) -> None:
     if blind:
         raise RewardError(
             f"reward {', '.join(map(repr, blind))} has no gradient down to the pixels, and a student can only learn "
-            "from a reward that has one: use it for evaluation or for the gate"
+            "from a reward that has one: use it for evaluation or for the gate, or with --tune and tune.branches"
         )

@@ -179,13 +179,21 @@ class GradientConfig:
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """Method "tune": how far a target lies from what the average predicts, as a share of that picture's norm."""
+    """Method "tune": how far a target lies from what the average predicts, as a share of that picture's norm.
+
+    ``branches`` are the pictures by which a reward without gradient is asked where to go; 0 takes its gradient.
+    """
 
     radius: float = 0.1
+    branches: int = 0
+    angle: float = 0.5  # between a branch's noise and the sample's own, in radians
 
     def __post_init__(self) -> None:
-        finite("tune", self, "radius")
-        above_0("tune", self, "radius")
+        finite("tune", self, "radius", "angle")
+        above_0("tune", self, "radius", "angle")
+        check(
+            self.branches == 0 or self.branches >= 2, f"tune.branches is {self.branches}: accepted is 0, or 2 or more"
+        )
 
 
 @dataclass(frozen=True)
@@ -216,6 +224,11 @@ class RatsConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     MOVED: ClassVar[Mapping[str, str]] = FORMER_KEYS
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the reward that is trained on must be differentiable."""
+        return self.reward.weight > 0 and not (self.method == "tune" and self.tune.branches)
 
     def __post_init__(self) -> None:
         nfe, last_k = self.student.nfe, self.gradient.last_k

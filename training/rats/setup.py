@@ -122,8 +122,7 @@ def prepare(config: RatsConfig) -> Setup:
         raise ConfigError(f"{config.model} has two transformers: a run trains one, so accepted are models with one")
     latents = model.geometry(image.height_px, image.width_px, image.frames)
     _warn_of_cut(config, model)
-    learns = config.reward.weight > 0
-    named = config.reward
+    learns, named = config.needs_gradient, config.reward
     rewards = open_rewards(
         named.trained, named.heldout, model, learns, device, DTYPES[named.weights], named.reported
     )

@@ -4,7 +4,8 @@ The model's own moving average draws, at the student's own sigmas; at one of its
 predicts is moved a bounded way along the reward's gradient, and the student's prediction from the very same state is
 fitted to that (after DiffusionOPSD, arXiv 2608.24646). No gradient passes through the rollout, and where the average
 goes the student follows it by no more than the bound: it stays a few-step model. (With a target on each side, and the
-student's mirror image fitted to the worse one, the loss is the same.)
+student's mirror image fitted to the worse one, the loss is the same.) Where the reward has no gradient, the way is taken
+from several branches of the rollout (branches.py).
 
 Legend: B images, D everything else of a latent.
 """
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.rats.branches import branched, signed_direction
 from training.rats.config import RatsConfig
 from training.rats.method import (
     Batch,
@@ -30,6 +32,7 @@ from training.rats.method import (
     whole_backward,
 )
 from training.rats.roles import Roles
+from training.rats.trajectory import Trajectory, rollout
 from training.sampler import Sampler, velocity_of
 
 
@@ -68,7 +71,7 @@ class Tune:
         sigma = path.sigmas[place]
         data_BD = path.x[place] - sigma * path.v[place]
         with types(self.config, self.roles):
-            reward_B, slope_BD = self._slope(data_BD, batch)
+            reward_B, slope_BD = (self._branched if self.config.tune.branches else self._slope)(path, place, batch)
             target_BD = bounded_target(data_BD, slope_BD, self.config.tune.radius)
             velocity = velocity_of(model, model.encode(batch.prompts))
             found_BD = path.x[place] - sigma * velocity(path.x[place], sigma)
@@ -77,13 +80,26 @@ class Tune:
         log: dict[str, Tensor | float] = {"loss": loss.detach(), "reward_student": reward_B.mean(), "sigma": sigma}
         return Step(loss, whole_backward(self.config, self.roles, loss), log)
 
-    def _slope(self, data_BD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _slope(self, path: Trajectory, place: int, batch: Batch) -> tuple[Tensor, Tensor]:
         """The reward of a predicted picture, and its gradient on the latents."""
         with torch.enable_grad():
-            leaf_BD = data_BD.detach().requires_grad_()
+            leaf_BD = (path.x[place] - path.sigmas[place] * path.v[place]).detach().requires_grad_()
             reward_B = reward_of_latents(self.config, self.roles.model, self._reward_of, leaf_BD, batch)
             (slope_BD,) = torch.autograd.grad(reward_B.clamp(max=self.config.reward.hinge).sum(), leaf_BD)
         return reward_B.detach(), slope_BD
+
+    def _branched(self, path: Trajectory, place: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mean reward of what the average makes of other noise from here on, and where the better of it lies."""
+        config, sigmas = self.config, path.sigmas[place:]
+        generator = batch.generator(config.seed * 17_000_023)
+        tune = config.tune
+        starts = branched(path.x[place], path.v[place], sigmas[0], tune.branches, tune.angle, generator)
+        with self.roles.role("teacher") as average:
+            velocity = Sampler(average, sigmas).velocity(batch.prompts)
+            ends = [rollout(velocity, start_BD, sigmas).x[-1] for start_BD in starts]
+            rewards = [reward_of_latents(config, average, self._reward_of, end_BD, batch) for end_BD in ends]
+        reward_NB = torch.stack(rewards).clamp(max=config.reward.hinge)
+        return reward_NB.mean(0), signed_direction(torch.stack(ends), reward_NB)
 
     def after_step(self, means: Mapping[str, float]) -> None:
         """Nothing is kept."""
