@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 
 from export.errors import ExportError
+from student.base import pipeline_folder
 from student.bundle import Student
 from student.runtimes.placement import read_header
 from student.runtimes.sizes import Size, stage_name
@@ -52,7 +53,7 @@ def estimates(bundle: Path, student: Student, form: str, precision: str, sizes: 
     """
     numbers: dict[str, int] = {}
     disk: dict[str, float] = {}
-    for path in sorted(bundle.glob("*/*.safetensors")):
+    for path in sorted(pipeline_folder(bundle).glob("*/*.safetensors")):
         stage = PARTS.get(path.parent.name, "text")
         for row in read_header(path).values():
             count, width = prod(row["shape"]), min(BYTES[precision], _width(row["dtype"]))

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+from student.base import ADAPTER, BASE, read_base
 from student.bundle import MANIFEST, BundleError, Student, rewrite_student
 
 
@@ -22,7 +23,7 @@ def write_student(bundle: Path, student: Student) -> Student:
 
 
 def hash_files(bundle: Path, inside: Collection[str] = ()) -> dict[str, str]:
-    """sha256 of each file that ``DiffusionPipeline.from_pretrained(bundle)`` reads, by path inside the bundle.
+    """sha256 of each file that ``open_pipeline`` reads in the bundle, by path inside it.
 
     With ``inside``, only of the files in these folders.
     """
@@ -30,13 +31,17 @@ def hash_files(bundle: Path, inside: Collection[str] = ()) -> dict[str, str]:
     if not index.is_file():
         raise BundleError(f"{bundle} is not a diffusers pipeline: it has no model_index.json")
     parts = [name for name in json.loads(index.read_text("utf-8")) if not name.startswith("_")]
+    named = [index]
+    if (bundle / BASE).is_file():
+        named, parts = [bundle / BASE, index], [ADAPTER, *parts]
     wanted = [bundle / name for name in parts if not inside or name in inside]
     found = sorted(path for part in wanted for path in part.rglob("*") if path.is_file())
-    return {path.relative_to(bundle).as_posix(): sha256(path) for path in ([] if inside else [index]) + found}
+    return {path.relative_to(bundle).as_posix(): sha256(path) for path in ([] if inside else named) + found}
 
 
 def verify_files(bundle: Path, student: Student, inside: Collection[str] = ()) -> None:
-    """Compare the bundle's files with the hashes in its manifest: all of them, or those ``inside`` some folders.
+    """Compare the bundle's files with the hashes in its manifest: all of them and its base's, or those ``inside`` some
+    folders.
 
     Raises:
         BundleError: a file is missing, changed, or unknown to the manifest; the message names the first.
@@ -52,6 +57,20 @@ def verify_files(bundle: Path, student: Student, inside: Collection[str] = ()) -
     for name in found:
         if name not in student.files:
             raise BundleError(f"{bundle}/{name} is not named in {MANIFEST}")
+    if not inside:
+        _verify_base(bundle)
+
+
+def _verify_base(bundle: Path) -> None:
+    base = read_base(bundle)
+    if base is None:
+        return
+    folder = base.folder()
+    for name, expected in base.files.items():
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder}/{name} is missing, but {bundle}/{BASE} names it")
+        if sha256(folder / name) != expected:
+            raise BundleError(f"{folder}/{name} is not what {bundle} was trained on (sha256 differs)")
 
 
 def hash_weights(folder: Path) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_log
 
+from student.base import ADAPTER, pipeline_folder
 from student.bundle import BundleError, Student
 from student.noise import noise
 from student.sampler import pack
@@ -37,11 +38,14 @@ def open_pipeline(
     ``dtype`` may map component names to types, with ``default`` for the others. ``parts`` are components that are given
     rather than read: a trained transformer to be saved, or None for an encoder that is not needed. What was saved as
     None opens as None (diffusers itself must be told: ``from_pretrained(bundle, text_encoder_3=None,
-    tokenizer_3=None)``).
+    tokenizer_3=None)``). A bundle that has only an adapter opens as its base with the adapter merged into it, and with
+    a student's schedule.
 
     Raises:
         BundleError: no pipeline there, or one whose files are missing, broken or not accessible.
     """
+    if Path(bundle).is_dir() and (base := pipeline_folder(Path(bundle))) != Path(bundle):
+        return _adapted(Path(bundle), open_pipeline(base, dtype, **parts), "transformer" not in parts)
     index = read_index(bundle, local_files_only)
     given = {**{name: None for name, value in index.items() if value == [None, None]}, **parts}
     if Path(bundle).is_dir():
@@ -53,6 +57,17 @@ def open_pipeline(
     pipe.set_progress_bar_config(disable=True)
     for module in (part for part in pipe.components.values() if isinstance(part, torch.nn.Module)):
         module.requires_grad_(False).eval()
+    return pipe
+
+
+def _adapted(bundle: Path, pipe: Any, has_transformer: bool) -> Any:
+    shift_no_more(pipe)
+    if has_transformer:
+        with _quiet(), _opening(bundle):
+            pipe.load_lora_weights(bundle / ADAPTER)
+            pipe.fuse_lora(components=["transformer"])
+            pipe.unload_lora_weights()
+        pipe.transformer.requires_grad_(False).eval()
     return pipe
 
 

@@ -26,6 +26,7 @@ MOST_FLOORS = 7
 TORCH = {"torch", "diffusers", "transformers"}
 # what a worker imports for the ONNX or the fake runtime; student/runtimes/torch.py and what it needs are not among it
 WITHOUT_TORCH = (
+    "student/base.py",
     "student/bundle.py",
     "student/files.py",
     "student/noise.py",

@@ -66,7 +66,7 @@ def card(
             "## Paired differences, student minus teacher at its full step count\n",
             _differences(table, rewards, prompts),
             "## Use\n",
-            usage(student, index, config.compute.weights),
+            usage(student, index, config.compute.weights, config.model if config.student.bundle == "adapter" else ""),
             "## Training\n",
             "![curves](curves.png)\n",
             "Signs of reward hacking: " + ("; ".join(alarms) if alarms else "none") + ".\n",

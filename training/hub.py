@@ -6,15 +6,18 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from student.base import ADAPTER, BASE
+
 RUN = "run/*"
-ADAPTER = ("README.md", "student.json", "calibration.txt", "*.png", "LICENSE*", "adapter/*")
+BESIDE = ("README.md", "student.json", "calibration.txt", "*.png", "LICENSE*")
 
 
 def push(out: Path, repository: str) -> str:
     """Upload what a run left in ``out`` (of a LoRA run the adapter in place of the pipeline); one sentence on how it
     went, for a hub that refuses does not undo a run.
     """
-    chosen = list(ADAPTER) if (out / "adapter").is_dir() else None
+    is_whole = (out / ADAPTER).is_dir() and not (out / BASE).is_file()
+    chosen = [*BESIDE, f"{ADAPTER}/*"] if is_whole else None
     try:
         api = HfApi()
         api.create_repo(repository, exist_ok=True)

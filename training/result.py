@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from rewards.weighted import Calibration
 from student import within_prompt
 from student.bundle import RewardReference, Scorer, Student, WithinPrompt
 from student.families.family import Family
-from student.files import write_student
+from student.base import BASE, Base
+from student.files import sha256, write_student
 from student.pipeline import open_pipeline, read_index, save_pipeline, shift_no_more
+from student.prompts import TOKENIZERS
 from student.reference import distribution, with_distribution
+from student.saved import components
 from training import figures
 from training.card import card
 from training.evaluate import Evaluation, mean_error
@@ -48,6 +55,26 @@ def save(out: Path, teacher: str, model: Family, weights: str) -> None:
         stored = torch.float16 if _fit_fp16(pipe) else None
     shift_no_more(pipe)
     save_pipeline(pipe, out, stored)
+
+
+def save_beside_adapter(out: Path, teacher: str, family: str) -> None:
+    """Write what a student has beside its adapter: where its base lies and what is read there, tokenizers, schedule."""
+    index = dict(read_index(teacher, local_files_only=False))
+    is_folder = Path(teacher).is_dir()
+    folder = Path(teacher).resolve() if is_folder else Path(snapshot_download(teacher, local_files_only=True))
+    read = sorted(path for part in components(index) for path in (folder / part).rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in read}
+    base = Base(str(folder), None, files) if is_folder else Base(teacher, folder.name, files)
+    for name in TOKENIZERS[family].values():
+        if (folder / name).is_dir():
+            shutil.copytree(folder / name, out / name, dirs_exist_ok=True)
+    own = SimpleNamespace()
+    shift_no_more(own)
+    own.scheduler.save_pretrained(out / "scheduler")
+    index["scheduler"] = ["diffusers", type(own.scheduler).__name__]
+    index.pop("_name_or_path", None)
+    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    (out / BASE).write_text(json.dumps(asdict(base), indent=2) + "\n", "utf-8")
 
 
 def _fit_fp16(pipe: Any) -> bool:

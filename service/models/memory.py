@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from student.base import pipeline_folder
 from student.bundle import BundleError, Student
 from student.runtimes.machine import free_bytes
 
@@ -46,7 +47,8 @@ def needed_bytes(bundle: Path, runtime: str) -> int:
     scorers = _weights(bundle / "scorers")
     if compiled:
         return ROOM_BYTES + GROWTH * (max(_weights(folder) for folder in compiled) + scorers)
-    parts = [folder for folder in bundle.iterdir() if folder.is_dir() and folder.name not in ("runtimes", "scorers")]
+    pipeline = pipeline_folder(bundle)
+    parts = [folder for folder in pipeline.iterdir() if folder.is_dir() and folder.name not in ("runtimes", "scorers")]
     return ROOM_BYTES + GROWTH * (2 * sum(_weights(part) for part in parts) + scorers)
 
 

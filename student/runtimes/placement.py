@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from student.base import pipeline_folder
 from student.bundle import BundleError
 from student.runtimes.machine import Gpu
 
@@ -37,7 +38,7 @@ class Placement:
 def numbers_of(bundle: Path) -> dict[str, int]:
     """The number of parameters of each part of a pipeline, from the headers of its files."""
     counts: dict[str, int] = {}
-    for path in sorted(bundle.glob("*/*.safetensors")):
+    for path in sorted(pipeline_folder(bundle).glob("*/*.safetensors")):
         part = path.parent.name
         counts[part] = counts.get(part, 0) + sum(prod(row["shape"]) for row in read_header(path).values())
     return counts

@@ -21,6 +21,7 @@ from training.tracker import TRACKERS
 
 METHODS = ("rats", "tune", "consistency", "matching")
 GATES = ("reward", "confidence", "constant", "one", "batch_mean", "shuffled", "signed")
+BUNDLES = ("whole", "adapter")
 SHAPES = "shapes"
 
 
@@ -63,8 +64,10 @@ class StudentConfig:
     version: str = "1"
     nfe: tuple[int, ...] = (4,)
     init: str = ""  # its initial weights: a pipeline (a few-step checkpoint, a student), or a LoRA; empty: its teacher
+    bundle: str = "whole"  # "adapter": only that, and the name of the teacher, which must be present where it is served
 
     def __post_init__(self) -> None:
+        one_of(BUNDLES, "student", self, "bundle")
         for name, value in (("id", self.id), ("version", self.version)):
             check(
                 NAME.fullmatch(value) is not None,
@@ -263,6 +266,10 @@ class RatsConfig:
         check(
             self.optim.state == "fp32" or not sharded,
             f"optim.state is {self.optim.state!r}: accepted only without compute.shard",
+        )
+        check(
+            self.student.bundle == "whole" or (self.lora.rank > 0 and not self.student.init),
+            "student.bundle is 'adapter': accepted with a lora.rank of 1 or more, and without student.init",
         )
         steerable = self.method == "rats" and self.shaping.alpha > 0 and self.reward.weight > 0
         check(

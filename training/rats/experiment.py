@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 from torch import Tensor
 
+from student.base import ADAPTER
 from student.families.family import Family
 from student.families.find import open_family
 from student.pipeline import open_parts, read_index
@@ -19,7 +20,7 @@ from training.quantise import quantise
 from training.rats.setup import DTYPES, Setup, place, remember, student_start
 from training.rats.trainer import CHECKPOINT
 from training.rats.validation import test_figures, trainer
-from training.result import UNTRAINED, save, write
+from training.result import UNTRAINED, save, save_beside_adapter, write
 from training.rundir import FINISHED
 from training.sampler import takes_guidance
 from training.scorers import move
@@ -53,13 +54,24 @@ def _train(setup: Setup, out: Path) -> tuple[list[tuple[Evaluation, Tensor]], in
     with setup.roles.role("start") as model:
         found = [test_figures(setup, model, "teacher", nfe) for nfe in counts]
     setup.roles.gather(keep=training.is_first)
-    if setup.config.compute.quantise:
-        setup.roles.widen(_whole_base(setup))
     if training.is_first:
-        setup.roles.merge(out / "adapter", getattr(diffusers, read_index(setup.config.model, False)["_class_name"]))
-        save(out, setup.config.model, setup.model, setup.config.compute.weights)
+        _save(setup, out)
     state().wait_for_everyone()
     return found, training.best_at
+
+
+def _save(setup: Setup, out: Path) -> None:
+    """The student's adapter, where it has one, and its pipeline, or what names that of its teacher."""
+    config, roles = setup.config, setup.roles
+    pipeline = getattr(diffusers, read_index(config.model, False)["_class_name"])
+    if config.student.bundle == "adapter":
+        roles.write_adapter(out / ADAPTER, pipeline)
+        save_beside_adapter(out, config.model, setup.model.name)
+        return
+    if config.compute.quantise:
+        roles.widen(_whole_base(setup))
+    roles.merge(out / ADAPTER, pipeline)
+    save(out, config.model, setup.model, config.compute.weights)
 
 
 def _whole_base(setup: Setup) -> Any:

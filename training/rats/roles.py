@@ -196,8 +196,8 @@ class Roles:
         self.trainable, self._following = _pairs(transformer)
         self.load_student(state)
 
-    def merge(self, adapter: Path, pipeline: Any) -> None:
-        """At the end: write a LoRA student's adapter to the folder ``adapter`` and merge it into its base.
+    def write_adapter(self, adapter: Path, pipeline: Any) -> None:
+        """At the end: write a LoRA student's adapter to the folder ``adapter``.
 
         The pipeline class's own saver writes it, so that ``pipe.load_lora_weights(adapter)`` and programs that read the
         same format can open it. Some of these ignore alpha and assume the rank: the scale is in the weights.
@@ -211,8 +211,13 @@ class Roles:
             for name, value in get_peft_model_state_dict(self._student, adapter_name="student").items()
         }
         pipeline.save_lora_weights(adapter, transformer_lora_layers=state)
-        self._student.fuse_lora(adapter_names=["student"])
-        self._student.unload_lora()
+
+    def merge(self, adapter: Path, pipeline: Any) -> None:
+        """At the end: ``write_adapter``, and merge it into its base."""
+        self.write_adapter(adapter, pipeline)
+        if self.lora is not None:
+            self._student.fuse_lora(adapter_names=["student"])
+            self._student.unload_lora()
 
     def student_state(self) -> dict[str, Tensor]:
         """The student's trained weights by parameter name, in main memory; this process's part of a sharded student."""
