@@ -366,7 +366,7 @@ def test_prompts_that_are_cut_are_said_and_trained_on(tmp_path: Path) -> None:
     with (tmp_path / "prompts.txt").open("a") as file:
         file.write("a red heart that is as long as no other\n")
     code, text = run("--out", str(tmp_path / "out"), *arguments)
-    assert code == 0 and "prompts.txt: line 17 " in text and "more than the 24 tokens" in text, text
+    assert code == 0 and "prompts.txt: line 17 " in text and "longer than the 24 tokens" in text, text
 
 
 def test_rewards_that_are_no_numbers_end_the_run_and_change_nothing(tmp_path: Path) -> None:
