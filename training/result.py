@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from rewards.weighted import Calibration
 from student import within_prompt
+from student.base import BASE, Base
 from student.bundle import RewardReference, Scorer, Student, WithinPrompt
 from student.families.family import Family
-from student.base import BASE, Base
 from student.files import sha256, write_student
 from student.pipeline import open_pipeline, read_index, save_pipeline, shift_no_more
 from student.prompts import TOKENIZERS

@@ -123,9 +123,7 @@ def prepare(config: RatsConfig) -> Setup:
     latents = model.geometry(image.height_px, image.width_px, image.frames)
     _warn_of_cut(config, model)
     learns, named = config.needs_gradient, config.reward
-    rewards = open_rewards(
-        named.trained, named.heldout, model, learns, device, DTYPES[named.weights], named.reported
-    )
+    rewards = open_rewards(named.trained, named.heldout, model, learns, device, DTYPES[named.weights], named.reported)
     tried, _ = pictures(TRIED_PICTURES, image.height_px, image.width_px)
     try_out(rewards, tried, prompts.calibration[:1] * TRIED_PICTURES, learns)
     measure = measure_with(rewards, model, prompts.judge)

@@ -4,8 +4,8 @@ The model's own moving average draws, at the student's own sigmas; at one of its
 predicts is moved a bounded way along the reward's gradient, and the student's prediction from the very same state is
 fitted to that (after DiffusionOPSD, arXiv 2608.24646). No gradient passes through the rollout, and where the average
 goes the student follows it by no more than the bound: it stays a few-step model. (With a target on each side, and the
-student's mirror image fitted to the worse one, the loss is the same.) Where the reward has no gradient, the way is taken
-from several branches of the rollout (branches.py).
+student's mirror image fitted to the worse one, the loss is the same.) Without a gradient, the direction
+is that of several branches of the rollout (branches.py).
 
 Legend: B images, D everything else of a latent.
 """

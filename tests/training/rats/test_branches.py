@@ -56,8 +56,8 @@ def test_a_branch_has_the_data_of_its_sample_and_noise_of_the_same_size_at_the_a
 
 
 def test_a_model_is_tuned_by_a_reward_without_gradient() -> None:
-    base = {"method": "tune", "tune.branches": 6, "tune.angle": 1.0, "student.nfe": (2,), "teacher.nfe": 2}
-    config = changed(RatsConfig(), {**base, "teacher.ema": 0.9, "compute.precision": "fp32"})
+    base = {"method": "tune", "tune.branches": 8, "tune.angle": 1.0, "tune.radius": 0.2, "student.nfe": (2,)}
+    config = changed(RatsConfig(), {**base, "teacher.ema": 0.5, "compute.precision": "fp32"})
     assert not config.needs_gradient
     model = family_of(tiny.flux(), max_tokens=tiny.MAX_TOKENS)
     roles = Roles(model, config.teacher.ema)
@@ -68,7 +68,7 @@ def test_a_model_is_tuned_by_a_reward_without_gradient() -> None:
             return images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2))
 
     method = Tune(config, roles, reward, {2: model.sigmas(2, shape)})
-    optimizer = torch.optim.AdamW(roles.trainable, 3e-4)
+    optimizer = torch.optim.AdamW(roles.trainable, 1e-3)
     noise, rewards = torch.randn(4, *shape, generator=torch.Generator().manual_seed(2)), []
     for step in range(24):
         [batch] = method.teach([Batch(step, 0, 2, ["a ring"] * 4, noise)])
@@ -78,7 +78,7 @@ def test_a_model_is_tuned_by_a_reward_without_gradient() -> None:
         method.step(batch).backward()
         optimizer.step()
         roles.follow()
-    assert rewards[-1] > rewards[0] + 0.01
+    assert rewards[-1] > rewards[0] + 0.02
 
 
 def test_one_branch_is_no_comparison() -> None:

@@ -49,6 +49,7 @@ def gradients(roles: Roles, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     return velocity.detach(), list(found)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at it
 def test_compiled_blocks_are_the_same_in_every_role_and_are_compiled() -> None:
     x = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(3))
     plain, compiled = (

@@ -42,7 +42,9 @@ def test_a_run_goes_on_without_a_checkpoint_and_ends_like_one_that_had_it(
 
 
 @pytest.mark.usefixtures("full")
-def test_a_run_that_is_stopped_says_that_its_last_steps_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_stopped_says_that_its_last_steps_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = make(tmp_path)
     real = trainer._step
 
