@@ -30,7 +30,7 @@ def test_help_and_mistakes_are_its_own(tmp_path: Path) -> None:
     code, said = call("adopt", "--help")
     assert code == 0 and "fewstep adopt" in said and "--lora" in said
     assert call("adopt", tmp_path / "nothing", "--out", tmp_path / "out")[0] == 1
-    assert "accepted are the folder" in call("adopt", tmp_path / "nothing", "--out", tmp_path / "out")[1]
+    assert "accepted are a folder" in call("adopt", tmp_path / "nothing", "--out", tmp_path / "out")[1]
     assert call("adopt", "x")[0] == 2
 
 

@@ -234,5 +234,5 @@ def _warn_of_cut(config: RatsConfig, model: Family) -> None:
     """Warn about the prompts of the run's files that are longer than what the model reads."""
     for name in {config.data.prompts, config.data.measuring} - {"", SHAPES} if state().is_main_process else ():
         if lines := cut_lines(model, Path(name)):
-            sentence = f"{name}: {lines} are longer than the {model.max_tokens} tokens that the model reads and are cut"
+            sentence = f"{name}: {lines} cut, longer than the {model.max_tokens} tokens that the model reads"
             console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False)
