@@ -238,7 +238,16 @@ def add_weights(digest: hashlib._Hash, weights: Mapping[str, Tensor]) -> None:
     """Add named tensors to a hash, whichever device they are on and however they are sharded."""
     for name, value in sorted(weights.items()):
         digest.update(name.encode())
-        digest.update(unsharded(value).detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
+        for part in _plain(unsharded(value).detach()):
+            digest.update(part.contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
+
+
+def _plain(value: Tensor) -> list[Tensor]:
+    """The tensor itself, or those that a quantised one (torchao) is made of."""
+    if not hasattr(value, "__tensor_flatten__"):
+        return [value]
+    names, _ = value.__tensor_flatten__()
+    return [part for name in names for part in _plain(getattr(value, name))]
 
 
 def cached(folder: Path, key: str, make: Callable[[], Evaluation]) -> Evaluation:
