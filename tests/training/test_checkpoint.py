@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training import checkpoint, figures
-from training.optim import one_cycle
+from training.optim import one_cycle, trapezoid
 from training.progress import StepLog, read_log
 from training.rats.alarms import all_alarms
 
@@ -124,3 +124,11 @@ def test_one_cycle_rises_to_its_peak_and_falls_to_zero() -> None:
     assert max(rates) == pytest.approx(2.0, rel=1e-3) and rates.index(max(rates)) in (98, 99, 100)
     assert rates[-1] == pytest.approx(0.0, abs=1e-6)
     assert rates[549] == pytest.approx(1.0, rel=1e-2)
+
+
+def test_a_trapezoid_rises_stays_and_falls_to_nothing() -> None:
+    """Worked by hand: 4 steps up, 20 steps in all, the last fifth down; until then it knows nothing of the length."""
+    rates = [trapezoid(step, 20, 1.0, warmup=4, decay=0.2) for step in range(20)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 14, 0.75, 0.5, 0.25])
+    assert rates[:16] == [trapezoid(step, 1000, 1.0, warmup=4, decay=0.2) for step in range(16)]
+    assert trapezoid(19, 20, 1.0, warmup=4, decay=0.0) == 1.0

@@ -84,6 +84,21 @@ def test_what_is_decided_and_why(found: Sums, decision: Decision, reason: str) -
     assert verdict.decision is decision and verdict.reason.startswith(reason), verdict
 
 
+@pytest.mark.parametrize(("of_width", "rolled_back"), [(0.99, False), (1.01, True)])
+def test_the_chance_of_a_wrong_rollback_is_shared_by_all_figures(of_width: float, rolled_back: bool) -> None:
+    """Two scorers, failures and time: a quarter of alpha each."""
+    width = sums().rewards["trained"].half_width(PLAN.alpha / 4)
+    verdict = judge(sums(difference=-of_width * width), PLAN, BOTH)
+    assert (verdict.decision is Decision.ROLL_BACK) is rolled_back
+
+
+@pytest.mark.parametrize(("failed", "rolled_back"), [(9, False), (10, True)])
+def test_how_many_failures_of_the_candidate_alone_are_too_many(failed: int, rolled_back: bool) -> None:
+    """The evidence is 2^n / (n + 1), and 4 / 0.05 = 80 lies between those of 9 and of 10."""
+    assert coin_evidence(9, 9) == pytest.approx(51.2) and coin_evidence(10, 10) == pytest.approx(1024 / 11)
+    assert (judge(sums(candidate_failed=failed), PLAN, BOTH).decision is Decision.ROLL_BACK) is rolled_back
+
+
 def test_nothing_is_promoted_that_a_scorer_has_not_spoken_of() -> None:
     silent = Sums(pairs=1000, means={"reward:trained": of(np.resize([0.1, -0.1], 1000))})
     assert judge(silent, PLAN, BOTH) == Verdict(Decision.GO_ON, "nothing was scored by heldout yet")

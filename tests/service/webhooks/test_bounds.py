@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -84,3 +85,25 @@ def test_a_receiver_that_never_answers_has_some_hands_and_leaves_the_others(monk
     of_slow = [delivery.id for delivery in slow]
     assert begun == [*of_slow[: deliver.AT_ONE_HOST], *(delivery.id for delivery in quick)]
     assert put_back == of_slow[deliver.AT_ONE_HOST :]
+
+
+@pytest.mark.parametrize(("asked_s", "least_s", "most_s"), [(0.0, 4.0, 6.0), (100.0, 100.0, 100.0), (1.0, 4.0, 6.0)])
+def test_a_receiver_is_left_alone_for_as_long_as_it_asks_and_never_for_less_than_the_pause(
+    monkeypatch: pytest.MonkeyPatch, asked_s: float, least_s: float, most_s: float
+) -> None:
+    postponed: list[float] = []
+
+    class Outbox:
+        async def postpone(self, id: str, pause_s: float) -> None:
+            postponed.append(pause_s)
+
+    async def busy(*_: object) -> tuple[str, float]:
+        return "failed", asked_s
+
+    monkeypatch.setattr(deliver.Deliverer, "_try", busy)
+    parts: tuple[Any, ...] = (None, Outbox(), Metrics("m", "1", {}), None)
+    deliverer = deliver.Deliverer(Settings(runtime="fake", webhook_retry_s=5.0), *parts)
+    record: Any = SimpleNamespace(readable=True, state="done")
+    asyncio.run(deliverer._one(Delivery("j", 1, "http://a.example/", ("job.done",), ""), record))
+    [pause_s] = postponed
+    assert least_s <= pause_s <= most_s

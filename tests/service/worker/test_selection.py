@@ -7,7 +7,7 @@ from typing import Any
 
 from service.queue.rounds import first_round, round_of
 from service.worker.scoring import Judged
-from service.worker.selection import Kept, select
+from service.worker.selection import Kept, select, with_earlier
 from tests.service.support import a_job
 
 SEEDS = ((7, 107), (8, 108))
@@ -68,3 +68,16 @@ def test_without_a_choice_nothing_is_told_of_one() -> None:
     kept = select(first_round(a_job(seeds=(1, 2))), judged(0.1, 0.2), [True, False])
     assert kept[1] is None and kept[0] is not None
     assert set(kept[0].about) == {"seed", "reward", "reward_percentile"}
+
+
+def test_a_result_tells_what_all_of_its_rounds_took() -> None:
+    job = best_of_two(min_reward=5.0)
+    best = {"timings": {"inference_s": 1.5, "score_s": 0.25}, "batch_size": 6}
+    following = first_round(job).following([0])
+    assert following is not None
+    second = type(following)(job, following.number, following.images, best)
+    now = {"timings": {"inference_s": 2.0, "score_s": 0.5, "encode_s": 0.125}, "batch_size": 4}
+    assert with_earlier(second, now) == {
+        "timings": {"inference_s": 3.5, "score_s": 0.75, "encode_s": 0.125}, "batch_size": 6,
+    }  # fmt: skip
+    assert with_earlier(first_round(job), now) == now

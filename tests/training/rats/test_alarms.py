@@ -47,3 +47,13 @@ def test_both_scores_falling_is_no_sign_of_hacking() -> None:
 def test_every_validation_keeps_its_own_alarms() -> None:
     log = [*rows(diversity_validation=2.4), {"step": 5, **QUIET}]
     assert [(at, text[:14]) for at, text in all_alarms(log, 3.0)] == [(4, "diversity fell")]
+
+
+def test_scores_that_part_are_an_alarm_as_long_as_they_do() -> None:
+    """Read from the last three validations: what happened before them is over."""
+    heldout, trained = (2.0, 1.5, 1.0, 1.0, 1.0), (1.0, 1.5, 2.0, 2.0, 2.0)
+    log = [
+        {"step": k, **QUIET, "heldout_validation": h, "reward_validation": t}
+        for k, (h, t) in enumerate(zip(heldout, trained, strict=True))
+    ]
+    assert [at for at, text in all_alarms(log, math.inf) if "held-out" in text] == [3, 4]
