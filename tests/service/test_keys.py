@@ -76,12 +76,13 @@ def test_a_running_process_sees_every_change(store: KeyStore, tmp_path: Path) ->
 
 def test_a_service_never_opens_because_keys_went_away(store: KeyStore, tmp_path: Path) -> None:
     key, text = store.create("ann")
-    assert store.required
+    _, bobs = store.create("bob")
+    assert store.required and store.find(bobs)
     store.revoke(key.id)
     assert store.required and store.find(text) is None
     assert another(tmp_path).required, "nor after a restart"
     (tmp_path / "data" / FILE_NAME).unlink()
-    assert store.required and store.find(text) is None
+    assert store.required and store.find(text) is None and store.find(bobs) is None
 
 
 @pytest.mark.parametrize("text", ["", "rubbish", "[]", "{}", '{"format_version": 2, "keys": []}', '{"keys": [{}]}'])

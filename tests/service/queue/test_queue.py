@@ -124,6 +124,16 @@ def test_a_zombie_cannot_touch_a_job_that_was_given_to_another(queue: Queue) -> 
     assert queue.result(id) == {"who": "heir"} and queue.notices() == [id]
 
 
+def test_a_job_on_devices_that_fail_is_spared_as_often_as_it_has_attempts(queue: Queue) -> None:
+    """Then the attempts count after all: the job may be the reason."""
+    id, worker, attempts = queue.add(), queue.consumer("w"), []
+    for _ in range(7):
+        if claims := worker.claim(queue.lane, 1):
+            attempts.append(claims[0].attempts)
+            worker.hand_back([(id, claims[0].token)], spared=True)
+    assert attempts == [1, 1, 1, 1, 2, 3] and queue.state(id) == "failed"
+
+
 def test_a_fenced_worker_stays_fenced_while_its_job_waits(queue: Queue) -> None:
     id = queue.add()
     zombie = queue.consumer("zombie")

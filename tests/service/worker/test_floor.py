@@ -50,6 +50,9 @@ def test_what_further_rounds_cost_is_counted_in_first_rounds() -> None:
     assert further_cost(a_job(candidates=4, min_reward=0.5)) == 1 + 0.5 * 2
     assert further_cost(a_job(steps=2, cascade=(2, 4, 8), min_reward=0.5)) == 2 + 0.5 * 4
     assert further_cost(a_job(steps=1, cascade=(1, 2), candidates=2, min_reward=0.5)) == 1 + 0.5 * 2 + 0.25 * 2
+    # 1, 1, 2 draws of one step, then 1, 1, 2 of two: each round is drawn where all draws before it failed.
+    several = a_job(steps=1, cascade=(1, 2), candidates=4, min_reward=0.5)
+    assert further_cost(several) == 1 + 0.5 * 2 + 0.5**3 * 2 + 0.5**4 * 2 + 0.5**5 * 4
     assert further_cost(a_job()) == 0
 
 
