@@ -83,3 +83,14 @@ def test_a_marked_job_whose_lease_is_lost_later_ends_all_the_same(make_queue: Ca
     eventually(lambda: queue.reap() or queue.record(call.id).giving_up, "it is told to its worker", 10)
     queue.client.delete(f"{queue.prefix}l")
     eventually(lambda: queue.reap() or queue.state(call.id) == "expired", "it ends", 20)
+
+
+def test_a_worker_that_falls_silent_counts_no_more_after_two_leases(queue: Queue) -> None:
+    def count() -> int:
+        return queue.runner.run(queue.producer.depth()).workers
+
+    began = time.monotonic()
+    queue.consumer("w", lease_s=LEASE_S).beat({}, [])
+    assert count() == 1
+    eventually(lambda: count() == 0, "it is gone", 10)
+    assert time.monotonic() - began >= 2 * LEASE_S
