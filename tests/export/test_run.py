@@ -64,7 +64,8 @@ def test_each_mistake_is_one_sentence(
     assert "is not a student: it has no student.json" in complaint(capsys, tmp_path / "nowhere")
     accepted = "cannot compile to 'tpu': accepted are onnx, openvino, tensorrt, tensorrt_rtx"
     assert accepted in complaint(capsys, bundle, to="tpu")
-    assert "precision is 'fp4': onnx has fp32, fp16, bf16, int8, fp8" in complaint(capsys, bundle, precision="fp4")
+    accepted = "precision is 'fp4': accepted for onnx are fp32, fp16, bf16, int8, fp8"
+    assert accepted in complaint(capsys, bundle, precision="fp4")
     assert "onnx in int8 has no fused form: accepted is staged" in complaint(capsys, bundle, precision="int8")
     assert "batches is '0': accepted are numbers from 1 to 63" in complaint(capsys, bundle, batches="0")
     assert f"{tmp_path} does not exist: accepted is a file of prompts" in complaint(capsys, bundle, prompts=tmp_path)
@@ -121,7 +122,7 @@ def test_a_dry_run_says_what_would_be_built_and_writes_nothing(
     before = sorted(compiled.rglob("*"))
     command.run(student=compiled, to="onnx", form="fused", dry_run=True)
     fused = capsys.readouterr().out
-    assert "runtimes/onnx-fused-fp32 would be built" in fused and re.search(r"4-steps: 0\.\d M numbers", fused)
+    assert "runtimes/onnx-fused-fp32 would be built" in fused and re.search(r"4-steps: 0\.\d M parameters", fused)
     assert fused.count("its graph exists") == 2
     command.run(student=compiled, to="tensorrt", dry_run=True)
     staged = capsys.readouterr().out

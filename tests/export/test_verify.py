@@ -129,7 +129,7 @@ def test_one_broken_picture_among_good_ones_is_caught(graphs: FusedGraphs, pipe:
 
     found = image_parity(OneBroken(), pipe, student, 4, replace(FP16, psnr_db=25.0, picture_db=20.0))
     assert found.picture_db is not None and found.picture_db < 22 and (found.psnr_db or 0) > 29
-    with pytest.raises(ExportError, match=r"dB in the worst picture, accepted is 30"):
+    with pytest.raises(ExportError, match=r"dB in the worst picture: accepted is 30"):
         image_parity(OneBroken(), pipe, student, 4, replace(FP16, psnr_db=25.0))
 
 
