@@ -134,6 +134,8 @@ def test_a_report_counts_what_was_answered() -> None:
     assert found.stages["queue_s"] == pytest.approx(0.05)
     assert found.batch_sizes == {4: 8} and found.errors == {"queue_full": 1, "Unreachable": 1}
     assert found.goodput_per_s is None
+    late = report("l", samples, objective_s=0.35)
+    assert late.goodput_share == pytest.approx(3 / 6), "of all that was asked, errors too"
 
 
 def test_a_report_of_nothing_but_errors() -> None:

@@ -22,6 +22,7 @@ def test_what_is_kept_is_what_was_encoded_and_takes_the_encoders_place(tmp_path:
     before = model.encode(PROMPTS)
     kept = Conditions(tmp_path / "kept", [*PROMPTS, PROMPTS[0]])
     assert kept.missing() == PROMPTS
+    assert (kept.missing(0, 2), kept.missing(1, 2)) == (PROMPTS[::2], PROMPTS[1::2]), "two processes share them"
     kept.encode(model, PROMPTS[1:])
     assert kept.missing() == PROMPTS[:1] and set(kept) == set(PROMPTS[1:])
     Conditions(tmp_path / "kept", PROMPTS).encode(model, PROMPTS[:1])  # another process

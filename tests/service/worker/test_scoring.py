@@ -10,7 +10,7 @@ import pytest
 
 from service.worker.scoring import Judged, ScorePolicy, judge
 from student.bundle import RewardReference
-from student.reference import distribution, percentile, reference_at, with_distribution
+from student.reference import distribution, own_reference, percentile, reference_at, verdicts, with_distribution
 from student.runtimes.fake import FakeRuntime, fake_student
 from student.runtimes.runtime import FloatArray
 
@@ -104,3 +104,14 @@ def test_the_reference_is_that_of_the_same_steps_and_size() -> None:
     }
     assert means == {(4, (64, 64)): 1, (2, (64, 64)): 2, (4, (64, 96)): 3, (2, (64, 96)): 2, (1, (64, 64)): 1}
     assert reference_at(student, "other", 4, (64, 64)) is None
+
+
+def test_a_percentile_has_one_decimal_and_a_distribution_its_own_steps_and_size() -> None:
+    known = RewardReference(0.0, 1.0, {"0": 0.0, "100": 1.0})
+    student = replace(fake_student(), reward_reference={"trained": known})
+    own = (student.image.height, student.image.width)
+    [said] = verdicts(student, {"trained": np.array([0.12345])}, student.steps[0], own, 1)
+    assert said.percentile == {"trained": 12.3}
+    assert own_reference(student, "trained", student.steps[0], own) is known
+    for steps, size in ((student.steps[1], own), (student.steps[0], (own[0] * 2, own[1]))):
+        assert own_reference(student, "trained", steps, size) is None
