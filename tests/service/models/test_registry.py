@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from service.models.choice import Choice, Served
 from service.models.folder import Name, age
 from service.models.registry import Entry, ModelRegistry, ModelState, ModelStates, WorkerRegistry
+from service.quality.canary import Canary, Decision, Plan
 from service.queue.job import Job, QueueOptions, lane
 from service.queue.producer import Producer
 from student.runtimes.fake import fake_student
@@ -111,3 +113,13 @@ def test_latest_is_the_promoted_version_and_else_the_newest_as_people_count() ->
     assert Choice(served).latest("a") == "10" and Choice(served, {"a": "9"}).latest("a") == "9"
     assert Choice(served, {"a": "3"}).latest("a") == "10" and Choice(served).latest("b") is None
     assert sorted(["1.10", "1.9", "1.9-b", "2", "1"], key=age) == ["1", "1.9", "1.9-b", "1.10", "2"]
+
+
+def test_a_version_is_compared_only_while_its_canary_runs_and_the_candidate_is_served() -> None:
+    served = {Name("a", version): Served(fake_student(), lambda prompt: 1) for version in ("1", "2")}
+    running = Canary("a", "1", "2", "e", 0.05, Plan())
+    assert Choice(served, canaries={"a": running}).canary(Name("a", "1")) == (running, served[Name("a", "2")])
+    assert Choice(served, canaries={"a": running}).canary(Name("a", "2")) is None, "it is the candidate"
+    for over in (replace(running, state=Decision.PROMOTE), replace(running, candidate="3")):
+        assert Choice(served, canaries={"a": over}).canary(Name("a", "1")) is None
+    assert Choice(served).canary(Name("a", "1")) is None
