@@ -13,7 +13,7 @@ Rounds = Mapping[str, Sequence[Mapping[str, Figures]]]  # by server
 BEGIN, END = "<!-- serving: begin -->", "<!-- serving: end -->"
 OURS, BATCHER_FREE = "fewstep", "plain FastAPI"
 TITLES = (
-    "", "form", *(f"{users} users: answers/s, p50 ms" for users in USERS), f"p99 ms at {USERS[-1]}",
+    "", "form", *(f"{users} user{'s' * (users > 1)}: answers/s, p50 ms" for users in USERS), f"p99 ms at {USERS[-1]}",
     f"CPU ms an answer at {USERS[-1]}", "open at 70 %: p50, p99 ms", "goodput at 2x: no deadline, deadline",
     "MiB", "first picture s",
 )  # fmt: skip
