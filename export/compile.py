@@ -264,7 +264,7 @@ class _Compilation:
             versions=versions(),
             stages=rows if staged else {},
             stage_errors=errors,
-            wide={**self._target.kept_float32(request.precision), **self._not_quantised},
+            kept_float32={**self._target.kept_float32(request.precision), **self._not_quantised},
             requires=self._target.requires(request),
             in_torch=self._in_torch,
             profiles=profiles(request.engine.batches) if isinstance(self._target, TensorRT) else (),

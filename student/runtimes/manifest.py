@@ -12,6 +12,7 @@ from student.bundle import BundleError, Student
 from student.files import sha256
 
 FORMAT = 1
+KEPT_FLOAT32 = "wide"  # in the file, whose format earlier releases read too
 MANIFEST = "manifest.json"
 RUNTIMES = "runtimes"
 STAGE_NAMES = ("text", "step", "decoder")
@@ -78,10 +79,10 @@ class RuntimeManifest:
     """``graphs`` and ``parity`` by step count; ``source_sha256`` is the fingerprint of the student compiled.
 
     A staged runtime has ``stages`` by name rather than a graph for each step count; its sigmas are the student's.
-    ``wide`` says which operators were kept in float32 and why; ``requires`` describes the machine (see
-    ``student.runtimes.machine``); ``in_torch`` says which stages have no compiled form and why; ``profiles`` are the
-    batch sizes (least, best, most) that an engine was built for; ``buckets`` are other sizes (WIDTHxHEIGHT) with their
-    parity.
+    ``kept_float32`` says which operators were not rounded to the precision, and why; ``requires`` describes the
+    machine (see ``student.runtimes.machine``); ``in_torch`` says which stages have no compiled form and why;
+    ``profiles`` are the batch sizes (least, best, most) that an engine was built for; ``buckets`` are other sizes
+    (WIDTHxHEIGHT) with their parity.
     """
 
     name: str
@@ -95,7 +96,7 @@ class RuntimeManifest:
     versions: Mapping[str, str]
     stages: Mapping[str, Graph] = field(default_factory=dict)
     stage_errors: Mapping[str, StageError] = field(default_factory=dict)
-    wide: Mapping[str, str] = field(default_factory=dict)
+    kept_float32: Mapping[str, str] = field(default_factory=dict)
     requires: Mapping[str, str] = field(default_factory=dict)
     in_torch: Mapping[str, str] = field(default_factory=dict)
     profiles: tuple[tuple[int, int, int], ...] = ()
@@ -106,7 +107,9 @@ class RuntimeManifest:
 
 def write_manifest(folder: Path, manifest: RuntimeManifest) -> None:
     """Write the manifest into a runtime's folder."""
-    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2, allow_nan=False) + "\n", "utf-8")
+    data = asdict(manifest)
+    data[KEPT_FLOAT32] = data.pop("kept_float32")
+    (folder / MANIFEST).write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
 def read_manifest(folder: Path) -> RuntimeManifest:
@@ -132,7 +135,8 @@ def read_manifest(folder: Path) -> RuntimeManifest:
         }
         profiles: Any = tuple(tuple(row) for row in data.pop("profiles", ()))
         parts: dict[str, Any] = {"graphs": graphs, "stages": stages, "parity": parity, "buckets": buckets}
-        return RuntimeManifest(**parts, stage_errors=errors, profiles=profiles, **data)
+        parts |= {"stage_errors": errors, "profiles": profiles, "kept_float32": data.pop(KEPT_FLOAT32, {})}
+        return RuntimeManifest(**parts, **data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BundleError(f"{path} cannot be used: {error}; make the runtime again with export.run") from error
 
