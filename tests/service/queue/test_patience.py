@@ -108,6 +108,25 @@ def test_one_of_six_that_leaves_at_once_does_not_speak_for_the_others(queue: Que
     assert ask(queue).word == word
 
 
+def test_a_quarter_that_leaves_early_is_enough(queue: Queue) -> None:
+    leaves(queue, after_s=2.0, count=2)
+    leaves(queue, after_s=6.0, count=6)
+    crowded(queue)
+    assert ask(queue).word == "left"
+
+
+def test_who_comes_back_for_a_picture_has_not_waited_for_it(queue: Queue) -> None:
+    leaves(queue, after_s=2.0, count=8)
+    for _ in range(40):
+        job = queue.job()
+        queue.enqueue(job, **OPEN)
+        queue.runner.run(queue.producer.detach(job.id, CLIENT))
+        aged(queue, job, 3.0)
+        queue.draw()
+    crowded(queue)
+    assert ask(queue).word == "left"
+
+
 def test_only_the_last_ones_count(queue: Queue) -> None:
     leaves(queue, after_s=2.0, count=20)
     leaves(queue, after_s=6.0, count=20)
