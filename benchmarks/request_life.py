@@ -147,7 +147,7 @@ def table(found: dict[int, list[dict[str, float]]]) -> str:
     for stage, meaning in STAGES.items():
         cells = [f"{statistics.median(life[stage] for life in each):,.0f}" for each in found.values()]
         lines.append(f"| {stage} | " + " | ".join(cells) + f" | {meaning} |")
-    counts = ", ".join(f"{len(each):,}" for each in found.values())
+    counts = " and ".join(f"{len(each):,}" for each in found.values())
     return "\n".join(lines) + f"\n\nMedians of {counts} requests, so the rows do not add up exactly; tracing costs too."
 
 

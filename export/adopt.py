@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from student.bundle import BundleError
+from student.bundle import BundleError, Student
 
 
 def adopt(
@@ -42,11 +43,9 @@ def adopt(
     try:  # the heavy imports wait until the arguments are read
         from export.adoption import Adoption
         from export.adoption import adopt as make
-        from export.card import add_rewards_to_card
         from export.lora import Lora
-        from export.measure import Measurement, add_scorers, check_images, read_prompt_file
+        from export.measure import read_prompt_file
         from export.single_file import find_model
-        from export.within import add_within_prompt
         from student.runtimes.sizes import read_size
 
         counts = _counts(steps)
@@ -58,13 +57,8 @@ def adopt(
         loras = tuple(Lora.parse(text) for text in lora or [])
         asked = Adoption(find_model(model, config), counts, out, loras, wanted, frames, guidance, typer.echo)
         student = make(asked)
-        missing = tuple(name for name in names if not any(one.reward == name for one in student.scorers.values()))
-        if missing:
-            number = check_images(images or max(64, len(lines)))
-            student = add_scorers(out, Measurement(missing, lines, number, "auto", threads, typer.echo))
-            add_rewards_to_card(out, student)
-        if names and seeds and (missing or student.within_prompt is None):
-            student = add_within_prompt(out, lines[:within], seeds, "auto", threads)
+        if names:
+            student = _measured(out, student, names, lines, images, lines[:within] if seeds else (), seeds, threads)
     except (BundleError, ExportError, OSError, ValueError) as error:
         typer.echo(f"adopt: {error}", err=True)
         raise typer.Exit(1) from None
@@ -75,6 +69,25 @@ def adopt(
         typer.echo("adopt: interrupted; finished work is kept, and the same command resumes from there", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{out}: {student.family}, {', '.join(map(str, student.steps))} steps; FEWSTEP_MODEL={out} serves it")
+
+
+def _measured(
+    out: Path, student: Student, names: Sequence[str], lines: Sequence[str], images: int, repeated: Sequence[str],
+    seeds: int, threads: int,
+) -> Student:  # fmt: skip
+    """The student with the rewards that it lacks, and their spread over ``seeds`` pictures of each of ``repeated``."""
+    from export.card import add_rewards_to_card
+    from export.measure import Measurement, add_scorers, check_images
+    from export.within import add_within_prompt
+
+    missing = tuple(name for name in names if not any(one.reward == name for one in student.scorers.values()))
+    if missing:
+        number = check_images(images or max(64, len(lines)))
+        student = add_scorers(out, Measurement(missing, tuple(lines), number, "auto", threads, typer.echo))
+        add_rewards_to_card(out, student)
+    if repeated and (missing or student.within_prompt is None):
+        student = add_within_prompt(out, repeated, seeds, "auto", threads)
+    return student
 
 
 def _counts(text: str) -> tuple[int, ...]:

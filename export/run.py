@@ -72,10 +72,7 @@ def run(
             engine=EngineOptions(_batches(batches), int(memory_gb * 2**30), 4 * 2**30, 3, portable, batch_invariant),
             say=typer.echo,
         )
-        if dry_run:
-            _plan(request, target)
-        else:
-            _compile(request, target)
+        (_plan if dry_run else _compile)(request, target)
     except (BundleError, ExportError, OSError) as error:
         typer.echo(f"export: {error}", err=True)
         raise typer.Exit(1) from None

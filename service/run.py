@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import uuid
@@ -15,6 +16,8 @@ import typer
 from service.errors import StartupError
 from service.observe.logs import configure_logging
 from service.settings import Settings, read_settings
+
+WORKER_NICENESS = 10  # or workers starve the HTTP process and the queue, which need a CPU for moments only
 
 REFUSED = 1
 
@@ -83,6 +86,7 @@ def worker(name: Annotated[str | None, typer.Option(help="The worker's name, whi
     def run(settings: Settings) -> None:
         from service.worker.process import run_worker
 
+        os.nice(WORKER_NICENESS)
         sys.exit(run_worker(settings, name or uuid.uuid4().hex))
 
     _with_settings(run)

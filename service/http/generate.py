@@ -181,7 +181,7 @@ def _submission(services: Services, served: Served, body: GenerateRequest, calle
         webhook=webhook_of(body, settings, caller.base_url),
         quota=_own_quota(),
         key_pending=0 if caller.key == ANONYMOUS else settings.key_pending,
-        open_ended=not (later or body.timeout_s or repeated or body.stream),
+        open_ended=not (later or body.timeout_s or repeated or body.stream) and caller.preference.wait_s is None,
     )
     return Submission(services, _job(served, body, caller), options)
 

@@ -137,7 +137,8 @@ async def erased(services: Services, record: Record) -> None:
             await asyncio.to_thread(services.results.discard, record.id, token)
     except OSError as error:
         raise Unavailable("The result store cannot be reached.") from error
-    await services.producer.erase(record.id)
+    if (state := await services.producer.erase(record.id)) not in ("erased", "missing"):
+        raise Conflict(f"The job is {state}: it can be deleted once it has ended.")
 
 
 def _claims(record: Record) -> list[str]:

@@ -97,8 +97,8 @@ def _refusal(verdict: Verdict, job: Job) -> ServiceError | None:
         return DeadlineExceeded(message, "timeout_s", retry_after_s=again)
     if verdict.word == "left":
         message = (
-            "The queue is longer than clients have waited of late: retry after Retry-After, or say how long you wait "
-            "(timeout_s) or that you come back for it (Prefer: respond-async)."
+            "The queue is longer than clients have recently been willing to wait. Retry after the time in Retry-After, "
+            "set timeout_s to say how long you wait, or fetch the result later (Prefer: respond-async)."
         )
         return QueueFull(message, retry_after_s=again)
     if verdict.word == "quota":

@@ -32,7 +32,6 @@ from service.worker.scoring import ScorePolicy
 from service.worker.signing import ImageSigner, open_signer
 from service.worker.worker import Worker
 
-NICENESS = 10  # or their calls starve the HTTP process and the queue, which need a CPU for moments only
 STOP_MARGIN_S = 0.2  # whoever waits is answered first
 SETTLE_BEFORE_LEAVING_S = 2.0
 STOPPED, DEVICE_LOST, HUNG = 0, 4, 5  # exit codes
@@ -49,7 +48,6 @@ def run_worker(settings: Settings, name: str) -> int:
     Raises:
         StartupError: the student cannot be served, or no server is known.
     """
-    os.nice(NICENESS)
     stopping = threading.Event()
     tracing, signer = open_tracing(settings, "worker"), open_signer(settings)
     background, loaded = Background(), LoadedModels()

@@ -12,7 +12,7 @@ end
 if state == 'done' then
   drained(job)
   learn_delay(job)
-  learn_patience(job, false)
+  if not job.cancel then learn_patience(job, false) end
 end
 if job.cancel then state, result = job.cancel, '' end
 if state == 'done' then

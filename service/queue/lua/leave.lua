@@ -9,7 +9,7 @@ if how == 'detach' then
   set(id, 'detached', 1)
 elseif not job.detached and redis.call('SCARD', P .. 'a:' .. id) == 0 then
   if tonumber(how) <= 0 then
-    if job.state == 'queued' or job.state == 'running' then learn_patience(job, true) end
+    if job.state == 'queued' or job.state == 'running' and not job.cancel then learn_patience(job, true) end
     return give_up(id, 'cancelled')
   end
   if job.state == 'queued' or job.state == 'running' then

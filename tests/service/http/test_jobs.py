@@ -309,6 +309,10 @@ def test_who_has_not_said_how_long_it_waits_is_refused_where_others_have_left(ma
     check_error(left, 503, "queue_full")
     assert "timeout_s" in left.json()["error"]["message"] and int(left.headers["Retry-After"]) >= 11
     assert post_with(api.url, ASYNC, prompt="p").status_code == 202
+    assert post_with(api.url, {"Prefer": "wait=0"}, prompt="p").status_code == 202
+    asked = {"prompt": "p", "stream": True}
+    with httpx.stream("POST", f"{api.url}/generate", json=asked, timeout=5.0, trust_env=False) as stream:
+        assert stream.status_code == 200
     check_error(post(api.url, prompt="p", timeout_s=0.4), 504, "deadline_exceeded", "timeout_s")
     with pytest.raises(httpx.ReadTimeout):  # it is accepted
         httpx.post(f"{api.url}/generate", json={"prompt": "p", "timeout_s": 60}, timeout=0.5, trust_env=False)
