@@ -1,7 +1,9 @@
 """Which runtime a name stands for, and what is said when there is none."""
 
+import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 from student.bundle import BundleError
 from student.runtimes import load as loading
 from student.runtimes.load import load
+from student.runtimes.manifest import read_manifest, write_manifest
+from tests.service.support import REPOSITORY
 
 
 def test_auto_prefers_onnx(compiled: Path) -> None:
@@ -56,3 +60,11 @@ def test_torch_refuses_changed_weights(bundle: Path, tmp_path: Path) -> None:
         file.write(b" ")
     with pytest.raises(BundleError, match="diffusion_pytorch_model.safetensors has changed"):
         load(copy, "torch")
+
+
+def test_a_manifest_is_read_as_it_was_written_also_by_earlier_releases(tmp_path: Path) -> None:
+    shipped = read_manifest(REPOSITORY / "models" / "shapes" / "runtimes" / "onnx-staged-fp32")
+    manifest = replace(shipped, kept_float32={"Softmax": "its sums are long"})
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+    assert json.loads((tmp_path / "manifest.json").read_text("utf-8"))["wide"] == manifest.kept_float32

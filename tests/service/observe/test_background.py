@@ -40,7 +40,7 @@ def test_a_duty_ends_though_its_action_swallows_the_cancellation() -> None:
     async def deaf() -> None:
         nonlocal calls
         calls += 1
-        with suppress(asyncio.CancelledError):
+        with suppress(asyncio.CancelledError if calls == 1 else ZeroDivisionError):  # only the first, so that all ends
             await asyncio.sleep(0.05)
 
     async def run() -> None:
@@ -48,7 +48,8 @@ def test_a_duty_ends_though_its_action_swallows_the_cancellation() -> None:
         while not calls:
             await asyncio.sleep(0)
         task.cancel()
-        await asyncio.wait_for(asyncio.wait({task}), 20)
+        done, _ = await asyncio.wait({task}, timeout=5)
+        assert done
 
     asyncio.run(run())
     assert calls == 1
