@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-FIGURES = Path(__file__).parents[1] / "training" / "rats" / "memory_gb.json"
+FIGURES = Path(__file__).parents[1] / "training" / "experiment" / "memory_gb.json"
 HELD, PARTS = ("weights", "learnt"), ("teacher", "student", "backward", "update", "validation")
 
 

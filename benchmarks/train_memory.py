@@ -3,7 +3,7 @@
 The step is the trainer's own, over networks of the published sizes whose tensors have shapes and no memory
 (benchmarks/make_believe.py): transformer, adapters, autoencoder, a reward of HPS v2.1's size, AdamW, the average.
 Every allocation is counted while it lives; what a driver, CUDA's libraries and a fragmented heap take is not, of which
-a GPU needs a gigabyte or two more. With ``--write`` the figures go into training/rats/memory_gb.json, of which
+a GPU needs a gigabyte or two more. With ``--write`` the figures go into training/experiment/memory_gb.json, of which
 docs/cost.md has its table; names of presets choose rows.
 """
 
@@ -36,12 +36,12 @@ from rewards.hps import vit_h_14
 from student.families.family import Family
 from training import sharding
 from training.config import changed
+from training.experiment.presets import preset
+from training.experiment.setup import DTYPES
 from training.rats import roles, trainer
 from training.rats.config import RatsConfig
 from training.rats.method import Batch
-from training.rats.presets import preset
 from training.rats.roles import Lora, Roles, Sharding
-from training.rats.setup import DTYPES
 from training.sampler import Sampler
 from training.timing import StepTimer
 

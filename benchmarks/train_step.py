@@ -29,10 +29,10 @@ from rewards.clip import ClipReward
 from student.families.family import Condition
 from student.families.flux import Flux
 from training.config import changed
+from training.experiment.presets import flux_dev
 from training.progress import quiet
 from training.rats.config import RatsConfig
 from training.rats.method import Batch
-from training.rats.presets import flux_dev
 from training.rats.rats import Rats
 from training.rats.roles import Roles
 

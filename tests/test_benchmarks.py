@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import gpu_test, runtimes, train_step
 from student.runtimes.machine import find_gpu
 from training.config import changed
-from training.rats.presets import flux_dev
+from training.experiment.presets import flux_dev
 
 
 @pytest.mark.skipif(find_gpu()[0] is not None, reason="this machine has a GPU, on which the script would run")

@@ -27,9 +27,9 @@ from student.saved import components
 from training import figures
 from training.card import card
 from training.evaluate import Evaluation, mean_error
+from training.experiment.setup import Setup
 from training.origin import origin
 from training.progress import read_log
-from training.rats.setup import Setup
 from training.scorers import HELDOUT, TRAINED
 
 ROLES = (TRAINED, HELDOUT)  # what a service may score with

@@ -14,12 +14,12 @@ import typer
 
 from training.config import changed, to_json, with_settings
 from training.endings import LESS_MEMORY, one_sentence
+from training.experiment.presets import preset as find_preset
+from training.experiment.room import require_room
 from training.hub import push
 from training.processes import Processes, process_group
 from training.progress import console, quiet
 from training.rats.config import RatsConfig
-from training.rats.presets import preset as find_preset
-from training.rats.room import require_room
 from training.rundir import FINISHED, claim_together, refuse_others
 
 
@@ -81,8 +81,8 @@ def main(
             return
         if threads:
             torch.set_num_threads(threads)
-        from training.rats.experiment import run
-        from training.rats.setup import prepare
+        from training.experiment.run import run
+        from training.experiment.setup import prepare
 
         setup = prepare(config)  # before anything is written: a typo leaves nothing behind
         claim_together(processes, out / "run", to_json(config), out)

@@ -22,8 +22,8 @@ from student.sampler import denoise, pack
 from tests.student.families import tiny
 from training.card import _front_matter, _licence, _short
 from training.config import changed
+from training.experiment.presets import PRESETS
 from training.origin import Origin, origin
-from training.rats.presets import PRESETS
 from training.usage import PROMPT, usage
 
 SEED = 7

@@ -11,9 +11,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training import checkpoint, figures
+from training.alarms import all_alarms
 from training.optim import one_cycle, trapezoid
 from training.progress import StepLog, read_log
-from training.rats.alarms import all_alarms
 
 
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:

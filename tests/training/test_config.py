@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from training.config import ConfigError, changed, leaves, to_json, with_settings
+from training.experiment.presets import preset
 from training.rats.config import RatsConfig
-from training.rats.presets import preset
 from training.rundir import FINISHED, RunDirError, claim
 from training.shapes.preset import ShapesPretraining
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from training.config import changed
-from training.rats import room
-from training.rats.presets import preset
+from training.experiment import room
+from training.experiment.presets import preset
 
 COUNTED = [
     {

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.config import changed
+from training.experiment.presets import shapes
 from training.rats.config import RatsConfig
-from training.rats.presets import shapes
 
 NFES, SEEDS = (2, 4, 8), (401, 402, 403)
 # What distinguishes a method from RATS; docs/lab compares them at every step count with three seeds.

@@ -13,9 +13,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from training.experiment.presets import shapes
 from training.lab.cells import ABLATION_NFE, METHODS, NFES, VARIANTS, base
 from training.lab.statistics import FloatArray, estimate
-from training.rats.presets import shapes
 
 if TYPE_CHECKING:
     from training.lab.run import Result

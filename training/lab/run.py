@@ -11,10 +11,10 @@ from torch import Tensor
 
 from training.config import changed, to_json
 from training.evaluate import Evaluation
+from training.experiment.setup import Setup, prepare
+from training.experiment.validation import measured_on_test, trainer
 from training.lab.cells import NFES, Cell, base
 from training.progress import console
-from training.rats.setup import Setup, prepare
-from training.rats.validation import measured_on_test, trainer
 from training.rundir import claim
 from training.sampler import Sampler
 

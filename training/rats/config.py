@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from student.bundle import NAME
+from training.compute import DTYPES, ComputeConfig, LoraConfig, OptimConfig, ValidationConfig
 from training.config import ConfigError, above_0, at_least, check, finite, one_of, share
-from training.rats.execution import DTYPES, ComputeConfig, LoraConfig, OptimConfig, ValidationConfig
-from training.rats.former_keys import FORMER_KEYS
+from training.former_keys import FORMER_KEYS
 from training.rats.gradients import MODES
 from training.rats.trajectory import named_horizons
 from training.tracker import TRACKERS

@@ -20,11 +20,11 @@ from rich.markup import escape
 from torch import Tensor
 
 from training import checkpoint
+from training.alarms import all_alarms
 from training.optim import set_lr, trapezoid
 from training.processes import Processes
 from training.progress import StepLog, console, read_log, steps
 from training.quantise import adamw
-from training.rats.alarms import all_alarms
 from training.rats.config import RatsConfig
 from training.rats.method import Batch, Method, RewardFn, means, step_statistics
 from training.rats.peers import Consistency, Matching

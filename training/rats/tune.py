@@ -4,14 +4,16 @@ The model's own moving average draws, at the student's own sigmas; at one of its
 predicts is moved a bounded way along the reward's gradient, and the student's prediction from the very same state is
 fitted to that (after DiffusionOPSD, arXiv 2608.24646). No gradient passes through the rollout, and where the average
 goes the student follows it by no more than the bound: it stays a few-step model. (With a target on each side, and the
-student's mirror image fitted to the worse one, the loss is the same.) Without a gradient, the direction
-is that of several branches of the rollout (branches.py).
+student's mirror image fitted to the worse one, the loss is the same.) A reward without a gradient leads by several
+ends of one sample, drawn from noise that differs a little, each weighted by its signed advantage (after Self-OPD,
+arXiv 2608.26872, and REST, arXiv 2608.09226).
 
-Legend: B images, D everything else of a latent.
+Legend: N branches, B images, D everything else of a latent.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.rats.branches import branched, signed_direction
 from training.rats.config import RatsConfig
 from training.rats.method import (
     Batch,
@@ -42,6 +43,28 @@ def bounded_target(data_BD: Tensor, slope_BD: Tensor, radius: float) -> Tensor:
     norm_B = slope_BD.flatten(1).norm(dim=1)
     scale_B = torch.where(norm_B > 0, length_B / norm_B.clamp(min=torch.finfo(norm_B.dtype).tiny), 0)
     return data_BD + scale_B.view(-1, *[1] * (data_BD.ndim - 1)) * slope_BD
+
+
+def branched(
+    x_BD: Tensor, v_BD: Tensor, sigma: float, num: int, angle: float, generator: torch.Generator
+) -> list[Tensor]:
+    """States like ``x`` at ``sigma``, with its data and with its noise turned by ``angle`` (radians) to fresh noise."""
+    data_BD, noise_BD = x_BD - sigma * v_BD, x_BD + (1 - sigma) * v_BD
+    fresh = [torch.randn(x_BD.shape, generator=generator).to(x_BD.device) for _ in range(num)]
+    turned = [math.cos(angle) * noise_BD + math.sin(angle) * more_BD for more_BD in fresh]
+    return [(1 - sigma) * data_BD + sigma * one_BD for one_BD in turned]
+
+
+def signed_direction(ends_NBD: Tensor, reward_NB: Tensor) -> Tensor:
+    """The branches' ends by their signed advantages, (B, D): towards the better ones, and away from the worse.
+
+    An advantage is how far a reward is above its sample's mean, in its deviations among the branches. For a reward that
+    is linear in the ends the direction is their covariance times its gradient, over the reward's deviation; for one
+    that cannot tell them apart it is zero.
+    """
+    above_NB, std_B = reward_NB - reward_NB.mean(0), reward_NB.std(0, correction=0)
+    advantage_NB = torch.where(std_B > 0, above_NB / std_B.clamp(min=torch.finfo(std_B.dtype).tiny), 0)
+    return (advantage_NB.view(*advantage_NB.shape, *[1] * (ends_NBD.ndim - 2)) * ends_NBD).mean(0)
 
 
 class Tune:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from training.rats.alarms import alarms, all_alarms
+from training.alarms import alarms, all_alarms
 
 QUIET = {
     "heldout_validation": 1.0,

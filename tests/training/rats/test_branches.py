@@ -14,11 +14,10 @@ from rewards.weighted import require_gradient
 from student.families.find import family_of
 from tests.student.families import tiny
 from training.config import ConfigError, changed
-from training.rats.branches import branched, signed_direction
 from training.rats.config import RatsConfig
 from training.rats.method import Batch
 from training.rats.roles import Roles
-from training.rats.tune import Tune
+from training.rats.tune import Tune, branched, signed_direction
 
 NUM, SAMPLES, WIDTH = 6, 3, 5
 

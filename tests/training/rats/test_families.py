@@ -31,13 +31,13 @@ from tests.student.families import tiny
 from tests.training.rats.own_reward import Redness
 from training.config import with_settings
 from training.evaluate import DIVERSITY_SEEDS, Evaluation, Measure, Plan
+from training.experiment import validation
+from training.experiment.presets import preset
+from training.experiment.setup import DTYPES, prepare
 from training.progress import read_log
 from training.prompts import from_files
-from training.rats import validation
 from training.rats.config import RatsConfig
-from training.rats.presets import preset
 from training.rats.roles import LORA_TARGETS
-from training.rats.setup import DTYPES, prepare
 from training.sampler import Sampler
 from training.usage import plain
 

@@ -19,13 +19,13 @@ from tests.training.shapes import small
 from training import processes
 from training.config import changed
 from training.evaluate import Measure
+from training.experiment.setup import prompts_of_run
 from training.prompts import Prompts
 from training.rats.config import RatsConfig
 from training.rats.method import Batch, decoded_window, step_statistics
 from training.rats.peers import Matching
 from training.rats.rats import SMALLEST_GAP_STD, Rats
 from training.rats.roles import Roles
-from training.rats.setup import prompts_of_run
 from training.sampler import Sampler
 from training.scorers import calibrated_on_windows, frame_windows, with_windows
 from training.sharding import shard_like

@@ -15,10 +15,10 @@ from student.families.flux import Flux
 from student.pipeline import open_pipeline
 from tests.training.shapes import small
 from training.config import changed
+from training.experiment.presets import shapes
 from training.progress import read_log
 from training.rats.config import RatsConfig
 from training.rats.loss import steered
-from training.rats.presets import shapes
 from training.rats.roles import Roles
 from training.rats.trainer import Trainer
 from training.sampler import Sampler

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from student.families.family import Condition
 from student.schedule import sigmas
 from training.config import changed
+from training.experiment.presets import shapes
 from training.rats import trainer as trainer_module
-from training.rats.presets import shapes
 from training.rats.roles import Roles
 from training.rats.trainer import Trainer
 

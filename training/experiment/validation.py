@@ -15,9 +15,9 @@ from torch import Tensor
 from student.families.family import Family
 from training import evaluate, figures
 from training.evaluate import Evaluation, Plan, cached, fingerprint, hash_model, in_turns, over_pictures
+from training.experiment.setup import SHORT_RUN_STEPS, Setup
 from training.processes import state
 from training.progress import console
-from training.rats.setup import SHORT_RUN_STEPS, Setup
 from training.rats.trainer import Trainer
 from training.sampler import Sampler
 from training.scorers import HELDOUT, TRAINED, move, sources

@@ -14,12 +14,12 @@ from student.families.find import open_family
 from student.pipeline import open_parts, read_index
 from training import checkpoint, environment
 from training.evaluate import Evaluation
+from training.experiment.setup import DTYPES, Setup, place, remember, student_start
+from training.experiment.validation import test_figures, trainer
 from training.processes import state
 from training.progress import console
 from training.quantise import quantise
-from training.rats.setup import DTYPES, Setup, place, remember, student_start
 from training.rats.trainer import CHECKPOINT
-from training.rats.validation import test_figures, trainer
 from training.result import UNTRAINED, save, save_beside_adapter, write
 from training.rundir import FINISHED
 from training.sampler import takes_guidance

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from training.config import ConfigError, changed, leaves
+from training.experiment.presets import preset as find_preset
 from training.processes import Processes
 from training.rats.config import RatsConfig
-from training.rats.presets import preset as find_preset
 
 FIGURES = Path(__file__).with_name("memory_gb.json")
 SPARE_GB = 1.5  # the driver, CUDA's libraries, and what a heap loses
