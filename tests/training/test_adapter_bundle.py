@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from service.models.memory import needed_bytes
 from student.base import BASE, read_base
@@ -20,7 +21,9 @@ from student.pipeline import open_pipeline, reproduce
 from student.runtimes.load import load
 from student.runtimes.placement import numbers_of
 from student.sampler import pack
+from tests.student.families import tiny
 from tests.training.rats.test_families import run, settings
+from training.beginning import beginning
 from training.config import ConfigError, with_settings
 from training.rats.config import RatsConfig
 from training.usage import PROMPT
@@ -113,6 +116,22 @@ def test_a_base_that_is_elsewhere_or_another_is_said(folders: Any, tmp_path: Pat
 def test_what_has_no_adapter_of_its_teacher_is_refused(changes: list[str]) -> None:
     with pytest.raises(ConfigError, match="student.bundle is 'adapter': accepted with a lora.rank"):
         with_settings(RatsConfig(), ["student.bundle=adapter", *changes])
+
+
+def test_another_run_begins_from_it(folders: Any, tmp_path: Path) -> None:
+    found = beginning(str(folders.adapter), str(folders.teacher), tiny.flux().transformer, torch.float32)
+    expected = load_file(next((folders.whole / "transformer").glob("*.safetensors")))
+    before = load_file(next((folders.teacher / "transformer").glob("*.safetensors")))
+    for name, value in found.state_dict().items():
+        torch.testing.assert_close(value, expected[name].float(), rtol=2e-3, atol=2e-4)  # the whole one is in fp16
+    assert max(float((expected[name].float() - value).abs().max()) for name, value in before.items()) > 0.01
+    out = tmp_path / "more"
+    more = settings(folders.teacher.parent, "flux", **{**MORE, "lr": 1e-9, "steps": 1})
+    code, text = run("--out", str(out), "--init", str(folders.adapter), *more)
+    assert code == 0, text
+    kept = load_file(next((out / "transformer").glob("*.safetensors")))
+    for name, value in kept.items():
+        torch.testing.assert_close(value.float(), expected[name].float(), rtol=2e-3, atol=2e-4)
 
 
 def test_the_base_is_named_with_all_that_is_read_of_it(folders: Any) -> None:
