@@ -12,6 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from service.observe.logs import keeping_private
 from service.observe.tracer import BatchTrace
 from service.queue.job import Claimed
@@ -19,6 +21,7 @@ from service.worker.backlog import Backlog
 from service.worker.batch import Batch, Maker
 from service.worker.batching import largest_call
 from service.worker.execution import Drawn, Executed, Failure, drawn_of
+from service.worker.files import StoredFile
 from service.worker.floor import floor_of
 from service.worker.late_scores import Guard, LateScores
 from service.worker.scoring import Judged, ScorePolicy, judge
@@ -26,6 +29,7 @@ from service.worker.settling import DROPPED, Drawing, Scoring, Settler
 from student.runtimes.runtime import FloatArray
 
 MOST_ENCODERS = 4
+NOTHING: Mapping[int, Future[StoredFile]] = {}
 UNDELIVERED = Failure("generation_failed", "The image was generated, but could not be delivered.")
 
 log = logging.getLogger(__name__)
@@ -55,7 +59,8 @@ class Finisher:
         self._scoring = ThreadPoolExecutor(1, "score")
         self._settling = ThreadPoolExecutor(min(MOST_ENCODERS, os.cpu_count() or 1), "settle")
         self._showing = ThreadPoolExecutor(1, "previews")  # one thread keeps the previews of a job in order
-        self._previews: dict[tuple[str, int], list[Future[None]]] = defaultdict(list)
+        # previews, reports and files of a job that its end waits for
+        self._unfinished: dict[tuple[str, int], list[Future[Any]]] = defaultdict(list)
 
     def submit(
         self, batch: Batch, executed: Executed, started_at: float, trace: BatchTrace, ended: Collection[int] = ()
@@ -96,12 +101,12 @@ class Finisher:
         """Show a preview of a job's image; it is there before the job has ended."""
         claimed, job = batch.claimed[number], batch.jobs[number]
         shown = self._showing.submit(self._settler.show, batch.maker, claimed, job, preview, index, image_CHW)
-        self._previews[batch.token, number].append(shown)
+        self._unfinished[batch.token, number].append(shown)
 
     def advance(self, batch: Batch, number: int, steps_done: int) -> None:
         """Tell how many of a job's steps are done."""
         reported = self._showing.submit(self._settler.advance, batch.claimed[number], steps_done)
-        self._previews[batch.token, number].append(reported)
+        self._unfinished[batch.token, number].append(reported)
 
     def beside(self, action: Callable[[], None]) -> None:
         """Do something in the thread that scores, since a scorer need not bear two callers."""
@@ -129,9 +134,10 @@ class Finisher:
     ) -> None:  # fmt: skip
         """Score a batch, then have its jobs settled side by side."""
         judged = trace.begin("score")
+        ahead = {number: self._store_ahead(batch, executed, number) for number in numbers}
         try:
             scored = [self._scored(batch, call) for call in executed.calls]
-            outcomes = {number: _outcome(batch, number, executed, scored, started_at) for number in numbers}
+            outcomes = {n: _outcome(batch, n, executed, scored, started_at, ahead=ahead[n]) for n in numbers}
         except Exception:
             log.exception("a batch cannot be finished")
             outcomes = dict.fromkeys(numbers, UNDELIVERED)
@@ -174,15 +180,29 @@ class Finisher:
             judged = judge(batch.runtime, call.images_BCHW, prompts, seeds, batch.jobs[0].steps, self._policy, always)
         return Scored(call, judged, time.perf_counter() - started)
 
+    def _store_ahead(self, batch: Batch, executed: Executed, number: int) -> dict[int, Future[StoredFile]]:
+        """Where no score decides which pictures of a job are kept, they are stored while they are scored."""
+        claimed, job = batch.claimed[number], batch.rounds[number].asked
+        if number in executed.failures or job.rank_by or job.pair or self._settler.unwanted(claimed):
+            return {}
+        rows = [call.images_BCHW[row] for call, row in drawn_of(executed, number)]
+        ahead = {
+            index: self._settling.submit(self._settler.files.store, batch.maker, claimed, job, index, image)
+            for index, image in enumerate(rows)
+            if np.isfinite(image).all()
+        }
+        self._unfinished[batch.token, number].extend(ahead.values())
+        return ahead
+
     def _give_up(self, batch: Batch, number: int) -> None:
-        self._wait_for_previews(batch, number)  # one that is still being written would outlive what is removed here
+        self._wait_for_files(batch, number)  # one that is still being written would outlive what is removed here
         self._settler.fail(batch.maker, batch.claimed[number], DROPPED)
 
-    def _wait_for_previews(self, batch: Batch, number: int) -> None:
-        wait(self._previews.pop((batch.token, number), ()))
+    def _wait_for_files(self, batch: Batch, number: int) -> None:
+        wait(self._unfinished.pop((batch.token, number), ()))
 
     def _settle(self, batch: Batch, number: int, outcome: Drawing | Failure, calls: Sequence[dict[str, Any]]) -> bool:
-        self._wait_for_previews(batch, number)
+        self._wait_for_files(batch, number)
         claimed, drawn = batch.claimed[number], batch.rounds[number]
         with keeping_private(drawn.asked.prompt):
             try:
@@ -194,8 +214,9 @@ class Finisher:
 
 
 def _outcome(
-    batch: Batch, number: int, executed: Executed, scored: Sequence[Scored], started_at: float, scoring: Scoring = ""
-) -> Drawing | Failure:
+    batch: Batch, number: int, executed: Executed, scored: Sequence[Scored], started_at: float, scoring: Scoring = "",
+    ahead: Mapping[int, Future[StoredFile]] = NOTHING,
+) -> Drawing | Failure:  # fmt: skip
     if number in executed.failures:
         return executed.failures[number]
     rows = drawn_of(executed, number)
@@ -213,6 +234,7 @@ def _outcome(
         score_s=sum(one.score_s for one in rode_in),
         scoring=scoring,
         floor=floor_of(batch.runtime.student, batch.rounds[number].asked),
+        ahead=ahead,
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -21,11 +21,10 @@ from service.queue.states import State
 from service.results.store import ResultStore
 from service.worker.batch import Maker
 from service.worker.execution import Failure
+from service.worker.files import PictureFiles, StoredFile
 from service.worker.floor import Floor, Load
 from service.worker.heartbeat import Heartbeat
 from service.worker.notes import Timing, notes_of
-from service.worker.pictures import file_of, preview_of
-from service.worker.provenance import Provenance
 from service.worker.scoring import Judged
 from service.worker.selection import Kept, select, with_earlier, with_floor
 from service.worker.signing import ImageSigner, SigningError
@@ -47,7 +46,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Drawing:
     """The pictures of one round of a job (CHW; videos FCHW), and what they cost; batch mates share the times of their
-    calls."""
+    calls. ``ahead`` are the files of those, by row, that are being stored while they are scored."""
 
     images: tuple[FloatArray, ...]
     judged: tuple[Judged, ...]
@@ -57,6 +56,7 @@ class Drawing:
     score_s: float
     scoring: Scoring = ""
     floor: Floor | None = None
+    ahead: Mapping[int, Future[StoredFile]] = field(default_factory=dict)
 
 
 class Settler:
@@ -67,11 +67,9 @@ class Settler:
         *, provenance: bool, signer: ImageSigner | None, feedback: FeedbackPolicy = NO_FEEDBACK,
     ) -> None:  # fmt: skip
         self._consumer = consumer
-        self._store = store
+        self.files = PictureFiles(store, provenance=provenance, signer=signer)
         self._heartbeat = heartbeat
         self._stopping = stopping
-        self._provenance = provenance
-        self._signer = signer
         self._feedback = feedback
 
     def settle(
@@ -82,7 +80,7 @@ class Settler:
 
         Returns whether scores are awaited for it now: then the heartbeat still holds it.
         """
-        if self._heartbeat.dropped(claimed):
+        if self.unwanted(claimed):
             outcome = DROPPED
         stored = outcome if isinstance(outcome, Failure) else self._stored(maker, claimed, drawn, outcome)
         if isinstance(stored, Failure):
@@ -98,8 +96,12 @@ class Settler:
             ended = self._finish(claimed, State.DONE, report, scores_follow=follow, notes=notes)
         # An unknown end (None) may be a good one: what it points at is left to the sweeper.
         if ended in WITHOUT_PICTURES:
-            self._discard(claimed)
+            self.files.discard(claimed)
         return follow and ended == State.DONE
+
+    def unwanted(self, claimed: Claimed) -> bool:
+        """Whether a job need not be gone on with: it was cancelled, has expired, or is another worker's by now."""
+        return self._heartbeat.dropped(claimed) is not None
 
     def _notes(self, maker: Maker, job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
         """What is to be counted with the job's end, of the pictures that it ends with."""
@@ -116,9 +118,8 @@ class Settler:
         if len(pictures) < len(kept):
             return Failure("generation_failed", "The generated image is broken (its values are not finite).")
         floor, following = self._judged_by_floor(claimed, drawn, pictures, drawing.floor)
-        started = time.perf_counter()
         try:
-            images = self._keep_all(maker, claimed, drawn, drawing, pictures)
+            files = self._keep_all(maker, claimed, drawn, drawing, pictures)
         except SigningError as error:
             log.error("job %s cannot be signed: %s", claimed.id, error)
             return Failure("generation_failed", "The image could not be signed.")
@@ -129,8 +130,9 @@ class Settler:
             "queue_s": drawing.queue_s,
             "inference_s": drawing.inference_s,
             "score_s": drawing.score_s,
-            "encode_s": time.perf_counter() - started,
+            "encode_s": sum(file.seconds for file in files if file is not None),
         }
+        images = [self._about(drawn, index, drawing, one, files[index]) for index, one in enumerate(pictures)]
         result = {"images": images, "timings": timings, "batch_size": drawing.batch_size, "scoring": drawing.scoring}
         result = with_earlier(drawn, result)
         return (result if floor is None else with_floor(result, pictures, floor)), following
@@ -160,13 +162,12 @@ class Settler:
         """End a job without pictures."""
         report = {"runtime": maker.runtime, "calls": list(calls), "error": asdict(failure)}
         self._finish(claimed, State.FAILED, report)
-        self._discard(claimed)
+        self.files.discard(claimed)
 
     def show(self, maker: Maker, claimed: Claimed, job: Job, number: int, index: int, image_CHW: FloatArray) -> None:
         """Store preview ``number`` of the unfinished image ``index``; one that fails is left out."""
         try:
-            suffix, data = preview_of(job, image_CHW, self._made_by(maker))
-            reference = self._store.put(job.id, claimed.token, f"p{number}-{index}", suffix, data)
+            reference = self.files.store_preview(maker, claimed, job, number, index, image_CHW)
             self._consumer.show(job.id, claimed.token, {f"{number}:{index}": reference})
         except (OSError, RedisError) as error:
             log.warning("a preview of job %s is left out: %s", job.id, error)
@@ -180,11 +181,11 @@ class Settler:
 
     def _keep_all(
         self, maker: Maker, claimed: Claimed, drawn: Round, drawing: Drawing, kept: Sequence[Kept]
-    ) -> list[dict[str, Any]]:
-        """Encode and store what is new among the kept pictures of a job; a store that fails is tried a few times."""
+    ) -> list[StoredFile | None]:
+        """The files of the kept pictures that are new; a store that fails is tried a few times."""
 
-        def all_of_them() -> list[dict[str, Any]]:
-            return [self._keep(maker, claimed, drawn, k, drawing, one) for k, one in enumerate(kept)]
+        def all_of_them() -> list[StoredFile | None]:
+            return [self._keep(maker, claimed, drawn.asked, k, drawing, one) for k, one in enumerate(kept)]
 
         for pause_s in STORE_PAUSES_S:
             try:
@@ -195,35 +196,26 @@ class Settler:
         return all_of_them()
 
     def _keep(
-        self, maker: Maker, claimed: Claimed, drawn: Round, index: int, drawing: Drawing, kept: Kept
-    ) -> dict[str, Any]:
-        """Encode and store one picture, unless it is there already; returns what the client learns about it."""
+        self, maker: Maker, claimed: Claimed, job: Job, index: int, drawing: Drawing, kept: Kept
+    ) -> StoredFile | None:
+        """The file of one picture, which may be there already; None for one of an earlier round or a canary's pair,
+        which is sent to nobody."""
+        if kept.row is None or job.pair:
+            return None
+        ahead = drawing.ahead.get(kept.row)
+        if ahead is not None and ahead.exception() is None:
+            return ahead.result()
+        return self.files.store(maker, claimed, job, index, drawing.images[kept.row])
+
+    def _about(self, drawn: Round, index: int, drawing: Drawing, kept: Kept, file: StoredFile | None) -> dict[str, Any]:
+        """What the client learns about a kept picture."""
         if kept.row is None:
             return {**drawn.best["images"][index], **kept.about}
-        job, image = drawn.asked, drawing.images[kept.row]
+        image = drawing.images[kept.row]
         about = {"width": image.shape[-1], "height": image.shape[-2], **kept.about}
         if image.ndim == 4:
-            about = {"num_frames": len(image), "fps": job.fps, **about}
-        if job.pair:  # nobody is sent a picture of a canary's pair
-            return about
-        data = file_of(job, image, self._made_by(maker))
-        if self._signer is not None:
-            data = self._signer.sign(data, job.output_format, maker.origin)
-        return {
-            "file": self._store.put(job.id, claimed.token, str(index), job.output_format, data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-            **about,
-        }
-
-    def _made_by(self, maker: Maker) -> Provenance | None:
-        return maker.origin if self._provenance else None
-
-    def _discard(self, claimed: Claimed) -> None:
-        """Remove what a claim has stored; what cannot be removed now is swept away later."""
-        try:
-            self._store.discard(claimed.id, claimed.token)
-        except OSError as error:
-            log.warning("what job %s has stored is left to the sweeper: %s", claimed.id, error)
+            about = {"num_frames": len(image), "fps": drawn.asked.fps, **about}
+        return {**(file.record() if file else {}), **about}
 
     def _finish(
         self,

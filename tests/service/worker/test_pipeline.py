@@ -64,6 +64,37 @@ def test_the_next_batch_is_claimed_while_the_device_draws_and_never_more_than_on
     assert held == [16] and bench.runtime.calls == [8, 8, 8]
 
 
+def test_pictures_are_stored_while_they_are_scored(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once, and under its own number."""
+    id = bench.queue.add(prompt="p", seeds=(3, 4, 5))
+    score, put, stored = bench.runtime.score, bench.store.put, list[str]()
+
+    def score_once_stored(*arguments: Any) -> Any:
+        eventually(lambda: len(stored) == 3, "they are stored before the scorer answers")
+        return score(*arguments)
+
+    def note(job: str, token: str, name: str, *rest: Any) -> str:
+        reference = put(job, token, name, *rest)
+        stored.append(name)
+        return reference
+
+    monkeypatch.setattr(bench.runtime, "score", score_once_stored)
+    monkeypatch.setattr(bench.store, "put", note)
+    bench.worker.step()
+    result = bench.check(id, "p", (3, 4, 5))
+    assert sorted(stored) == ["0", "1", "2"] and all(image["reward"] for image in result["images"])
+    assert result["timings"]["encode_s"] > 0
+
+
+def test_a_picture_that_could_not_be_stored_meanwhile_is_stored_afterwards(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = bench.queue.add(prompt="p", seeds=(3,))
+    fail_first(monkeypatch, bench.store, "put", OSError(28, "No space left on device"))
+    bench.worker.step()
+    bench.check(id, "p", (3,))
+
+
 def test_whoever_takes_a_batch_has_the_device_from_that_moment(bench: Bench) -> None:
     """Else the next one would be claimed at once, half empty, and not shortly before the device is free."""
     id = bench.queue.add(prompt="p", seeds=(1,))

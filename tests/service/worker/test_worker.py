@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from service.worker.heartbeat import Heartbeat
 from service.worker.worker import Worker
 from student.runtimes.fake import FakeRuntime
 from student.runtimes.runtime import FloatArray, Watch
-from tests.service.support import Queue, eventually, expected_pixels, pixels
+from tests.service.support import PATIENCE_S, Queue, eventually, expected_pixels, pixels
 
 LEASE_S = 0.6
 AWAY = (RedisConnectionError("away"), RedisConnectionError("still away"))
@@ -415,19 +416,46 @@ def test_a_lease_lasts_as_long_as_it_was_asked_for(bench: Bench) -> None:
 def test_a_job_that_was_given_up_is_not_stored_at_all(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was heard of after the last step."""
     id = bench.queue.add()
-    score, put = bench.runtime.score, bench.store.put
+    draw, put = bench.runtime.draw_watched, bench.store.put
     stored: list[str] = []
 
-    def cancel_then_score(*arguments: Any) -> Any:
+    def draw_then_cancel(*arguments: Any, **options: Any) -> Any:
+        images = draw(*arguments, **options)
         bench.queue.cancel(id)
         eventually(lambda: bench.dropped(id), "the worker hears of it")
-        return score(*arguments)
+        return images
 
     def note(job: str, *rest: Any) -> str:
         stored.append(job)
         return put(job, *rest)
 
-    monkeypatch.setattr(bench.runtime, "score", cancel_then_score)
+    monkeypatch.setattr(bench.runtime, "draw_watched", draw_then_cancel)
     monkeypatch.setattr(bench.store, "put", note)
     bench.worker.step()
     assert bench.queue.state(id) == "cancelled" and stored == []
+
+
+def test_a_job_that_is_given_up_while_it_is_scored_leaves_no_file(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is written meanwhile, slowly, and is removed once it is there."""
+    id = bench.queue.add()
+    score, put = bench.runtime.score, bench.store.put
+    cancelled, stored = threading.Event(), list[str]()
+
+    def cancel_then_score(*arguments: Any) -> Any:
+        bench.queue.cancel(id)
+        eventually(lambda: bench.dropped(id), "the worker hears of it")
+        cancelled.set()
+        return score(*arguments)
+
+    def put_late(*arguments: Any) -> str:
+        assert cancelled.wait(PATIENCE_S)
+        time.sleep(0.3)
+        stored.append(put(*arguments))
+        return stored[-1]
+
+    monkeypatch.setattr(bench.runtime, "score", cancel_then_score)
+    monkeypatch.setattr(bench.store, "put", put_late)
+    bench.worker.step()
+    assert bench.queue.state(id) == "cancelled" and len(stored) == 1 and bench.files() == []
