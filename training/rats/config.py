@@ -185,11 +185,13 @@ class TuneConfig:
     """Method "tune": how far a target lies from what the average predicts, as a share of that picture's norm.
 
     ``branches`` are the pictures by which a reward without gradient is asked where to go; 0 takes its gradient.
+    ``gate`` weighs each sample by the run's gate (``gate.kind``, ``gate.tau``), with the target in the teacher's place.
     """
 
     radius: float = 0.1
     branches: int = 0
     angle: float = 0.5  # between a branch's noise and the sample's own, in radians
+    gate: bool = False
 
     def __post_init__(self) -> None:
         finite("tune", self, "radius", "angle")

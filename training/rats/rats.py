@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from training.rats.config import RatsConfig
+from training.rats.gate import Gate
 from training.rats.gradients import differentiate
-from training.rats.loss import confidence, gate, reward_loss, shaping, steered, velocity_excess
+from training.rats.loss import reward_loss, shaping, steered, velocity_excess
 from training.rats.method import (
     Batch,
     Grids,
@@ -32,9 +33,6 @@ from training.rats.roles import Roles
 from training.rats.trajectory import Trajectory, named_horizons
 from training.sampler import velocity_of
 
-CONSTANT_GATES = {"constant": 0.5, "one": 1.0}
-SMALLEST_GAP_STD = 0.01  # of the teacher's: a step whose samples all have the same gap leaves tau above 0
-
 
 class Rats:
     """The method; ``grids`` are the sigmas of each step count, ``reward`` is standardised."""
@@ -42,7 +40,7 @@ class Rats:
     def __init__(self, config: RatsConfig, roles: Roles, reward: RewardFn, grids: Grids) -> None:
         self.config, self.roles, self._reward_of, self.grids = config, roles, reward, grids
         self.alpha = config.shaping.alpha
-        self.gap_std: float | None = None  # running, the unit of tau where the configuration says so
+        self.gate = Gate(config)
 
     def follows(self, step: int) -> bool:
         """Not while the teacher is the guided start: the next phase begins from the student as it is then."""
@@ -92,9 +90,7 @@ class Rats:
 
     def after_step(self, means: Mapping[str, float]) -> None:
         """Update the running standard deviation of the gap."""
-        if "gap_std" in means:
-            found = means["gap_std"] if self.gap_std is None else 0.9 * self.gap_std + 0.1 * means["gap_std"]
-            self.gap_std = max(found, SMALLEST_GAP_STD)
+        self.gate.after_step(means)
 
     def after_validation(self, diversity: float, teacher_diversity: float) -> None:
         """Adjust alpha, where the configuration steers it by diversity."""
@@ -103,11 +99,11 @@ class Rats:
 
     def state(self) -> dict[str, Any]:
         """See Method."""
-        return {"gap_std": self.gap_std, "alpha": self.alpha}
+        return {"gap_std": self.gate.gap_std, "alpha": self.alpha}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See Method."""
-        self.gap_std, self.alpha = state["gap_std"], state["alpha"]
+        self.gate.gap_std, self.alpha = state["gap_std"], state["alpha"]
 
     def _regulariser(
         self, student: Trajectory, batch: Batch, reward_S: Tensor, log: dict[str, Tensor | float]
@@ -117,35 +113,14 @@ class Rats:
         assert teacher is not None and reward_T is not None
         points = named_horizons(config.horizons, student.sigmas)
         shaping_B = shaping(student, teacher, points, config.l2_weight, config.cosine_weight)
-        gate_B = self._gate(reward_T, reward_S, batch)
-        gap_B = reward_S - reward_T
+        gate_B = self.gate.weights(reward_T, reward_S, batch)
         log |= {
             "reward_teacher": reward_T.mean(),
-            "gap": gap_B.mean(),
-            "gap_square": gap_B.square().mean(),
-            "gate_mean": gate_B.mean(),
-            "gate_square": gate_B.square().mean(),
-            "share_ahead": (gap_B > 0).float().mean(),
+            **self.gate.figures(reward_T, reward_S, gate_B),
             "shaping": shaping_B.detach().mean(),
             "alpha": self.alpha,
         }
         return self.alpha * (gate_B * shaping_B + velocity_excess(student, teacher, config.velocity_hinge))
-
-    def _gate(self, reward_T: Tensor, reward_S: Tensor, batch: Batch) -> Tensor:
-        config = self.config.gate
-        unit = self.gap_std if config.tau_in_std and self.gap_std is not None else 1.0
-        if config.kind in CONSTANT_GATES:
-            return torch.full_like(reward_T, CONSTANT_GATES[config.kind])
-        tau = config.tau * unit
-        if config.kind == "confidence":
-            return confidence(reward_T, tau)
-        gate_B = gate(reward_T, reward_S, tau)
-        if config.kind == "batch_mean":
-            return gate_B.mean().expand_as(gate_B)
-        if config.kind == "shuffled":
-            order = torch.randperm(len(gate_B), generator=batch.generator(self.config.seed * 7_000_003))
-            return gate_B[order.to(gate_B.device)]
-        return 2 * gate_B - 1 if config.kind == "signed" else gate_B
 
     def _reward(self, x_BCHW: Tensor, batch: Batch) -> Tensor:
         """The standardised reward of latents (B,), with gradient where one is wanted."""

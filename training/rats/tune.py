@@ -6,7 +6,9 @@ fitted to that (after DiffusionOPSD, arXiv 2608.24646). No gradient passes throu
 goes the student follows it by no more than the bound: it stays a few-step model. (With a target on each side, and the
 student's mirror image fitted to the worse one, the loss is the same.) A reward without a gradient leads by several
 ends of one sample, drawn from noise that differs a little, each weighted by its signed advantage (after Self-OPD,
-arXiv 2608.26872, and REST, arXiv 2608.09226).
+arXiv 2608.26872, and REST, arXiv 2608.09226). With ``tune.gate`` each sample is fitted as strongly as RATS's gate says,
+with the target in the teacher's place: fully where its reward is far ahead of that of the student's own prediction,
+and hardly where a step along the slope went too far.
 
 Legend: N branches, B images, D everything else of a latent.
 """
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 
 from training.rats.config import RatsConfig
+from training.rats.gate import Gate
 from training.rats.method import (
     Batch,
     Grids,
@@ -72,6 +75,7 @@ class Tune:
 
     def __init__(self, config: RatsConfig, roles: Roles, reward: RewardFn, grids: Grids) -> None:
         self.config, self.roles, self._reward_of, self.grids = config, roles, reward, grids
+        self.gate = Gate(config)
 
     def follows(self, step: int) -> bool:
         """Always: the average is what draws."""
@@ -99,9 +103,21 @@ class Tune:
             velocity = velocity_of(model, model.encode(batch.prompts))
             found_BD = path.x[place] - sigma * velocity(path.x[place], sigma)
             bound_B = self.config.tune.radius * data_BD.flatten(1).norm(dim=1).clamp(min=1e-6)
-            loss = ((found_BD - target_BD).flatten(1).norm(dim=1) / bound_B).square().mean()
-        log: dict[str, Tensor | float] = {"loss": loss.detach(), "reward_student": reward_B.mean(), "sigma": sigma}
+            loss_B = ((found_BD - target_BD).flatten(1).norm(dim=1) / bound_B).square()
+            gate_B, figures = self._gated(found_BD, target_BD, batch) if self.config.tune.gate else (1.0, {})
+            loss = (gate_B * loss_B).mean()
+        log = {"loss": loss.detach(), "reward_student": reward_B.mean(), "sigma": sigma, **figures}
         return Step(loss, whole_backward(self.config, self.roles, loss), log)
+
+    @torch.no_grad()
+    def _gated(self, found_BD: Tensor, target_BD: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The weight of each sample, and what is logged of it."""
+        reward_T, reward_S = (
+            reward_of_latents(self.config, self.roles.model, self._reward_of, data_BD.detach(), batch)
+            for data_BD in (target_BD, found_BD)
+        )
+        gate_B = self.gate.weights(reward_T, reward_S, batch)
+        return gate_B, {"reward_target": reward_T.mean(), **self.gate.figures(reward_T, reward_S, gate_B)}
 
     def _slope(self, path: Trajectory, place: int, batch: Batch) -> tuple[Tensor, Tensor]:
         """The reward of a predicted picture, and its gradient on the latents."""
@@ -125,14 +141,16 @@ class Tune:
         return reward_NB.mean(0), signed_direction(torch.stack(ends), reward_NB)
 
     def after_step(self, means: Mapping[str, float]) -> None:
-        """Nothing is kept."""
+        """Update the gate's unit."""
+        self.gate.after_step(means)
 
     def after_validation(self, diversity: float, teacher_diversity: float) -> None:
         """Nothing is kept."""
 
     def state(self) -> dict[str, Any]:
-        """Nothing is kept."""
-        return {}
+        """See Method."""
+        return {"gap_std": self.gate.gap_std}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing is kept."""
+        """See Method."""
+        self.gate.gap_std = state.get("gap_std")

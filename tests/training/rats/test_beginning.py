@@ -168,10 +168,11 @@ def test_tuning_is_measured_against_the_model_as_it_was() -> None:
 
 def test_a_tuned_run_ends_in_a_student(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, text = run("--tune", "--out", str(out), *settings(tmp_path, "z_image", steps=2, lora_rank=2))
+    more = settings(tmp_path, "z_image", steps=2, lora_rank=2, **{"tune.gate": "true"})
+    code, text = run("--tune", "--out", str(out), *more)
     assert code == 0, text
     rows = [row for row in read_log(out / "run" / "log.jsonl") if row["step"] >= 0]
-    assert len(rows) == 2 and all(row["grad_norm"] > 0 for row in rows)
+    assert len(rows) == 2 and all(row["grad_norm"] > 0 and 0 < row["gate_mean"] < 1 for row in rows)
     assert DiffusionPipeline.from_pretrained(out) is not None
     assert "-step student tuned by a reward\n" in (out / "README.md").read_text()
 
@@ -191,3 +192,50 @@ def test_a_picture_that_the_reward_leads_nowhere_is_held_where_the_average_has_i
     data = batch.teacher.x[-1]
     moved_B = (found - data).flatten(1).norm(dim=1) / (config.tune.radius * data.flatten(1).norm(dim=1))
     assert 0 < float(method.step(batch).loss.detach()) == pytest.approx(float(moved_B.square().mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["reward", "one"])
+def test_the_gate_weighs_each_sample_by_how_far_its_target_is_ahead(kind: str) -> None:
+    base = {"method": "tune", "student.nfe": (1,), "compute.precision": "fp32", "tune.gate": True, "tune.radius": 0.5}
+    config = changed(RatsConfig(), {**base, "gate.kind": kind, "gate.tau": 0.1})
+    model = family_of(tiny.flux(), max_tokens=tiny.MAX_TOKENS)
+    roles = Roles(model, 0.9)
+
+    def reward(images: Tensor, prompts: Any) -> Tensor:
+        level_B = images.mean((1, 2, 3))
+        return level_B * torch.tensor([1.0, 40.0])[: len(images)]
+
+    method = Tune(config, roles, reward, {1: (1.0,)})
+    [batch] = method.teach([Batch(0, 0, 1, ["a ring"] * 2, torch.cat([X, -X]))])
+    with torch.no_grad():
+        for p in roles.trainable:
+            p.add_(0.01)
+    loss, backward, log = method.step(batch)
+    backward()
+    assert batch.teacher is not None
+    data = batch.teacher.x[-1]
+    leaf = data.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(reward(model.decode(leaf), None).sum(), leaf)
+    target = bounded_target(data, slope, 0.5)
+    found = batch.noise_BCHW - model.velocity(batch.noise_BCHW, 1.0, model.encode(batch.prompts))
+    with torch.no_grad():
+        ahead_B = reward(model.decode(target), None) - reward(model.decode(found), None)
+    gate_B = torch.sigmoid(ahead_B / 0.1) if kind == "reward" else torch.ones(2)
+    far_B = (found - target).flatten(1).norm(dim=1) / (0.5 * data.flatten(1).norm(dim=1))
+    expected = (gate_B * far_B.square()).mean()
+    assert kind == "one" or float(gate_B.max() - gate_B.min()) > 0.1
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
+    slopes = torch.autograd.grad(expected, roles.trainable, allow_unused=True)
+    for p, slope in zip(roles.trainable, slopes, strict=True):
+        if slope is not None:
+            torch.testing.assert_close(p.grad, slope, rtol=1e-3, atol=1e-5)
+    assert log["gap"] == pytest.approx(-float(ahead_B.mean()), rel=1e-3, abs=1e-5)
+    assert log["gate_mean"] == pytest.approx(float(gate_B.mean()), rel=1e-4)
+
+
+def test_the_gates_unit_is_in_the_checkpoint_of_a_tuned_run() -> None:
+    config = changed(RatsConfig(), {"method": "tune", "tune.gate": True, "gate.tau_in_std": True})
+    one, other = (Tune(config, None, None, {}) for _ in range(2))  # type: ignore[arg-type]
+    one.after_step({"gap_std": 0.5})
+    other.load_state(one.state())
+    assert other.gate.gap_std == one.gate.gap_std == 0.5

@@ -22,9 +22,9 @@ from training.evaluate import Measure
 from training.experiment.setup import prompts_of_run
 from training.prompts import Prompts
 from training.rats.config import RatsConfig
+from training.rats.gate import SMALLEST_GAP_STD, Gate
 from training.rats.method import Batch, decoded_window, step_statistics
 from training.rats.peers import Matching
-from training.rats.rats import SMALLEST_GAP_STD, Rats
 from training.rats.roles import Roles
 from training.sampler import Sampler
 from training.scorers import calibrated_on_windows, frame_windows, with_windows
@@ -46,11 +46,11 @@ def test_a_steps_deviation_is_that_of_all_its_samples() -> None:
 
 
 def test_samples_that_are_all_alike_leave_tau_above_0() -> None:
-    method = Rats(changed(RatsConfig(), {"gate.tau_in_std": True}), None, None, {})  # type: ignore[arg-type]
-    method.after_step({"gap_std": 0.0})
-    assert method.gap_std == SMALLEST_GAP_STD
-    method.after_step({"gap_std": 1.0})
-    assert method.gap_std == pytest.approx(0.9 * SMALLEST_GAP_STD + 0.1)
+    gate = Gate(changed(RatsConfig(), {"gate.tau_in_std": True}))
+    gate.after_step({"gap_std": 0.0})
+    assert gate.gap_std == SMALLEST_GAP_STD
+    gate.after_step({"gap_std": 1.0})
+    assert gate.gap_std == pytest.approx(0.9 * SMALLEST_GAP_STD + 0.1)
 
 
 @pytest.mark.parametrize("step", range(3))
@@ -165,9 +165,9 @@ def test_guidance_leads_away_from_the_negative_prompt(tmp_path: Path) -> None:
 
 
 def _gates(kind: str, step: int = 3) -> torch.Tensor:
-    method = Rats(changed(RatsConfig(), {"gate.kind": kind, "gate.tau": 0.5}), None, None, {})  # type: ignore[arg-type]
+    gate = Gate(changed(RatsConfig(), {"gate.kind": kind, "gate.tau": 0.5}))
     batch = Batch(step, 0, 2, ["a"] * 6, torch.zeros(6, 1))
-    return method._gate(torch.tensor([0.0, 1, 2, 0, 1, 5]), torch.tensor([0.0, 0, 0, 1, 1, 0]), batch)
+    return gate.weights(torch.tensor([0.0, 1, 2, 0, 1, 5]), torch.tensor([0.0, 0, 0, 1, 1, 0]), batch)
 
 
 def test_the_gate_s_controls_keep_its_mean_or_its_weights_and_lose_who_they_are_for() -> None:
