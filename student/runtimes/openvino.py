@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +35,20 @@ class OpenVinoSession:
         return [np.array(results[self._ports[name]], copy=True) for name in output_names]
 
 
+@cache
+def core() -> Any:
+    """OpenVINO, once for a process and never closed: its plugin for CPUs gives the thread that loads it an alternate
+    signal stack, which closing it in another thread unmaps, and the next signal then ends the process."""
+    return importlib.import_module("openvino").Core()
+
+
 def open_openvino(path: Path, threads: int, precision: str) -> OpenVinoSession:
     """Compile a graph for this CPU.
 
     Raises:
         BundleError: OpenVINO cannot open it, or this CPU has no bfloat16.
     """
-    ov: Any = importlib.import_module("openvino")
-    core = ov.Core()
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if precision == "bf16" and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise BundleError(f"{path.parent} computes in bfloat16, which this CPU does not support")
     hints = {
         "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
@@ -51,10 +58,11 @@ def open_openvino(path: Path, threads: int, precision: str) -> OpenVinoSession:
         "ENABLE_CPU_PINNING": "NO",  # the worker shares its cores with the HTTP process and the queue
     }
     try:
-        return OpenVinoSession(core.compile_model(core.read_model(path), "CPU", hints))
+        return OpenVinoSession(core().compile_model(core().read_model(path), "CPU", hints))
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise BundleError(f"{path} does not open in openvino {ov.__version__}: {reason}") from error
+        version = importlib.metadata.version("openvino")
+        raise BundleError(f"{path} does not open in openvino {version}: {reason}") from error
 
 
 def opener(threads: int, precision: str) -> Opener:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from export import run as command
@@ -14,6 +17,7 @@ from student.bundle import BundleError, read_student
 from student.runtimes import openvino
 from student.runtimes.load import load
 from tests import tiny
+from tests.service.support import REPOSITORY
 
 pytest.importorskip("openvino", reason="openvino is not installed: pip install fewstep[openvino]")
 SEEDS = list(range(len(tiny.PROMPTS)))
@@ -22,12 +26,37 @@ SEEDS = list(range(len(tiny.PROMPTS)))
 @pytest.fixture(scope="module")
 def both(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fused graphs of the tiny student for OpenVINO in both precisions; they are not traced again."""
-    if "BF16" not in pytest.importorskip("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in openvino.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU does not compute in bfloat16")
     copy = Path(shutil.copytree(compiled, tmp_path_factory.mktemp("openvino") / "tiny"))
     for precision in ("fp32", "bf16"):
         command.run(student=copy, to="openvino", form="fused", precision=precision)
     return copy
+
+
+SIGNALLED = """
+import gc, os, signal, sys, threading
+from pathlib import Path
+from student.runtimes.openvino import open_openvino
+
+sessions = [open_openvino(Path(sys.argv[1]), 1, "fp32")]
+closing = threading.Thread(target=lambda: (sessions.clear(), gc.collect()))
+closing.start()
+closing.join()
+signal.signal(signal.SIGTERM, lambda *_: print("drains", flush=True))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_process_still_hears_signals_after_another_thread_has_closed_a_graph(tmp_path: Path) -> None:
+    """A worker whose model was replaced is to drain when it is told to end, and not to crash."""
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "x"], ["y"])], "doubled", [x], [y])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "doubled.onnx")
+    command = [sys.executable, "-c", SIGNALLED, str(tmp_path / "doubled.onnx")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "drains\n"), done.stderr
 
 
 def test_both_draw_what_onnx_runtime_draws(both: Path) -> None:
