@@ -17,6 +17,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = "card"
@@ -48,7 +49,7 @@ def _register() -> _Copies:
                 if "out" not in overload and "names" not in overload and "Dimname" not in overload:
                     op = getattr(packet, overload)
                     aten.impl(op.name().removeprefix("aten::"), _casting(op, dtype, copies), "AutocastPrivateUse1")
-    aten.impl("scaled_dot_product_attention", functools.partial(_attention, copies), "AutocastPrivateUse1")
+    aten.impl("scaled_dot_product_attention", functools.partial(_narrow_attention, copies), "AutocastPrivateUse1")
     return copies
 
 
@@ -82,27 +83,32 @@ def _casting(op: Any, dtype: torch.dtype, copies: _Copies) -> Callable[..., Any]
     return call
 
 
-def _attention(
-    copies: _Copies, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *args: Any, **kwargs: Any
-) -> Tensor:
-    """Flash attention, or with a mask the memory-efficient one, in bf16: neither keeps a square of the tokens."""
+def _narrow_attention(copies: _Copies, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     with torch._C._ExcludeDispatchKeyGuard(AUTOCAST):
-        return attention(*(copies.cast(one, NARROW) for one in (q, k, v)), mask, **kwargs)
+        return attention(*(copies.cast(one, NARROW) for one in (q, k, v)), *args, **kwargs)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-    """``scaled_dot_product_attention`` as a GPU's kernels compute it."""
-    scale = kwargs.get("scale")
-    if mask is None and not kwargs.get("is_causal"):
-        out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[0]
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """``scaled_dot_product_attention`` as a GPU's kernels compute it: the flash kernel in 16 bits, with a mask or in
+    32 bits the memory-efficient one. Neither keeps a square of the tokens.
+    """
+    q, k, v = query, key, value
+    if {q.dtype, k.dtype, v.dtype} != {q.dtype}:
+        raise RuntimeError(f"attention of {q.dtype}, {k.dtype} and {v.dtype}")
+    if enable_gqa and q.shape[-3] != k.shape[-3]:
+        times = q.shape[-3] // k.shape[-3]
+        k, v = k.repeat_interleave(times, -3), v.repeat_interleave(times, -3)
+    if attn_mask is None and q.dtype in (torch.bfloat16, torch.float16):
+        out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, scale=scale)[0]
         return out
     bias = None
-    if mask is not None:
-        shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-        bias = mask.to(q.dtype).expand(shape)
-    causal = bool(kwargs.get("is_causal"))
+    if attn_mask is not None:
+        bias = attn_mask.to(q.dtype).expand(*q.shape[:-1], k.shape[-2])
     found: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
-        q, k, v, bias, torch.is_grad_enabled(), 0.0, causal, scale=scale
+        q, k, v, bias, torch.is_grad_enabled(), 0.0, is_causal, scale=scale
     )[0]
     return found
 
@@ -128,8 +134,8 @@ def fake_device() -> Iterator[FakeTensorMode]:
 
 def _tensor(make: Callable[..., Tensor], data: Any, *, device: Any = None, **options: Any) -> Tensor:
     """In place of ``torch.tensor`` and the like, which fill memory on the device itself."""
-    found = make(data, **options)
-    return found if device is None else found.to(device)
+    here = device is None or torch.device(device).type != DEVICE
+    return make(data, **options) if here else _unknown(make, data, device=device, **options)
 
 
 def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -194,6 +200,24 @@ class Peak(TorchDispatchMode):
         self._device = device
         self.now = self.most = 0
         self._alive: dict[int, int] = {}
+        resize = torch.UntypedStorage.resize_
+
+        def resized(storage: torch.UntypedStorage, size: int) -> None:
+            resize(storage, size)
+            if storage._cdata in self._alive:
+                self._free(storage._cdata)
+                self._hold(storage)
+
+        self._resizing = patch.object(torch.UntypedStorage, "resize_", resized)  # how FSDP frees what it gathered
+
+    def __enter__(self) -> Peak:
+        self._resizing.start()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._resizing.stop()
 
     def restart(self) -> None:
         """Forget the peak so far."""
@@ -207,16 +231,21 @@ class Peak(TorchDispatchMode):
         return self.now - before
 
     def count(self, value: Tensor) -> None:
-        """Count a tensor's memory from now until nobody holds it."""
-        storage = value.untyped_storage()
+        """Count a tensor's memory from now until nobody holds it; of a sharded one this process's slice."""
+        storage = (value._local_tensor if isinstance(value, DTensor) else value).untyped_storage()
         if value.device.type != self._device or storage._cdata in self._alive:
             return
+        self._hold(storage)
+        weakref.finalize(storage, self._free, storage._cdata)
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
         self._alive[storage._cdata] = storage.nbytes()
         self.now += storage.nbytes()
         self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._free, storage._cdata)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if DTensor in types:
+            return NotImplemented  # it calls again with its slices, which have memory
         out = func(*args, **(kwargs or {}))
         for value in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(value, Tensor):
@@ -231,7 +260,7 @@ class Peak(TorchDispatchMode):
 def kernels() -> Iterator[None]:
     """Attention as a GPU's kernels compute it: none keeps a square of the tokens."""
     with (
-        patch.object(torch.nn.functional, "scaled_dot_product_attention", _attention),
+        patch.object(torch.nn.functional, "scaled_dot_product_attention", attention),
         patch.object(torch, "as_tensor", functools.partial(_unknown, torch.as_tensor)),
         patch.object(torch, "tensor", functools.partial(_unknown, torch.tensor)),
     ):
@@ -244,25 +273,3 @@ def _unknown(make: Callable[..., Tensor], data: Any, *, device: Any = None, **op
     if isinstance(found, FakeTensor):
         found.constant = None
     return found if device is None else found.to(device)
-
-
-def _attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
-    q, k, v = query, key, value
-    if {q.dtype, k.dtype, v.dtype} != {q.dtype}:
-        raise RuntimeError(f"attention of {q.dtype}, {k.dtype} and {v.dtype}")
-    if enable_gqa and q.shape[-3] != k.shape[-3]:
-        times = q.shape[-3] // k.shape[-3]
-        k, v = k.repeat_interleave(times, -3), v.repeat_interleave(times, -3)
-    if attn_mask is None and q.dtype in (torch.bfloat16, torch.float16):
-        out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, scale=scale)[0]
-        return out
-    bias = None
-    if attn_mask is not None:
-        bias = attn_mask.to(q.dtype).expand(*q.shape[:-1], k.shape[-2])
-    found: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
-        q, k, v, bias, False, 0.0, is_causal, scale=scale
-    )[0]
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.full_size import MODELS, without_weights
 from benchmarks.make_believe import DEVICE, Peak, attention, fake_device, num_bytes, put
@@ -72,6 +77,54 @@ def test_the_peak_of_a_step_is_that_of_torchs_own_tracker(mode: FakeTensorMode) 
             peak.count(value)
         step()
     assert peak.most == theirs["Total"] > 0
+
+
+def test_the_peak_of_a_sharded_step_is_that_of_torchs_own_tracker() -> None:
+    """One process of 8: what is gathered for a call and given back, and slices of weights, gradients and state."""
+    torch.distributed.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
+    mesh, policy = init_device_mesh("cpu", (8,)), MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+
+    def sharded() -> tuple[nn.Sequential, torch.optim.Optimizer]:
+        with torch.device("meta"):
+            net = nn.Sequential(*(nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)) for _ in "abc"))
+        put(net, mode, torch.float32, "cpu")
+        for unit in (*net.requires_grad_(True), net):
+            fully_shard(unit, mesh=mesh, mp_policy=policy)
+        return net, torch.optim.AdamW(net.parameters(), 1e-3)
+
+    def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        net(x).float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            x = torch.ones(64, 256)
+            net, optimizer = sharded()
+            step(net, optimizer)
+            tracker = FSDPMemTracker(net, optimizer)
+            tracker.track_inputs((x,))
+            with tracker:
+                step(net, optimizer)
+            [theirs] = tracker.get_tracker_snapshot("peak").values()
+            with Peak("cpu") as peak:
+                net, optimizer = sharded()
+                gc.collect()
+                whole = 3 * 4 * (2 * 256 * 512 + 512 + 256)
+                assert whole / 8 <= peak.now < 1.01 * whole / 8, "of what was whole an eighth is left"
+                step(net, optimizer)
+                peak.restart()
+                step(net, optimizer)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert peak.most == pytest.approx(theirs["Total"] - x.nbytes, rel=1e-3)
+
+
+def test_attention_under_autocast_is_the_flash_kernels(mode: FakeTensorMode) -> None:
+    q = torch.ones(1, 4, 4096, 64).to(DEVICE)
+    with Peak() as peak, torch.autocast(DEVICE, torch.bfloat16):
+        found = nn.functional.scaled_dot_product_attention(q, q, q)
+    assert found.dtype == torch.bfloat16 and peak.most < 8 * q.nbytes
 
 
 def test_autocast_narrows_products_widens_norms_and_keeps_its_copies_until_it_ends(mode: FakeTensorMode) -> None:
