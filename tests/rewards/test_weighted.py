@@ -88,6 +88,11 @@ def test_jpeg_bytes_grow_with_detail() -> None:
     assert sizes.dtype == torch.float32 and 300 < sizes[0] < 1000 and sizes[1] > 2 * sizes[0]
 
 
+def test_a_jpeg_shows_what_lies_beyond_black_and_white_as_black_and_white() -> None:
+    beyond = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 0.5
+    assert jpeg_bytes(beyond, [""]) == jpeg_bytes(beyond.clamp(0, 1), [""])
+
+
 def test_a_black_box_measures_and_gates_but_is_refused_for_the_reward_term() -> None:
     jpeg = BlackBox(jpeg_bytes)
     pixels = images().requires_grad_()

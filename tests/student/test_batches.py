@@ -54,6 +54,8 @@ def test_memory_ends_the_growth_and_another_error_is_raised() -> None:
 def test_sizes_that_change_bytes_are_left_out_and_two_of_them_end_the_search() -> None:
     device = Device(lambda batch: 1.0, other=(2,))
     assert device.measure().together[:3] == (1, 4, 8)
+    device = Device(lambda batch: 1.0 if batch == 1 else 0.8 * batch, other=(2,))
+    assert device.measure().together == (1, 4), "4 pictures pay against 4 calls of 1, not against 2 of them"
     device = Device(lambda batch: 1.0, other=(2, 4))
     assert device.measure().largest == 1 and max(device.asked) == 4
 

@@ -137,6 +137,21 @@ def test_a_quota_is_given_back_for_what_failed_and_not_for_what_was_drawn(make_q
     assert queue.ask(queue.job(key="k")).quota_left == 7 * COST, "the done one, the cancelled one that ran, and this"
 
 
+def test_who_is_given_up_between_two_rounds_has_paid_for_the_one_that_was_drawn(
+    make_queue: Callable[..., Queue],
+) -> None:
+    queue = make_queue(quota=10 * COST)
+    worker = queue.consumer("w")
+    id = queue.add(key="k")
+    [claimed] = worker.claim(queue.lane, 1)
+    best = {"images": [], "runtime": "fake"}
+    assert worker.advance(id, claimed.token, best, shape="64x64|8", images=1, cost=2 * COST) == "queued"
+    assert queue.client.zscore(f"{queue.prefix}f", "k") == 3 * COST
+    assert queue.cancel(id) == "done"
+    assert queue.client.zscore(f"{queue.prefix}f", "k") == COST
+    assert queue.ask(queue.job(key="k")).quota_left == 8 * COST, "the first round, and this"
+
+
 def test_a_key_cannot_fill_the_queue_for_others(make_queue: Callable[..., Queue]) -> None:
     queue = make_queue(max_pending=100)
     waiting = [queue.add(key="greedy") for _ in range(10)]

@@ -96,6 +96,15 @@ def test_a_repeated_claim_gets_the_same_jobs_and_no_more(queue: Queue) -> None:
     assert [claimed.id for claimed in worker.claim(queue.lane, 2, claim_id="d")] == ids[2:4]
 
 
+def test_a_repeated_claim_gets_nothing_that_is_another_workers_by_now(queue: Queue) -> None:
+    id = queue.add()
+    slow, other = queue.consumer("slow"), queue.consumer("other")
+    [claimed] = slow.claim(queue.lane, 1, claim_id="c")
+    slow.hand_back([(id, claimed.token)])
+    assert [claimed.id for claimed in other.claim(queue.lane, 1)] == [id]
+    assert slow.claim(queue.lane, 1, claim_id="c") == []
+
+
 def test_finishing_twice_is_finishing_once(queue: Queue) -> None:
     id = queue.add()
     worker = queue.consumer("w")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,11 +17,24 @@ from service.settings import Settings
 from service.webhooks import deliver
 from service.webhooks.outbox import Delivery
 from service.webhooks.target import RESOLVE_S, Target
+from tests.service.support import Queue
 
 
 def test_a_delivery_is_nobody_elses_for_longer_than_one_try_takes() -> None:
     """Finding the address and sending are bounded; the answer's body is not read."""
     assert deliver.LEASE_S > RESOLVE_S + deliver.SEND_S
+
+
+def test_a_record_is_there_for_the_last_try_of_its_webhook(make_queue: Callable[..., Queue]) -> None:
+    queue = make_queue(ttl_s=60.0)
+    job, silent = queue.job(), queue.add()
+    assert queue.enqueue(job, webhook='{"url": "https://example.com"}') == "ok"
+    kept_s = {}
+    for id in (job.id, silent):
+        queue.cancel(id)
+        kept_s[id] = queue.client.pttl(f"{queue.prefix}j:{id}") / 1000
+    longest_s = deliver.MAX_TRIES * (deliver.LONGEST_PAUSE_S * (1 + deliver.JITTER) + deliver.LEASE_S)
+    assert kept_s[silent] <= 60 and kept_s[job.id] > longest_s
 
 
 def test_an_answer_without_end_is_not_read() -> None:

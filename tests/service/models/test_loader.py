@@ -1,0 +1,63 @@
+"""What a worker loads and drops as the registry says, and the memory that it counts for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.models.folder import Folder
+from service.models.loaded import LoadedModels
+from service.models.loader import ModelLoader
+from service.models.registry import Entry, ModelState, ModelStates, WorkerRegistry
+from service.observe.background import Background
+from service.settings import Settings
+from tests.service.students import make_student
+from tests.service.support import Queue
+
+MB = 2**20
+
+
+class Loading:
+    """A loader that has room for one student of the folder and a bit; ``follow(a="1")``: attempt 1 to load a/1."""
+
+    def __init__(self, queue: Queue, folder: Path) -> None:
+        settings = Settings(models=folder, runtime="fake", model_memory_mb=100)
+        self.loaded = LoadedModels()
+        registry = WorkerRegistry(queue.client, queue.model)
+        self._loader = ModelLoader(settings, Folder(folder), registry, self.loaded, Background())
+
+    def follow(self, **attempts: str) -> set[str]:
+        entries = {f"{id}/1": Entry(ModelState.LOADING, attempt) for id, attempt in attempts.items()}
+        self._loader.follow(ModelStates(entries))
+        return self.loaded.names
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two students that take 80 MB each."""
+    for id in ("a", "b"):
+        make_student(tmp_path, id, "1", 4 * MB)
+    return tmp_path
+
+
+def test_a_student_that_was_refused_takes_no_memory(queue: Queue, folder: Path) -> None:
+    loading = Loading(queue, folder)
+    weights = folder / "a" / "1" / "transformer" / "weights.safetensors"
+    weights.write_bytes(bytes(4 * MB - 1) + b"x")
+    assert loading.follow(a="1") == set()
+    assert "has changed" in (loading.loaded.refused("a/1") or {})["reason"]
+    assert loading.follow(a="1", b="1") == {"b/1"}
+
+
+def test_there_is_room_for_one_and_a_student_that_was_dropped_makes_room(queue: Queue, folder: Path) -> None:
+    loading = Loading(queue, folder)
+    assert loading.follow(a="1", b="1") == {"a/1"}
+    assert "only 20 MB of the 100 MB" in (loading.loaded.refused("b/1") or {})["reason"]
+    assert loading.follow(b="1") == set(), "the same attempt is not made again"
+    assert loading.follow(b="2") == {"b/1"}
+
+
+def test_a_registry_that_has_lost_everything_drops_nothing(queue: Queue, folder: Path) -> None:
+    loading = Loading(queue, folder)
+    assert loading.follow(a="1") == loading.follow() == {"a/1"}
