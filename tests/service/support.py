@@ -87,6 +87,7 @@ class Queue:
         self.lane = lane(self.model, "1")
         self.prefix = prefix(self.model)
         self.client: redis.Redis = connect(url)
+        self._others: list[redis.Redis] = []
         self.runner = runner
         self.timeout_s = limits.pop("timeout_s", 60.0)
         self.limits = {"ttl_s": 60.0, "max_pending": 1000, "max_attempts": 3, **limits}
@@ -95,7 +96,13 @@ class Queue:
 
     async def close(self) -> None:
         await self.async_client.aclose()
-        self.client.close()
+        for client in (self.client, *self._others):
+            client.close()
+
+    def another_client(self) -> redis.Redis:
+        """With connections of its own; closed together with the queue."""
+        self._others.append(connect(self.url))
+        return self._others[-1]
 
     def consumer(self, name: str, lease_s: float = 60.0) -> Consumer:
         limits = {"lease_s": lease_s, "max_attempts": self.limits["max_attempts"]}

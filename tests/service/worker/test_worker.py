@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.queue.connection import connect
 from service.queue.consumer import Consumer
 from service.queue.job import Claimed
 from service.results.folder import FolderStore
@@ -70,7 +69,7 @@ class Bench:
         self.runtime = Spy(queue.model)
         self.store = FolderStore(folder)
         self.consumer = queue.consumer("w", lease_s=LEASE_S)
-        beater = Consumer(connect(queue.url), queue.model, "w", lease_s=LEASE_S, max_attempts=3)
+        beater = Consumer(queue.another_client(), queue.model, "w", lease_s=LEASE_S, max_attempts=3)
         self.heartbeat = Heartbeat(beater, {"runtime": "fake", "host": "h", "max_batch": 8}, LEASE_S / 6)
         self.stopping = threading.Event()
         self.worker = Worker(self.runtime, self.consumer, self.heartbeat, self.store, self.stopping, **options)
