@@ -176,7 +176,8 @@ class Settings(BaseSettings):
         default=0.0,
         ge=0,
         description="A runtime call that takes longer (s) counts as hung: its worker is restarted and its jobs are "
-        "retried, each alone. 0: 20 times what such a call took before, at least 30 s.",
+        "retried, each alone. 0: 20 times what such a call took before, at least 30 s; for the first of its kind, "
+        "20 times the warm-up, at least 600 s.",
     )
     max_attempts: int = Field(default=5, ge=1, description="A job that this many workers died with is given up.")
     drain_s: float = Field(

@@ -44,6 +44,11 @@ class LoadedModels:
         """The most images of a batch, by lane."""
         return {lane: runtime.max_batch for lane, runtime in self.lanes.items()}
 
+    @property
+    def warm_up_s(self) -> float:
+        """The longest warm-up of a loaded student."""
+        return max((getattr(runtime, "warm_up_s", 0.0) for runtime in self.lanes.values()), default=0.0)
+
     def put(self, runtime: Runtime, load_s: float = 0.0, probe: Probe | None = None) -> None:
         """From now on jobs of this student, which took ``load_s`` to load and warm up, can be drawn, and its probe."""
         self._load_s[name_of(runtime)] = round(load_s, 3)

@@ -19,17 +19,20 @@ log = logging.getLogger(__name__)
 
 
 class Bounds:
-    """How long calls may take: ``setting_s``, or by what was measured where that is 0."""
+    """How long calls may take: ``setting_s``, or by what was measured where that is 0.
 
-    def __init__(self, device: Device, setting_s: float = 0.0, warm_up_s: float = 0.0) -> None:
+    ``warm_up_s()`` is the longest warm-up of the students that are loaded now.
+    """
+
+    def __init__(self, device: Device, setting_s: float = 0.0, warm_up_s: Callable[[], float] = lambda: 0.0) -> None:
         self._device = device
         self._setting_s = setting_s
-        self._first_s = max(FIRST_BOUND_S, TIMES_USUAL * warm_up_s)
+        self._warm_up_s = warm_up_s
 
     @property
     def longest_s(self) -> float:
         """Seconds that a call of which nothing is known may take."""
-        return self._setting_s or self._first_s
+        return self._setting_s or max(FIRST_BOUND_S, TIMES_USUAL * self._warm_up_s())
 
     def of(self, shape: Shape, images: int) -> float:
         """Seconds that a call of this shape may take."""

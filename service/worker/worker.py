@@ -61,7 +61,7 @@ class Worker:
         self._watchdog = Watchdog(on_hang)
         self._neighbours = neighbours
         self.device = Device()
-        self._bounds = Bounds(self.device, call_timeout_s)
+        self._bounds = Bounds(self.device, call_timeout_s, lambda: loaded.warm_up_s)
         settler = Settler(consumer, store, heartbeat, stopping, provenance=provenance, signer=signer, feedback=feedback)
         late = LateScores(consumer, heartbeat, self._guard_scorer, policy, feedback=feedback)
         self._finisher = Finisher(settler, late, self._guard_scorer, policy)

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from export import run as command
 from export import store as storing
 from export.store import Store, key_of, link_graph
+from student.runtimes.manifest import read_manifest
+from tests.student.families import tiny
 
 
 def write(text: bytes) -> object:
@@ -60,3 +63,14 @@ def test_a_key_is_all_that_a_graph_is_made_from(monkeypatch: pytest.MonkeyPatch)
     assert key != key_of({"student": "b", "graph": "step"}) != key_of({"student": "b", "graph": "text"})
     monkeypatch.setattr(storing, "versions", lambda: {"torch": "other"})
     assert key != key_of({"student": "a", "graph": "step"})
+
+
+def test_only_a_float32_graph_can_be_found_again(tmp_path: Path) -> None:
+    """In fp16 the step is another graph than the one that its key names; the other stages stay as they are."""
+    bundle = tmp_path / "tiny"
+    tiny.build(bundle, tiny.flux())
+    command.run(student=bundle, to="onnx", precision="fp16")
+    stages = read_manifest(bundle / "runtimes" / "onnx-staged-fp16").stages
+    assert {name: Store(bundle).find(graph.key) is not None for name, graph in stages.items()} == {
+        "text": True, "step": False, "decoder": True,
+    }  # fmt: skip

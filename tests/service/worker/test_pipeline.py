@@ -367,6 +367,13 @@ def test_a_bound_is_the_setting_or_many_times_what_was_measured() -> None:
     assert Bounds(device, setting_s=5.0).of(SHAPE, 4) == Bounds(device, setting_s=5.0).longest_s == 5.0
 
 
+def test_a_call_whose_like_was_never_measured_may_take_many_times_the_longest_warm_up(bench: Bench) -> None:
+    bounds = bench.worker._bounds
+    assert bounds.longest_s == FIRST_BOUND_S
+    bench.runtime.warm_up_s = 100.0
+    assert bounds.longest_s == bounds.of(SHAPE, 1) == TIMES_USUAL * 100.0
+
+
 class Clock:
     """A clock that a test sets."""
 

@@ -87,6 +87,7 @@ def main(folder: Path, lora: Lora | None) -> None:
         assert [gatherings(model, processes, frugal) for frugal in (False, True)] == [units, 1 + 3 * (units - 1)]
         # What the first three micro-batches have added up goes on its way apart from what the last one adds.
         assert [reductions(model, processes, frugal) for frugal in (False, True)] == [2 * units, 4 * units]
+        assert digits(model, processes), "gradients were added up in bf16"
     step(one, optimizers[0], processes, [7, 8])
     two.gather(keep=processes.is_first)
     if processes.is_first:
@@ -125,6 +126,16 @@ def reductions(model: Flux, processes: Processes, frugal: bool) -> int:
     with patch.object(_fsdp_param_group, "foreach_reduce", side_effect=original) as reduce:
         step(roles, torch.optim.SGD(roles.trainable, 1e-3), processes, list(range(8)))
     return reduce.call_count
+
+
+def digits(model: Flux, processes: Processes) -> bool:
+    """Whether the mean of two processes' gradients has more digits than bf16, which a run computes in."""
+    roles = Roles(copy.deepcopy(model), 0.5, None, processes.size, sharding=Sharding(in_bf16=True))
+    roles.reduce(True)
+    with torch.autocast("cpu", torch.bfloat16), roles.backward():
+        loss_of(roles, int(processes.is_first)).backward()
+    gradients = unsharded([parameter.grad for parameter in roles.trainable if parameter.grad is not None])
+    return any(not torch.equal(gradient, gradient.bfloat16().float()) for gradient in gradients)
 
 
 def flat(state: dict) -> dict[str, torch.Tensor]:
