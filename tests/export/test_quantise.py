@@ -3,6 +3,7 @@ that do not bear it left out by measurement."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -14,10 +15,12 @@ import pytest
 import torch
 from torch import nn
 
+from export import quantise as module
 from export.calibrate import observe
 from export.graph import Signature, export_graph
 from export.qdq import layers, quantised
-from export.quantise import choose, quantise
+from export.quantise import Choice, choose, quantise
+from export.verify import TOLERANCES
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,22 @@ def test_a_layer_that_does_not_bear_it_is_found_and_left_out(tmp_path: Path) -> 
     assert np.linalg.norm(run(target, batch(9)) - run(graph, batch(9))) / np.linalg.norm(run(graph, batch(9))) < 0.05
     assert "quantised alone, it changes the result by" in choice.reasons()["bad.weight.T"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["planted.onnx", "short.onnx"]
+
+
+def test_the_choice_is_stricter_than_the_gate_that_comes_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate measures on more images."""
+    asked: list[float] = []
+
+    def choose_all(names: Sequence[str], error: object, most: float) -> Choice:
+        asked.append(most)
+        return Choice(len(names), 0.0, 0.0)
+
+    monkeypatch.setattr(module, "choose", choose_all)
+    for precision in ("int8", "fp8"):
+        quantise(planted(tmp_path), tmp_path / "short.onnx", [{"x": batch(0)}], precision)
+    assert asked == [pytest.approx(0.8 * TOLERANCES[precision].stage) for precision in ("int8", "fp8")]
 
 
 def test_the_fewest_of_the_worst_are_left_out() -> None:

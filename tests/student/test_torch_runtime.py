@@ -1,6 +1,7 @@
 """The torch runtime against diffusers' own pipeline, at every step count that the student was trained for."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from student.bundle import read_student
 from student.families.find import family_of_student
 from student.noise import noise
 from student.pipeline import open_pipeline, reproduce, save_pipeline
+from student.runtimes import torch as module
 from student.runtimes.load import load
+from student.runtimes.options import Options
 from student.runtimes.runtime import Preview, StepwiseRuntime
 from student.runtimes.torch import TorchRuntime
 from student.sampler import denoise
@@ -45,6 +48,19 @@ def test_bytes_do_not_depend_on_batch_mates(runtime: TorchRuntime) -> None:
     together = runtime.draw(tiny.PROMPTS, SEEDS, 4)
     for b, (prompt, seed) in enumerate(zip(tiny.PROMPTS, SEEDS, strict=True)):
         np.testing.assert_array_equal(runtime.draw([prompt], [seed], 4)[0], together[b])
+
+
+def test_batch_sizes_are_kept_for_this_student_and_this_way_of_running(runtime: TorchRuntime) -> None:
+    student, placement, options = runtime.student, runtime.placement, Options()
+    key = module._key(student, placement, options)
+    assert module._key(replace(student, id="other", version="2"), placement, options) == key
+    others = {
+        module._key(replace(student, max_tokens=student.max_tokens + 1), placement, options),
+        module._key(student, replace(placement, dtype="float16"), options),
+        module._key(student, replace(placement, offload="encoders"), options),
+        module._key(student, placement, replace(options, compile="graphs")),
+    }
+    assert len(others) == 4 and key not in others
 
 
 def test_calls_out_of_range_are_refused(runtime: TorchRuntime) -> None:

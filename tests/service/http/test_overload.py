@@ -42,6 +42,29 @@ def test_only_many_refusals_in_a_row_close_it_and_only_for_a_moment() -> None:
     assert guard.refusal() is None
 
 
+def test_a_key_that_has_used_up_its_quota_closes_it_for_nobody(
+    tmp_path: Path, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.http.overload.HOLD_S", 1e9)
+    server = EmbeddedServer(tmp_path / "redis")
+    server.start()
+    app = build_app(Settings(runtime="fake", redis_url=server.url, data_dir=tmp_path / "data", quota=0.001))
+
+    async def codes() -> list[str]:
+        transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+        async with app.router.lifespan_context(app):
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                asked = {"json": {"prompt": "p"}, "headers": {"Prefer": "respond-async"}}
+                assert (await client.post("/generate", **asked)).status_code == 202
+                answers = [await client.post("/generate", **asked) for _ in range(IN_A_ROW + 2)]
+        return [answer.json()["error"]["code"] for answer in answers]
+
+    try:
+        assert runner.run(codes()) == ["quota_exceeded"] * (IN_A_ROW + 2)
+    finally:
+        server.stop()
+
+
 def test_a_flood_is_refused_without_the_queue(
     tmp_path: Path, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,8 +19,10 @@ from service.settings import Settings
 NAME = "cats/1"
 
 
-def worker(*models: str, refused: str = "", state: WorkerState = WorkerState.READY) -> Any:
-    refusals = {NAME: {"attempt": "try", "reason": refused}} if refused else {}
+def worker(
+    *models: str, refused: str = "", state: WorkerState = WorkerState.READY, attempt: str = "try"
+) -> Any:  # fmt: skip
+    refusals = {NAME: {"attempt": attempt, "reason": refused}} if refused else {}
     return SimpleNamespace(models=models, refused=refusals, state=state)
 
 
@@ -58,6 +60,7 @@ def moves(runner: asyncio.Runner, state: ModelState, workers: Sequence[Any]) -> 
         (ModelState.LOADING, [worker(NAME), worker()], []),
         (ModelState.LOADING, [worker(NAME), worker(NAME)], [ModelState.SERVING]),
         (ModelState.LOADING, [worker(NAME), worker(refused="No room.")], [ModelState.REFUSED]),
+        (ModelState.LOADING, [worker(NAME), worker(refused="No room.", attempt="the one before")], []),
         (ModelState.LOADING, [worker(NAME), worker(state=WorkerState.PAUSED)], []),
         (ModelState.LOADING, [worker(NAME), worker(state=WorkerState.LOADING)], [ModelState.SERVING]),
         (ModelState.LOADING, [worker(refused="No room.", state=WorkerState.LOADING)], [ModelState.REFUSED]),
