@@ -15,7 +15,7 @@ VENV_AUDIT ?= .venv-audit
 PIP = -m pip --disable-pip-version-check --quiet
 RUN = $(VENV)/bin/python -m
 
-.PHONY: help install serve lint check test docs mutants bench-check chaos soak audit sbom gpu-test lock docker-test clean
+.PHONY: help install serve lint check test docs mutants bench-check chaos soak audit sbom gpu-test lock docker-test quantised-test clean
 .DELETE_ON_ERROR:
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make audit sbom   known vulnerabilities in the lock files; the bill of materials"
 	@echo "make gpu-test     every runtime on this machine's NVIDIA GPU, proven and timed"
 	@echo "make docker-test  build the images and bring docker-compose.yml up"
+	@echo "make quantised-test  the tests of quantised bases and optimizers, with bitsandbytes and torchao in out/quantised"
 	@echo "make lock         the lock files, from pyproject.toml (needs uv)"
 
 install: $(VENV)/.installed
@@ -47,6 +48,11 @@ check: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	@$(RUN) pytest $(PYTEST_ARGS)
+
+# With the libraries beside the environment: where they are in it, whatever imports diffusers has lines of theirs on stderr.
+quantised-test: $(VENV)/.installed
+	@$(VENV)/bin/python $(PIP) install --no-deps --require-hashes --upgrade --target out/quantised -r requirements/quantised.lock
+	@PYTHONPATH=out/quantised $(RUN) pytest tests/training/test_quantise.py $(PYTEST_ARGS)
 
 mutants: $(VENV)/.installed
 	@$(RUN) tests.mutants.run $(MUTANTS)
@@ -88,6 +94,7 @@ lock:
 		--overrides requirements/without-torch.txt --no-emit-package torch -o requirements/dev.lock
 	$(COMPILE:--universal=--python-platform x86_64-manylinux_2_28) pyproject.toml requirements/gpu.in \
 		--extra gpu --extra s3 -c requirements/serve.lock --no-emit-package onnxruntime -o requirements/gpu.lock
+	$(COMPILE) --no-deps requirements/quantised.in -o requirements/quantised.lock
 	$(COMPILE) requirements/audit.in -o requirements/audit.lock
 
 clean:

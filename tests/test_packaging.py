@@ -92,6 +92,15 @@ def test_the_lock_file_of_the_gpu_image_has_what_it_needs_with_hashes_and_no_hos
     assert not re.search(r"https?://|file:|index-url|find-links", text)
 
 
+def test_the_lock_file_of_quantised_bases_is_that_extra_alone() -> None:
+    """Beside the lock for development: what it holds writes to stderr wherever it is installed without a GPU."""
+    text = (ROOT / "requirements" / "quantised.lock").read_text("utf-8")
+    assert {pin.split("==")[0] for pin in re.findall(r"^[\w.-]+==", text, re.M)} == NARROW
+    asked = (ROOT / "requirements" / "quantised.in").read_text("utf-8").splitlines()
+    assert [line for line in asked if not line.startswith("#")] == PROJECT["optional-dependencies"]["quantised"]
+    assert not NARROW & declared("dev")
+
+
 def test_every_line_of_every_lock_file_has_a_hash() -> None:
     locks = {path.stem: path.read_text("utf-8") for path in (ROOT / "requirements").glob("*.lock")}
     assert set(locks) >= {*LOCKS, "gpu", "audit"}
