@@ -75,6 +75,16 @@ def test_nothing_outside_the_store_can_be_named(store: FolderStore, reference: s
         store.put("../" + JOB, "1", "0", "png", b"")
 
 
+def test_a_file_that_lies_beside_the_results_is_not_read(store: FolderStore, tmp_path: Path) -> None:
+    reference = store.put(JOB, "1", "0", "png", b"bytes")
+    for secret in (tmp_path / "x.png", tmp_path / "the results" / "x.png"):
+        secret.write_bytes(b"secret")
+    for outside in ("../x.png", "x.png", f"ab/{JOB}/1/../../../x.png", f"ab/{JOB}/1/../../../../x.png"):
+        with pytest.raises(ResultMissing):
+            store.get(outside)
+    assert store.get(reference) == b"bytes"
+
+
 def test_old_jobs_are_swept_and_young_ones_are_not(store: FolderStore, tmp_path: Path) -> None:
     old, young = "cd" + "1" * 30, "ef" + "2" * 30
     references = [store.put(job, "1", "0", "png", b"bytes") for job in (old, young)]
