@@ -59,13 +59,17 @@ def with_earlier(drawn: Round, result: Mapping[str, Any]) -> dict[str, Any]:
     return {**result, "timings": timings, "batch_size": max(result["batch_size"], drawn.best.get("batch_size", 1))}
 
 
-def with_floor(result: Mapping[str, Any], kept: Sequence[Kept], floor: Floor) -> dict[str, Any]:
-    """The same with the floor, and whether each picture is below the one that was asked for."""
+def with_floor(drawn: Round, result: Mapping[str, Any], kept: Sequence[Kept], floor: Floor) -> dict[str, Any]:
+    """The same with the floor as it was last decided, and whether each picture is below the one that was asked for.
+
+    After the last round nothing is decided: the floor stays that of the round before, which may have been lowered.
+    """
     marked = [
         {**image, "below_floor": one.score < floor.asked_score}
         for image, one in zip(result["images"], kept, strict=True)
     ]
-    return {**result, "images": marked, "floor": floor.record()}
+    before = drawn.best.get("floor") if floor.utilisation is None else None
+    return {**result, "images": marked, "floor": before or floor.record()}
 
 
 def _candidate(drawn: Round, row: int, judged: Sequence[Judged], whole: Sequence[bool]) -> dict[str, Any]:

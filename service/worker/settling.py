@@ -135,7 +135,7 @@ class Settler:
         images = [self._about(drawn, index, drawing, one, files[index]) for index, one in enumerate(pictures)]
         result = {"images": images, "timings": timings, "batch_size": drawing.batch_size, "scoring": drawing.scoring}
         result = with_earlier(drawn, result)
-        return (result if floor is None else with_floor(result, pictures, floor)), following
+        return (result if floor is None else with_floor(drawn, result, pictures, floor)), following
 
     def _judged_by_floor(
         self, claimed: Claimed, drawn: Round, kept: Sequence[Kept], floor: Floor | None

@@ -1,10 +1,10 @@
 """A runtime without a network: each picture is a hash of its request, so that a mix-up is noticed at once.
 
 The whole service can be tried and tested with it. Words in a prompt make it misbehave: ``fake:sleep=0.2`` (the call
-takes 0.2 s longer), ``fake:step=0.2`` (each of its steps does), ``fake:score=0.2`` (scoring does), ``fake:raise`` (the
-call fails), ``fake:nan`` (that picture is not finite), ``fake:oom`` (a call of more than two images runs out of
-memory), ``fake:die`` (the process dies in the middle of the call). ``fake-video`` makes videos of such pictures, a hash
-for each frame.
+takes 0.2 s longer), ``fake:step=0.2`` (each of its steps does), ``fake:image=0.2`` (each step does for each such
+image), ``fake:score=0.2`` (scoring does), ``fake:raise`` (the call fails), ``fake:nan`` (that picture is not finite),
+``fake:oom`` (a call of more than two images runs out of memory), ``fake:die`` (the process dies in the middle of the
+call). ``fake-video`` makes videos of such pictures, a hash for each frame.
 
 Legend: B images or videos, C = 3 colour channels, F frames, H x W pixels.
 """
@@ -40,6 +40,7 @@ FRAMES, LATENT_FRAMES, MOST_FRAMES, FPS = 9, 3, 33, 8
 STEPS = (4, 1, 2)  # the first is what a request without a count gets
 SLEEP = re.compile(r"fake:sleep=([0-9.]+)")
 STEP = re.compile(r"fake:step=([0-9.]+)")
+IMAGE = re.compile(r"fake:image=([0-9.]+)")
 SCORE = re.compile(r"fake:score=([0-9.]+)")
 
 
@@ -134,6 +135,7 @@ class FakeRuntime:
         _misbehave(words, len(prompts))
         for step in range(steps):
             _sleep(STEP, words)
+            time.sleep(sum(map(float, IMAGE.findall(words))))
             if step < steps - 1:
                 watch(step, lambda rows, step=step: self._previews(prompts, seeds, steps, step, rows))  # type: ignore[misc]
         images_BCHW = np.stack([self._drawn(p, s, steps, frames) for p, s in zip(prompts, seeds, strict=True)])

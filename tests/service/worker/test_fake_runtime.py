@@ -60,3 +60,10 @@ def test_it_misbehaves_on_request() -> None:
         FakeRuntime().draw(["a", "fake:raise"], [1, 2], 4)
     images_BCHW = FakeRuntime().draw(["a", "fake:nan"], [1, 2], 4)
     assert np.isfinite(images_BCHW[0]).all() and np.isnan(images_BCHW[1]).all()
+
+
+def test_a_step_takes_as_long_as_its_images_ask_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("student.runtimes.fake.time.sleep", slept.append)
+    FakeRuntime().draw(["fake:image=0.5 a", "fake:image=0.25 b", "fake:step=0.125 c"], [1, 2, 3], 2)
+    assert sum(slept) == 2 * (0.5 + 0.25 + 0.125)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from service.queue.rounds import first_round, round_of
+from service.worker.floor import Floor
 from service.worker.scoring import Judged
-from service.worker.selection import Kept, select, with_earlier
+from service.worker.selection import Kept, select, with_earlier, with_floor
 from tests.service.support import a_job
 
 SEEDS = ((7, 107), (8, 108))
@@ -81,3 +83,18 @@ def test_a_result_tells_what_all_of_its_rounds_took() -> None:
         "timings": {"inference_s": 3.5, "score_s": 0.75, "encode_s": 0.125}, "batch_size": 6,
     }  # fmt: skip
     assert with_earlier(first_round(job), now) == now
+
+
+def test_after_the_last_round_the_answer_has_the_floor_that_turned_an_image_away() -> None:
+    job = a_job(seeds=(7, 8), rank_by="trained", min_reward="p50", cascade=(1, 2))
+    asked = Floor("trained", "p50", 0.0, 0.0, 50.0)
+    lowered = replace(asked, score=-1.0, percentile=5.0, utilisation=0.9)
+    kept = [Kept(0, {"seed": 7}, -0.5), Kept(1, {"seed": 8}, 0.5)]
+    result = {"images": [{"seed": 7}, {"seed": 8}]}
+    first = with_floor(first_round(job), result, kept, lowered)
+    assert first["floor"] == lowered.record() and [one["below_floor"] for one in first["images"]] == [True, False]
+    last = replace(first_round(job), number=1, best=first)
+    assert with_floor(last, result, kept, asked)["floor"] == lowered.record()
+    again = replace(lowered, score=-2.0, percentile=1.0)
+    assert with_floor(last, result, kept, again)["floor"] == again.record(), "what is decided anew counts"
+    assert with_floor(first_round(job), result, kept, asked)["floor"] == asked.record()
