@@ -84,6 +84,36 @@ def training_prompts(num: int, *key: int, singles: float | None = None) -> list[
     return pairs.captions(scenes, training_styles(scenes, world.rng(*key, 3)))
 
 
+def asked_prompts(num: int, *key: int) -> list[str]:
+    """What users of a served student may ask, some of it several times: captions that may train, half of them single
+    objects, of any completeness but without words around them; none of an evaluation set.
+    """
+    scenes = training_scenes(3 * num, *key, singles=0.5)
+    styles = training_styles(scenes, world.rng(*key, 3))
+    texts = pairs.captions(scenes, replace(styles, filler_N=np.zeros(len(scenes), dtype=np.int64)))
+    evaluated = {text for part in measuring_prompts() for text in part}
+    return [text for text in texts if text not in evaluated][:num]
+
+
+def fresh_prompts(num: int, *key: int) -> list[str]:
+    """Distinct captions that are held out, of any completeness, without those that choose a checkpoint; every third is
+    a single object while there are any (there are few).
+    """
+    drawn = world.sample(40 * num, *key)
+    styles = pairs.sample_styles(len(drawn), world.rng(*key, 3))
+    styles = replace(styles, article_N=np.ones(len(drawn), dtype=bool), filler_N=np.zeros(len(drawn), dtype=np.int64))
+    kept = np.flatnonzero(held_out(drawn, styles))
+    calibration, validation, _ = measuring_prompts()
+    choosing, texts = {*calibration, *validation}, pairs.captions(drawn, styles)
+    single, pair = (
+        iter(
+            dict.fromkeys(texts[i] for i in kept if bool(drawn.count_N[i] == 1) is wanted and texts[i] not in choosing)
+        )
+        for wanted in (True, False)
+    )
+    return [text for i in range(num) if (text := next(single if i % 3 == 0 else pair, None) or next(pair, None))]
+
+
 def measuring_prompts() -> tuple[list[str], list[str], list[str]]:
     """Calibration, validation and test prompts, all held out and all distinct; every third is a single object.
 
