@@ -364,6 +364,7 @@ def test_a_bound_is_the_setting_or_many_times_what_was_measured() -> None:
     device.measured(SHAPE, 4, 30.0)
     assert bounds.of(SHAPE, 4) == TIMES_USUAL * 30.0
     assert bounds.of(SHAPE, 8) == TIMES_USUAL * 60.0, "scaled from the nearest"
+    assert bounds.of(SHAPE, 3) == TIMES_USUAL * 30.0, "fewer may take as long"
     assert Bounds(device, setting_s=5.0).of(SHAPE, 4) == Bounds(device, setting_s=5.0).longest_s == 5.0
 
 
