@@ -16,7 +16,7 @@ from export.graph import save
 from export.request import Request
 from student.families.family import Family
 from student.noise import noise
-from student.runtimes.session import open_session
+from student.runtimes.session import OrtSession, open_session
 from student.runtimes.stages import text_outputs
 from student.sampler import denoise
 from student.tokens import PromptTokens
@@ -81,16 +81,21 @@ def observe(model: ir.Model, names: Sequence[str], feeds: Iterable[Mapping[str, 
     outputs = list(model.graph.outputs)
     there = {value.name: value for node in model.graph for value in node.outputs}
     model.graph.outputs.extend(there[name] for name in names if name in there and there[name] not in outputs)
+    session, computed = opened(model, work), [name for name in names if name in there]
+    del model.graph.outputs[len(outputs) :]
+    seen = {name: Seen() for name in names}
+    for feed in feeds:
+        answers = dict(zip(computed, session.run(computed, feed) if computed else (), strict=True))
+        for name in names:
+            seen[name].add(np.asarray(answers[name] if name in answers else feed[name], np.float32))
+    return seen
+
+
+def opened(model: ir.Model, work: Path) -> OrtSession:
+    """The model as a session on one thread; ``work`` is a temporary file."""
     try:
         save(model, work)
-        session, computed = open_session(work, 1), [name for name in names if name in there]
-        seen = {name: Seen() for name in names}
-        for feed in feeds:
-            answers = dict(zip(computed, session.run(computed, feed) if computed else (), strict=True))
-            for name in names:
-                seen[name].add(np.asarray(answers[name] if name in answers else feed[name], np.float32))
+        return open_session(work, 1)
     finally:
-        del model.graph.outputs[len(outputs) :]
         for left_over in (work, work.with_name(f"{work.name}.data")):
             left_over.unlink(missing_ok=True)
-    return seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +24,13 @@ from export.graph import Signature, export_graph, save, shapes_of
 from export.narrow import FLOAT32_STAGES, narrow
 from export.quantise import quantise
 from export.request import EngineOptions
+from export.staged import staged_parts
 from export.to_tensorrt import TensorRT, profiles
+from student.families.find import family_of_student
+from student.pipeline import open_pipeline
+from student.tokens import PromptTokens
 from tests.export.conftest import MAKERS, Compile
+from tests.student.families import tiny
 
 NEEDS_RTX = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed: pip install tensorrt-rtx"
@@ -35,6 +41,18 @@ GIB = 2**30
 class Product(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x @ x.transpose(1, 2)
+
+
+class Modulated(nn.Module):
+    """Products of tokens with weights, and of one vector, which is a Gemm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.back, self.scale = nn.Linear(4, 64), nn.Linear(64, 4), nn.Linear(4, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        back: Tensor = self.back(nn.functional.gelu(self.wide(x)) * self.scale(x[:, 0])[:, None])
+        return back
 
 
 class Determinant(nn.Module):
@@ -112,11 +130,14 @@ def test_an_engine_is_built_without_a_gpu_and_says_how_it_goes(tmp_path: Path) -
 def test_a_graph_in_fp8_builds(tmp_path: Path) -> None:
     """For the GPUs that have it; tensorrt_rtx leaves the others out, and says so where none is left."""
     wide, target = tmp_path / "graph.onnx", tmp_path / "fp8.onnx"
-    one = order(tmp_path, nn.Sequential(nn.Linear(4, 64), nn.GELU(), nn.Linear(64, 4)))
+    one = order(tmp_path, Modulated())
     quantise(wide, tmp_path / "eight.onnx", [{"x": np.ones((2, 4, 4), np.float32)}], "fp8")
     save(narrow(ir.load(tmp_path / "eight.onnx"), "bf16"), target)
     kinds = {value.dtype for node in ir.load(target).graph for value in node.outputs}
     assert {ir.DataType.FLOAT8E4M3FN, ir.DataType.BFLOAT16} <= kinds
+    assert "Gemm" in {node.op_type for node in ir.load(wide).graph}
+    eight = [value for value in ir.load(target).graph.initializers.values() if value.dtype == ir.DataType.FLOAT8E4M3FN]
+    assert sum(len(value.shape or ()) == 2 for value in eight) == 3
     assert build_engine(replace(one, onnx=str(target)), 4 * GIB, lambda text: None, tmp_path)["bytes"] > 1000
 
 
@@ -172,9 +193,26 @@ def test_every_graph_of_every_family_builds(compile_family: Compile, tmp_path: P
     """What "TensorRT-compatible" means here: each stage in bfloat16, as a GPU would get it, is parsed and built."""
     folder = compile_family(family) / "runtimes" / "onnx-staged-fp32"
     for stage in ("text", "step", "decoder"):
-        graph, target = folder / f"{stage}.onnx", tmp_path / f"{stage}.onnx"
-        keep = None if stage not in FLOAT32_STAGES["bf16"] else {node.op_type for node in ir.load(graph).graph}
-        save(narrow(ir.load(graph), "bf16", keep=keep), target)
-        one = Order("tensorrt_rtx", str(target), str(tmp_path / f"{stage}.engine"), shapes_of(target)[0],
-                    profiles((4,)), GIB, level=1)  # fmt: skip
-        assert build_engine(one, 4 * GIB, lambda text: None, tmp_path)["bytes"] > 1000
+        check_builds(folder / f"{stage}.onnx", stage, tmp_path)
+
+
+@NEEDS_RTX
+@pytest.mark.parametrize("make", [tiny.wan, tiny.wan_5b], ids=["wan", "wan_5b"])
+def test_the_graphs_of_a_video_of_several_frames_build(tmp_path: Path, make: Callable[[], Any]) -> None:
+    student = tiny.build(tmp_path / "tiny", make(), frames=5)
+    model = family_of_student(open_pipeline(tmp_path / "tiny"), student)
+    parts = staged_parts(model, student, PromptTokens(tmp_path / "tiny", student.max_tokens, student.family))
+    for stage in ("step", "decoder"):
+        parts[stage].export(tmp_path / f"{stage}.whole.onnx")
+        assert shapes_of(tmp_path / f"{stage}.whole.onnx")[0]["latents"][2] == 2  # latent frames
+        check_builds(tmp_path / f"{stage}.whole.onnx", stage, tmp_path)
+
+
+def check_builds(graph: Path, stage: str, folder: Path) -> None:
+    """The stage in bfloat16 is parsed and built."""
+    target = folder / f"{stage}.onnx"
+    keep = None if stage not in FLOAT32_STAGES["bf16"] else {node.op_type for node in ir.load(graph).graph}
+    save(narrow(ir.load(graph), "bf16", keep=keep), target)
+    one = Order("tensorrt_rtx", str(target), str(folder / f"{stage}.engine"), shapes_of(target)[0],
+                profiles((4,)), GIB, level=1)  # fmt: skip
+    assert build_engine(one, 4 * GIB, lambda text: None, folder)["bytes"] > 1000

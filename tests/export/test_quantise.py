@@ -3,8 +3,10 @@ that do not bear it left out by measurement."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -15,11 +17,13 @@ import pytest
 import torch
 from torch import nn
 
+from export import calibrate
 from export import quantise as module
-from export.calibrate import observe
+from export.calibrate import observe, opened
 from export.graph import Signature, export_graph
 from export.qdq import layers, quantised
-from export.quantise import Choice, choose, quantise
+from export.quantise import CUTS, Choice, choose, quantise
+from export.switched import CUT, EIGHT, switched, switches
 from export.verify import TOLERANCES
 
 
@@ -69,9 +73,9 @@ def test_two_are_equal_to_the_byte_and_say_whose_they_are(graphs: tuple[Path, Pa
 class Planted(nn.Module):
     """Two layers: the second one's input has a value a thousand times as large as the others, which no scale serves."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 1) -> None:
         super().__init__()
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         self.good, self.bad = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
         with torch.no_grad():
             self.bad.weight[:, 0] *= 1e-3
@@ -107,7 +111,7 @@ def test_the_choice_is_stricter_than_the_gate_that_comes_after_it(
     """The gate measures on more images."""
     asked: list[float] = []
 
-    def choose_all(names: Sequence[str], error: object, most: float) -> Choice:
+    def choose_all(names: Sequence[str], error: object, alone: object, most: float) -> Choice:
         asked.append(most)
         return Choice(len(names), 0.0, 0.0)
 
@@ -115,6 +119,90 @@ def test_the_choice_is_stricter_than_the_gate_that_comes_after_it(
     for precision in ("int8", "fp8"):
         quantise(planted(tmp_path), tmp_path / "short.onnx", [{"x": batch(0)}], precision)
     assert asked == [pytest.approx(0.8 * TOLERANCES[precision].stage) for precision in ("int8", "fp8")]
+
+
+class Several(nn.Module):
+    """As many of these side by side."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Planted(seed) for seed in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([part(x) for part in self.parts]).sum(dim=0)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_graph_is_written_and_opened_as_often_whatever_its_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Opening a graph of a large model takes minutes: two work copies, however many layers must be left out."""
+    graph, opened, written = tmp_path / "several.onnx", list[str](), list[str]()
+    graph.write_bytes(export_graph(Several(count), Signature("several", {"x": torch.zeros(2, 7, 64)}, ("y",)), {}))
+    session, save = ort.InferenceSession, calibrate.save
+
+    def counted(path: str, *rest: Any, **options: Any) -> Any:
+        opened.append(Path(path).name)
+        return session(path, *rest, **options)
+
+    def saved(model: ir.Model, path: Path) -> None:
+        written.append(path.name)
+        save(model, path)
+
+    monkeypatch.setattr(ort, "InferenceSession", counted)
+    monkeypatch.setattr(calibrate, "save", saved)
+    monkeypatch.setattr(module, "save", saved)
+    choice = quantise(graph, tmp_path / "short.onnx", [{"x": batch(seed)} for seed in range(3)])
+    assert len(choice.left_out) == count and all("bad" in name for name in choice.left_out)
+    assert opened == 2 * [".short.work.onnx"] and written == [*opened, "short.onnx"]
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_the_switches_compute_what_the_written_graph_computes(tmp_path: Path, precision: str) -> None:
+    """At every cut, with all layers in eight bits and with each one left out; all off is the graph as it was."""
+    graph, work = planted(tmp_path), tmp_path / "work.onnx"
+    names = list(layers(ir.load(graph).graph))
+    inputs = [f"{node.inputs[0].name}" for node in layers(ir.load(graph).graph).values() if node.inputs[0]]
+    seen, x = observe(ir.load(graph), inputs, [{"x": batch(1)}], work), batch(2)
+    session = opened(switched(ir.load(graph), seen, precision, CUTS), work)
+
+    def answer(left_out: list[str], cut: float) -> np.ndarray:
+        how = {EIGHT: switches(names, left_out), CUT: np.asarray(CUTS.index(cut), np.int64)}
+        result: np.ndarray = session.run(["y"], {"x": x, **how})[0]
+        return result
+
+    for left_out, cut in itertools.product(([], [names[0]], [names[1]]), CUTS):
+        ir.save(quantised(ir.load(graph), seen, precision, left_out, cut), work)
+        right = run(work, x)
+        assert np.linalg.norm(answer(left_out, cut) - right) < 1e-4 * np.linalg.norm(right)
+    np.testing.assert_allclose(answer(names, CUTS[1]), run(graph, x), atol=1e-5)
+    assert np.abs(answer([], CUTS[0]) - answer([], CUTS[-1])).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("precision", "stored"), [("int8", onnx.TensorProto.INT8), ("fp8", onnx.TensorProto.FLOAT8E4M3FN)]
+)
+def test_products_of_single_vectors_are_in_eight_bits_too(tmp_path: Path, precision: str, stored: int) -> None:
+    """The exporter writes them as Gemm: modulation, a quarter of FLUX's weights. The bias stays as it is."""
+    graph, target, x = tmp_path / "gemm.onnx", tmp_path / "short.onnx", batch(3)[:, 0]
+    torch.manual_seed(5)
+    module = nn.Sequential(nn.Linear(64, 32), nn.SiLU(), nn.Linear(32, 16))
+    graph.write_bytes(export_graph(module, Signature("gemm", {"x": torch.zeros(2, 64)}, ("y",)), {}))
+    assert [node.op_type for node in onnx.load(graph).graph.node].count("Gemm") == 2
+    quantise(graph, target, [{"x": x}], precision)
+    weights = {value.name: value.data_type for value in onnx.load(target).graph.initializer if len(value.dims) == 2}
+    assert sorted(weights.values()) == [stored, stored]
+    right = module(torch.from_numpy(x)).detach().numpy()
+    assert 1e-4 < np.linalg.norm(run(target, x) - right) / np.linalg.norm(right) < 0.06
+
+
+@pytest.mark.parametrize(("prompts", "cycle"), [(8, 15), (1, 15), (30, 12), (3, 1)])
+def test_the_choice_is_made_by_inputs_of_every_sigma(prompts: int, cycle: int) -> None:
+    """The starter's 15 (4, 1, 2 and 8 steps) for 8 batches of prompts, and others; the worst is often the last."""
+    feeds = [{"sigma": index % cycle, "prompt": index // cycle} for index in range(prompts * cycle)]
+    sample = module._spread(feeds)
+    assert {feed["sigma"] for feed in sample} == set(range(cycle))
+    assert len({(feed["sigma"], feed["prompt"]) for feed in sample}) == len(sample) == min(16, len(feeds))
 
 
 def test_the_fewest_of_the_worst_are_left_out() -> None:
@@ -125,7 +213,7 @@ def test_the_fewest_of_the_worst_are_left_out() -> None:
         return sum(value for name, value in alone.items() if name not in list(left_out))  # type: ignore[call-overload]
 
     for most, expected in ((1.0, ()), (0.5, ("b",)), (0.05, ("b", "d")), (0.03, ("b", "d", "c"))):
-        found = choose(list(alone), error, most)
+        found = choose(list(alone), error, alone.__getitem__, most)
         assert found.left_out == expected and found.error <= most and found.all_error == pytest.approx(0.84)
 
 
