@@ -19,6 +19,7 @@ from export.writing import whole_folder
 from student.bundle import read_student
 from student.files import verify_files
 from student.runtimes.manifest import check_runtime, read_manifest
+from tests.export.conftest import Compile
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,6 +57,19 @@ def test_a_second_run_keeps_what_is_there(compiled: Path, capsys: pytest.Capture
     command.run(student=compiled, to="onnx", form="fused")
     assert "is up to date" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in compiled.rglob("*") if path.is_file()} == before
+
+
+def test_a_runtime_that_no_cpu_opens_is_made_and_only_its_probe_is_missing(
+    compile_family: Compile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "tiny"
+    shutil.copytree(compile_family("flux"), bundle)
+    command.run(student=bundle, to="onnx", precision="bf16")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the golden probe is not measured with onnx-staged-bf16, which does not run here" in said
+    manifest = read_manifest(bundle / "runtimes" / "onnx-staged-bf16")
+    check_runtime(bundle / "runtimes" / manifest.name, read_student(bundle), manifest)
+    assert manifest.precision == "bf16" and manifest.parity
 
 
 def test_each_mistake_is_one_sentence(
