@@ -6,6 +6,7 @@ tokenizers, text encoders and autoencoder are taken, and of the file the transfo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ def open_checkpoint(source: Source, hollow: nn.Module, dtype: torch.dtype) -> An
     named, expected = header(file).keys(), hollow.state_dict().keys()
     if 2 * len(named & expected) > len(expected) and (missing := sorted(expected - named)):
         raise ExportError(f"{refusal}: it lacks {missing[0]}")
+    if _guided(named) and not _guided(expected):  # diffusers would pass over the weights
+        raise ExportError(f"{refusal}: it takes a guidance scale, and {source.base} does not")
     transformer: Any = type(hollow)
     try:
         return transformer.from_single_file(
@@ -79,3 +82,8 @@ def open_checkpoint(source: Source, hollow: nn.Module, dtype: torch.dtype) -> An
     except Exception as error:  # each model has a reader of its own, which raises what it likes
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise ExportError(f"{refusal}: {first}") from error
+
+
+def _guided(names: Iterable[str]) -> bool:
+    """Whether a FLUX transformer's weights, in its authors' names or diffusers', have an input for guidance."""
+    return any(".guidance_embedder." in name or "guidance_in." in name for name in names)
