@@ -64,8 +64,6 @@ def read_sizes(student: Student, names: Sequence[str], form: str) -> tuple[Size,
     others = tuple(size for size in sizes if size != own_size(student))
     if others and form != "staged":
         raise ExportError(f"the {form} form has only the student's own size: use --size with --form staged")
-    if others and student.image.frames is not None:
-        raise ExportError(f"{student.id} generates videos: accepted is its own size only")
     return others
 
 

@@ -15,6 +15,7 @@ from export import run as export
 from student.bundle import read_student
 from student.pipeline import open_pipeline, reproduce
 from student.runtimes.lengths import at_length
+from student.runtimes.sizes import at_size
 from tests.service.support import PATIENCE_S, Service, post, running_service
 from tests.service.video_files import as_bytes, decode_mp4, decode_webp, psnr
 from tests.student.families import tiny
@@ -25,10 +26,10 @@ MANY_STEPS = 30
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student of videos of 5 frames, 48x32, with a compiled runtime beside its pipeline."""
+    """A student of videos of 5 frames, 48x32, with a compiled runtime for it and for 32x64 beside its pipeline."""
     folder = tmp_path_factory.mktemp("wan") / "wan"
     tiny.build(folder, tiny.wan(), steps=(2, MANY_STEPS), height_px=32, width_px=48, frames=FRAMES)
-    export.run(student=folder, to="onnx")
+    export.run(student=folder, to="onnx", size=["32x64"])
     return folder
 
 
@@ -48,11 +49,12 @@ def in_torch(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield service
 
 
-def wanted(bundle: Path, frames: int = FRAMES) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def wanted(bundle: Path, frames: int = FRAMES, size: tuple[int, int] = (32, 48)) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The frames that diffusers' own pipeline draws, FHWC."""
     student, pipe = read_student(bundle), open_pipeline(bundle)
     longer = at_length(student, frames, (frames - 1) // 4 + 1)
-    return as_bytes(reproduce(pipe, longer, [PROMPT], [SEED], 2)[0])
+    other = at_size(longer, size, (size[0] // 8, size[1] // 8))
+    return as_bytes(reproduce(pipe, other, [PROMPT], [SEED], 2)[0])
 
 
 def fetched(service: Service, **fields: Any) -> tuple[dict[str, Any], bytes]:
@@ -79,6 +81,12 @@ def test_every_frame_is_the_pipelines_own(service: Service, bundle: Path) -> Non
     assert psnr(found.frames_FHWC, frames) > 24  # random weights draw noise, and a quarter of its colour is kept
     for shift in (1, 2):  # what the codec leaves is nearer to its own frame than to a neighbour
         assert psnr(found.frames_FHWC, np.roll(frames, shift, axis=0)) < psnr(found.frames_FHWC, frames)
+
+
+def test_another_size_that_it_was_compiled_for_is_drawn_too(service: Service, bundle: Path) -> None:
+    video, data = fetched(service, size="32x64", output_format="webp", output_compression=100)
+    check_exact(decode_webp(data).frames_FHWC, wanted(bundle, size=(64, 32)))
+    assert (video["num_frames"], video["width"], video["height"]) == (FRAMES, 32, 64)
 
 
 def test_the_first_frame_of_a_preview_is_a_picture_of_it(service: Service) -> None:
