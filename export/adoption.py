@@ -26,6 +26,7 @@ from student.families.family import Family, SizeError
 from student.families.find import family_of
 from student.files import write_student
 from student.runtimes.machine import free_bytes
+from student.schedule import by_size
 
 ORIGIN = "origin.json"
 GIVES_SIGMAS = frozenset({"flux", "flux2", "qwen_image", "z_image"})  # pipelines that pass sigmas from 1 to 1/n
@@ -125,6 +126,7 @@ def manifest(asked: Adoption, pipe: Any) -> Student:
         baked=family.baked,
         teacher=asked.source.name,
         scorers={},
+        schedule=own_schedule(family, asked.steps, latents.shape),
     )
 
 
@@ -172,6 +174,16 @@ def own_sigmas(family: Family, steps: int, shape: Sequence[int]) -> tuple[float,
     if not all(a > b for a, b in zip(found, [*found[1:], 0.0], strict=True)) or found[0] > 1:
         raise ExportError(f"the scheduler's {steps} sigmas are {found}: accepted are sigmas that decrease from 1 to 0")
     return found
+
+
+def own_schedule(family: Family, steps: Sequence[int], shape: Sequence[int]) -> dict[str, Any] | None:
+    """What the sigmas of other sizes are computed from; None if they are the same there, or not so computed here."""
+    config = family.scheduler_config
+    last = None if family.name in GIVES_SIGMAS else 1 / config.get("num_train_timesteps", 1000)
+    if (found := by_size(config, last)) is None:
+        return None
+    pairs = [(family.sigmas(nfe, shape, found), own_sigmas(family, nfe, shape)) for nfe in steps]
+    return found if all(np.allclose(ours, own, atol=1e-6) for ours, own in pairs) else None
 
 
 def multistep(scheduler: Any) -> bool:

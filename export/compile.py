@@ -15,7 +15,7 @@ from export.graph import OPSET, Part, shapes_of
 from export.quantise import PRECISIONS as QUANTISED
 from export.quantise import quantise
 from export.request import Request
-from export.staged import resized, staged_parts
+from export.staged import bucket, bucket_sigmas, staged_parts
 from export.store import CONVERTED, Store, Stored, key_of, versions
 from export.targets import Converted, Target
 from export.to_tensorrt import TensorRT, profiles
@@ -198,7 +198,7 @@ class _Compilation:
 
     def _feeds(self, name: str) -> Iterator[dict[str, Any]]:
         _, _, size = name.partition("-")
-        student = resized(self._model(), self._student, read_size(size)) if size else self._student
+        student = bucket(self._model(), self._student, read_size(size)) if size else self._student
         return calibration_feeds(self._model(), replace(self._request, student=student), self._tokens)
 
     def _done(self, name: str, file: Path, start: float, reused: bool) -> None:
@@ -217,7 +217,7 @@ class _Compilation:
         parity, errors = prove(graphs, self._pipe, self._student, tolerance, prompts, self._score())
         buckets = {}
         for size in self._request.sizes:
-            student = resized(self._model(), self._student, size)
+            student = bucket(self._model(), self._student, size)
             files = {stage: proofs[name] for stage in STAGES if (name := stage_name(stage, size)) in proofs}
             found, there = prove(
                 self._open(files, opener, student), self._pipe, student, tolerance, prompts, self._score()
@@ -269,6 +269,7 @@ class _Compilation:
             in_torch=self._in_torch,
             profiles=profiles(request.engine.batches) if isinstance(self._target, TensorRT) else (),
             buckets=buckets or {size_name(size): {} for size in request.sizes},
+            bucket_sigmas=bucket_sigmas(self._model(), student, request.sizes),
             cache_key=whole_key,
         )
 

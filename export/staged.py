@@ -15,23 +15,29 @@ from export.errors import ExportError
 from export.graph import Part, Signature
 from student.bundle import Student
 from student.families.family import Family, SizeError
+from student.families.resized import resized
 from student.families.stages import stage_modules
-from student.runtimes.sizes import Size, at_size, size_name, stage_name
+from student.runtimes.manifest import Sigmas
+from student.runtimes.sizes import Size, size_name, stage_name
 from student.runtimes.stages import DECODER, STEP, TEXT, text_outputs
 from student.tokens import PromptTokens
 
 
-def resized(model: Family, student: Student, size: Size) -> Student:
-    """The student at another size.
+def bucket(model: Family, student: Student, size: Size) -> Student:
+    """The student at another size, with that size's sigmas.
 
     Raises:
         ExportError: the family does not support it.
     """
     try:
-        latents = model.geometry(*size)
+        return resized(model, student, size)
     except SizeError as error:
         raise ExportError(f"{size_name(size)} is not a size of the family {student.family}: {error}") from error
-    return at_size(student, size, (latents.height, latents.width))
+
+
+def bucket_sigmas(model: Family, student: Student, sizes: Sequence[Size]) -> dict[str, Sigmas]:
+    """By the name of each size, its sigmas; empty if they do not depend on the size."""
+    return {} if student.schedule is None else {size_name(size): bucket(model, student, size).sigmas for size in sizes}
 
 
 def staged_parts(model: Family, student: Student, tokens: PromptTokens, sizes: Sequence[Size] = ()) -> dict[str, Part]:
@@ -46,7 +52,7 @@ def staged_parts(model: Family, student: Student, tokens: PromptTokens, sizes: S
         text = dict(zip(names, modules[TEXT](*ids.values()), strict=True))
     wanted: dict[str, tuple[str, Mapping[str, Tensor], tuple[str, ...]]] = {TEXT: (TEXT, ids, names)}
     for size in (None, *sizes):
-        shape = (student if size is None else resized(model, student, size)).latents.shape
+        shape = (student if size is None else bucket(model, student, size)).latents.shape
         x = torch.zeros(2, *shape)
         wanted[stage_name(STEP, size)] = (STEP, {"latents": x, "sigma": sigma_B, **text}, ("velocity",))
         wanted[stage_name(DECODER, size)] = (DECODER, {"latents": x}, ("images",))

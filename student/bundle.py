@@ -20,6 +20,7 @@ FORMAT = 1
 MANIFEST = "student.json"
 TIME_CONVENTION = "sigma 1 is noise, 0 is data; x = (1 - sigma) * data + sigma * noise; v = noise - data"
 ROLES = ("trained", "heldout")
+DRAWN_BY = ("files", "sigmas", "latents", "image", "max_tokens", "schedule")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 T = TypeVar("T")
@@ -117,7 +118,8 @@ class Student:
 
     ``baked`` holds extra arguments with which diffusers' pipeline must be called. ``within_prompt`` is by step count
     and size (as ``RewardReference.at``), None if it was not measured. ``chosen_at`` is the number of optimizer steps
-    after which its weights were the best (0: before the first).
+    after which its weights were the best (0: before the first). ``schedule`` is what the sigmas of other sizes are
+    computed from (``student.schedule.by_size``); None if they are ``sigmas`` at every size.
 
     Raises:
         BundleError: a field outside its range, or fields that contradict each other.
@@ -138,6 +140,7 @@ class Student:
     within_prompt: Mapping[str, WithinPrompt] | None = None
     evaluation: tuple[Mapping[str, Any], ...] = ()
     chosen_at: int | None = None
+    schedule: Mapping[str, Any] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     time_convention: str = TIME_CONVENTION
     format: int = FORMAT
@@ -159,7 +162,7 @@ class Student:
 
         The id, the version and the evaluation do not change a picture and are left out.
         """
-        parts = {k: v for k, v in to_json(self).items() if k in ("files", "sigmas", "latents", "image", "max_tokens")}
+        parts = {k: v for k, v in to_json(self).items() if k in DRAWN_BY}
         parts["image"].pop("fps", None)  # how fast it is played changes no pixel
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -228,7 +231,7 @@ def to_json(student: Student) -> dict[str, Any]:
             del part["frames"]  # the fingerprint of a picture's student is older than videos
     if data["image"]["fps"] is None:
         del data["image"]["fps"]
-    for name in ("chosen_at", "within_prompt"):
+    for name in ("chosen_at", "within_prompt", "schedule"):
         if data[name] is None:
             del data[name]
     for row in data["scorers"].values():

@@ -9,6 +9,11 @@ from typing import Any
 from student.bundle import BundleError
 
 KARRAS_RHO = 7.0  # of diffusers, and of the paper (arXiv 2206.00364)
+_BY_SIZE = (
+    "use_dynamic_shifting", "time_shift_type", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
+    "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas",
+)  # fmt: skip
+LAST = "last_unshifted"  # in a student's schedule; no scheduler of diffusers has a setting of this name
 # Settings of diffusers' schedulers with which steps are not Euler steps along one path, or go in the other direction.
 _REFUSED = {
     "use_beta_sigmas": "shifted, terminal-stretched, karras and exponential sigmas",
@@ -17,10 +22,10 @@ _REFUSED = {
 }
 
 
-def sigmas(nfe: int, shift: float = 1.0) -> tuple[float, ...]:
+def sigmas(nfe: int, shift: float = 1.0, last: float | None = None) -> tuple[float, ...]:
     """The sigmas of ``nfe`` network calls, from 1 downwards, without the final 0.
 
-    Evenly spaced from 1 to 1/nfe, then shifted towards noise by ``s x / (1 + (s - 1) x)`` (FLUX, SD3, Wan).
+    Evenly spaced from 1 to ``last`` (1/nfe), then shifted towards noise by ``s x / (1 + (s - 1) x)`` (FLUX, SD3, Wan).
     They are passed to diffusers explicitly: its own ``set_timesteps`` applies a static shift twice (#13243).
 
     Raises:
@@ -30,7 +35,10 @@ def sigmas(nfe: int, shift: float = 1.0) -> tuple[float, ...]:
         raise ValueError(f"nfe is {nfe}: accepted is 1 or more")
     if not shift > 0:
         raise ValueError(f"shift is {shift}: accepted is more than 0")
-    even = [(nfe - i) / nfe for i in range(nfe)]
+    if last is None:
+        even = [(nfe - i) / nfe for i in range(nfe)]
+    else:
+        even = [1 - i * (1 - last) / max(nfe - 1, 1) for i in range(nfe)]
     return tuple(shift * x / (1 + (shift - 1) * x) for x in even)
 
 
@@ -44,12 +52,23 @@ def scheduled(config: Mapping[str, Any], nfe: int, mu: float) -> tuple[float, ..
         BundleError: the configuration needs something that no Euler path has; see ``check``.
     """
     check(config)
-    values = stretched(sigmas(nfe, _shift(config, mu)), config.get("shift_terminal"))
+    values = stretched(sigmas(nfe, _shift(config, mu), config.get(LAST)), config.get("shift_terminal"))
     if config.get("use_karras_sigmas"):
         return _between(values, lambda sigma: sigma ** (1 / KARRAS_RHO), lambda step: step**KARRAS_RHO)
     if config.get("use_exponential_sigmas"):
         return _between(values, math.log, math.exp)
     return values
+
+
+def by_size(config: Mapping[str, Any], last: float | None = None) -> dict[str, Any] | None:
+    """What ``scheduled`` needs of a configuration whose sigmas depend on the picture's size; None for any other.
+
+    ``last`` is the last sigma before the shift, if that is not 1/nfe.
+    """
+    if not config.get("use_dynamic_shifting"):
+        return None
+    kept = {name: config[name] for name in _BY_SIZE if config.get(name) not in (None, False)}
+    return kept if last is None else {**kept, LAST: last}
 
 
 def check(config: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from student.pipeline import open_pipeline, read_index, save_pipeline, shift_no_
 from student.prompts import TOKENIZERS
 from student.reference import distribution, with_distribution
 from student.saved import components
+from student.schedule import by_size
 from training import figures
 from training.card import card
 from training.evaluate import Evaluation, mean_error
@@ -138,6 +139,7 @@ def manifest(setup: Setup, table: Sequence[Evaluation], chosen_at: int) -> Stude
         within_prompt=_within_prompt(rows, {name: kept for name, (_, _, kept) in known.items()}),
         evaluation=tuple(_row(setup, row) for row in table),
         chosen_at=chosen_at,
+        schedule=by_size(model.scheduler_config),
     )
 
 

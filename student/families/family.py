@@ -176,14 +176,15 @@ class Family(nn.Module, ABC):
     def decode(self, x: Tensor) -> Tensor:
         """Latents -> images_BCHW in [0, 1], float32; videos (B, F, C, H, W)."""
 
-    def sigmas(self, nfe: int, shape: Sequence[int]) -> tuple[float, ...]:
+    def sigmas(self, nfe: int, shape: Sequence[int], config: Mapping[str, Any] | None = None) -> tuple[float, ...]:
         """The sigmas of the sampler for this latent shape, from 1 downwards, without the final 0.
 
-        They are shifted once, as the pipeline's scheduler says, and are the ones actually used: to reproduce a picture
-        with diffusers, pass them to a scheduler that does not shift again (``student.pipeline.shift_no_more``).
+        They are shifted once, as ``config`` says (by default the pipeline's scheduler's), and are the ones actually
+        used: to reproduce a picture with diffusers, pass them to a scheduler that does not shift again
+        (``student.pipeline.shift_no_more``).
         """
-        tokens = self._num_tokens(shape)
-        return schedule.scheduled(self.scheduler_config, nfe, self._dynamic_mu(self.scheduler_config, tokens, nfe))
+        config = self.scheduler_config if config is None else config
+        return schedule.scheduled(config, nfe, self._dynamic_mu(config, self._num_tokens(shape), nfe))
 
     def _dynamic_mu(self, config: Mapping[str, Any], tokens: int, nfe: int) -> float:
         """The mu that the pipeline passes to a scheduler whose shift depends on the picture's size."""

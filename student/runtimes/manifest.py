@@ -15,6 +15,7 @@ FORMAT = 1
 KEPT_FLOAT32 = "wide"  # in the file, whose format earlier releases read too
 MANIFEST = "manifest.json"
 RUNTIMES = "runtimes"
+Sigmas = Mapping[int, tuple[float, ...]]  # by step count
 STAGE_NAMES = ("text", "step", "decoder")
 OPENED_TWICE = 256 * 2**20  # bytes of graphs that a worker may hold once for all cores and once for its share of them
 
@@ -82,7 +83,7 @@ class RuntimeManifest:
     ``kept_float32`` says which operators were not rounded to the precision, and why; ``requires`` describes the
     machine (see ``student.runtimes.machine``); ``in_torch`` says which stages have no compiled form and why;
     ``profiles`` are the batch sizes (least, best, most) that an engine was built for; ``buckets`` are other sizes
-    (WIDTHxHEIGHT) with their parity.
+    (WIDTHxHEIGHT) with their parity, and ``bucket_sigmas`` has the sigmas of those that do not use the student's.
     """
 
     name: str
@@ -101,6 +102,7 @@ class RuntimeManifest:
     in_torch: Mapping[str, str] = field(default_factory=dict)
     profiles: tuple[tuple[int, int, int], ...] = ()
     buckets: Mapping[str, Mapping[int, Parity]] = field(default_factory=dict)
+    bucket_sigmas: Mapping[str, Sigmas] = field(default_factory=dict)
     cache_key: str = ""
     format: int = FORMAT
 
@@ -109,6 +111,8 @@ def write_manifest(folder: Path, manifest: RuntimeManifest) -> None:
     """Write the manifest into a runtime's folder."""
     data = asdict(manifest)
     data[KEPT_FLOAT32] = data.pop("kept_float32")
+    if not manifest.bucket_sigmas:
+        del data["bucket_sigmas"]  # which earlier releases do not know
     (folder / MANIFEST).write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
@@ -133,8 +137,13 @@ def read_manifest(folder: Path) -> RuntimeManifest:
             name: {int(steps): _parity(row) for steps, row in rows.items()}
             for name, rows in data.pop("buckets", {}).items()
         }
+        sigmas = {
+            name: {int(steps): tuple(map(float, row)) for steps, row in rows.items()}
+            for name, rows in data.pop("bucket_sigmas", {}).items()
+        }
         profiles: Any = tuple(tuple(row) for row in data.pop("profiles", ()))
         parts: dict[str, Any] = {"graphs": graphs, "stages": stages, "parity": parity, "buckets": buckets}
+        parts |= {"bucket_sigmas": sigmas}
         parts |= {"stage_errors": errors, "profiles": profiles, "kept_float32": data.pop(KEPT_FLOAT32, {})}
         return RuntimeManifest(**parts, **data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -149,6 +158,9 @@ def check_runtime(folder: Path, student: Student, manifest: RuntimeManifest) -> 
     """
     again = f"make it again with export.run --student {folder.parent.parent}"
     for steps in student.steps:
+        for name, rows in manifest.bucket_sigmas.items():
+            if steps not in rows:
+                raise BundleError(f"{folder} has no sigmas for {steps} steps at {name}: {again}")
         if manifest.form == "fused":
             _check_fused(folder, student, steps, manifest, again)
         for found in (manifest.parity, *manifest.buckets.values()):

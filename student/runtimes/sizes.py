@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from student.bundle import BundleError, Student
-from student.runtimes.manifest import RUNTIMES, STAGE_NAMES, RuntimeManifest, read_manifest
+from student.runtimes.manifest import RUNTIMES, STAGE_NAMES, RuntimeManifest, Sigmas, read_manifest
 
 TEXT, STEP, DECODER = STAGE_NAMES  # not from ``stages``: the API reads sizes too, and loads no numpy for it
 Size = tuple[int, int]  # height, width
@@ -72,10 +72,11 @@ def stage_name(stage: str, size: Size | None) -> str:
     return stage if size is None or stage == TEXT else f"{stage}-{size_name(size)}"
 
 
-def at_size(student: Student, size: Size, cells: Size) -> Student:
-    """The same student at another size, so that the same code runs and verifies it."""
+def at_size(student: Student, size: Size, cells: Size, sigmas: Sigmas | None = None) -> Student:
+    """The same student at another size, so that the same code runs and verifies it; ``sigmas`` are that size's own."""
     latents = replace(student.latents, height=cells[0], width=cells[1])
-    return replace(student, latents=latents, image=replace(student.image, height=size[0], width=size[1]))
+    image = replace(student.image, height=size[0], width=size[1])
+    return replace(student, latents=latents, image=image, sigmas=sigmas or student.sigmas)
 
 
 def buckets(student: Student, manifest: RuntimeManifest) -> dict[Size, Student]:
@@ -86,7 +87,8 @@ def buckets(student: Student, manifest: RuntimeManifest) -> dict[Size, Student]:
         if not compiled:
             raise BundleError(f"the runtime {manifest.name} has no graph for {name}: make it again with export.run")
         shape, size = manifest.stages[compiled[0]].inputs["latents"], read_size(name)
-        found[size] = at_size(student, size, (int(shape[-2]), int(shape[-1])))
+        cells = int(shape[-2]), int(shape[-1])
+        found[size] = at_size(student, size, cells, manifest.bucket_sigmas.get(name))
     return found
 
 

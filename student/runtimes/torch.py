@@ -18,18 +18,19 @@ from torch.func import functional_call
 from student.bundle import Student
 from student.families.family import Condition, Family, SizeError
 from student.families.find import FAMILIES, family_of_student
+from student.families.resized import resized
 from student.noise import noise
 from student.pipeline import open_pipeline, read_index
 from student.runtimes.batches import Measured, measure, read_table, split, write_table
 from student.runtimes.compiled import cpu_batch
-from student.runtimes.lengths import Lengths, at_length, longest
+from student.runtimes.lengths import Lengths, longest
 from student.runtimes.machine import find_gpu, free_bytes
 from student.runtimes.manifest import RUNTIMES
 from student.runtimes.options import Options
 from student.runtimes.placement import ACTIVATIONS, Placement, numbers_of, place
 from student.runtimes.runtime import FloatArray, Watch, check_call
 from student.runtimes.scoring import Scorers
-from student.runtimes.sizes import Size, SizeRange, at_size, own_size, size_name, sizes_of
+from student.runtimes.sizes import Size, SizeRange, own_size, size_name, sizes_of
 from student.sampler import denoise
 from student.tokens import PromptTokens
 
@@ -187,11 +188,9 @@ class TorchRuntime:
         if size == own_size(self.student) and frames == own:
             return self.student
         try:
-            latents = self._model.family.geometry(*size, frames or 1)
+            return resized(self._model.family, self.student, size, frames)
         except SizeError as error:
             raise ValueError(f"{self.student.id} does not support {size_name(size)}: {error}") from error
-        student = at_size(self.student, size, (latents.height, latents.width))
-        return student if frames is None or latents.frames is None else at_length(student, frames, latents.frames)
 
     def _draw(
         self, student: Student, prompts: Sequence[str], seeds: Sequence[int], steps: int,

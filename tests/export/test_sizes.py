@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,30 +10,50 @@ import numpy as np
 import pytest
 import torch
 import typer
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from export import run as command
 from service.errors import InvalidRequest
 from service.http.admission import check
 from service.http.schema import GenerateRequest
-from student.bundle import Student, read_student
+from student.bundle import BundleError, Student, read_student
 from student.families.find import family_of_student
 from student.noise import noise
 from student.pipeline import open_pipeline
 from student.runtimes.load import load
-from student.runtimes.manifest import read_manifest
+from student.runtimes.manifest import check_runtime, read_manifest
 from student.runtimes.runtime import SizedRuntime
-from student.runtimes.sizes import own_size, read_size, size_name, sizes_of
+from student.runtimes.sizes import buckets, own_size, read_size, size_name, sizes_of
 from student.sampler import denoise
 from tests.student.families import tiny
 
 PROMPTS, SEEDS = ["a red heart", "ring", ""], [7, 11, 2**32 - 1]
 
 
+BY_SIZE = {**tiny.FLUX_DYNAMIC, "base_image_seq_len": 8, "max_image_seq_len": 16}  # from 64x32 to 64x64
+
+
+def flux_by_size(seed: int) -> Any:
+    """FLUX with a shift that depends much on the size, even at these."""
+    return tiny.flux(seed=seed, scheduler=FlowMatchEulerDiscreteScheduler(**BY_SIZE))
+
+
+def sigmas_of_diffusers(student: Student, size: tuple[int, int]) -> list[float]:
+    """The two sigmas of the published scheduler at this size; an image token is 16x16 pixels."""
+    if student.family == "sd3":
+        return list(student.sigmas[2])
+    scheduler = FlowMatchEulerDiscreteScheduler(**BY_SIZE)
+    tokens = size[0] * size[1] // 16**2
+    scheduler.set_timesteps(sigmas=[1.0, 0.5], mu=calculate_shift(tokens, 8, 16, 0.5, 1.15))
+    return [float(sigma) for sigma in scheduler.sigmas[:-1]]
+
+
 @pytest.fixture(scope="module", params=["flux", "sd3"])
 def sized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student of 32x64 pixels (width by height), compiled for 64x32 and 64x64 too."""
     bundle = tmp_path_factory.mktemp("sized") / "tiny"
-    make: Any = {"flux": tiny.flux, "sd3": lambda seed: tiny.sd3(with_t5=False, dual=False, seed=seed)}
+    make: Any = {"flux": flux_by_size, "sd3": lambda seed: tiny.sd3(with_t5=False, dual=False, seed=seed)}
     tiny.build(bundle, make[request.param](seed=31), steps=(2,))
     command.run(student=bundle, to="onnx", size=["64x32", "32x64", "64x64"])
     return bundle
@@ -46,8 +67,12 @@ def test_names() -> None:
 
 
 def test_every_size_is_drawn_as_torch_draws_it(sized: Path) -> None:
-    student, runtime = read_student(sized), load(sized, "onnx")
-    assert isinstance(runtime, SizedRuntime) and runtime.sizes == ((64, 32), (32, 64), (64, 64))
+    student, runtime, in_torch = read_student(sized), load(sized, "onnx"), load(sized, "torch")
+    assert (
+        isinstance(in_torch, SizedRuntime)
+        and isinstance(runtime, SizedRuntime)
+        and runtime.sizes == ((64, 32), (32, 64), (64, 64))
+    )
     manifest = read_manifest(sized / "runtimes" / "onnx-staged-fp32")
     assert list(manifest.buckets) == ["64x32", "64x64"] and set(manifest.buckets["64x32"]) == {2}
     assert set(manifest.stages) == {"text", "step", "decoder"} | {
@@ -61,10 +86,30 @@ def test_every_size_is_drawn_as_torch_draws_it(sized: Path) -> None:
         assert images.shape == (3, 3, *size)
         start = torch.from_numpy(noise(SEEDS, model.latent_shape(*size)))
         with torch.no_grad():
-            x = denoise(lambda x, sigma: model.velocity(x, sigma, condition), start, student.sigmas[2])
+            x = denoise(lambda x, sigma: model.velocity(x, sigma, condition), start, sigmas_of_diffusers(student, size))
             theirs = model.decode(x)
         np.testing.assert_allclose(images, theirs, atol=1e-4)
+        np.testing.assert_allclose(in_torch.draw(PROMPTS, SEEDS, 2, size=size), images, atol=1e-4)
     np.testing.assert_array_equal(runtime.draw(PROMPTS, SEEDS, 2), runtime.draw(PROMPTS, SEEDS, 2, size=(64, 32)))
+
+
+def test_a_size_has_sigmas_of_its_own_where_the_schedule_depends_on_it(sized: Path) -> None:
+    student, manifest = read_student(sized), read_manifest(sized / "runtimes" / "onnx-staged-fp32")
+    others = {size_name(size): at for size, at in buckets(student, manifest).items()}
+    if student.family == "sd3":
+        assert manifest.bucket_sigmas == {} and "bucket_sigmas" not in (
+            sized / "runtimes" / "onnx-staged-fp32" / "manifest.json"
+        ).read_text("utf-8")
+    for name in ("64x32", "64x64"):
+        assert others[name].sigmas[2] == pytest.approx(sigmas_of_diffusers(student, read_size(name)), abs=1e-6)
+    assert (others["64x64"].sigmas == student.sigmas) == (student.family == "sd3")
+
+
+def test_sigmas_that_lack_a_step_count_are_refused(sized: Path) -> None:
+    folder = sized / "runtimes" / "onnx-staged-fp32"
+    manifest = replace(read_manifest(folder), bucket_sigmas={"64x64": {8: (1.0,)}})
+    with pytest.raises(BundleError, match="has no sigmas for 2 steps at 64x64: make it again with export.run"):
+        check_runtime(folder, read_student(sized), manifest)
 
 
 def test_a_size_outside_is_one_sentence_that_names_the_buckets(sized: Path) -> None:

@@ -34,14 +34,16 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from student.bundle import ImageSize, Student
+from student.bundle import ImageSize, Latents, Student
 from student.families.find import family_of
 from student.files import write_student
 from student.pipeline import save_pipeline, shift_no_more
+from student.schedule import by_size
 from tests.student.families.parts import CHANNELS, autoencoder, ready
 from tests.student.families.tiny_chat import flux2, qwen_image, z_image
 
 PROMPTS = ("a red heart above a blue star", "", "Ring &amp; circle,   left of it. " * 12)
+SIZE = ImageSize(64, 32)
 CLIP_TOKENS, MAX_TOKENS = 20, 24  # not the same, so that a mix-up of the tokenizers shows
 FLUX_DYNAMIC = {"use_dynamic_shifting": True, "shift": 3.0, "base_shift": 0.5, "max_shift": 1.15}  # FLUX.1-dev's own
 
@@ -199,22 +201,29 @@ def build(
     """Save the pipeline as a student that was trained for these step counts; videos of one frame, if of videos."""
     family = family_of(pipe, max_tokens=MAX_TOKENS)
     latents = family.geometry(height_px, width_px, frames)
-    student = Student(
+    size = ImageSize(height_px, width_px, frames if latents.frames else None)
+    student = manifest(family, steps, latents, size)
+    shift_no_more(pipe)
+    save_pipeline(pipe, path)
+    return write_student(path, student)
+
+
+def manifest(family: Any, steps: tuple[int, ...], latents: Latents, size: ImageSize = SIZE) -> Student:
+    """The content of student.json."""
+    return Student(
         id=f"tiny-{family.name}",
         version="1",
         family=family.name,
         steps=steps,
         sigmas={nfe: family.sigmas(nfe, latents.shape) for nfe in steps},
         latents=latents,
-        image=ImageSize(height_px, width_px, frames if latents.frames else None),
+        image=size,
         max_tokens=MAX_TOKENS,
         baked=family.baked,
         teacher="tiny",
         scorers={},
+        schedule=by_size(family.scheduler_config),
     )
-    shift_no_more(pipe)
-    save_pipeline(pipe, path)
-    return write_student(path, student)
 
 
 def _clip_config(tokenizer: CLIPTokenizer, width: int, projection: int) -> CLIPTextConfig:
