@@ -55,6 +55,7 @@ def gemms_to_products(graph: ir.Graph) -> None:
         if node.op_type != "Gemm" or not _is_product(node):
             continue
         value, weight, *bias = node.inputs
+        assert weight is not None
         out = node.outputs[0]
         product = node_of(
             "MatMul", [value, _oriented(graph, node, weight)], f"{out.name}.product", out.dtype, out.shape
