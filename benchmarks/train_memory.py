@@ -64,9 +64,11 @@ class Case:
 
 FULL = {"lora.rank": 0, "compute.weights": "fp32", "compute.shard": True, "compute.shard_frugal": True}
 NF4 = {"compute.quantise": "nf4"}
+TILES = {"compute.tile_px": 256}
 CASES = (
     Case("FLUX.1-dev, LoRA", "flux-dev", limit_gb=45),
     Case("FLUX.1-dev, LoRA on nf4", "flux-dev", NF4, limit_gb=23),
+    Case("FLUX.1-dev, LoRA on nf4, tiles of 256 px", "flux-dev", {**NF4, **TILES}),
     Case("FLUX.1-dev, all weights, 8 GPUs", "flux-dev", FULL, 8, 80),
     Case("Stable Diffusion 3.5 medium, LoRA", "sd35-medium", limit_gb=16),
     Case("Wan 2.1 1.3B, LoRA", "wan-1.3b", limit_gb=23),
@@ -76,6 +78,7 @@ CASES = (
     Case("Qwen-Image, LoRA", "qwen-image"),
     Case("Qwen-Image, LoRA on nf4", "qwen-image", NF4),
     Case("Wan 2.2 5B, LoRA", "wan-2.2-5b"),
+    Case("Wan 2.2 5B, LoRA, tiles of 256 px", "wan-2.2-5b", TILES),
 )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.config import above_0, at_least, finite, one_of, share
+from training.config import above_0, at_least, check, finite, one_of, share
 
 DTYPES = ("bf16", "fp32")
 QUANTISED = ("", "nf4", "fp8")
 STATES = ("fp32", "8bit")
+TILES_PX = 64  # what the side of a tile is a multiple of: three quarters of it are whole cells of every autoencoder
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class ComputeConfig:
     quantise: str = ""  # the base under adapters: "nf4" (bitsandbytes), "fp8" (torchao), or empty for ``weights``
     precision: str = "bf16"
     checkpointing: bool = False
+    tile_px: int = 0  # the side of the tiles that the autoencoder works on, one after the other; 0: the whole picture
     shard: bool = False  # the transformers over the processes (FSDP2)
     shard_frugal: bool = False  # gather for each call, reduce after each: more traffic, no room for whole networks
     compile: str = ""  # the backend that compiles the transformer's blocks, such as inductor; empty: none
@@ -63,6 +65,10 @@ class ComputeConfig:
     def __post_init__(self) -> None:
         one_of(DTYPES, "compute", self, "weights", "precision")
         one_of(QUANTISED, "compute", self, "quantise")
+        check(
+            self.tile_px >= 0 and self.tile_px % TILES_PX == 0,
+            f"compute.tile_px is {self.tile_px}: accepted are 0 and multiples of {TILES_PX}",
+        )
         above_0("compute", self, "save_minutes")
 
 

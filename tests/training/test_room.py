@@ -31,6 +31,15 @@ COUNTED = [
         "held": {"weights": 9.0, "learnt": 2.0},
         "peak": {"teacher": 12.0, "student": 12.7, "backward": 15.0, "update": 11.6, "validation": 21.0},
     },
+    {
+        "name": "narrow, in tiles",
+        "preset": "flux-dev",
+        "settings": {"compute.quantise": "nf4", "compute.tile_px": 256},
+        "processes": 1,
+        "limit_gb": None,
+        "held": {"weights": 9.0, "learnt": 2.0},
+        "peak": {"teacher": 11.0, "student": 11.5, "backward": 13.0, "update": 11.6, "validation": 12.0},
+    },
 ]
 
 
@@ -56,6 +65,10 @@ def test_what_does_not_fit_names_what_would_the_cheapest_first() -> None:
     sentence = room.too_large("flux-dev", narrow, 20.0)
     assert (
         sentence.startswith("preset flux-dev needs 21 GB") and "validation.batch=1 and teacher.batch=1 (15" in sentence
+    )
+    assert "or compute.tile_px=256 (13 GB)" in sentence.replace("; or", " or")
+    assert "compute.tile_px" not in room.too_large("flux-dev", preset("flux-dev"), 24.0), (
+        "of this alone nothing is known"
     )
     assert room.too_large("flux-dev", narrow, 24.0) == ""
     assert "but the GPU has only 2: no single setting makes it fit (computed" in room.too_large("flux-dev", narrow, 2.0)

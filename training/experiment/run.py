@@ -13,6 +13,7 @@ from student.families.family import Family
 from student.families.find import open_family
 from student.pipeline import open_parts, read_index
 from training import checkpoint, environment
+from training.decoder import decode_tiles
 from training.evaluate import Evaluation
 from training.experiment.setup import DTYPES, Setup, place, remember, student_start
 from training.experiment.validation import test_figures, trainer
@@ -97,6 +98,7 @@ def reopened(setup: Setup, out: Path) -> Family:
     if setup.prompts.of_file:
         remember(setup.config, model, setup.rewards, setup.prompts.test)
     quantise(model.transformer, compute.quantise)
+    decode_tiles(model.vae, compute.tile_px)
     place(setup.config, model)
     if compute.shard and state().num_processes > 1:
         shard(model.transformer, state().num_processes)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from student.families.family import Family
-from training.decoder import recompute_blocks
+from training.decoder import decode_tiles, recompute_blocks
 from training.processes import Processes
 from training.rats.config import RatsConfig
 from training.sharding import calls, clone, gathered, reduce_gradients, shard, shard_like, without_weights
@@ -75,8 +75,7 @@ class Roles:
     ) -> None:
         self.model = model
         self.lora = lora
-        self._ema, self.sharded, self._frugal = ema, processes > 1, sharding.frugal
-        self._reduce = True
+        self._ema, self.sharded, self._frugal, self._reduce = ema, processes > 1, sharding.frugal, True
         start = model.transformer.requires_grad_(False)
         base = model.transformer = start if begin is None else begin.requires_grad_(False)
         self._class = type(base)
@@ -100,11 +99,12 @@ class Roles:
 
     @classmethod
     def of(cls, config: RatsConfig, model: Family, begin: Any = None) -> Roles:
-        """Those of a run: adapters, gradient checkpointing and sharding as the configuration says."""
+        """Those of a run: adapters, checkpointing, tiles and sharding as the configuration says."""
         compute = config.compute
         if compute.checkpointing:
             (model.transformer if begin is None else begin).enable_gradient_checkpointing()
             recompute_blocks(model.vae)
+        decode_tiles(model.vae, compute.tile_px)
         lora = Lora(config.lora.rank, config.lora.alpha, config.seed) if config.lora.rank else None
         processes = Processes().size if compute.shard else 1
         sharding = Sharding(compute.precision == "bf16", compute.shard_frugal)
