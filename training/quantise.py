@@ -17,7 +17,7 @@ from torch import nn
 
 from training.config import ConfigError
 
-PACKAGES = {"nf4": "bitsandbytes", "fp8": "torchao", "8bit": "bitsandbytes"}
+PACKAGES = {"nf4": "bitsandbytes", "fp8": "torchao", "8bit": "bitsandbytes", "paged": "bitsandbytes"}
 BLOCKS = re.compile(r"(\w*blocks|layers|\w*refiner)\.\d+\..*")
 
 
@@ -76,11 +76,15 @@ def linear_layers(transformer: nn.Module) -> list[tuple[str, nn.Linear]]:
     return [(name, part) for name, part in layers if isinstance(part, nn.Linear) and BLOCKS.fullmatch(name)]
 
 
-def adamw(parameters: list[nn.Parameter], lr: float, bits: str) -> torch.optim.Optimizer:
-    """AdamW with a state in fp32, or in 8 bits block by block (arXiv 2110.02861)."""
-    if bits == "8bit":
-        from bitsandbytes.optim import AdamW8bit
+def adamw(parameters: list[nn.Parameter], lr: float, state: str) -> torch.optim.Optimizer:
+    """AdamW with a state in fp32; in 8 bits block by block (arXiv 2110.02861); or paged, which the driver moves between
+    the GPU and main memory (arXiv 2305.14314).
+    """
+    options: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": 0.0}
+    if state == "fp32":
+        return torch.optim.AdamW(parameters, lr, **options)
+    from bitsandbytes.optim import AdamW8bit, PagedAdamW32bit
 
-        found: torch.optim.Optimizer = AdamW8bit(parameters, lr, betas=(0.9, 0.99), weight_decay=0.0)
-        return found
-    return torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99), weight_decay=0.0)
+    made = AdamW8bit if state == "8bit" else PagedAdamW32bit
+    found: torch.optim.Optimizer = made(parameters, lr, **options)
+    return found

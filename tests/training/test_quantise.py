@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,26 @@ def test_adapters_learn_on_a_narrow_base_that_stays_as_it_is() -> None:
     model.velocity(x, 0.5, model.encode(["a red heart"])).square().mean().backward()
     assert len(roles.trainable) > 4 and all(p.dtype == torch.float32 for p in roles.trainable)
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in roles.trainable)
+
+
+@needs_bnb
+def test_a_paged_state_is_that_of_plain_adamw() -> None:
+    """On a CPU nothing is paged, as bitsandbytes says; the numbers are those of torch's own."""
+    found = []
+    for state in ("fp32", "paged"):
+        weight = nn.Parameter(torch.linspace(-1, 1, 4096).view(64, 64))
+        optimizer = adamw([weight], 0.05, state)
+        for step in range(5):
+            optimizer.zero_grad()
+            (weight * torch.randn(64, 64, generator=torch.Generator().manual_seed(step))).sum().backward()
+            with pytest.warns(UserWarning, match="Paged") if state == "paged" and step == 0 else nullcontext():
+                optimizer.step()
+        found.append(weight.detach())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+    assert (found[0] - torch.linspace(-1, 1, 4096).view(64, 64)).abs().max() > 0.1
+
+
+def test_a_paged_state_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="optim.state is 'paged': it needs the package bitsandbytes"):
+        require("optim.state", "paged")
