@@ -77,7 +77,7 @@ def quantise(graph: Path, target: Path, feeds: Iterable[Mapping[str, Any]], prec
         names,
         lambda left_out: judge.error(left_out, cut),
         lambda name: judge.error([other for other in names if other != name], cut, hardest),
-        MARGIN * TOLERANCES[precision].stage,
+        most=MARGIN * TOLERANCES[precision].stage,
     )
     save(quantised(_float32(graph), seen, precision, choice.left_out, cut), target)
     return choice
