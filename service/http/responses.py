@@ -33,7 +33,9 @@ class Floor(Strict):
     percentile: float | None = Field(description="The same as a percentile of the student's own pictures.")
     lowered: bool = Field(description="Whether load has lowered it.")
     utilization: float | None = Field(
-        None, description="The share of the workers' time that first rounds took then; null where nobody had to ask."
+        None,
+        description="The share of the workers' time that first rounds, and working off what waited, took then; null "
+        "where nobody had to ask.",
     )
 
 

@@ -95,8 +95,8 @@ class Consumer:
         return str(self._scripts.run("advance", id, token, shape, images, cost, write_result(result)))
 
     def load(self, id: str, cost: int) -> tuple[float, bool]:
-        """The share of the workers' time that first rounds take (above 1: they cannot keep up), and whether a further
-        round of this job, at that cost, would end after its deadline."""
+        """The share of the workers' time that first rounds, and working off what waits, take (above 1: they cannot keep
+        up), and whether a further round of this job, at that cost, would end after its deadline."""
         millionths, late = self._scripts.run("load", id, cost)
         return int(millionths) / 1e6, bool(late)
 

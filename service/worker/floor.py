@@ -1,7 +1,8 @@
 """The floor of a job's pictures, and how far it falls under load: pure rules.
 
 The rule is DiffServe's (Ahmad et al., arXiv 2411.15381), for one set of weights: the highest threshold with which the
-workers still keep up with what arrives. First rounds take a share ``utilisation`` of the workers' time. With the floor
+workers still keep up with what arrives. First rounds, and working off what waits within as long as arrivals are
+remembered, take a share ``utilisation`` of the workers' time. With the floor
 at the percentile k, a share p = k / 100 of the pictures goes on to a second round; of what has failed every further
 picture fails again with ``FAILS_AGAIN``. So the percentile in effect is the largest k, not above the one that was asked
 for, with ``utilisation * (1 + p * further) <= 1``, where ``further`` is the expected cost of all further rounds of a
@@ -23,8 +24,8 @@ FAILS_AGAIN = 0.5  # measured on the starter's pictures below the 20th percentil
 
 @dataclass(frozen=True)
 class Load:
-    """What the queue has measured: the share of the workers' time that first rounds take (above 1: more than there is),
-    and whether a further round of a job would end after its deadline."""
+    """What the queue has measured: the share of the workers' time that first rounds and what waits take (above 1: more
+    than there is), and whether a further round of a job would end after its deadline."""
 
     utilisation: float
     late: bool

@@ -226,6 +226,19 @@ def test_a_round_that_would_end_too_late_is_not_begun(bench: Bench) -> None:
     assert image["below_floor"] and bench.runtime.calls == [1] and bench.queue.field(job.id, "short") is None
 
 
+def test_what_waits_counts_beside_what_arrives(bench: Bench) -> None:
+    """Six jobs have arrived, of which five wait, each a twentieth of the time for which arrivals are remembered."""
+    job = put(bench, asked(bench, (7,), steps=1, cascade=(1, 2), min_reward="p99"))
+    assert bench.consumer.claim(bench.queue.lane, 1)
+    for seed in range(5):
+        put(bench, bench.queue.job(prompt=PROMPT, seeds=(seed,), steps=1))
+    pace = f'{{"jobs":9,"work":1,"busy":1,"means":[{30e6 / 20 / job.cost}]}}'
+    bench.queue.client.hset(f"{bench.queue.prefix}rt", job.lane, pace)
+    bench.queue.client.hset(f"{bench.queue.prefix}rt", bench.queue.lane, pace)
+    share, _ = bench.consumer.load(job.id, job.cost)
+    assert share == pytest.approx((6 + 5) / 20, rel=0.1)
+
+
 def test_under_load_the_floor_falls_and_the_answer_says_so(bench: Bench) -> None:
     """As much work is accepted as the workers can do: nothing is left for second rounds."""
     lane = '{"jobs":9,"work":1,"busy":1,"means":[%d]}'
