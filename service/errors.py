@@ -1,4 +1,4 @@
-"""Everything that can go wrong with a request: one tree of exceptions, one table from code to HTTP status.
+"""Everything that can go wrong with a request: one tree of exceptions, one table of their codes.
 
 ServiceError
 ├── InvalidRequest      the request itself is wrong; ``param`` names the field
@@ -28,38 +28,40 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-STATUS = {
-    "invalid_json": 400,
-    "bad_request": 400,
-    "missing_api_key": 401,
-    "invalid_api_key": 401,
-    "insufficient_scope": 403,
-    "priority_too_high": 403,
-    "untrusted_request": 403,
-    "link_expired": 403,
-    "not_found": 404,
-    "model_not_found": 404,
-    "method_not_allowed": 405,
-    "request_timeout": 408,
-    "conflict": 409,
-    "cancelled": 409,
-    "too_large": 413,
-    "unsupported_media_type": 415,
-    "invalid_request": 422,
-    "idempotency_mismatch": 422,
-    "model_refused": 422,
-    "quota_exceeded": 429,
-    "too_many_waiting": 429,
-    "too_many_streams": 429,
-    "internal_error": 500,
-    "generation_failed": 500,
-    "worker_lost": 500,
-    "storage_failed": 500,
-    "result_missing": 500,
-    "queue_full": 503,
-    "unavailable": 503,
-    "deadline_exceeded": 504,
+# Of each code its HTTP status, and what a caller should know or do: docs/api.md lists them.
+CODES = {
+    "invalid_json": (400, "the body is not valid JSON"),
+    "bad_request": (400, "what was sent is not valid HTTP, or its headers contradict each other"),
+    "missing_api_key": (401, "send `Authorization: Bearer KEY`"),
+    "invalid_api_key": (401, "the key is unknown, revoked or malformed"),
+    "insufficient_scope": (403, "use a key with the required scope"),
+    "priority_too_high": (403, "use a lower `priority`, or a key that allows it"),
+    "untrusted_request": (403, "without API keys, a service answers only its own machine, and not other sites' pages"),
+    "link_expired": (403, "the link to the image has expired or was changed: get a new one from its job"),
+    "not_found": (404, "it does not exist, has expired, or belongs to another key"),
+    "model_not_found": (404, "this model or version is not served; `GET /v1/models` lists what is"),
+    "method_not_allowed": (405, "the address does not support this method"),
+    "request_timeout": (408, "the body did not arrive in time: send it again"),
+    "conflict": (409, "the state of the job, the model or the worker does not allow this"),
+    "cancelled": (409, "the job was cancelled"),
+    "too_large": (413, "the body is too large, or asks for too much: fewer or smaller images, or a shorter video"),
+    "unsupported_media_type": (415, "send the body as uncompressed JSON, with `Content-Type: application/json`"),
+    "invalid_request": (422, "correct the field that `param` names"),
+    "idempotency_mismatch": (422, "this `Idempotency-Key` belongs to another request: use a new one"),
+    "model_refused": (422, "the model cannot be served; the message says why"),
+    "quota_exceeded": (429, "wait for `Retry-After`; `X-RateLimit-*` shows what is left"),
+    "too_many_waiting": (429, "let some of your waiting jobs finish, or wait for `Retry-After`"),
+    "too_many_streams": (429, "close one of your open event streams first"),
+    "internal_error": (500, "the service failed unexpectedly; report the `request_id` to the operator"),
+    "generation_failed": (500, "the image could not be generated; if that persists, report it to the operator"),
+    "worker_lost": (500, "workers died repeatedly while they ran this job: report it to the operator"),
+    "storage_failed": (500, "the image could not be stored: retry once; if that persists, report it to the operator"),
+    "result_missing": (500, "the file of the image no longer exists: repeat the request with the same seed"),
+    "queue_full": (503, "wait for `Retry-After`, which is measured, then retry"),
+    "unavailable": (503, "a part of the service cannot be reached: wait for `Retry-After`, then retry"),
+    "deadline_exceeded": (504, "the job was not done within `timeout_s`, or was certain not to be"),
 }
+STATUS = {code: status for code, (status, _) in CODES.items()}
 RETRY_AFTER_S = 1
 # The job has used the device, or was ended on purpose: OpenAI's clients would retry by themselves and waste work.
 NOT_WORTH_A_RETRY = ("cancelled", "generation_failed", "worker_lost", "deadline_exceeded")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.memory_figures import read, table
+from service.errors import CODES
 from service.settings import PREFIX, Settings
 from tests.documents.blocks import ROOT
 
@@ -36,6 +37,12 @@ def _default(name: str) -> str:
     return f"`{shown}`"
 
 
+def errors() -> str:
+    """The table of the API's error codes."""
+    rows = [f"| {status} | `{code}` | {meaning} |" for code, (status, meaning) in CODES.items()]
+    return "\n".join(["| status | code | what it means or what to do |", "| --- | --- | --- |", *rows])
+
+
 def memory() -> str:
     """The table of what a training step holds (benchmarks/train_memory.py)."""
     return table(read())
@@ -43,6 +50,7 @@ def memory() -> str:
 
 PARTS: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/operate.md", "settings"): settings,
+    ("docs/api.md", "errors"): errors,
     ("docs/cost.md", "memory"): memory,
 }
 
