@@ -31,6 +31,7 @@ LFS = b"version https://git-lfs.github.com/spec/"
 BASES = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call their weights
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")  # of a tokenizer
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack")
+FILES = (*PICKLED, ".safetensors", ".gguf", ".onnx", ".json")  # a hub id may have a dot: FLUX.1-schnell
 VARIANTS = ("", "bf16", "fp16")  # the first that is there is taken
 
 
@@ -96,7 +97,7 @@ def find_source(model: str, given: Collection[str] = ()) -> Source:
     """
     folder = Path(model)
     if not folder.is_dir():
-        if folder.suffix or folder.is_absolute() or model.startswith("."):
+        if folder.suffix in FILES or folder.is_absolute() or model.startswith("."):
             raise ExportError(f"{model} does not exist: accepted are a folder, a .safetensors file and a hub id")
         folder = _download(model)
     return inspect(folder, Path(model).resolve().name if Path(model).is_dir() else model, given)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import constants as hub_constants
 from safetensors.torch import load_file, save_file
 
 from export import adoption, measure
@@ -97,6 +98,36 @@ def test_variants_shards_and_links_into_a_cache_are_opened_without_being_told(
         ours = getattr(open_pipeline(out), name).state_dict()
         assert all(torch.equal(ours[key], value.float()) for key, value in theirs.items() if value.is_floating_point())
     assert not any(path.is_symlink() for path in out.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("black-forest-labs/FLUX.1-schnell", "schnell"),
+        ("stabilityai/stable-diffusion-3.5-large-turbo", "turbo"),
+        ("owner/name", "schnell"),
+    ],
+)
+def test_a_hub_id_is_adopted_from_the_cache(
+    sources: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, name: str
+) -> None:
+    place, commit, out = tmp_path / f"models--{model.replace('/', '--')}", "c" * 40, tmp_path / "student"
+    shutil.copytree(sources(name), place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    code, said = run(model, "--size", "32x64", "--steps", "2", "--out", out)
+    assert code == 0, said
+    assert read_student(out).teacher == model and f"base_model: {model}" in (out / "README.md").read_text()
+    own = sources(name) / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert (out / "transformer" / own.name).read_bytes() == own.read_bytes()
+
+
+@pytest.mark.parametrize("model", ["flux1-dev.safetensors", "./FLUX.1-dev", "models/flux.gguf", "/nowhere/FLUX.1-dev"])
+def test_a_path_that_does_not_exist_is_not_looked_for_on_the_hub(tmp_path: Path, model: str) -> None:
+    code, said = run(model, "--out", tmp_path / "out")
+    assert code == 1 and f"{model} does not exist: accepted are a folder" in said, said
 
 
 def _pickled(part: str) -> Callable[[Path], None]:
