@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.memory_figures import read, table
 from service.errors import CODES
+from service.queue.states import diagram
 from service.settings import PREFIX, Settings
 from tests.documents.blocks import ROOT
 
@@ -48,10 +49,16 @@ def memory() -> str:
     return table(read())
 
 
+def states() -> str:
+    """The diagram of a job's states."""
+    return f"```mermaid\n{diagram()}\n```"
+
+
 PARTS: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/operate.md", "settings"): settings,
     ("docs/api.md", "errors"): errors,
     ("docs/cost.md", "memory"): memory,
+    ("docs/reliability.md", "states"): states,
 }
 
 

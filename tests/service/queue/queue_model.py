@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.queue.states import TERMINAL, Event, State, after
+from service.queue.states import TERMINAL, Event, Situation, State, after
 from tests.service.support import Queue
 
 MAX_ATTEMPTS = 3
@@ -31,25 +31,26 @@ class Expected:
 
     images: int
     cost: int
-    state: State | None = None
-    mark: State | None = None
+    situation: Situation = field(default_factory=Situation)
     attempts: int = 0
     token: str = ""
     worker: str = ""
     solo: bool = False
-    best: bool = False
+
+    @property
+    def state(self) -> State | None:
+        return self.situation.state
+
+    @property
+    def mark(self) -> State | None:
+        return self.situation.mark
 
     @property
     def ended(self) -> bool:
         return self.state in TERMINAL
 
-    @property
-    def seen(self) -> str:
-        """The state that its record shows: what has drawn something before is done, whatever it ends with."""
-        return "done" if self.ended and self.best else str(self.state)
-
     def happen(self, event: Event) -> None:
-        self.state, self.mark = after(self.state, event, self.mark)
+        self.situation = after(self.situation, event)
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -131,7 +132,7 @@ class QueueMachine(RuleBasedStateMachine):
         job = self.jobs[id]
         job.happen(event)
         for _ in range(2):
-            assert self.consumers[job.worker].finish(id, job.token, event.value.split()[1], RESULT) == job.seen
+            assert self.consumers[job.worker].finish(id, job.token, event.value.split()[1], RESULT) == job.state
 
     @precondition(lambda self: self.pick(0, "running"))
     @rule(number=numbers, images=st.integers(1, 4))
@@ -140,12 +141,13 @@ class QueueMachine(RuleBasedStateMachine):
         id = str(self.pick(number, "running"))
         job, going = self.jobs[id], self.queue.job(seeds=tuple(range(images)), steps=2)
         job.happen(Event.ADVANCE)
-        job.best = True
-        for _ in range(2):
-            answer = self.consumers[job.worker].advance(
+        answers = [
+            self.consumers[job.worker].advance(
                 id, job.token, RESULT, shape=going.shape, images=going.images, cost=going.cost
             )
-            assert answer == (job.seen if not job.ended else answer) and answer != "fenced"
+            for _ in range(2)
+        ]
+        assert answers == [job.state, "queued"]
         self.stale.append((id, job.token))
         if not job.ended:
             job.attempts -= 1
@@ -176,7 +178,7 @@ class QueueMachine(RuleBasedStateMachine):
         id, token = (contested or self.stale)[number % len(contested or self.stale)]
         job = self.jobs[id]
         found = self.consumers["w0"].finish(id, token, "done", RESULT)
-        assert found == (job.seen if job.ended and job.token == token else "fenced")
+        assert found == (job.state if job.ended and job.token == token else "fenced")
         if job.token != token or job.state != "running":
             assert self.consumers["w0"].beat({}, [(id, token)]) == {id: "lost"}
             assert not self.consumers["w0"].show(id, token, {"0:0": "x"})
@@ -234,10 +236,9 @@ class QueueMachine(RuleBasedStateMachine):
     def was_lost(self, id: str) -> None:
         job = self.jobs[id]
         self.stale.append((id, job.token))
-        last = job.attempts >= MAX_ATTEMPTS and not job.mark
-        job.happen(Event.LOSE_LAST if last else Event.LOSE)
+        job.happen(Event.LOSE_LAST if job.attempts >= MAX_ATTEMPTS else Event.LOSE)
         job.solo = True
-        if last and not job.best:
+        if job.state == "failed":
             self.dead.add(id)
 
     @precondition(lambda self: self.jobs)
@@ -248,21 +249,22 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.pick(0, "running"))
     @rule(number=numbers)
     def give_up_what_nobody_holds(self, number: int) -> None:
-        """Whatever has taken the lease away: nobody would notice the mark."""
+        """Whatever has taken the lease away: nobody would notice the mark, so it is lost as soon as it is marked."""
         id = str(self.pick(number, "running"))
         self.queue.client.zrem(f"{self.queue.prefix}l", id)
         job = self.jobs[id]
         self.stale.append((id, job.token))
-        job.state, job.mark = job.mark or State.EXPIRED, None
-        assert self.queue.cancel(id, "expired") == job.seen
+        job.happen(Event.EXPIRE)
+        job.happen(Event.LOSE)
+        assert self.queue.cancel(id, "expired") == job.state
 
     def give_up(self, id: str, event: Event) -> None:
         job = self.jobs[id]
+        running = job.state == "running"
         job.happen(event)
-        if job.mark and job.best:  # nobody need wait for its worker
+        if running and job.ended:
             self.stale.append((id, job.token))
-            job.state, job.mark = job.mark, None
-        assert self.queue.cancel(id, "cancelled" if event is Event.CANCEL else "expired") == job.seen
+        assert self.queue.cancel(id, "cancelled" if event is Event.CANCEL else "expired") == job.state
 
     @invariant()
     def same_as_the_queue(self) -> None:
@@ -275,7 +277,7 @@ class QueueMachine(RuleBasedStateMachine):
         pipeline.hvals(f"{prefix}wl")
         pipeline.hvals(f"{prefix}kc")
         *rows, pending, order, leases, dead, work, keys = pipeline.execute()
-        assert [tuple(row) for row in rows] == [(job.seen, str(job.attempts)) for job in self.jobs.values()]
+        assert [tuple(row) for row in rows] == [(job.state, str(job.attempts)) for job in self.jobs.values()]
         waiting = {id: job for id, job in self.jobs.items() if job.state == "queued"}
         assert set(pending) == set(waiting) == set(order)
         assert sum(map(int, work)) == sum(job.cost for job in waiting.values())
