@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from student.runtimes.lengths import Lengths, longest
 from student.runtimes.machine import find_gpu, free_bytes
 from student.runtimes.manifest import RUNTIMES
 from student.runtimes.options import Options
-from student.runtimes.placement import ACTIVATIONS, Placement, numbers_of, place
+from student.runtimes.placement import ACTIVATIONS, TRANSFORMERS, Placement, numbers_of, place
 from student.runtimes.runtime import FloatArray, Watch, check_call
 from student.runtimes.scoring import Scorers
 from student.runtimes.sizes import Size, SizeRange, own_size, size_name, sizes_of
@@ -46,7 +45,9 @@ class TorchModel:
         self.family, self.placement = family, placement
         self._recorded = compile == "graphs"
         if mode := COMPILE[compile]:
-            family.transformer.compile(mode=mode, dynamic=False)
+            for name, part in family.named_children():
+                if name in TRANSFORMERS:
+                    part.compile(mode=mode, dynamic=False)
 
     @torch.no_grad()
     def draw(
@@ -237,10 +238,7 @@ def _open(bundle: Path, student: Student, placement: Placement, kind: type[Famil
 
 def spread(family: Family, placement: Placement) -> None:
     """Move each part as the placement says; encoders that are copied for each call wait in pinned memory."""
-    for name in ("transformer", "vae", *family.encoders):
-        part: Any = getattr(family, name)
-        if part is None:
-            continue
+    for name, part in family.named_children():
         if name in family.encoders and placement.offload != "off":
             if placement.offload == "encoders" and torch.cuda.is_available():
                 for value in (*part.parameters(), *part.buffers()):

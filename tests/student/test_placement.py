@@ -5,13 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from student.bundle import BundleError
+from student.families.find import family_of
 from student.runtimes.machine import Gpu
 from student.runtimes.placement import Placement, numbers_of, place
+from student.runtimes.torch import TorchModel, spread
+from tests.student.families import tiny
 
 GIB = 2**30
 FLUX = {"transformer": 11_901_408_320, "text_encoder": 123_060_480, "text_encoder_2": 4_762_310_656, "vae": 83_819_683}
+WAN_14B = {
+    "transformer": 14_288_901_184, "transformer_2": 14_288_901_184, "text_encoder": 5_680_910_336, "vae": 126_892_531
+}  # fmt: skip
 STARTER = {"transformer": 3_000_000, "text_encoder": 100_000, "vae": 200_000}
 
 
@@ -28,6 +35,8 @@ def gpu(gib: float, capability: str = "9.0") -> Gpu:
         (FLUX, gpu(35), "auto", Placement("cuda", "bfloat16", "encoders")),
         (FLUX, gpu(28), "auto", Placement("cuda", "bfloat16", "cpu")),
         (FLUX, gpu(80, "7.5"), "auto", Placement("cuda", "float16", "off")),
+        (WAN_14B, gpu(80), "auto", Placement("cuda", "bfloat16", "off")),
+        (WAN_14B, gpu(64), "auto", Placement("cuda", "bfloat16", "cpu")),
         (STARTER, gpu(8), "auto", Placement("cuda", "float32", "off")),
     ],
 )
@@ -45,6 +54,29 @@ def test_a_gpu_that_is_too_small_is_refused_with_the_figures() -> None:
         place(FLUX, gpu(35), "off")
     with pytest.raises(BundleError, match="offload is 'disk': accepted are auto, off, encoders, cpu"):
         place(FLUX, gpu(80), "disk")
+
+
+def test_both_experts_of_wan_2_2_14b_must_fit() -> None:
+    with pytest.raises(BundleError, match=r"needs 55\.5 GiB of GPU memory in bfloat16"):
+        place(WAN_14B, gpu(48))
+
+
+@pytest.mark.parametrize("name", tiny.MAKERS)
+@pytest.mark.parametrize("offload", ["off", "cpu"])
+def test_every_part_moves_but_encoders_that_stay(name: str, offload: str) -> None:
+    family = family_of(tiny.MAKERS[name]())
+    spread(family, Placement("meta", "float32", offload))
+    where = {key.partition(".")[0]: value.device.type for key, value in family.named_parameters()}
+    kept = set(family.encoders) if offload == "cpu" else set()
+    assert where == {part: "cpu" if part in kept else "meta" for part, _ in family.named_children()}
+    assert len(where) == len(family.encoders) + (3 if name == "wan_14b" else 2)
+
+
+def test_both_experts_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    family, compiled = family_of(tiny.wan_14b()), []
+    monkeypatch.setattr(nn.Module, "compile", lambda part, **options: compiled.append((part, options["mode"])))
+    TorchModel(family, Placement("cpu", "float32"), "on")
+    assert compiled == [(family.transformer, "default"), (family.transformer_2, "default")]
 
 
 def test_a_video_that_takes_more_to_decode_is_given_more_room() -> None:
