@@ -10,6 +10,7 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 C = TypeVar("C")
+NAMES = {bool: "true or false", int: "an integer", float: "a number", tuple: "a list"}  # of types, in messages
 
 
 class ConfigError(ValueError):
@@ -106,7 +107,7 @@ def _read(text: str, old: Any, key: str) -> Any:
             return value
         if isinstance(old, tuple) and all(type(part) is type(old[0]) for part in value):
             return tuple(value)
-    raise ConfigError(f"setting {key!r} is {text!r}: accepted is a {type(old).__name__} such as {json.dumps(old)}")
+    raise ConfigError(f"setting {key!r} is {text!r}: accepted is {NAMES[type(old)]}, for example {json.dumps(old)}")
 
 
 def check(holds: bool, sentence: str) -> None:

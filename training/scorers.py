@@ -51,7 +51,9 @@ def open_rewards(
             f"reward {min(both)!r} is both trained on and held out: accepted are different rewards for the two roles"
         )
     if both := resolved.get(REPORTED, set()) & (resolved[TRAINED] | resolved[HELDOUT]):
-        raise RewardError(f"reward {min(both)!r} trains or chooses and is to report as well: accepted is another")
+        raise RewardError(
+            f"reward {min(both)!r} is already the trained or the held-out reward: reward.reported must be another"
+        )
     found = {}
     for role, weights in wanted.items():
         terms = []

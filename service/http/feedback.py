@@ -37,7 +37,7 @@ class FeedbackAnswer(Strict):
 
 
 async def noted(services: Services, record: Record, body: FeedbackRequest) -> FeedbackAnswer:
-    """Note a client's word; the last one about an image counts.
+    """Note a client's feedback; the last one on an image counts.
 
     Raises:
         Conflict: the job has no images, or none yet.
@@ -45,7 +45,7 @@ async def noted(services: Services, record: Record, body: FeedbackRequest) -> Fe
         RedisError
     """
     if record.state is not State.DONE:
-        raise Conflict(f"The job is {record.state}: there is no image to say anything of.")
+        raise Conflict(f"The job is {record.state}: there is no image to give feedback on.")
     images = record.result["images"]
     if body.image >= len(images):
         raise NotFound(f"The job has {len(images)} images, counted from 0.")

@@ -35,7 +35,7 @@ class Floor(Strict):
     utilization: float | None = Field(
         None,
         description="The share of the workers' time that first rounds, and working off what waited, took then; null "
-        "where nobody had to ask.",
+        "if the load was not needed.",
     )
 
 

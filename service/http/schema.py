@@ -114,8 +114,8 @@ class GenerateRequest(Strict):
         1,
         ge=1,
         le=MAX_BEST_OF,
-        description="Draw so many candidates of each image and keep the one with the highest score. Each counts "
-        "towards cost and quota. The kept one's seed alone gives the same bytes again.",
+        description="Number of candidates per image; the one with the highest score is kept. Each counts towards "
+        "cost and quota. The kept one's seed alone gives the same bytes again.",
         examples=[4],
     )
     rank_by: str | None = Field(
@@ -178,8 +178,8 @@ class GenerateRequest(Strict):
         ge=min(PRIORITIES),
         le=max(PRIORITIES),
         description="A higher priority goes first, by a bounded amount of work, so that no job starves. Within a "
-        "priority, keys take turns. A key may be limited to less; without a limit of its own, one that is no admin's "
-        "may ask for 0 at most.",
+        "priority, keys take turns. A key may be limited to less; without a limit of its own, keys without the "
+        "scope admin may ask for at most 0.",
     )
     timeout_s: float | None = Field(
         None,

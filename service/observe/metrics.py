@@ -108,7 +108,7 @@ class Metrics:
         self.registry.register(self._queue)
         self.registry.register(self._seen)
         info = {"model": model, "version": version, **build}
-        self._gauge("build_info", "Always 1; the labels tell.", list(info)).set(1, *info.values())
+        self._gauge("build_info", "Always 1; the labels hold the values.", list(info)).set(1, *info.values())
 
     def _counter(self, name: str, documentation: str, labels: list[str]) -> Counter:
         return Counter(f"fewstep_{name}", documentation, labels, registry=self.registry)

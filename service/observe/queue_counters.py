@@ -54,7 +54,7 @@ class QueueCounters(Collector):
         return family
 
     def _feedback(self) -> GaugeMetricFamily:
-        text = "Images of which clients have said so; a later word takes an earlier one's place."
+        text = "Images by their latest feedback from clients."
         family = GaugeMetricFamily("fewstep_feedback_images", text, labels=["feedback"])
         for word in WORDS:
             family.add_metric([word], self.counters.get(f"feedback_{word}", 0))

@@ -1,18 +1,18 @@
-// What the metrics say of the quality of what is drawn: golden probes, drift of the scores, canaries.
+// What the metrics say of the quality of the images: golden probes, drift of the scores, canaries.
 
 import { element } from "./dom.js";
 
 const PROBE = {
-  same: "draws the same bits as ever",
-  recorded: "draws as recorded at its first probe here",
-  pixels_changed: "draws other bits than it did",
-  scores_changed: "is scored otherwise than it was",
-  failed: "cannot draw its golden probe",
+  same: "generates identical images",
+  recorded: "generates the images recorded at its first probe here",
+  pixels_changed: "generates different images than before",
+  scores_changed: "generates identical images, but their scores have changed",
+  failed: "cannot generate its golden probe",
 };
 const CAUSE = {
   engine: "the engine", scorer: "a scorer", model: "the model", prompts: "the prompts", unknown: "unknown",
 };
-const STATE = { running: "is compared", promoted: "was promoted", rolled_back: "was rolled back", stopped: "was stopped" };
+const STATE = { running: "is being compared", promoted: "was promoted", rolled_back: "was rolled back", stopped: "was stopped" };
 
 const named = (read, name) => read.filter((one) => one.name === name);
 
@@ -43,7 +43,7 @@ function canaries(read) {
   });
 }
 
-/** Everything that there is to say, as [{text, bad}]. */
+/** All findings, as [{text, bad}]. */
 export const findings = (read) => [...probes(read), ...drift(read), ...canaries(read)];
 
 /** The same as list items. */

@@ -44,8 +44,8 @@ def test_every_setting_that_moved_names_where_it_is_now() -> None:
         ("optim.rl=5", "did you mean 'optim.lr'"),
         ("qqq=5", "accepted are compute.checkpointing"),
         ("steps", "accepted is key=value"),
-        ("steps=many", "accepted is a int"),
-        ("steps=2.5", "accepted is a int"),
+        ("steps=many", "accepted is an integer, for example"),
+        ("steps=2.5", "accepted is an integer, for example"),
         ("steps.x=1", "is a single setting, not a group"),
     ],
 )

@@ -107,11 +107,11 @@ class ImageDatum(Strict):
         default_factory=dict,
         description="Not OpenAI's: percentage of the student's own images at these steps that score lower, by scorer.",
     )
-    reward_failed: list[str] | None = Field(None, description="Not OpenAI's: as of /generate.")
+    reward_failed: list[str] | None = Field(None, description="Not OpenAI's: as in /generate.")
     steps: int | None = Field(None, description="Not OpenAI's: its network calls; with best_of or min_reward.")
-    reported: dict[str, float] | None = Field(None, description="Not OpenAI's: as of /generate.")
-    below_floor: bool | None = Field(None, description="Not OpenAI's: as of /generate.")
-    candidates: list[Candidate] | None = Field(None, description="Not OpenAI's: as of /generate.")
+    reported: dict[str, float] | None = Field(None, description="Not OpenAI's: as in /generate.")
+    below_floor: bool | None = Field(None, description="Not OpenAI's: as in /generate.")
+    candidates: list[Candidate] | None = Field(None, description="Not OpenAI's: as in /generate.")
 
 
 class InputDetails(Strict):
@@ -141,5 +141,5 @@ class ImagesAnswer(Strict):
     quality: str = Field(description="low, medium or high: the rank of the step count among the student's own.")
     size: str
     usage: Usage
-    floor: FloorInEffect | None = Field(None, description="Not OpenAI's: as of /generate.")
+    floor: FloorInEffect | None = Field(None, description="Not OpenAI's: as in /generate.")
     scoring: Scoring | None = Field(None, description=f"Not OpenAI's. {LATE_SCORES}")

@@ -122,11 +122,11 @@ def form_fields(kind: str, body: bytes) -> dict[str, str]:
     """The fields of a form by name; of a file its name.
 
     Raises:
-        InvalidRequest: it is no form.
+        InvalidRequest: it is not a multipart form.
     """
     whole = message_from_bytes(b"Content-Type: " + kind.encode("latin-1") + b"\r\n\r\n" + body)
     if not whole.is_multipart():
-        raise InvalidRequest("The body is no form: its Content-Type needs the boundary that the parts have.")
+        raise InvalidRequest("The body is not a multipart form: its Content-Type must name the boundary.")
     found: dict[str, str] = {}
     for part in [part for part in whole.walk() if part is not whole]:
         name = part.get_param("name", header="content-disposition")

@@ -21,12 +21,14 @@ USUAL = Plan()
 
 router = APIRouter(prefix="/admin/canaries", tags=["operation"], dependencies=[Depends(operator)])
 
-Share = Annotated[float, Query(gt=0, le=1, description="Share of the latest version's requests that both draw again.")]
+Share = Annotated[
+    float, Query(gt=0, le=1, description="Share of the latest version's requests that both versions generate again.")
+]
 Margin = Annotated[
     float,
     Query(gt=0, le=10, description="How much lower a scorer's mean may be, in standard deviations of the teacher."),
 ]
-Failures = Annotated[float, Query(gt=0, lt=1, description="Share of the pairs that may fail with it alone.")]
+Failures = Annotated[float, Query(gt=0, lt=1, description="Share of the pairs that may fail with the candidate alone.")]
 Slowdown = Annotated[float, Query(gt=1, le=100, description="How many times as long a call may take.")]
 
 
@@ -46,10 +48,10 @@ class CanaryReport(Strict):
     candidate: str = Field(description="The version that is compared with it.")
     state: str = Field(description="running, promoted, rolled_back or stopped.")
     reason: str = Field(description="Why it ended.")
-    share: float = Field(description="How much of the base's traffic both draw again.")
+    share: float = Field(description="Share of the base's requests that both versions generate again.")
     started: float = Field(description="Unix time in seconds.")
     ended: float | None = Field(description="Unix time in seconds; null while it runs.")
-    pairs: int = Field(description="Pairs that were drawn by both.")
+    pairs: int = Field(description="Pairs that both versions have generated.")
     base_failed: int = Field(description="Pairs that failed with the base alone.")
     candidate_failed: int = Field(description="Pairs that failed with the candidate alone.")
     rewards: dict[str, Difference] = Field(description="By scorer.")

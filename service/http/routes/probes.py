@@ -51,7 +51,7 @@ async def readyz(request: Request, services: WithServices) -> dict[str, str | in
     if not holding:
         raise Unavailable(f"No worker has loaded {served.name} yet.")
     if not any(worker.claims for worker in holding):
-        raise Unavailable(f"Every worker that has loaded {served.name} is paused or ends.")
+        raise Unavailable(f"Every worker that has loaded {served.name} is paused or draining.")
     return {
         "status": "ready",
         "model": served.name.id,

@@ -205,7 +205,7 @@ def test_the_panel_says_what_probes_drift_and_canaries_have_found(page: Page) ->
     ]
     found = page.value(HEALTH.replace("TEXT", json.dumps("\n".join(text))))
     assert found == [
-        "m 1 draws the same bits as ever (3 workers)", "!m 1 draws other bits than it did (1 worker)",
+        "m 1 generates identical images (3 workers)", "!m 1 generates different images than before (1 worker)",
         "Scores have not drifted", "!m 2 was rolled back, against 1: 50 pairs",
     ]  # fmt: skip
     alarm = f'fewstep_drift_alarm{{{stream},cause="prompts"}} 1.0'

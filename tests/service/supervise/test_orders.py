@@ -79,7 +79,7 @@ def test_a_paused_worker_stays_claims_nothing_says_so_and_goes_on(
         assert 'fewstep_worker_states{state="paused"} 1.0' in metrics
         assert 'fewstep_worker_states{state="ready"} 0.0' in metrics
         message = check_error(call("GET", f"{api.url}/readyz"), 503, "unavailable")
-        assert message == "Every worker that has loaded fake/1 is paused or ends."
+        assert message == "Every worker that has loaded fake/1 is paused or draining."
         row = command(capsys, api.url, "list")[1].splitlines()[1].split()
         assert [row[0], *row[2:]] == [id, "paused", "0", "fake", "fake/1"]
         assert command(capsys, api.url, "resume", id) == (0, f"{id} is ready and takes work.\n", "")

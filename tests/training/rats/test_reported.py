@@ -41,4 +41,4 @@ def test_a_reward_that_trains_or_chooses_does_not_report_as_well(role: str, tmp_
     other = {"reward": "Redness", "heldout": "Brightness"}[role]
     more = settings(tmp_path, "flux", **{"reward.reported": f"{OWN}:{other}"})
     code, text = run("--out", str(tmp_path / "out"), *more)
-    assert code == 2 and f"reward '{OWN}:{other}' trains or chooses and is to report as well" in text
+    assert code == 2 and f"reward '{OWN}:{other}' is already the trained or the held-out reward" in text
