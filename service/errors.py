@@ -16,6 +16,7 @@ ServiceError
 │   └── TooManyStreams  it has too many streams open
 ├── QueueFull           try again later
 ├── Unavailable         the queue or every worker is out of reach, or the service is stopping
+│   └── StoreUnavailable  the store of the results is out of reach
 ├── DeadlineExceeded    the deadline has passed, or will certainly pass
 ├── Cancelled           accepted, and cancelled before it was done
 └── GenerationFailed    accepted, but the worker failed
@@ -72,18 +73,24 @@ class StartupError(Exception):
 
 
 class ServiceError(Exception):
-    """An answer other than 200; ``code`` is a key of STATUS."""
+    """An answer other than 200; ``code`` is a key of STATUS, ``default_message`` stands in for a missing message."""
 
     code = "internal_error"
+    default_message = "The service failed unexpectedly."
 
     def __init__(
-        self, message: str, param: str | None = None, *, code: str | None = None, retry_after_s: float | None = None,
+        self,
+        message: str = "",
+        param: str | None = None,
+        *,
+        code: str | None = None,
+        retry_after_s: float | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(message)
+    ) -> None:
+        super().__init__(message or type(self).default_message)
         self._retry_after_s = retry_after_s
         self._headers = dict(headers or {})
-        self.message = message
+        self.message = message or type(self).default_message
         self.param = param
         self.code = code or type(self).code
 
@@ -155,10 +162,15 @@ class TooManyStreams(QuotaExceeded):
 
 class QueueFull(ServiceError):
     code = "queue_full"
+    default_message = "The queue is full: too many jobs are waiting."
 
 
 class Unavailable(ServiceError):
     code = "unavailable"
+
+
+class StoreUnavailable(Unavailable):
+    default_message = "The result store cannot be reached."
 
 
 class DeadlineExceeded(ServiceError):

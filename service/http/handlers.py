@@ -89,7 +89,7 @@ def from_http(error: HTTPException, path: str = "/") -> ServiceError:
         return TooLarge("The body is too large.")
     if error.status_code == 400:
         return ServiceError("The body is not valid JSON.", code="invalid_json")
-    return ServiceError("The service failed unexpectedly.")
+    return ServiceError()
 
 
 def _fields(request: Request) -> Collection[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from service.errors import Conflict, InvalidRequest, NotFound, ServiceError, Unavailable
+from service.errors import Conflict, InvalidRequest, NotFound, ServiceError, StoreUnavailable
 from service.http.presentation import image_file
 from service.http.services import Services
 from service.queue.job import Record
@@ -126,19 +126,23 @@ async def erased(services: Services, record: Record) -> None:
 
     Raises:
         Conflict: it has not ended, or its scores are still to come.
-        Unavailable: the store of the images cannot be reached; nothing is lost, and the same call deletes them later.
+        StoreUnavailable: nothing is lost, and the same call deletes them later.
         RedisError
     """
     if not record.settled:
         state = "to be scored" if record.terminal else record.state
-        raise Conflict(f"The job is {state}: it can be deleted once it has ended.")
+        raise _not_ended(state)
     try:
         for token in _claims(record):
             await asyncio.to_thread(services.results.discard, record.id, token)
     except OSError as error:
-        raise Unavailable("The result store cannot be reached.") from error
+        raise StoreUnavailable from error
     if (state := await services.producer.erase(record.id)) not in ("erased", "missing"):
-        raise Conflict(f"The job is {state}: it can be deleted once it has ended.")
+        raise _not_ended(state)
+
+
+def _not_ended(state: str) -> Conflict:
+    return Conflict(f"The job is {state}: it can be deleted once it has ended.")
 
 
 def _claims(record: Record) -> list[str]:

@@ -65,7 +65,7 @@ class RequestContext:
             log.exception("request failed")
             if status != CLIENT_GONE:  # the response has begun: its status can no longer change
                 raise
-            error = ServiceError("The service failed unexpectedly.")
+            error = ServiceError()
             await JSONResponse(error_body(error, info.request_id), error.status)(scope, receive, send_with_id)
         finally:
             self._note(scope, status)

@@ -46,7 +46,7 @@ class OverloadGuard:
         """The refusal to send without asking the queue, or None if it should be asked."""
         if self._clock() >= self._closed_until:
             return None
-        return QueueFull("The queue is full: too many jobs are waiting.", retry_after_s=self._wait_s)
+        return QueueFull(retry_after_s=self._wait_s)
 
 
 class OverloadMiddleware:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from service.errors import Cancelled, DeadlineExceeded, GenerationFailed, ServiceError, Unavailable, error_detail
+from service.errors import Cancelled, DeadlineExceeded, GenerationFailed, ServiceError, StoreUnavailable, error_detail
 from service.http.responses import (
     Candidate,
     ErrorDetail,
@@ -186,7 +186,7 @@ async def read_image(services: Services, reference: str, sha256: str = "") -> by
     except ResultMissing:
         raise ServiceError("The image was generated, but its file no longer exists.", code="result_missing") from None
     except OSError as error:
-        raise Unavailable("The result store cannot be reached.") from error
+        raise StoreUnavailable from error
 
 
 def _read_whole(results: ResultStore, reference: str, sha256: str) -> bytes:

@@ -88,7 +88,7 @@ def _refusal(verdict: Verdict, job: Job) -> ServiceError | None:
     if verdict.word == "gone":
         return ModelGone(f"Model {job.model} {job.version} is no longer served.", "model")
     if verdict.word == "full":
-        return QueueFull("The queue is full: too many jobs are waiting.", retry_after_s=again)
+        return QueueFull(retry_after_s=again)
     if verdict.word == "key_full":
         message = "Too many of your requests are waiting: let some of them finish, or retry after Retry-After."
         return QuotaExceeded(message, code="too_many_waiting", retry_after_s=again)

@@ -95,7 +95,7 @@ def _check(verdict: Verdict) -> None:
     if verdict.word == "gone":
         raise ModelGone("The model of this job is no longer served.", "model")
     if verdict.word not in ("ok", "known", "attached"):
-        raise QueueFull("The queue is full: too many jobs are waiting.", retry_after_s=verdict.wait_s)
+        raise QueueFull(retry_after_s=verdict.wait_s)
 
 
 def _described(letter: DeadLetter, show_prompts: bool) -> DeadLetterInfo:
