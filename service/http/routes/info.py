@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import Field
-from redis.exceptions import RedisError
 
 from service.configuration import effective
-from service.errors import Unavailable
 from service.http.responses import error_responses
-from service.http.routes.probes import ASK_S
+from service.http.routes.probes import promptly
 from service.http.schema import Strict
 from service.http.services import WithServices
 
@@ -46,10 +43,7 @@ class Info(Strict):
 @router.get("/info", responses=error_responses(503))
 async def info(request: Request, services: WithServices) -> Info:
     """What this service runs: the student, the runtime of each worker, and the effective configuration."""
-    try:
-        workers = await asyncio.wait_for(services.producer.workers(), ASK_S)
-    except (RedisError, TimeoutError):
-        raise Unavailable("The queue cannot be reached.") from None
+    workers = await promptly(services.producer.workers())
     names = list(WorkerInfo.model_fields)
     served = services.models.choice.default()
     return Info(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeout
 
 from service.errors import Unavailable
 from service.http.drift_log import probes_of
@@ -19,6 +21,8 @@ from service.observe.metrics import Memory
 from service.queue.status import Worker
 
 ASK_S = 0.5
+
+T = TypeVar("T")
 
 router = APIRouter(tags=["operation"])
 
@@ -38,10 +42,7 @@ async def readyz(request: Request, services: WithServices) -> dict[str, str | in
         raise Unavailable("The service is stopping.")
     if (broken := services.background.broken) is not None:
         raise Unavailable(f"A background task of this process keeps failing: {broken}.")
-    try:
-        workers = await asyncio.wait_for(services.producer.workers(), ASK_S)
-    except (RedisError, TimeoutError):
-        raise Unavailable("The queue cannot be reached.") from None
+    workers = await promptly(services.producer.workers())
     if not workers:
         raise Unavailable("No worker is alive.")
     served = services.models.choice.default()
@@ -68,10 +69,22 @@ async def metrics(request: Request, services: WithServices) -> Response:
     """Metrics in Prometheus' text format; without the queue's while it is out of reach."""
     services.metrics.references(served.student for served in services.models.choice.served.values())
     try:
-        services.metrics.reached(await asyncio.wait_for(_measure(services), ASK_S))
-    except (RedisError, TimeoutError):
+        services.metrics.reached(await promptly(_measure(services)))
+    except RedisError:
         services.metrics.reached(None)
     return Response(services.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def promptly(answer: Awaitable[T]) -> T:
+    """The queue's answer, for somebody who does not wait for long.
+
+    Raises:
+        RedisError: the queue is out of reach, or has not answered within ``ASK_S``.
+    """
+    try:
+        return await asyncio.wait_for(answer, ASK_S)
+    except TimeoutError:
+        raise RedisTimeout(f"no answer within {ASK_S:g} s") from None
 
 
 async def _measure(services: Services) -> Memory:

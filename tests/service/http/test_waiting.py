@@ -18,9 +18,11 @@ from service.queue.connection import connect_async
 from service.queue.job import Job, QueueOptions, Record
 from service.queue.replies import Replies
 from service.queue.result import read_result
+from tests.service.http.test_http import check_error
 from tests.service.support import Api, Queue, Service, call, eventually, post
 
 WAITING_FOR_EVER = {"REQUEST_TIMEOUT_S": "600"}
+PAUSE_MS = 20_000  # ended by the test itself
 RESULT = {"images": [], "runtime": "fake"}
 
 
@@ -70,11 +72,25 @@ def test_without_a_worker_it_lives_and_is_not_ready(make_api: Callable[..., Api]
     assert "Retry-After" in ready.headers
 
 
+def test_a_server_that_does_not_answer_is_one_that_is_away(make_api: Callable[..., Api]) -> None:
+    api = make_api()
+    api.redis.client_pause(PAUSE_MS)
+    try:
+        for path in ("/readyz", "/info"):
+            answer = call("GET", f"{api.url}{path}")
+            assert "The queue cannot be reached" in check_error(answer, 503, "unavailable")
+        assert call("GET", f"{api.url}/metrics").status_code == 200
+    finally:
+        api.redis.client_unpause()
+    assert call("GET", f"{api.url}/info").status_code == 200
+
+
 def test_without_a_server_it_lives_and_refuses(tmp_path: Path) -> None:
     api = Api("unix:///nowhere/redis.sock", tmp_path / "data")
     try:
         assert call("GET", f"{api.url}/healthz").status_code == 200
-        assert call("GET", f"{api.url}/readyz").status_code == 503
+        for path in ("/readyz", "/info"):
+            assert "The queue cannot be reached" in check_error(call("GET", f"{api.url}{path}"), 503, "unavailable")
         response = post(api.url, prompt="p")
         assert response.status_code == 503 and response.json()["error"]["code"] == "unavailable"
         assert call("GET", f"{api.url}/metrics").status_code == 200
