@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from diffusers.utils import logging as diffusers_log
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from export.errors import ExportError
 
 PREFIX = "transformer."
+LONGEST = 400  # characters of a reason, which may name every key of the file
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,7 @@ def merge(pipe: Any, lora: Lora) -> int:
         with _quiet():
             state, *_ = type(pipe).lora_state_dict(where, return_alphas=True, **options), None
     except Exception as error:  # each style has a reader of its own, which raises what it likes
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"the LoRA {lora.name} cannot be read: {first}") from error
+        raise ExportError(f"the LoRA {lora.name} cannot be read: {_reason(error)}") from error
     layers = check(pipe.transformer, state[0] if isinstance(state, tuple) else state, lora.name)
     with _quiet():
         try:
@@ -81,8 +83,9 @@ def merge(pipe: Any, lora: Lora) -> int:
             pipe.fuse_lora(components=["transformer"], lora_scale=lora.weight, adapter_names=["merged"])
             pipe.unload_lora_weights()
         except (ValueError, RuntimeError, KeyError, AttributeError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ExportError(f"the LoRA {lora.name} does not fit the {type(pipe).__name__}: {first}") from error
+            raise ExportError(
+                f"the LoRA {lora.name} does not fit the {type(pipe).__name__}: {_reason(error)}"
+            ) from error
     return layers
 
 
@@ -90,7 +93,7 @@ def check(transformer: nn.Module, state: Mapping[str, Tensor], name: str) -> int
     """The number of layers that a LoRA's state changes; diffusers itself ignores keys that it does not know.
 
     Raises:
-        ExportError: a key has no layer, or a layer of another size; the message names the first.
+        ExportError: a key has no layer, one of another size, or no counterpart of its rank; the message names one.
     """
     modules = dict(transformer.named_modules())
     layers = set()
@@ -110,13 +113,29 @@ def check(transformer: nn.Module, state: Mapping[str, Tensor], name: str) -> int
         layers.add(layer)
     if not layers:
         raise ExportError(f"the LoRA {name} changes no layer of the transformer")
+    _check_ranks(state, name)
     return len(layers)
+
+
+def _check_ranks(state: Mapping[str, Tensor], name: str) -> None:
+    for key in sorted(key for key in state if ".lora_A." in key):
+        other = key.replace(".lora_A.", ".lora_B.")
+        if other not in state:
+            raise ExportError(f"the LoRA {name} has the key {key}, but no {other}")
+        ranks = state[key].shape[0], state[other].shape[1]
+        if ranks[0] != ranks[1]:
+            raise ExportError(f"the LoRA {name} is broken: {key} has rank {ranks[0]}, and {other} has {ranks[1]}")
+
+
+def _reason(error: Exception) -> str:
+    """The error in one line: diffusers names the keys below its first."""
+    return shorten(str(error), LONGEST, placeholder=" ...") or type(error).__name__
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     level = diffusers_log.get_verbosity()
-    diffusers_log.set_verbosity_error()
+    diffusers_log.set_verbosity(logging.CRITICAL)  # what it logs as an error it raises too
     try:
         yield
     finally:

@@ -84,19 +84,26 @@ def test_one_change_in_either_style_is_merged_as_the_pipeline_merges_it(
     assert np.abs(theirs - own_picture(sources("schnell"), 4, PROMPTS[0], 7, **call)).max() > 0.01
 
 
-def test_a_lora_of_another_model_and_unknown_keys_are_named(sources: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_lora_of_another_model_and_unknown_keys_are_named(
+    sources: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     right = a_lora(schnell())
+    kohya = kohya_style(torch.zeros(96, RANK), torch.zeros(RANK, 32))
     key = sorted(right)[0]
     unknown = {key.replace("transformer_blocks.0", "transformer_blocks.9"): value for key, value in right.items()}
     other = {**right, key: torch.zeros(2, 999)}
+    counterpart, width = key.replace("lora_A", "lora_B"), right[key].shape[1]
     for state, sentence in (
         (unknown, "transformer_blocks.9.attn.to_q.lora_A.weight, but the model has no layer"),
         (other, f"is for another model: {key} has size 999 where this one has"),
         ({"base.encoder.weight": torch.zeros(2)}, "the LoRA x.safetensors"),
+        ({**kohya, "lora_unet_nowhere.lora_up.weight": torch.zeros(2, 2)}, "keys detected: lora_unet_nowhere.lora_up"),
+        ({**right, key: torch.zeros(3, width)}, f"{key} has rank 3, and {counterpart} has 2"),
+        ({name: value for name, value in right.items() if name != counterpart}, f"the key {key}, but no {counterpart}"),
     ):
         save_file(state, tmp_path / "x.safetensors")
         code, said = run(
             sources("schnell"), "--size", "32x64", "--lora", tmp_path / "x.safetensors", "--out", tmp_path / "out"
         )
         assert code == 1 and sentence in said, said
-        assert not (tmp_path / "out").exists()
+        assert not (tmp_path / "out").exists() and "Loading merged" not in capfd.readouterr().err
