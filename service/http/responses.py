@@ -89,7 +89,9 @@ class Timings(Strict):
     queue_s: float = Field(description="From acceptance until a worker took it.")
     inference_s: float = Field(description="Generating the batch.")
     score_s: float = Field(description="Scoring the batch.")
-    encode_s: float = Field(description="Encoding and storing this request's images.")
+    encode_s: float = Field(
+        description="Encoding and storing this request's images, while they are scored where no score chooses."
+    )
     total_s: float = Field(description="From acceptance to the end.")
 
 

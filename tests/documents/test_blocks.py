@@ -15,7 +15,7 @@ import pytest
 from tests.documents.blocks import DOCUMENTS, OTHERS, PYTHON, REASONS, ROOT, SHELL, Block, blocks
 
 MARKERS = ("not run: ", "until stopped", "file: ", "run with: ")
-LIMIT_S = 300
+LIMIT_S = 600  # some install what they serve with
 HERE = "127.0.0.1:8000"
 PRELUDE = """set -eEuo pipefail
 shopt -s expand_aliases
