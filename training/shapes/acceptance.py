@@ -183,6 +183,15 @@ def headroom(rows: Sequence[Row], scorers: Sequence[str]) -> str:
 
 TEXT = """# The starter world's models
 
+<!-- until stopped -->
+```bash
+make serve
+```
+
+```bash
+.venv-serve/bin/python -m fewstep generate "a red heart above a blue star" --seed 7 -o heart.png
+```
+
 <!-- not run: takes long -->
 ```bash
 make install
