@@ -110,7 +110,7 @@ def _through(waiting: Sequence[Job]) -> dict[str, float]:
         for job in more:
             started = time.perf_counter()
             await _fill(producer, [job])
-            for claimed in consumer.claim(job.lane, 1):
+            for claimed in consumer.claim({job.lane: 1}):
                 consumer.finish(claimed.id, claimed.token, "done", RESULT)
             waits.append(time.perf_counter() - started)
         spent_s = _cpu_s(client) - before_s

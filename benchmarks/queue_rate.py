@@ -60,7 +60,7 @@ async def run(url: str, jobs: int, batch: int, waiting: int) -> Rate:
             said = await asyncio.gather(*(producer.enqueue(job, options) for job in asked[part : part + TOGETHER]))
             refused = {verdict.word for verdict in said} - {"ok", "known"}  # known: repeated after a lost reply
             assert not refused, refused
-        while claimed := consumer.claim(asked[0].lane, batch):
+        while claimed := consumer.claim({asked[0].lane: batch}):
             consumer.beat({}, [(job.id, job.token) for job in claimed])
             for job in claimed:
                 consumer.finish(job.id, job.token, "done", RESULT)

@@ -40,11 +40,6 @@ class LoadedModels:
         return {name_of(runtime) for runtime in self.lanes.values()}
 
     @property
-    def max_images(self) -> dict[str, int]:
-        """The most images of a batch, by lane."""
-        return {lane: runtime.max_batch for lane, runtime in self.lanes.items()}
-
-    @property
     def warm_up_s(self) -> float:
         """The longest warm-up of a loaded student."""
         return max((getattr(runtime, "warm_up_s", 0.0) for runtime in self.lanes.values()), default=0.0)

@@ -28,15 +28,11 @@ class Consumer:
         self.order = ""  # what an operator wants of the worker, a WorkerState, as of the last beat
         self._scripts = Scripts(client, queue)
 
-    def claim(self, lane: str, max_images: int, claim_id: str | None = None) -> list[Claimed]:
-        """Waiting jobs of one batch key, in order; empty if nothing waits.
+    def claim(self, lanes: Mapping[str, int], claim_id: str | None = None) -> list[Claimed]:
+        """Waiting jobs of one batch key, in order, from whichever lane comes first; empty if nothing waits.
 
-        They hold ``max_images`` images at most, but for a single job that is larger than that.
+        ``lanes`` has the most images of a batch by lane; only a single job may be larger than that.
         """
-        return self.claim_any({lane: max_images}, claim_id)
-
-    def claim_any(self, lanes: Mapping[str, int], claim_id: str | None = None) -> list[Claimed]:
-        """The same from whichever of several lanes comes first; the most images of a batch by lane."""
         served = {form: images for lane, images in lanes.items() for form in readable_lanes(lane)}
         arguments = (claim_id or uuid.uuid4().hex, json.dumps(served), self._lease_ms)
         now_us, token, jobs = self._scripts.run("claim", self.worker, *arguments)

@@ -86,7 +86,7 @@ class Claims:
         started = time.monotonic()
         if not lanes:
             return None
-        claimed = self._consumer.claim_any({lane: runtime.max_batch for lane, runtime in lanes.items()})
+        claimed = self._consumer.claim({lane: runtime.max_batch for lane, runtime in lanes.items()})
         self._margin_s = max(SHORTEST_MARGIN_S, 2 * (time.monotonic() - started))
         if not claimed:
             return None

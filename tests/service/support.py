@@ -135,7 +135,7 @@ class Queue:
         """A worker draws so many jobs, one after the other; returns their ids in that order."""
         worker, drawn = self.consumer("w"), []
         for _ in range(count):
-            for claimed in worker.claim(self.lane, 1):
+            for claimed in worker.claim({self.lane: 1}):
                 worker.finish(claimed.id, claimed.token, "done", {"images": [], "runtime": "fake"})
                 drawn.append(claimed.id)
         return drawn

@@ -38,7 +38,7 @@ def test_what_ended_without_a_picture_is_tried_anew(queue: Queue, end: str) -> N
         queue.let_deadlines_pass()
         queue.reap()
     else:
-        [claimed] = queue.consumer("w").claim(queue.lane, 1)
+        [claimed] = queue.consumer("w").claim({queue.lane: 1})
         if end == "failed":
             queue.consumer("w").finish(first.id, claimed.token, "failed", {"error": {}})
         else:
@@ -60,7 +60,7 @@ def test_a_job_is_given_up_when_its_last_client_has_gone(queue: Queue) -> None:
 def test_a_running_job_is_given_up_at_its_next_step(queue: Queue) -> None:
     job = queue.job()
     queue.ask(job, client="a")
-    [claimed] = queue.consumer("w").claim(queue.lane, 1)
+    [claimed] = queue.consumer("w").claim({queue.lane: 1})
     assert queue.leave(job.id, "a") == "running"
     assert queue.consumer("w").beat({}, [(job.id, claimed.token)]) == {job.id: "cancelled"}
 
@@ -105,7 +105,7 @@ def test_whoever_watches_hears_of_every_change_and_whoever_accepted_of_the_end_o
     for _ in range(2):
         queue.runner.run(queue.producer.watch(job.id))
     worker = queue.consumer("w")
-    [claimed] = worker.claim(queue.lane, 1)
+    [claimed] = worker.claim({queue.lane: 1})
     assert worker.show(job.id, claimed.token, {"0:0": "one", "0:1": "two"})
     assert worker.show(job.id, claimed.token, {"0:1": "zwei", "1:0": "three"})
     assert not worker.show(job.id, "0", {"2:0": "a zombie's"})

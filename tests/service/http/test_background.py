@@ -70,7 +70,7 @@ def test_whoever_waits_for_a_job_is_woken_by_its_end(queue: Queue) -> None:
 
     def queue_draw() -> None:
         worker = queue.consumer("w")
-        for claimed in worker.claim(queue.lane, 1):
+        for claimed in worker.claim({queue.lane: 1}):
             worker.finish(claimed.id, claimed.token, "done", {"images": [], "runtime": "fake"})
 
     id = queue.add()

@@ -258,7 +258,7 @@ def test_the_address_of_an_image_is_the_one_that_clients_know(make_api: Callable
     api = make_api(PUBLIC_URL="https://pictures.example/fewstep", REQUEST_TIMEOUT_S="600", INSECURE="true")
     id = call("POST", f"{api.url}/generate", json={"prompt": "p"}, headers={"Prefer": "respond-async"}).json()["id"]
     worker = Consumer(connect(api.redis_url), "fake", "w", lease_s=60, max_attempts=3)
-    [claimed] = worker.claim(api.hash_of(id)["lane"], 1)
+    [claimed] = worker.claim({api.hash_of(id)["lane"]: 1})
     image = {"file": "f", "seed": 1, "width": 64, "height": 64, "sha256": "", "reward": {}}
     timings = {"queue_s": 0.0, "inference_s": 0.0, "score_s": 0.0, "encode_s": 0.0}
     worker.finish(id, claimed.token, "done", {"images": [image], "runtime": "r", "batch_size": 1, "timings": timings})

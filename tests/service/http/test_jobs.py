@@ -259,7 +259,7 @@ def test_a_retry_at_another_process_gets_the_answer_of_the_same_job(make_api: Ca
         answers.append(pool.submit(post_with, second.url, start("k"), prompt="p", seed=1))
         [id] = eventually(lambda: attended_by_two(first), "two wait")
         worker = Consumer(connect(first.redis_url), "fake", "w", lease_s=60, max_attempts=3)
-        [claimed] = worker.claim(first.hash_of(id)["lane"], 8)
+        [claimed] = worker.claim({first.hash_of(id)["lane"]: 8})
         worker.finish(id, claimed.token, "failed", {"error": {"code": "generation_failed", "message": "No."}})
         for answer in answers:
             assert answer.result().json()["error"]["message"] == "No."

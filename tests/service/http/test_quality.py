@@ -191,7 +191,7 @@ def test_a_deadline_in_a_later_round_is_answered_with_the_best_so_far(make_api: 
         asking = pool.submit(
             post, api.url, prompt=PROMPT, seed=7, min_reward=9.0, cascade=[1, 2], timeout_s=2.0, response_format="url"
         )
-        (claimed,) = eventually(lambda: consumer.claim("3|fake|1", 8), "it waits")
+        (claimed,) = eventually(lambda: consumer.claim({"3|fake|1": 8}), "it waits")
         about = {"seed": 7, "steps": 1, "reward": {"trained": 0.1}, "below_floor": True, "candidates": []}
         image = {"file": "f", "width": 64, "height": 64, "sha256": "0", **about}
         result = {"images": [image], "runtime": "fake", "timings": {}, "next": {"stage": 1, "images": [0]}}

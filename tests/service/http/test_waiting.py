@@ -155,7 +155,7 @@ class Waiter:
 
 def draw(queue: Queue, job: Job) -> None:
     worker = queue.consumer("w")
-    [claimed] = worker.claim(queue.lane, 8)
+    [claimed] = worker.claim({queue.lane: 8})
     worker.finish(job.id, claimed.token, "done", RESULT)
 
 
@@ -179,7 +179,7 @@ def test_every_job_that_ends_is_observed_once_even_if_nobody_waits(queue: Queue)
     ignored, job, waiter = queue.job(), queue.job(), Waiter(queue)
 
     def draw_both() -> None:
-        for claimed in queue.consumer("w").claim(queue.lane, 8):
+        for claimed in queue.consumer("w").claim({queue.lane: 8}):
             queue.consumer("w").finish(claimed.id, claimed.token, "done", RESULT)
 
     queue.enqueue(ignored)

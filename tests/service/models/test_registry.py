@@ -79,7 +79,7 @@ def test_no_job_is_taken_for_a_model_from_the_moment_when_it_is_unloaded(queue: 
     mine = lane("a", "2")
     assert not models.worker.idle(mine), "it waits"
     worker = queue.consumer("w")
-    [claimed] = worker.claim(mine, 8)
+    [claimed] = worker.claim({mine: 8})
     assert not models.worker.idle(mine), "it runs"
     worker.finish(claimed.id, claimed.token, "done", {})
     assert models.worker.idle(mine) and not models.worker.idle(lane("a", "1"))
@@ -97,7 +97,7 @@ def test_a_worker_claims_from_all_its_lanes_and_each_has_its_own_batch_size(queu
     assert models.enqueue(a_job(model="b", version="1")) == "ok"
     worker, sizes = queue.consumer("w"), {lane("a", "1"): 8, lane("a", "2"): 2}
     batches = []
-    while batch := worker.claim_any(sizes):
+    while batch := worker.claim(sizes):
         jobs = [Job.from_payload(claimed.payload) for claimed in batch]
         batches.append([found.version for found in jobs])
         for claimed in batch:

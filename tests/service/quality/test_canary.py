@@ -160,7 +160,7 @@ class Registered:
     def finish(self, id: str, reward: float = 0.0, state: str = "done", call_s: float = 1.0, batch: int = 1) -> str:
         worker = self.queue.consumer("w")
         lanes = {f"3|{self.queue.model}|{version}": 1 for version in "12"}
-        (claimed,) = worker.claim_any(lanes)
+        (claimed,) = worker.claim(lanes)
         assert claimed.id == id
         notes = {"half": {"rewards": {"trained": reward}, "call_s": call_s, "batch": batch}} if state == "done" else {}
         result = {"images": []} if state == "done" else {"error": {"code": "generation_failed", "message": "m"}}
@@ -234,7 +234,7 @@ def test_a_worker_that_dies_with_a_half_counts_as_its_failure_only_when_the_job_
     for k in range(registered.queue.limits["max_attempts"]):
         assert registered.sums().pairs == 0
         worker = registered.queue.consumer(f"w{k}")
-        assert [one.id for one in worker.claim_any(lanes)] == [id]
+        assert [one.id for one in worker.claim(lanes)] == [id]
         worker.lost(f"w{k}")
     assert registered.queue.state(id) == "failed" and registered.sums().candidate_failed == 1
 
@@ -256,7 +256,7 @@ def test_where_scores_come_later_a_half_counts_with_its_scores(registered: Regis
     registered.finish(registered.half("a", "base"), 0.5)
     id = registered.half("a", "candidate")
     worker = registered.queue.consumer("w")
-    (claimed,) = worker.claim_any({f"3|{registered.queue.model}|2": 1})
+    (claimed,) = worker.claim({f"3|{registered.queue.model}|2": 1})
     assert worker.finish(id, claimed.token, "done", {"images": []}, scores_follow=True) == "done"
     assert registered.sums() == Sums()
     if lost:

@@ -96,7 +96,7 @@ def test_erasing_a_key_leaves_nothing_of_it_and_all_of_the_others(log: Log) -> N
     log.note(spoken, "rejected", "a prompt of ann")
     assert log.erase("ann") == 1
     worker = log.queue.consumer("w")
-    (claimed,) = worker.claim(log.queue.lane, 1)
+    (claimed,) = worker.claim({log.queue.lane: 1})
     assert worker.finish(before, claimed.token, "done", {"images": []}, notes=low("a late prompt of ann")) == "done"
     log.note(before, "rejected", "a late prompt of ann")
     assert [row["prompt"] for row in log.prompts()] == ["a prompt of ben"]

@@ -76,7 +76,7 @@ def finish(queue: Queue, notes: dict[str, Any], **changes: Any) -> tuple[str, st
     """A job that a worker ends with these notes; returns its id and token."""
     id = queue.add(**changes)
     worker = queue.consumer("w")
-    (claimed,) = worker.claim(queue.lane, 1)
+    (claimed,) = worker.claim({queue.lane: 1})
     assert worker.finish(id, claimed.token, "done", {"images": []}, notes=notes) == "done"
     return id, claimed.token
 
@@ -120,7 +120,7 @@ def test_a_call_that_is_repeated_or_fenced_counts_nothing(queue: Queue) -> None:
 def test_scores_that_come_later_are_counted_once_with_them(queue: Queue) -> None:
     id = queue.add()
     worker = queue.consumer("w")
-    (claimed,) = worker.claim(queue.lane, 1)
+    (claimed,) = worker.claim({queue.lane: 1})
     worker.finish(id, claimed.token, "done", {"images": []}, scores_follow=True)
     notes = {"drift": [{"key": "m/1|4|64x64|s|raw", "score": 1.0, "low": 0.0}], "seen": "p"}
     assert hash_of(queue, "dr") == {}
@@ -133,7 +133,7 @@ def test_scores_that_come_later_are_counted_once_with_them(queue: Queue) -> None
 def test_what_was_cancelled_meanwhile_counts_nothing(queue: Queue) -> None:
     id = queue.add()
     worker = queue.consumer("w")
-    (claimed,) = worker.claim(queue.lane, 1)
+    (claimed,) = worker.claim({queue.lane: 1})
     queue.cancel(id)
     row = {"key": "m/1|4|64x64|s|raw", "score": 1.0, "low": 0.0}
     assert worker.finish(id, claimed.token, "done", {"images": []}, notes={"drift": [row], "seen": "p"}) == "cancelled"

@@ -99,7 +99,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(worker=workers, images=st.integers(-1, 8))
     def claim(self, worker: str, images: int) -> None:
         claim_id, waiting = uuid.uuid4().hex, self.pick(0, "queued")
-        batch = self.consumers[worker].claim(self.queue.lane, images, claim_id)
+        batch = self.consumers[worker].claim({self.queue.lane: images}, claim_id)
         assert bool(batch) == bool(waiting)
         for claimed in batch:
             job = self.jobs[claimed.id]
@@ -121,7 +121,7 @@ class QueueMachine(RuleBasedStateMachine):
         """The answer was lost, so the same call comes again."""
         if worker in self.claims:
             claim_id, images, token, ids = self.claims[worker]
-            again = self.consumers[worker].claim(self.queue.lane, images, claim_id)
+            again = self.consumers[worker].claim({self.queue.lane: images}, claim_id)
             kept = [id for id in ids if self.jobs[id].state == "running" and self.jobs[id].token == token]
             assert [(claimed.id, claimed.token) for claimed in again] == [(id, token) for id in kept]
 

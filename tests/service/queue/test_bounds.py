@@ -32,7 +32,7 @@ def test_only_the_newest_dead_jobs_are_kept(queue: Queue) -> None:
     queue.client.zadd(dead, {f"old{k}": (now_s - 2000 + k) * 1_000_000 for k in range(1000)})
     id = queue.add()
     for attempt in range(queue.limits["max_attempts"]):
-        assert [claimed.id for claimed in queue.consumer(f"w{attempt}").claim(queue.lane, 1)] == [id]
+        assert [claimed.id for claimed in queue.consumer(f"w{attempt}").claim({queue.lane: 1})] == [id]
         queue.let_leases_end()
         queue.reap()
     assert queue.state(id) == "failed"
@@ -47,7 +47,7 @@ def test_each_key_is_kept_for_as_long_as_somebody_may_come_back_for_it(make_queu
     assert queue.enqueue(asked, idempotency="digest", body="b") == "ok"
     worker = queue.consumer("w", lease_s=10.0)
     worker.beat({"runtime": "fake"}, [])
-    [claimed] = worker.claim(queue.lane, 1)
+    [claimed] = worker.claim({queue.lane: 1})
     worker.finish(asked.id, claimed.token, "done", {"images": []})
     waiting = queue.add(key="debtor", seeds=tuple(range(30)))
     queue.reap()

@@ -23,7 +23,7 @@ RESULT: dict[str, Any] = {"images": [], "runtime": "fake"}
 def kill(queue: Queue, id: str) -> None:
     """Every worker that draws it dies."""
     for attempt in range(int(queue.limits["max_attempts"])):
-        assert [claimed.id for claimed in queue.consumer(f"w{attempt}").claim(queue.lane, 8)] == [id]
+        assert [claimed.id for claimed in queue.consumer(f"w{attempt}").claim({queue.lane: 8})] == [id]
         queue.let_leases_end()
         queue.reap()
     assert queue.state(id) == "failed"
@@ -42,7 +42,7 @@ def test_a_dead_letter_is_tried_again_alone_as_another_job_and_only_once(queue: 
     assert queue.runner.run(letters.newest(10)) == []
     assert queue.state(id) == "failed", "what has ended stays so"
     worker = queue.consumer("w")
-    batches = [worker.claim(queue.lane, 8), worker.claim(queue.lane, 8)]
+    batches = [worker.claim({queue.lane: 8}), worker.claim({queue.lane: 8})]
     assert sorted([[claimed.id for claimed in batch] for batch in batches]) == sorted([[mate], [first.id]])
     record = queue.record(first.id)
     assert (record.key, record.job.prompt, record.job.seeds) == ("ann", "poison", (1, 2))
@@ -62,10 +62,10 @@ def test_a_server_that_lost_its_data_gives_no_token_a_second_time(queue: Queue) 
     """Else the worker of the lost data could end the job of another: both would hold (id, 1)."""
     job = queue.job()
     queue.enqueue(job)
-    [old] = queue.consumer("old").claim(queue.lane, 8)
+    [old] = queue.consumer("old").claim({queue.lane: 8})
     queue.client.delete(*queue.client.keys(f"{queue.prefix}*"))
     assert queue.enqueue(job) == "ok"
-    [new] = queue.consumer("new").claim(queue.lane, 8)
+    [new] = queue.consumer("new").claim({queue.lane: 8})
     assert new.id == old.id and int(new.token) > int(old.token)
     assert queue.consumer("old").finish(job.id, old.token, "done", RESULT) == "fenced"
     assert queue.state(job.id) == "running"
@@ -85,7 +85,7 @@ def test_the_whole_queue_runs_on_a_node_of_a_cluster(
         queue = Queue(server.url, runner)
         ids = [queue.add(seeds=(k,)) for k in range(3)]
         worker = queue.consumer("w")
-        batch = worker.claim(queue.lane, 2)
+        batch = worker.claim({queue.lane: 2})
         held = [(claimed.id, claimed.token) for claimed in batch]
         assert worker.beat({"runtime": "fake"}, held) == {}
         assert worker.show(ids[0], batch[0].token, {"0:0": "x"})

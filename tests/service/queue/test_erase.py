@@ -16,7 +16,7 @@ def erase(queue: Queue, id: str) -> str:
 def test_only_a_job_that_has_ended_is_erased(queue: Queue) -> None:
     id, worker = queue.add(), queue.consumer("w")
     assert erase(queue, id) == "queued" and queue.state(id) == "queued"
-    [claimed] = worker.claim(queue.lane, 8)
+    [claimed] = worker.claim({queue.lane: 8})
     assert erase(queue, id) == "running" and queue.state(id) == "running"
     assert worker.finish(id, claimed.token, "done", DONE) == "done"
     assert [erase(queue, id), erase(queue, id)] == ["erased", "missing"]

@@ -107,7 +107,7 @@ def test_work_that_ran_keeps_its_turn(queue: Queue) -> None:
     worker = queue.consumer("w")
     for _ in range(5):
         id = queue.add(key="k")
-        [claimed] = worker.claim(queue.lane, 1)
+        [claimed] = worker.claim({queue.lane: 1})
         queue.cancel(id)
         worker.finish(id, claimed.token, "done", {})
     assert queue.client.zscore(f"{queue.prefix}f", "k") == 5 * COST
@@ -128,10 +128,10 @@ def test_a_quota_is_given_back_for_what_failed_and_not_for_what_was_drawn(make_q
     worker = queue.consumer("w")
     for state in ("failed", "done"):
         queue.add(key="k")
-        [claimed] = worker.claim(queue.lane, 1)
+        [claimed] = worker.claim({queue.lane: 1})
         worker.finish(claimed.id, claimed.token, state, {"error": {}} if state == "failed" else {})
     running = queue.add(key="k")
-    [claimed] = worker.claim(queue.lane, 1)
+    [claimed] = worker.claim({queue.lane: 1})
     queue.cancel(running)
     worker.finish(running, claimed.token, "done", {})
     assert queue.ask(queue.job(key="k")).quota_left == 7 * COST, "the done one, the cancelled one that ran, and this"
@@ -143,7 +143,7 @@ def test_who_is_given_up_between_two_rounds_has_paid_for_the_one_that_was_drawn(
     queue = make_queue(quota=10 * COST)
     worker = queue.consumer("w")
     id = queue.add(key="k")
-    [claimed] = worker.claim(queue.lane, 1)
+    [claimed] = worker.claim({queue.lane: 1})
     best = {"images": [], "runtime": "fake"}
     assert worker.advance(id, claimed.token, best, shape="64x64|8", images=1, cost=2 * COST) == "queued"
     assert queue.client.zscore(f"{queue.prefix}f", "k") == 3 * COST
@@ -207,7 +207,7 @@ def drain(queue: Queue, seconds: list[float], jobs_a_batch: int = 1) -> None:
     for took_s in seconds:
         for _ in range(jobs_a_batch):
             queue.add()
-        batch = queue.consumer("w").claim(queue.lane, jobs_a_batch)
+        batch = queue.consumer("w").claim({queue.lane: jobs_a_batch})
         queue.client.hdel(f"{queue.prefix}rt", "last_us")
         for claimed in batch:
             queue.client.hset(f"{queue.prefix}j:{claimed.id}", "claimed_us", round((time.time() - took_s) * 1e6))
@@ -258,7 +258,7 @@ def test_the_time_of_workers_side_by_side_passes_once(queue: Queue) -> None:
     """Two workers, one with two batch mates, all for four seconds: three jobs in four seconds."""
     for _ in range(3):
         queue.add()
-    first, second = queue.consumer("a").claim(queue.lane, 2), queue.consumer("b").claim(queue.lane, 2)
+    first, second = queue.consumer("a").claim({queue.lane: 2}), queue.consumer("b").claim({queue.lane: 2})
     for claimed in (*first, *second):
         queue.client.hset(f"{queue.prefix}j:{claimed.id}", "claimed_us", round((time.time() - 4.0) * 1e6))
     for claimed in (*first, *second):
@@ -273,7 +273,7 @@ def keep_waiting(queue: Queue, factor: float, count: int) -> None:
         first, job = queue.job(), queue.job()
         queue.enqueue(first)
         queue.enqueue(job, timeout_s=600.0)
-        claims = queue.consumer("w").claim(queue.lane, 2)
+        claims = queue.consumer("w").claim({queue.lane: 2})
         queue.client.hset(f"{queue.prefix}j:{job.id}", "created_us", round((time.time() - factor * 2.0) * 1e6))
         for claimed in claims:
             queue.consumer("w").finish(claimed.id, claimed.token, "done", {})
@@ -323,7 +323,7 @@ def test_a_deadline_ends_a_waiting_job_without_a_worker(queue: Queue) -> None:
 def test_a_deadline_reaches_the_worker_that_draws_it(queue: Queue) -> None:
     id = queue.add()
     worker = queue.consumer("w")
-    [claimed] = worker.claim(queue.lane, 1)
+    [claimed] = worker.claim({queue.lane: 1})
     queue.let_deadlines_pass()
     queue.reap()
     assert queue.state(id) == "running" and queue.record(id).giving_up
@@ -334,11 +334,11 @@ def test_a_deadline_reaches_the_worker_that_draws_it(queue: Queue) -> None:
 
 def test_a_deadline_also_ends_a_job_whose_worker_is_lost(queue: Queue) -> None:
     id = queue.add()
-    queue.consumer("w").claim(queue.lane, 1)
+    queue.consumer("w").claim({queue.lane: 1})
     queue.let_deadlines_pass()
     queue.let_leases_end()
     queue.reap()
-    assert queue.state(id) == "expired" and queue.consumer("v").claim(queue.lane, 1) == []
+    assert queue.state(id) == "expired" and queue.consumer("v").claim({queue.lane: 1}) == []
 
 
 def test_a_quota_is_counted_in_work_for_each_key_and_fills_up_again(make_queue: Callable[..., Queue]) -> None:

@@ -17,7 +17,7 @@ SCORES: dict[str, Any] = {
 def drawn(queue: Queue, worker: str = "w") -> Claimed:
     """A job that is done and whose scores are awaited."""
     queue.add(seeds=(1, 2))
-    [claimed] = queue.consumer(worker).claim(queue.lane, 8)
+    [claimed] = queue.consumer(worker).claim({queue.lane: 8})
     assert queue.consumer(worker).finish(claimed.id, claimed.token, "done", RESULT, scores_follow=True) == "done"
     return claimed
 
@@ -52,7 +52,7 @@ def test_another_claim_and_a_job_without_late_scores_are_fenced(queue: Queue) ->
     claimed, worker = drawn(queue), queue.consumer("w")
     assert worker.score(claimed.id, "1", SCORES) == "fenced"
     queue.add()
-    [plain] = worker.claim(queue.lane, 8)
+    [plain] = worker.claim({queue.lane: 8})
     assert worker.score(plain.id, plain.token, SCORES) == "fenced", "it still runs"
     assert worker.finish(plain.id, plain.token, "done", RESULT) == "done"
     assert worker.score(plain.id, plain.token, SCORES) == "fenced", "its scores came with it"
@@ -92,7 +92,7 @@ def test_a_worker_that_leaves_or_dies_takes_its_scores_with_it_at_once(queue: Qu
 
 def test_a_job_that_was_given_up_awaits_no_scores(queue: Queue) -> None:
     id = queue.add()
-    [claimed] = queue.consumer("w").claim(queue.lane, 8)
+    [claimed] = queue.consumer("w").claim({queue.lane: 8})
     queue.cancel(id)
     assert queue.consumer("w").finish(id, claimed.token, "done", RESULT, scores_follow=True) == "cancelled"
     assert queue.record(id).scoring == "" and queue.leftovers() == set()

@@ -35,7 +35,7 @@ class Call:
 def begin(queue: Queue, killed_s: float) -> Call:
     id = queue.add()
     worker = queue.consumer("w", lease_s=LEASE_S)
-    [claimed] = worker.claim(queue.lane, 1)
+    [claimed] = worker.claim({queue.lane: 1})
     return Call(queue, worker, id, claimed.token, killed_s)
 
 

@@ -24,11 +24,11 @@ def workers(queue: Queue) -> list[Worker]:
 def test_a_worker_that_is_not_to_claim_gets_nothing_and_keeps_what_it_holds(queue: Queue, wanted: WorkerState) -> None:
     worker, other, ids = queue.consumer("w"), queue.consumer("v"), [queue.add() for _ in range(3)]
     worker.beat(INFO, [])
-    (held,) = worker.claim(queue.lane, 1, "a")
+    (held,) = worker.claim({queue.lane: 1}, "a")
     assert order(queue, wanted) == wanted
-    assert worker.claim(queue.lane, 1, "b") == []
-    assert [each.id for each in worker.claim(queue.lane, 1, "a")] == [held.id], "a repeated call has the same answer"
-    assert [each.id for each in other.claim(queue.lane, 1)] == [ids[1]], "others go on"
+    assert worker.claim({queue.lane: 1}, "b") == []
+    assert [each.id for each in worker.claim({queue.lane: 1}, "a")] == [held.id], "a repeated call has the same answer"
+    assert [each.id for each in other.claim({queue.lane: 1})] == [ids[1]], "others go on"
     assert worker.beat(INFO, [(held.id, held.token)]) == {} and worker.order == wanted
     assert worker.finish(held.id, held.token, "done", {"images": []}) == "done"
     assert queue.state(ids[2]) == "queued" and queue.field(ids[2], "attempts") == "0"
@@ -39,7 +39,7 @@ def test_a_paused_worker_is_resumed_and_one_that_drains_is_not(queue: Queue) -> 
     worker.beat(INFO, [])
     id = queue.add()
     assert order(queue, WorkerState.PAUSED) == "paused" and order(queue, WorkerState.READY) == "ready"
-    assert [each.id for each in worker.claim(queue.lane, 1)] == [id]
+    assert [each.id for each in worker.claim({queue.lane: 1})] == [id]
     assert order(queue, WorkerState.DRAINING) == "draining"
     assert order(queue, WorkerState.READY) == "draining" and order(queue, WorkerState.PAUSED) == "draining"
     worker.beat(INFO, [])

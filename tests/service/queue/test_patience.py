@@ -134,7 +134,7 @@ def test_who_leaves_while_its_picture_is_drawn_has_left_once_and_has_not_stayed(
     for _ in range(8):
         job = queue.job()
         assert queue.enqueue(job, **OPEN) == "ok"
-        [claimed] = worker.claim(queue.lane, 1)
+        [claimed] = worker.claim({queue.lane: 1})
         aged(queue, job, 2.0)
         assert [queue.leave(job.id, CLIENT) for _ in range(2)] == ["running"] * 2, "the answer to the first was lost"
         aged(queue, job, 3.0)

@@ -23,7 +23,7 @@ def test_a_job_goes_through_and_leaves_nothing_waiting(queue: Queue) -> None:
     job = queue.job(prompt="naïve ☃ prompt", seeds=(1, 2))
     assert queue.enqueue(job) == "ok"
     worker = queue.consumer("w")
-    [claimed] = worker.claim(queue.lane, 8)
+    [claimed] = worker.claim({queue.lane: 8})
     assert Job.from_payload(claimed.payload) == job and claimed.attempts == 1 and 0 <= claimed.queue_s < 60
     assert queue.state(job.id) == "running"
     assert worker.finish(claimed.id, claimed.token, "done", RESULT) == "done"
@@ -32,20 +32,20 @@ def test_a_job_goes_through_and_leaves_nothing_waiting(queue: Queue) -> None:
 
 
 def test_an_empty_queue_gives_nothing(queue: Queue) -> None:
-    assert queue.consumer("w").claim(queue.lane, 8) == []
+    assert queue.consumer("w").claim({queue.lane: 8}) == []
 
 
 def test_jobs_come_in_the_order_of_their_arrival(queue: Queue) -> None:
     ids = [queue.add() for _ in range(20)]
     worker = queue.consumer("w")
-    assert [claimed.id for _ in range(3) for claimed in worker.claim(queue.lane, 8)] == ids
+    assert [claimed.id for _ in range(3) for claimed in worker.claim({queue.lane: 8})] == ids
 
 
 def test_a_batch_is_counted_in_images_and_never_jumps_the_queue(queue: Queue) -> None:
     sizes = [3, 4, 2, 1, 10, 1]
     ids = [queue.add(seeds=tuple(range(size))) for size in sizes]
     worker = queue.consumer("w")
-    batches = [[ids.index(claimed.id) for claimed in worker.claim(queue.lane, 8)] for _ in range(5)]
+    batches = [[ids.index(claimed.id) for claimed in worker.claim({queue.lane: 8})] for _ in range(5)]
     # 3 + 4 fit into 8, 2 more would not (and 1 may not overtake it); 10 is taken although it is too large, but alone.
     assert batches == [[0, 1], [2, 3], [4], [5], []]
 
@@ -54,61 +54,61 @@ def test_a_batch_is_counted_in_images_and_never_jumps_the_queue(queue: Queue) ->
 def test_a_claim_of_nothing_is_a_claim_of_one(queue: Queue, max_images: int) -> None:
     for _ in range(3):
         queue.add()
-    assert len(queue.consumer("w").claim(queue.lane, max_images)) == 1
+    assert len(queue.consumer("w").claim({queue.lane: max_images})) == 1
 
 
 def test_only_jobs_of_one_batch_key_share_a_batch_and_the_oldest_key_is_first(queue: Queue) -> None:
     small, large, steps, small2 = queue.add(), queue.add(height=128), queue.add(steps=2), queue.add(prompt="other")
     worker = queue.consumer("w")
-    batches = [[claimed.id for claimed in worker.claim(queue.lane, 8)] for _ in range(4)]
+    batches = [[claimed.id for claimed in worker.claim({queue.lane: 8})] for _ in range(4)]
     assert batches == [[small, small2], [large], [steps], []]
 
 
 def test_a_worker_never_gets_a_job_of_another_version(queue: Queue) -> None:
     other = queue.job(version="2")
     queue.enqueue(other)
-    assert queue.consumer("old").claim(queue.lane, 8) == []
-    assert queue.consumer("old").claim("0" + queue.lane[1:], 8) == [], "nor one of another payload format"
-    assert [claimed.id for claimed in queue.consumer("new").claim(other.lane, 8)] == [other.id]
+    assert queue.consumer("old").claim({queue.lane: 8}) == []
+    assert queue.consumer("old").claim({"0" + queue.lane[1:]: 8}) == [], "nor one of another payload format"
+    assert [claimed.id for claimed in queue.consumer("new").claim({other.lane: 8})] == [other.id]
 
 
 def test_enqueueing_twice_is_enqueueing_once(queue: Queue) -> None:
     job = queue.job()
     assert [queue.enqueue(job), queue.enqueue(job)] == ["ok", "known"]
     worker = queue.consumer("w")
-    [claimed] = worker.claim(queue.lane, 8)
+    [claimed] = worker.claim({queue.lane: 8})
     assert queue.enqueue(job) == "known" and queue.state(job.id) == "running"
     worker.finish(claimed.id, claimed.token, "done", RESULT)
-    assert queue.enqueue(job) == "known" and worker.claim(queue.lane, 8) == []
+    assert queue.enqueue(job) == "known" and worker.claim({queue.lane: 8}) == []
 
 
 def test_a_repeated_claim_gets_the_same_jobs_and_no_more(queue: Queue) -> None:
     ids = [queue.add() for _ in range(5)]
     worker = queue.consumer("w")
-    first = worker.claim(queue.lane, 2, claim_id="c")
-    again = worker.claim(queue.lane, 2, claim_id="c")
+    first = worker.claim({queue.lane: 2}, claim_id="c")
+    again = worker.claim({queue.lane: 2}, claim_id="c")
     assert [claimed.id for claimed in first] == ids[:2]
     assert [(c.id, c.token, c.payload, c.attempts) for c in again] == [
         (c.id, c.token, c.payload, c.attempts) for c in first
     ]
     worker.finish(first[0].id, first[0].token, "done", RESULT)
-    assert [claimed.id for claimed in worker.claim(queue.lane, 2, claim_id="c")] == [ids[1]]
-    assert [claimed.id for claimed in worker.claim(queue.lane, 2, claim_id="d")] == ids[2:4]
+    assert [claimed.id for claimed in worker.claim({queue.lane: 2}, claim_id="c")] == [ids[1]]
+    assert [claimed.id for claimed in worker.claim({queue.lane: 2}, claim_id="d")] == ids[2:4]
 
 
 def test_a_repeated_claim_gets_nothing_that_is_another_workers_by_now(queue: Queue) -> None:
     id = queue.add()
     slow, other = queue.consumer("slow"), queue.consumer("other")
-    [claimed] = slow.claim(queue.lane, 1, claim_id="c")
+    [claimed] = slow.claim({queue.lane: 1}, claim_id="c")
     slow.hand_back([(id, claimed.token)])
-    assert [claimed.id for claimed in other.claim(queue.lane, 1)] == [id]
-    assert slow.claim(queue.lane, 1, claim_id="c") == []
+    assert [claimed.id for claimed in other.claim({queue.lane: 1})] == [id]
+    assert slow.claim({queue.lane: 1}, claim_id="c") == []
 
 
 def test_finishing_twice_is_finishing_once(queue: Queue) -> None:
     id = queue.add()
     worker = queue.consumer("w")
-    [claimed] = worker.claim(queue.lane, 8)
+    [claimed] = worker.claim({queue.lane: 8})
     assert worker.finish(id, claimed.token, "done", RESULT) == "done"
     assert worker.finish(id, claimed.token, "failed", {"error": {}}) == "done", "the first word counts"
     assert queue.result(id) == RESULT and queue.notices() == [id]
@@ -117,10 +117,10 @@ def test_finishing_twice_is_finishing_once(queue: Queue) -> None:
 def test_a_zombie_cannot_touch_a_job_that_was_given_to_another(queue: Queue) -> None:
     id = queue.add()
     zombie, heir = queue.consumer("zombie"), queue.consumer("heir")
-    [old] = zombie.claim(queue.lane, 8)
+    [old] = zombie.claim({queue.lane: 8})
     queue.let_leases_end()
     queue.reap()
-    [new] = heir.claim(queue.lane, 8)
+    [new] = heir.claim({queue.lane: 8})
     assert new.id == id and new.token != old.token and new.attempts == 2
     assert zombie.beat({}, [(id, old.token)]) == {id: "lost"}
     assert zombie.finish(id, old.token, "done", {"who": "zombie"}) == "fenced"
@@ -137,7 +137,7 @@ def test_a_job_on_devices_that_fail_is_spared_as_often_as_it_has_attempts(queue:
     """Then the attempts count after all: the job may be the reason."""
     id, worker, attempts = queue.add(), queue.consumer("w"), []
     for _ in range(7):
-        if claims := worker.claim(queue.lane, 1):
+        if claims := worker.claim({queue.lane: 1}):
             attempts.append(claims[0].attempts)
             worker.hand_back([(id, claims[0].token)], spared=True)
     assert attempts == [1, 1, 1, 1, 2, 3] and queue.state(id) == "failed"
@@ -146,32 +146,32 @@ def test_a_job_on_devices_that_fail_is_spared_as_often_as_it_has_attempts(queue:
 def test_a_fenced_worker_stays_fenced_while_its_job_waits(queue: Queue) -> None:
     id = queue.add()
     zombie = queue.consumer("zombie")
-    [old] = zombie.claim(queue.lane, 8)
+    [old] = zombie.claim({queue.lane: 8})
     queue.let_leases_end()
     assert queue.reap() == 1 and queue.state(id) == "queued"
     assert zombie.finish(id, old.token, "done", RESULT) == "fenced" and queue.state(id) == "queued"
-    assert [claimed.id for claimed in queue.consumer("heir").claim(queue.lane, 8)] == [id]
+    assert [claimed.id for claimed in queue.consumer("heir").claim({queue.lane: 8})] == [id]
 
 
 def test_a_heartbeat_keeps_the_lease_and_silence_loses_it(queue: Queue) -> None:
     id = queue.add()
     worker, other = queue.consumer("w", lease_s=60), queue.consumer("o")
-    [claimed] = worker.claim(queue.lane, 8)
+    [claimed] = worker.claim({queue.lane: 8})
     queue.let_leases_end()
     assert worker.beat({}, [(id, claimed.token)]) == {}
-    assert queue.reap() == 0 and other.claim(queue.lane, 8) == []
+    assert queue.reap() == 0 and other.claim({queue.lane: 8}) == []
     queue.let_leases_end()
     assert queue.reap() == 1 and queue.state(id) == "queued"
 
 
 def test_jobs_of_a_lost_worker_travel_alone_from_then_on(queue: Queue) -> None:
     lost = [queue.add() for _ in range(3)]
-    queue.consumer("w").claim(queue.lane, 8)
+    queue.consumer("w").claim({queue.lane: 8})
     fresh = [queue.add() for _ in range(2)]
     queue.let_leases_end()
     heir = queue.consumer("heir")
     heir.beat({}, [])  # reaps, too
-    batches = [[claimed.id for claimed in heir.claim(queue.lane, 8)] for _ in range(5)]
+    batches = [[claimed.id for claimed in heir.claim({queue.lane: 8})] for _ in range(5)]
     assert batches == [[lost[0]], [lost[1]], [lost[2]], fresh, []], "older jobs first, each alone"
 
 
@@ -179,7 +179,7 @@ def test_a_job_that_kills_every_worker_is_given_up_and_its_mates_are_not(make_qu
     queue = make_queue(max_attempts=3)
     mate, poison = queue.add(), queue.add()
     executions = 0
-    while batch := queue.consumer(f"w{executions}").claim(queue.lane, 8):
+    while batch := queue.consumer(f"w{executions}").claim({queue.lane: 8}):
         executions += 1
         assert executions < 10
         if poison in [claimed.id for claimed in batch]:
@@ -200,12 +200,12 @@ def test_a_job_that_kills_every_worker_is_given_up_and_its_mates_are_not(make_qu
 def test_a_worker_that_is_known_to_be_dead_is_robbed_at_once(queue: Queue) -> None:
     ids = {queue.add() for _ in range(3)}
     dead, other = queue.consumer("dead"), queue.consumer("other")
-    dead.claim(queue.lane, 2)
-    [kept] = other.claim(queue.lane, 8)
+    dead.claim({queue.lane: 2})
+    [kept] = other.claim({queue.lane: 8})
     dead.beat({"runtime": "fake", "host": "h", "max_batch": 8}, [])
     assert queue.consumer("supervisor").lost("dead") == 2
     assert [worker.id for worker in queue.runner.run(queue.producer.workers())] == []
-    redone = {claimed.id for _ in range(2) for claimed in queue.consumer("heir").claim(queue.lane, 8)}
+    redone = {claimed.id for _ in range(2) for claimed in queue.consumer("heir").claim({queue.lane: 8})}
     assert redone == ids - {kept.id} and queue.state(kept.id) == "running"
 
 
@@ -213,7 +213,7 @@ def test_a_worker_that_leaves_hands_back_without_an_attempt_being_counted(queue:
     ids = [queue.add() for _ in range(2)]
     for round in range(5):  # more often than there are attempts
         worker = queue.consumer(f"w{round}")
-        batch = worker.claim(queue.lane, 8)
+        batch = worker.claim({queue.lane: 8})
         assert [claimed.id for claimed in batch] == ids, "together, at their old place"
         assert {claimed.attempts for claimed in batch} == {1}
         assert worker.release([(claimed.id, claimed.token) for claimed in batch]) == 2
@@ -223,14 +223,14 @@ def test_a_worker_that_leaves_hands_back_without_an_attempt_being_counted(queue:
 def test_cancelling_a_waiting_job_ends_it_at_once(queue: Queue) -> None:
     id = queue.add()
     assert queue.cancel(id) == "cancelled" == queue.cancel(id)
-    assert queue.consumer("w").claim(queue.lane, 8) == []
+    assert queue.consumer("w").claim({queue.lane: 8}) == []
     assert queue.notices() == [id] and queue.leftovers() == set()
 
 
 def test_cancelling_a_running_job_reaches_its_worker_and_beats_its_result(queue: Queue) -> None:
     id, mate = queue.add(), queue.add()
     worker = queue.consumer("w")
-    held = [(claimed.id, claimed.token) for claimed in worker.claim(queue.lane, 8)]
+    held = [(claimed.id, claimed.token) for claimed in worker.claim({queue.lane: 8})]
     assert queue.cancel(id) == "running"
     assert worker.beat({}, held) == {id: "cancelled"}
     token = held[0][1]
@@ -244,7 +244,7 @@ def test_cancelling_a_running_job_reaches_its_worker_and_beats_its_result(queue:
 def test_a_job_that_was_cancelled_while_it_ran_is_never_given_out_again(queue: Queue, how: str) -> None:
     id = queue.add()
     worker = queue.consumer("w")
-    [claimed] = worker.claim(queue.lane, 8)
+    [claimed] = worker.claim({queue.lane: 8})
     assert queue.cancel(id) == "running"
     if how == "reaped":
         queue.let_leases_end()
@@ -253,7 +253,7 @@ def test_a_job_that_was_cancelled_while_it_ran_is_never_given_out_again(queue: Q
         worker.release([(id, claimed.token)])
     else:
         worker.lost("w")
-    assert queue.consumer("heir").claim(queue.lane, 8) == []
+    assert queue.consumer("heir").claim({queue.lane: 8}) == []
     assert queue.state(id) == "cancelled" and queue.notices() == [id] and queue.leftovers() == set()
 
 
@@ -264,7 +264,7 @@ def test_an_unknown_job_cannot_be_cancelled(queue: Queue) -> None:
 def test_a_job_whose_deadline_has_passed_is_not_given_out(make_queue: Callable[..., Queue]) -> None:
     queue = make_queue(timeout_s=0.0)
     late = [queue.add() for _ in range(3)]
-    assert queue.consumer("w").claim(queue.lane, 8) == []
+    assert queue.consumer("w").claim({queue.lane: 8}) == []
     assert {queue.state(id) for id in late} == {"expired"} and queue.notices() == late
     assert queue.leftovers() == set()
 
@@ -274,14 +274,14 @@ def test_not_even_when_more_have_passed_than_one_claim_looks_for(queue: Queue) -
     late = [queue.add() for _ in range(3)]
     for id in late:
         queue.client.hset(f"{queue.prefix}j:{id}", "deadline_us", 1)
-    assert queue.consumer("w").claim(queue.lane, 8) == []
+    assert queue.consumer("w").claim({queue.lane: 8}) == []
     assert {queue.state(id) for id in late} == {"expired"} and sorted(queue.notices()) == sorted(late)
 
 
 def test_a_job_whose_record_has_expired_is_skipped(queue: Queue) -> None:
     forgotten, id = queue.add(), queue.add()
     queue.client.delete(f"{queue.prefix}j:{forgotten}")
-    assert [claimed.id for claimed in queue.consumer("w").claim(queue.lane, 8)] == [id]
+    assert [claimed.id for claimed in queue.consumer("w").claim({queue.lane: 8})] == [id]
 
 
 def test_the_queue_is_bounded_and_frees_itself(make_queue: Callable[..., Queue]) -> None:
@@ -300,8 +300,8 @@ def test_a_waiting_worker_is_woken_by_a_job_and_not_by_old_news(queue: Queue) ->
     for _ in range(3):
         queue.add()
     worker.wait([queue.lane], 20)  # returns at once; the suite's own limits would notice otherwise
-    worker.claim(queue.lane, 8)
-    worker.claim(queue.lane, 8)
+    worker.claim({queue.lane: 8})
+    worker.claim({queue.lane: 8})
     assert queue.client.exists(f"{queue.prefix}w:{queue.lane}") == 0, "an empty queue leaves no token behind"
 
 
@@ -309,7 +309,7 @@ def test_every_key_is_in_one_slot_and_ends_by_itself(queue: Queue) -> None:
     done, gone = queue.add(), queue.add()
     worker = queue.consumer("w")
     worker.beat({"runtime": "fake", "host": "h", "max_batch": 8}, [])
-    batch = worker.claim(queue.lane, 8)
+    batch = worker.claim({queue.lane: 8})
     worker.finish(done, batch[0].token, "done", RESULT)
     queue.let_leases_end()
     queue.reap()
@@ -326,8 +326,8 @@ def test_every_key_is_in_one_slot_and_ends_by_itself(queue: Queue) -> None:
 def test_a_job_that_comes_back_wakes_a_worker(queue: Queue, how: str) -> None:
     id = queue.add()
     worker = queue.consumer("w")
-    [claimed] = worker.claim(queue.lane, 8)
-    worker.claim(queue.lane, 8)
+    [claimed] = worker.claim({queue.lane: 8})
+    worker.claim({queue.lane: 8})
     assert queue.client.llen(f"{queue.prefix}w:{queue.lane}") == 0
     if how == "reaped":
         queue.let_leases_end()
@@ -341,7 +341,7 @@ def test_a_record_outlives_its_deadline_and_is_kept_for_the_result_ttl(make_queu
     queue = make_queue(timeout_s=600.0, ttl_s=50.0)
     id = queue.add()
     assert 640_000 < queue.client.pttl(f"{queue.prefix}j:{id}") <= 650_000
-    [claimed] = queue.consumer("w").claim(queue.lane, 8)
+    [claimed] = queue.consumer("w").claim({queue.lane: 8})
     queue.consumer("w").finish(id, claimed.token, "done", RESULT)
     assert 40_000 < queue.client.pttl(f"{queue.prefix}j:{id}") <= 50_000
 
@@ -350,9 +350,9 @@ def test_the_figures_of_the_queue(queue: Queue) -> None:
     ids = [queue.add() for _ in range(3)]
     worker = queue.consumer("w")
     worker.beat({"runtime": "fake", "host": "h", "max_batch": 8}, [])
-    [first] = worker.claim(queue.lane, 1)
+    [first] = worker.claim({queue.lane: 1})
     worker.finish(ids[0], first.token, "done", RESULT)
-    worker.claim(queue.lane, 1)
+    worker.claim({queue.lane: 1})
     worker.finish(ids[1], "0", "done", RESULT)
     depth = queue.runner.run(queue.producer.depth())
     assert (depth.waiting, depth.running, depth.workers) == (1, 1, 1) and 0 <= depth.oldest_s < 60
@@ -383,7 +383,7 @@ def test_a_server_without_memory_refuses_new_work_and_lets_the_rest_finish(
         queue = Queue(server.url, runner)
         ids = [queue.add() for _ in range(4)]
         worker = queue.consumer("w")
-        first = worker.claim(queue.lane, 2)
+        first = worker.claim({queue.lane: 2})
         queue.client.config_set("maxmemory", "1b")
         with pytest.raises(OutOfMemoryError):
             queue.add()
@@ -391,7 +391,7 @@ def test_a_server_without_memory_refuses_new_work_and_lets_the_rest_finish(
         assert worker.beat({}, [(ids[1], first[1].token)]) == {}
         assert worker.release([(ids[1], first[1].token)]) == 1
         assert queue.cancel(ids[3]) == "cancelled"
-        assert [claimed.id for claimed in worker.claim(queue.lane, 8)] == ids[1:3]
+        assert [claimed.id for claimed in worker.claim({queue.lane: 8})] == ids[1:3]
         runner.run(queue.close())
     finally:
         server.stop()
@@ -404,7 +404,7 @@ def test_a_server_that_lost_its_scripts_is_given_them_again(tmp_path: Path, runn
         queue = Queue(server.url, runner)
         id = queue.add()
         connect(server.url).script_flush()
-        [claimed] = queue.consumer("w").claim(queue.lane, 8)
+        [claimed] = queue.consumer("w").claim({queue.lane: 8})
         connect(server.url).script_flush()
         assert queue.consumer("w").finish(id, claimed.token, "done", RESULT) == "done"
         runner.run(queue.close())

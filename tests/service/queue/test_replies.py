@@ -46,7 +46,7 @@ class Process:
         with self.replies.news(job.id) as news:
             await self.enqueue(job)
             ended = asyncio.create_task(self.replies.ended(job.id, news, lambda: self.enqueue(job)))
-            [claimed] = await asyncio.to_thread(worker.claim, self.queue.lane, 1)
+            [claimed] = await asyncio.to_thread(worker.claim, {self.queue.lane: 1})
             scripts = Scripts(self.queue.client, self.queue.model)
             began = time.monotonic()
             await asyncio.to_thread(scripts.run, "finish", job.id, claimed.token, "done", result)

@@ -35,7 +35,7 @@ class Life:
         self.queue.enqueue(self.job)
 
     def claim(self) -> None:
-        for claimed in self.worker.claim(self.queue.lane, 1, uuid.uuid4().hex):
+        for claimed in self.worker.claim({self.queue.lane: 1}, uuid.uuid4().hex):
             self.token = claimed.token
 
     def finish(self, state: str) -> None:

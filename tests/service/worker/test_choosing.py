@@ -201,7 +201,7 @@ def test_whatever_ends_a_later_round_the_best_so_far_is_the_answer(bench: Bench,
 
     if how == "lost":
         for name in ("w1", "w2", "w3"):
-            assert bench.queue.consumer(name).claim(bench.queue.lane, 8)
+            assert bench.queue.consumer(name).claim({bench.queue.lane: 8})
             assert bench.queue.consumer("w").lost(name) == 1
     else:
         bench.runtime.during = trouble if how != "failed" else lambda: _raise_once(bench)
@@ -229,7 +229,7 @@ def test_a_round_that_would_end_too_late_is_not_begun(bench: Bench) -> None:
 def test_what_waits_counts_beside_what_arrives(bench: Bench) -> None:
     """Six jobs have arrived, of which five wait, each a twentieth of the time for which arrivals are remembered."""
     job = put(bench, asked(bench, (7,), steps=1, cascade=(1, 2), min_reward="p99"))
-    assert bench.consumer.claim(bench.queue.lane, 1)
+    assert bench.consumer.claim({bench.queue.lane: 1})
     for seed in range(5):
         put(bench, bench.queue.job(prompt=PROMPT, seeds=(seed,), steps=1))
     pace = f'{{"jobs":9,"work":1,"busy":1,"means":[{30e6 / 20 / job.cost}]}}'

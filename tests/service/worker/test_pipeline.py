@@ -110,7 +110,7 @@ def test_a_job_that_was_lost_with_a_worker_is_drawn_with_nothing_unsettled_in_th
 ) -> None:
     suspect = bench.queue.add(prompt="suspect", seeds=(1,))
     lost = bench.queue.consumer("lost")
-    assert len(lost.claim(bench.queue.lane, 8)) == 1
+    assert len(lost.claim({bench.queue.lane: 8})) == 1
     first, put, calls = bench.queue.add(prompt="first", seeds=(2,)), bench.store.put, list[int]()
 
     def put_slowly(job: str, *rest: Any) -> str:
@@ -329,7 +329,7 @@ def test_a_part_that_fails_in_an_unknown_way_fails_its_job_and_nothing_else(
 
 def test_claiming_goes_on_after_a_failure_of_any_kind(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = TypeError("nobody thought of this"), KeyError("nor of this")
-    fail_first(monkeypatch, bench.consumer, "claim_any", *failures)
+    fail_first(monkeypatch, bench.consumer, "claim", *failures)
     id = bench.queue.add(prompt="p", seeds=(1,))
     with running(bench):
         eventually(lambda: bench.queue.state(id) == "done", "it is drawn")

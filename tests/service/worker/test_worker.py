@@ -238,7 +238,7 @@ def test_a_zombie_leaves_the_heirs_picture_alone(bench: Bench) -> None:
     def lose_the_job() -> None:
         bench.runtime.during = lambda: None
         heir.lost("w")
-        [claimed] = heir.claim(bench.queue.lane, 8)
+        [claimed] = heir.claim({bench.queue.lane: 8})
         reference = bench.store.put(id, claimed.token, "0", "png", b"the heir's")
         heir.finish(id, claimed.token, "done", {"images": [{"file": reference}]})
 
@@ -328,7 +328,7 @@ def test_a_swept_picture_is_missing_not_wrong(bench: Bench) -> None:
 def test_the_queue_may_be_out_of_reach_between_two_batches(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     id = bench.queue.add(prompt="patient", seeds=(1,))
     bench.runtime.during = bench.stopping.set
-    fail_first(monkeypatch, bench.consumer, "claim_any", *AWAY)
+    fail_first(monkeypatch, bench.consumer, "claim", *AWAY)
     bench.worker.run()
     bench.check(id, "patient", (1,))
 
@@ -407,7 +407,7 @@ def test_a_heartbeat_outlives_a_server_that_is_away(bench: Bench, monkeypatch: p
 def test_a_lease_lasts_as_long_as_it_was_asked_for(bench: Bench) -> None:
     """By the server's clock, from the moment of the claim: exactly."""
     id = bench.queue.add()
-    bench.queue.consumer("exact", lease_s=7.5).claim(bench.queue.lane, 1)
+    bench.queue.consumer("exact", lease_s=7.5).claim({bench.queue.lane: 1})
     claimed_us = int(str(bench.queue.field(id, "claimed_us")))
     assert bench.queue.client.zscore(f"{bench.queue.prefix}l", id) == claimed_us + 7_500_000
 
