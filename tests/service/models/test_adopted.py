@@ -21,10 +21,12 @@ from PIL import Image
 from transformers import CLIPModel
 
 from export import run as command
+from export.verify import FP32
 from rewards.checkpoint import fill
 from rewards.clip import ClipReward
 from rewards.hps import from_open_clip
 from student.bundle import Scorer, read_student
+from student.runtimes.manifest import read_manifest
 from tests.export.adopting import published as save
 from tests.export.adopting import run as adopt
 from tests.rewards import published, small
@@ -139,6 +141,17 @@ def test_what_best_of_buys_is_predicted(service: tuple[Service, str], model: str
     (version,) = call("GET", f"{live.url}/v1/models/{model}").json()["versions"]
     assert {row["best_of"] for row in version["best_of"]} >= {2, 4}
     assert all(set(row["gain"]) == {NAMES["Pick"], NAMES["Hps"]} for row in version["best_of"] if row["best_of"] == 2)
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_the_export_compared_the_rewards_themselves(service: tuple[Service, str], models: Path, model: str) -> None:
+    """The one that raises at times is compared on the pictures that it has scored on either side, if there are any."""
+    if service[1] == "torch":
+        pytest.skip("nothing is exported")
+    for steps, parity in read_manifest(models / model / "1" / "runtimes" / service[1]).parity.items():
+        assert steps == 2 and parity.reward.keys() - {NAMES["Moody"]} == {NAMES["Pick"], NAMES["Hps"]}
+        for change in (parity.reward[NAMES[kind]] for kind in ("Pick", "Hps")):
+            assert change.prompts >= len(PROMPTS) and abs(change.mean) <= FP32.reward, SEED
 
 
 def scaled(scorer: Scorer, raw: float) -> float:
