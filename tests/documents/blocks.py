@@ -20,8 +20,9 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "ARCHITECTURE.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
+CARDS = sorted((ROOT / "models").glob("*/README.md"))  # written by training; their blocks are for whoever has diffusers
 REASONS = {
     "needs a GPU",
     "needs Docker",
@@ -33,6 +34,11 @@ REASONS = {
 }
 SHELL, PYTHON = "bash", "python"
 OTHERS = {"console", "json", "mermaid", "text", "toml", "yaml"}  # shown, not run
+
+
+def name_of(document: Path) -> str:
+    """The path inside the repository: the id of a test."""
+    return str(document.relative_to(ROOT))
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def blocks(document: Path) -> list[Block]:
         elif opened:
             lines.append(line)
         elif match := re.fullmatch(r"<!-- (.+?) -->", line.strip()):
-            comment = match[1]
+            comment = "" if match[1].endswith(": begin") else match[1]  # generated.py writes what follows
         elif line.strip():
             comment = ""
     assert not opened, f"{document.name}:{opened}: the block is never closed"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents.blocks import DOCUMENTS, OTHERS, PYTHON, REASONS, ROOT, SHELL, Block, blocks
+from tests.documents.blocks import DOCUMENTS, OTHERS, PYTHON, REASONS, ROOT, SHELL, Block, blocks, name_of
 
 MARKERS = ("not run: ", "until stopped", "file: ", "run with: ")
 LIMIT_S = 600  # some install what they serve with
@@ -82,7 +82,7 @@ def _script_of(found: list[Block], port: int) -> str:
     return "".join(parts)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_the_blocks_of_a_document_run(document: Path, copy: Path, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("there is no curl") if not os.environ.get("CI") else pytest.fail("there is no curl")
@@ -112,7 +112,7 @@ def test_the_blocks_of_a_document_run(document: Path, copy: Path, tmp_path: Path
     assert code == 0, f"{document.name}: {out.read_text('utf-8', 'replace')[-3000:]}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_no_block_is_left_out_without_a_reason(document: Path) -> None:
     for block in blocks(document):
         where = f"{document.name}:{block.line}"
@@ -122,7 +122,7 @@ def test_no_block_is_left_out_without_a_reason(document: Path) -> None:
             assert block.marker.removeprefix("not run: ") in REASONS, f"{where}: {block.marker}"
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=name_of)
 def test_a_page_starts_with_a_command(page: Path) -> None:
     """At its top, so that a reader can try what the page is about at once; so it is one that is run here."""
     first = blocks(page)[0]
@@ -136,12 +136,14 @@ def test_a_block_is_run_as_its_marker_says(tmp_path: Path) -> None:
         "<!-- file: x.py -->\nwords\n```python\npass\n```\n"
         "<!-- run with: 200 => 8 -->\n```bash\nbench 200\n```\n"
         "<!-- not run: needs a GPU -->\n```bash\nd\n```\n"
+        "<!-- states: begin -->\n```mermaid\ne\n```\n<!-- states: end -->\n"
     )
-    options, unmarked, smaller, left_out = blocks(document)
+    options, unmarked, smaller, left_out, generated = blocks(document)
     assert options.run_text == "a --b --dry-run\nc --dry-run\n" and options.line == 3
     assert unmarked.marker == "" and unmarked.runs and unmarked.file is None
     assert smaller.run_text == "bench 8\n"
     assert not left_out.runs
+    assert generated.marker == "" and not generated.runs
 
 
 def test_a_block_that_fails_is_found_with_its_line(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import pytest
 
 from service.settings import OF_CLIENTS, PREFIX, SECRETS_DIR, Settings
-from tests.documents.blocks import DOCUMENTS, ROOT
+from tests.documents.blocks import CARDS, DOCUMENTS, ROOT, name_of
 from tests.documents.generated import PARTS, written
 from training.rats.config import RatsConfig
 
@@ -21,7 +21,7 @@ ROOMS = "service|student|rewards|training|export|fewstep|deploy|benchmarks|model
 FUNCTION = re.compile(rf"`((?:{ROOMS})/[\w/.-]+\.(?:py|lua)):([\w.]+)`")
 FILE = re.compile(rf"`((?:{ROOMS})/[\w/.-]*\w/?)`")
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)\s]+)\)")
-BY_NAME = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+BY_NAME = pytest.mark.parametrize("document", [*DOCUMENTS, *CARDS], ids=name_of)
 
 
 def defined(path: Path) -> set[str]:
