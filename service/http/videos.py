@@ -12,7 +12,7 @@ from service.queue.status import Worker
 from service.results.formats import PICTURES, VIDEOS
 from student.bundle import Student
 from student.runtimes.lengths import Lengths, frame_step, read_lengths
-from student.runtimes.sizes import Size, size_name
+from student.runtimes.sizes import Size, own_size, size_name
 
 USUAL_FPS = 16  # of a student that does not say what it was trained at
 ONLY_VIDEOS = ("num_frames", "fps")
@@ -84,8 +84,8 @@ async def check_length(services: Services, served: Served, body: GenerateRequest
         InvalidRequest, TooLarge: none does, and what they draw.
         RedisError: the queue is out of reach.
     """
-    frames = frames_of(served.student, body)
-    if frames in (0, served.student.image.frames):
+    frames, own = frames_of(served.student, body), served.student.image.frames
+    if frames == 0 or (frames == own and size == own_size(served.student)):
         return
     known = lengths_of(await services.producer.workers(), str(served.name), size)
     if not known:

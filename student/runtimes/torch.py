@@ -202,9 +202,9 @@ class TorchRuntime:
         return self._model.draw(ids_BL, x, student.sigmas[steps], parts, watch).cpu()
 
     def _lengths(self, size: Size) -> Lengths:
-        """Lengths that the autoencoder can divide and that fit in memory; its own length is always included."""
+        """Lengths that the autoencoder can divide and that fit in memory; its own at its own size in any case."""
         step, fixed_bytes, frame_bytes = self._model.family.video_memory(*size)
-        own = self.student.image.frames or 1
+        own = (self.student.image.frames or 1) if size == own_size(self.student) else 1
         most = longest(_room_bytes(self.placement.device), fixed_bytes, frame_bytes, step)
         return Lengths(1, max(own, most), step)
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
 
 import fewstep
-from student.runtimes.fake import fake_preview, fake_video
+from service.errors import TooLarge
+from service.http.schema import GenerateRequest
+from service.http.services import Services
+from service.http.videos import check_length
+from service.models.choice import Served
+from service.queue.status import Worker
+from student.runtimes.fake import fake_preview, fake_video, fake_video_student
 from tests.service.support import Service, call, pixels, post, running_service
 from tests.service.video_files import as_bytes, decode_mp4, decode_webp, psnr
 
@@ -187,6 +196,24 @@ def test_the_client_and_the_command_line_save_it(videos: Service, tmp_path: Path
     assert saved.read_bytes() == (tmp_path / "cli.mp4").read_bytes()
     assert decode_mp4(saved.read_bytes()).frames_FHWC.shape[0] == 5
     assert answer.data[0].worst_frame is not None
+
+
+@pytest.mark.parametrize("side_px", [64, 128])
+@pytest.mark.parametrize("num_frames", [None, 9, 5, 33])
+def test_the_own_length_is_taken_for_granted_only_at_the_own_size(
+    runner: asyncio.Runner, side_px: int, num_frames: int | None
+) -> None:
+    """A worker has room for 5 frames at each size, and draws the student's own 9 of 64x64 in any case."""
+    served, body = Served(fake_video_student(), len), GenerateRequest(prompt="waves", num_frames=num_frames)
+    lengths = {"64x64": [1, 9, 4], "128x128": [1, 5, 4]}
+    worker = Worker("w", "torch", "h", 1, True, models={str(served.name): {"lengths": lengths}})
+    services = SimpleNamespace(producer=SimpleNamespace(workers=AsyncMock(return_value=[worker])))
+    checked = check_length(cast(Services, services), served, body, (side_px, side_px))
+    if (num_frames or 9) <= lengths[f"{side_px}x{side_px}"][1]:
+        runner.run(checked)
+        return
+    with pytest.raises(TooLarge, match=f"the longest video of {side_px}x{side_px} that fits into the memory here"):
+        runner.run(checked)
 
 
 def test_longer_videos_cost_more_of_a_quota() -> None:
