@@ -168,7 +168,7 @@ def without_weights(model: Model) -> Family:
         vae_scale_factor_spatial=model.cell_px,
         vae_scale_factor_temporal=4,
         transformer_2=None,
-        config=SimpleNamespace(boundary_ratio=None, expand_timesteps=model.cell_px == 16),
+        config=SimpleNamespace(boundary_ratio=None, expand_timesteps=model.cell_px == 16, is_distilled=False),
         **encoders,
         **dict.fromkeys(names, _Chat(model.family.name)),
     )

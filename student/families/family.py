@@ -74,6 +74,7 @@ class Family(nn.Module, ABC):
     decoder_bytes_px: ClassVar[int] = 1700  # that decoding takes beside weights for a pixel (of one frame), as measured
     in_float32: ClassVar[tuple[str, ...]] = ()  # parts that the published pipeline is never run narrower with
     fps: int | None = None  # of videos, the frames a second that the published model was trained at
+    is_distilled: bool = False  # guidance is part of the weights: the model's pipeline applies no other
     transformer: Any
     vae: Any
 

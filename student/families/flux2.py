@@ -29,6 +29,7 @@ class Flux2(Family):
     def __init__(self, pipe: Any, max_tokens: int | None = None) -> None:
         super().__init__(pipe, max_tokens or MAX_TOKENS)
         self.tokenizer = pipe.tokenizer
+        self.is_distilled = bool(pipe.config.is_distilled)
         check_chat(self.name, pipe.tokenizer, enable_thinking=False)
         self._channels = pipe.transformer.config.in_channels
         self._patch_px = 2 * pipe.vae_scale_factor

@@ -120,6 +120,8 @@ def prepare(config: RatsConfig) -> Setup:
         model.guidance = teacher.guidance
     if getattr(model, "transformer_2", None) is not None:
         raise ConfigError(f"{config.model} has two transformers: a run trains one, so accepted are models with one")
+    if model.is_distilled and teacher.guidance != 1.0:
+        raise ConfigError(f"teacher.guidance is {teacher.guidance}: {config.model} is distilled, so accepted is 1")
     latents = model.geometry(image.height_px, image.width_px, image.frames)
     _warn_of_cut(config, model)
     learns, named = config.needs_gradient, config.reward

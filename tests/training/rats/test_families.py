@@ -361,6 +361,15 @@ def test_two_transformers_are_not_trained(tmp_path: Path) -> None:
     assert code == 2 and "has two transformers: a run trains one" in text, text
 
 
+@pytest.mark.parametrize("distilled", [True, False])
+def test_guidance_that_the_pipeline_never_applies_is_refused(distilled: bool, tmp_path: Path) -> None:
+    arguments = settings(tmp_path, "flux2", guidance=4.0)
+    tiny.flux2(is_distilled=distilled).save_pretrained(tmp_path / "flux2")
+    code, text = run("--out", str(tmp_path / "out"), *arguments)
+    assert (code == 2) == distilled, text
+    assert ("flux2 is distilled, so accepted is 1" in text) == distilled and (tmp_path / "out").exists() != distilled
+
+
 def test_prompts_that_are_cut_are_said_and_trained_on(tmp_path: Path) -> None:
     arguments = settings(tmp_path, "flux")
     with (tmp_path / "prompts.txt").open("a") as file:
