@@ -215,7 +215,7 @@ def test_two_cells_are_run_kept_and_reported(tmp_path: Path, monkeypatch: pytest
     logs = {row.key: read_log(tmp_path / "lab" / row.key / "log.jsonl") for row in found}
     report.write(found, tmp_path / "docs", missing=3, logs=logs)
     text = (tmp_path / "docs" / "README.md").read_text()
-    first = text.split("\n\n")[1]
+    first = text.split("\n\n")[2]
     assert "3 of the planned runs are missing" in first and "the gate beats a constant gate " in first
     assert "What the gate did" in text and (tmp_path / "docs" / "frontier.png").stat().st_size > 10_000
     assert "the gate beats a constant gate at 4 steps (diversity)".capitalize() in text

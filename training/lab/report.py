@@ -16,6 +16,11 @@ Rows = Sequence[Mapping[str, float]]
 Found = Mapping[int, Estimate]
 PAPER = {3: (32.15, 18.43), 5: (32.16, 26.12), 8: (33.81, 28.43)}
 PAPER_TEACHER = 30.00
+OPENING = """```bash
+make install
+.venv/bin/python -m training.lab --plan    # the runs and their hours; without --plan it trains them
+```
+"""
 MEASURES = ("trained", "heldout", "right", "diversity", "distance")
 
 
@@ -64,6 +69,7 @@ def write(results: Sequence[Result], folder: Path, missing: int, logs: Mapping[s
     plots.frontier(table.results, folder / "frontier.png")
     text = [
         "# The methods compared\n",
+        OPENING,
         _summary(table, missing),
         "Figures are means over the 512 test prompts of the starter world and over training seeds, ± one standard "
         "error over prompts and seeds together; differences are paired prompt by prompt. Scores are in the teacher's "
@@ -89,7 +95,7 @@ def write(results: Sequence[Result], folder: Path, missing: int, logs: Mapping[s
 
 
 def _summary(table: Table, missing: int) -> str:
-    """One plain paragraph, a table of the claims on the held-out scorer, and then every claim on the other measures."""
+    """What holds, a table of the claims on the held-out scorer, and then every claim on the other measures."""
     claims = [(words, _found(table, ours, others, "heldout")) for ours, words, others in _claims()]
     known = [(words, found) for words, found in claims if found]
     rows = [[_capital(words), *(_cell(found.get(nfe)) for nfe in NFES)] for words, found in known]
@@ -114,7 +120,7 @@ def _summary(table: Table, missing: int) -> str:
 
 
 def _first(known: Sequence[tuple[str, Found]], gains: Sequence[str], cost: str, missing: int) -> str:
-    """At most six sentences: what holds, what does not, what is undecided, and by how much."""
+    """A list: what holds, what does not, what is undecided, and by how much."""
     said = [f"**{missing} of the planned runs are missing; what follows is from the others.**"] if missing else []
     for verdict, opening in (
         ("holds", "On the held-out scorer, in the teacher's standard deviations, these claims hold"),
@@ -123,12 +129,12 @@ def _first(known: Sequence[tuple[str, Found]], gains: Sequence[str], cost: str, 
     ):
         parts = [_where(words, found, verdict) for words, found in known]
         if any(parts):
-            said.append(f"{opening}: {'; '.join(part for part in parts if part)}.")
+            said.append("\n  - ".join([f"{opening}:", *(part for part in parts if part)]))
     if gains:
         said.append(
             f"That the gain over a teacher with equally many steps is largest at {min(NFES)} steps {gains[-1]}."
         )
-    return " ".join(part for part in (*said, cost) if part)
+    return "\n".join(f"- {part}" for part in (*said, cost) if part)
 
 
 def _where(words: str, found: Found, verdict: str) -> str:
