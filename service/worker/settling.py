@@ -21,7 +21,7 @@ from service.queue.states import State
 from service.results.store import ResultStore
 from service.worker.batch import Maker
 from service.worker.execution import Failure
-from service.worker.files import PictureFiles, StoredFile
+from service.worker.files import PictureFiles, StoredFile, time_of
 from service.worker.floor import Floor, Load
 from service.worker.heartbeat import Heartbeat
 from service.worker.notes import Timing, notes_of
@@ -130,7 +130,7 @@ class Settler:
             "queue_s": drawing.queue_s,
             "inference_s": drawing.inference_s,
             "score_s": drawing.score_s,
-            "encode_s": sum(file.seconds for file in files if file is not None),
+            "encode_s": time_of(files),
         }
         images = [self._about(drawn, index, drawing, one, files[index]) for index, one in enumerate(pictures)]
         result = {"images": images, "timings": timings, "batch_size": drawing.batch_size, "scoring": drawing.scoring}

@@ -53,6 +53,7 @@ class Recording(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.transformer: Any = Network()
+        self.vae: Any = None
         self.asked: list[Asked] = []
         self.device = torch.device("cpu")
 
