@@ -100,11 +100,11 @@ def run(
             found = [simulate(candidate, world, plan, paired, longest, seed) for seed in range(1, repetitions + 1)]
             words = Counter(one.decision for one in found)
             median, most = np.percentile([one.pairs for one in found], [50, 90])
-            told = ", ".join(f"{word} {words[word] / repetitions:.1%}" for word in Decision)
+            report = ", ".join(f"{word} {words[word] / repetitions:.1%}" for word in Decision)
             how = "paired" if paired else "unpaired"
             days = median / (share * daily)
             print(
-                f"{candidate.name:25} {how:9} {told}; pairs: {median:,.0f} ({most:,.0f}), {days:.1f} days", flush=True
+                f"{candidate.name:25} {how:9} {report}; pairs: {median:,.0f} ({most:,.0f}), {days:.1f} days", flush=True
             )
 
 

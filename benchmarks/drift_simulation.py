@@ -146,8 +146,8 @@ def run(
                 first = alarms(tables, drawer(scores, repetitions, 4, shift, CLEAN), CLEAN + longest) - CLEAN
                 median, most = np.percentile(first, [50, 90])
                 share = (first < longest).mean()
-                told = f"{median:,.0f} ({most:,.0f})" if share >= 0.9 else f"found by {share:.0%}"
-                found.append(f"{shift}: {told}")
+                report = f"{median:,.0f} ({most:,.0f})" if share >= 0.9 else f"found by {share:.0%}"
+                found.append(f"{shift}: {report}")
             print(f"{name:10} {size or 'exact':>9} {false:>21.3f}   {'; '.join(found)}", flush=True)
 
 

@@ -35,18 +35,18 @@ def switched(model: ir.Model, seen: Mapping[str, Seen], precision: str, cuts: Se
         on = node_of("Gather", [eight, number], f"{weight.name}.on", ir.DataType.BOOL, ir.Shape([]))
         graph.insert_before(node, on)
         for position, short in enumerate((made[value], weight_in_eight(graph, node, weight, precision))):
-            wide = value if position == 0 else weight
+            float_value = value if position == 0 else weight
             name = f"{weight.name}.operand.{position}"
-            either = node_of("Where", [on.outputs[0], short, wide], name, weight.dtype, wide.shape)
+            either = node_of("Where", [on.outputs[0], short, float_value], name, weight.dtype, float_value.shape)
             graph.insert_before(node, either)
             node.replace_input_with(position, either.outputs[0])
     return model
 
 
 def switches(names: Iterable[str], left_out: Iterable[str]) -> NDArray[np.bool_]:
-    """The input ``EIGHT`` with which these layers stay wide."""
-    wide = set(left_out)
-    return np.array([name not in wide for name in names])
+    """The input ``EIGHT`` with which these layers keep their float weights."""
+    kept = set(left_out)
+    return np.array([name not in kept for name in names])
 
 
 def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value]:

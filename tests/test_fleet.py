@@ -87,11 +87,11 @@ def answered(rate: float, size: int, draw_s: float, queue_s: float = 0.002) -> S
 
 
 def test_service_times_are_read_from_answers() -> None:
-    told = Answer.model_validate({
+    reported = Answer.model_validate({
         "id": "x", "created": 1, "model": "m", "model_version": "1", "runtime": "r", "batch_size": 2, "data": [],
         "timings": {"queue_s": 0.5, "inference_s": 0.2, "score_s": 0.1, "encode_s": 0.01, "total_s": 0.82},
     })  # fmt: skip
-    one = seen(told, 0.9)
+    one = seen(reported, 0.9)
     assert (one.size, one.queue_s, one.rate) == (2, 0.5, 0.0)
     assert (one.draw_s, one.after_s, one.outside_s) == pytest.approx((0.3, 0.02, 0.08))
     alone = [answered(0.0, 1, 0.1) for _ in range(5)]
@@ -133,8 +133,8 @@ def test_times_survive_their_file(tmp_path: Path) -> None:
 def test_the_table_in_the_docs_is_what_the_simulator_says() -> None:
     """Its rows of a million images; the others take minutes."""
     text = (Path(__file__).resolve().parents[1] / "docs" / "scaling.md").read_text("utf-8")
-    told = cost(0.03, 0.05, [1, 2, 4, 8], [1.5, 2.5, 4.0], p99_s=3.0, peak=2.0, millions=(1,)).splitlines()
-    assert len(told) == 6 and set(told) <= set(text.splitlines())
+    reported = cost(0.03, 0.05, [1, 2, 4, 8], [1.5, 2.5, 4.0], p99_s=3.0, peak=2.0, millions=(1,)).splitlines()
+    assert len(reported) == 6 and set(reported) <= set(text.splitlines())
 
 
 def test_sizes_between_measured_ones_lie_on_the_line() -> None:

@@ -93,8 +93,8 @@ def test_every_server_has_the_engine_in_the_same_versions(tmp_path: Path) -> Non
     assert {pin.split("==")[0] for pin in pins} == {"numpy", "onnxruntime", "pillow", "tokenizers"}
     ours = CONTENDERS[0]
     assert ours.forms(2) == [Form(0, 0)] and isinstance(ours, Contender)
-    told = ours.environment(tmp_path / "bin" / "python", 1234, tmp_path)
-    assert told["FEWSTEP_PORT"] == "1234" and "FEWSTEP_WORKERS" not in told  # its defaults
+    reported = ours.environment(tmp_path / "bin" / "python", 1234, tmp_path)
+    assert reported["FEWSTEP_PORT"] == "1234" and "FEWSTEP_WORKERS" not in reported  # its defaults
 
 
 def test_a_peers_answer_is_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass
 class State:
-    """What is known, kept after each step; of another code or machine nothing is gone on with."""
+    """What is known, kept after each step; results of other code or another machine are not continued."""
 
     key: str
     forms: dict[str, dict[str, float]] = field(default_factory=dict)  # throughput by form by server

@@ -28,8 +28,8 @@ function prediction(one, steps) {
   const cost = `${count} times the cost`;
   if (!known) return `${cost}; what it gains was not measured for this model`;
   const gains = Object.entries(known.gain).sort(([name]) => (name === known.rank_by ? -1 : 1));
-  const told = gains.map(([name, gain]) => `${signed(gain)} ${name}${name === known.rank_by ? " (chooses)" : ""}`);
-  return `Expected: ${told.join(", ")}; ${cost}`;
+  const expected = gains.map(([name, gain]) => `${signed(gain)} ${name}${name === known.rank_by ? " (chooses)" : ""}`);
+  return `Expected: ${expected.join(", ")}; ${cost}`;
 }
 
 function floorHint(one, steps) {

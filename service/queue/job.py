@@ -211,7 +211,7 @@ class Record:
 
     ``result`` has the form of ``result.read_result``. ``short`` is set if the job is done with the pictures of an
     earlier round: why there are no better ones. ``idempotency``, ``body`` and ``webhook`` are as in ``QueueOptions``.
-    ``key`` is who may see it, ``payload`` what was asked for. ``previews`` refers to looks at unfinished images in the
+    ``key`` is who may see it, ``payload`` what was asked for. ``previews`` refers to those of unfinished images in the
     result store, by "number:image"; ``steps_done`` are the network calls of a running job, where its worker tells.
     ``giving_up``: it runs, and its worker has been asked to drop it. ``scoring`` is set if the scores come after the
     pictures: 'pending', 'done', 'lost' (with their worker) or 'skipped' (there were too many to score).

@@ -57,7 +57,7 @@ class Replies:
     async def ended(
         self, id: str, news: asyncio.Queue[Record], enqueue: Enqueue, *, check_first: bool = False
     ) -> Record:
-        """The record of a job when it has ended; without end, so set a limit around it.
+        """Wait for the end of a job, without a timeout of its own, and return its record.
 
         ``news`` must have been opened before the job was enqueued, or ``check_first`` be set. The job is polled too, so
         that a lost notice costs ``POLL_S``. A job that the server has lost (it restarted without its data) is enqueued

@@ -121,7 +121,7 @@ class EmbeddedServer:
         self._wait_until_it_answers()
 
     def stop(self) -> None:
-        """End the server, and give the folder free."""
+        """End the server and release its folder."""
         if self.process:
             stop([self.process], STOP_TIMEOUT_S)
         self.socket.unlink(missing_ok=True)

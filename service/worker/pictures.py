@@ -31,7 +31,7 @@ def file_of(job: Job, drawn: NDArray[np.float32], made_by: Provenance | None) ->
 
 
 def preview_of(job: Job, drawn: NDArray[np.float32], made_by: Provenance | None) -> tuple[str, bytes]:
-    """A look at what is not finished, and its format; of a video at the first frame."""
+    """A preview of an unfinished image, and its format; of a video its first frame."""
     output_format = job.output_format if job.output_format in PICTURES else PREVIEW_OF_VIDEO
     return output_format, encode(drawn if drawn.ndim == 3 else drawn[0], output_format, job.quality, made_by)
 

@@ -100,7 +100,7 @@ class Settler:
         return follow and ended == State.DONE
 
     def unwanted(self, claimed: Claimed) -> bool:
-        """Whether a job need not be gone on with: it was cancelled, has expired, or is another worker's by now."""
+        """Whether a job need not be continued: it was cancelled, has expired, or is another worker's by now."""
         return self._heartbeat.dropped(claimed) is not None
 
     def _notes(self, maker: Maker, job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,14 +241,14 @@ class Settler:
         return _noted(claimed, ended)
 
     def _advance(self, claimed: Claimed, following: Round, report: Mapping[str, Any]) -> str | None:
-        """The same for a job that goes on with another round."""
+        """The same for a job that continues with another round."""
         going, best = following.job, {**report, **following.noted()}
         try:
             state = until_answered(
                 lambda: self._consumer.advance(
                     claimed.id, claimed.token, best, shape=going.shape, images=going.images, cost=going.cost
                 ),
-                f"job {claimed.id} cannot go on yet",
+                f"job {claimed.id} cannot continue yet",
             )
         finally:
             self._heartbeat.let_go(claimed)

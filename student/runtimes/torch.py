@@ -232,11 +232,11 @@ def _open(bundle: Path, student: Student, placement: Placement, kind: type[Famil
     float32 = {*kind.in_float32, *(("vae",) if dtype == torch.float16 else ())}
     types = {"default": dtype, **dict.fromkeys(float32, torch.float32)}
     family = family_of_student(open_pipeline(bundle, types if float32 else dtype), student)
-    spread(family, placement)
+    move_parts(family, placement)
     return family
 
 
-def spread(family: Family, placement: Placement) -> None:
+def move_parts(family: Family, placement: Placement) -> None:
     """Move each part as the placement says; encoders that are copied for each call wait in pinned memory."""
     for name, part in family.named_children():
         if name in family.encoders and placement.offload != "off":

@@ -29,10 +29,10 @@ LATER = """
 import json, service.queue.job as job, service.queue.result as result
 to_payload, write_result = job.Job.to_payload, result.write_result
 def more(self): return json.dumps({**json.loads(to_payload(self)), "mood": "calm", "metadata": {}})
-def told(said):
+def reduced(said):
     images = [{**image, "rank": 1} for image in said.get("images", [])]
     return json.dumps({**json.loads(write_result(said)), "version": 2, "mood": "calm", "images": images})
-job.Job.to_payload, result.write_result = more, told
+job.Job.to_payload, result.write_result = more, reduced
 """
 # Another release, or a machine whose clock is wrong: the same program after a change of one name.
 PREAMBLES = {

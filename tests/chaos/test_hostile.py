@@ -66,6 +66,6 @@ def test_no_log_tells_a_prompt_or_a_key(tmp_path: Path) -> None:
             gone.settimeout(PATIENCE_S)
         later = {**headers, "Prefer": "respond-async"}
         call("POST", f"{service.url}/generate", headers=later, json={"prompt": canary})
-    told = service.output.read_text() + (tmp_path / "data" / "redis" / "server.log").read_text()
-    assert "job settled" in told and canary not in told
-    assert text.rpartition("_")[2] not in told and text not in told
+    report = service.output.read_text() + (tmp_path / "data" / "redis" / "server.log").read_text()
+    assert "job settled" in report and canary not in report
+    assert text.rpartition("_")[2] not in report and text not in report

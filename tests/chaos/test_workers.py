@@ -84,9 +84,9 @@ def test_3_a_prompt_kills_every_worker(fleet: Fleet, clients: Clients, ledger: L
     clients.send(jobs)
     ended = eventually(lambda: (job := fleet.job(poison))["state"] == "failed" and job, "given up", patience_s=120)
     attempts = int(ended["attempts"])
-    told = call("GET", f"{fleet.apis[1].url}/jobs/{poison}").json()["error"]["code"]
+    report = call("GET", f"{fleet.apis[1].url}/jobs/{poison}").json()["error"]["code"]
     listed = call("GET", f"{fleet.apis[0].url}/admin/dlq").json()["data"]
-    assert [letter["id"] for letter in listed] == [poison] and told == "worker_lost"
+    assert [letter["id"] for letter in listed] == [poison] and report == "worker_lost"
     assert call("POST", f"{fleet.apis[0].url}/admin/dlq/{poison}/drop").status_code == 200
     ledger.close(3, "a prompt that kills workers", clients, f"given up after {attempts} workers, mates answered")
 

@@ -56,8 +56,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service,
 
 def tell_of_a_gpu(live: Service) -> None:
     """A worker on another machine gives a sign of life, as one does that sees a GPU."""
-    told = {"busy": 0.9, "used_bytes": 4e9, "total_bytes": 8e9, "power_w": 250.0, "temperature_c": 60}
-    info = {"runtime": "r", "host": "h", "max_batch": 8, "gpus": {"GPU-1": told}}
+    report = {"busy": 0.9, "used_bytes": 4e9, "total_bytes": 8e9, "power_w": 250.0, "temperature_c": 60}
+    info = {"runtime": "r", "host": "h", "max_batch": 8, "gpus": {"GPU-1": report}}
     with live.redis as client:
         Consumer(client, "shapes", "elsewhere", lease_s=30.0, max_attempts=3).beat(info, [])
 

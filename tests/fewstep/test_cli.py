@@ -48,10 +48,10 @@ def test_the_files_name_says_the_format(fewstep: Any, tmp_path: Path, name: str,
 
 def test_several_pictures_have_their_seeds_in_their_names(fewstep: Any, tmp_path: Path) -> None:
     done = fewstep("generate", PROMPT, "-n", 3, "--seed", 7, "-o", "x.png", "--json")
-    told = json.loads(done.stdout)
-    assert [picture["file"] for picture in told["data"]] == ["x-7.png", "x-8.png", "x-9.png"]
-    assert all("b64_json" not in picture for picture in told["data"])
-    for picture in told["data"]:
+    report = json.loads(done.stdout)
+    assert [picture["file"] for picture in report["data"]] == ["x-7.png", "x-8.png", "x-9.png"]
+    assert all("b64_json" not in picture for picture in report["data"])
+    for picture in report["data"]:
         drawn = pixels((tmp_path / picture["file"]).read_bytes())
         assert np.array_equal(drawn, expected_pixels(PROMPT, picture["seed"]))
 
@@ -88,9 +88,9 @@ def test_a_job_without_a_picture_has_an_exit_code(fewstep: Any) -> None:
 
 def test_bench_prints_its_figures(fewstep: Any) -> None:
     done = fewstep("bench", "--requests", 12, "--concurrency", 3, "--warmup", 1, "--json")
-    told = json.loads(done.stdout)
-    assert (told["requests"], told["images"], told["errors"]) == (12, 12, {})
-    assert set(told["latency"]) == {"mean_s", "p50_s", "p90_s", "p95_s", "p99_s", "max_s"}
+    report = json.loads(done.stdout)
+    assert (report["requests"], report["images"], report["errors"]) == (12, 12, {})
+    assert set(report["latency"]) == {"mean_s", "p50_s", "p90_s", "p95_s", "p99_s", "max_s"}
     done = fewstep("bench", "--requests", 4, "--steps", 1)
     assert done.exit_code == 0 and "images/s" in done.stdout and "p99" in done.stdout and "█" in done.stdout
 
@@ -148,8 +148,8 @@ def test_an_error_is_one_sentence_with_an_exit_code(
     done = fewstep(*arguments)
     assert done.exit_code == code, done.output
     assert done.stderr.startswith(f"fewstep: {sentence}") and done.stderr.count("\n") == 1 and done.stdout == ""
-    told = fewstep(*arguments, "--json")
-    assert told.exit_code == code and json.loads(told.stderr)["error"]["message"].startswith(sentence)
+    report = fewstep(*arguments, "--json")
+    assert report.exit_code == code and json.loads(report.stderr)["error"]["message"].startswith(sentence)
 
 
 def test_wrong_usage_is_code_2(fewstep: Any) -> None:
@@ -202,14 +202,14 @@ def test_the_best_of_several_is_written_and_said_to_be(fewstep: Any, tmp_path: P
     assert done.exit_code == 0 and "(4 steps, best of 4)" in done.stdout
     seed = int(done.stdout.split("seed ")[1].split()[0])
     assert np.array_equal(pixels((tmp_path / "x.png").read_bytes()), expected_pixels(PROMPT, seed))
-    told = json.loads(fewstep("generate", PROMPT, "--seed", 7, "--best-of", 4, "-o", "x.png", "--json").stdout)
-    assert told["data"][0]["candidates"][0]["seed"] == 7 and told["rank_by"] == "trained"
+    report = json.loads(fewstep("generate", PROMPT, "--seed", 7, "--best-of", 4, "-o", "x.png", "--json").stdout)
+    assert report["data"][0]["candidates"][0]["seed"] == 7 and report["rank_by"] == "trained"
 
 
 def test_a_floor_and_a_cascade_are_passed_on(fewstep: Any) -> None:
     done = fewstep("generate", PROMPT, "--seed", 7, "--min-reward", 9.5, "--cascade", "1,2", "-o", "x.png", "--json")
-    told = json.loads(done.stdout)
-    assert told["floor"]["min_reward"] == 9.5 and [one["steps"] for one in told["data"][0]["candidates"]] == [1, 2]
+    report = json.loads(done.stdout)
+    assert report["floor"]["min_reward"] == 9.5 and [one["steps"] for one in report["data"][0]["candidates"]] == [1, 2]
     below = fewstep("generate", PROMPT, "--min-reward", "9.5", "--cascade", "1,2", "-o", "x.png")
     assert "best of 2, below the floor)" in below.stdout
     assert fewstep("generate", PROMPT, "--min-reward", "p50", "--best-of", 2, "-o", "x.png").exit_code == 0

@@ -90,7 +90,7 @@ def tracked() -> list[str]:
 
 
 def fingerprint(files: Sequence[str]) -> str:
-    """Changes with any file: results of other code are not gone on with."""
+    """Changes with any file: results of other code are not continued."""
     whole = hashlib.sha256()
     for name in files:
         whole.update(name.encode() + b"\0" + hashlib.sha256((ROOT / name).read_bytes()).digest())

@@ -11,7 +11,7 @@ from student.bundle import BundleError
 from student.families.find import family_of
 from student.runtimes.machine import Gpu
 from student.runtimes.placement import Placement, numbers_of, place
-from student.runtimes.torch import TorchModel, spread
+from student.runtimes.torch import TorchModel, move_parts
 from tests.student.families import tiny
 
 GIB = 2**30
@@ -65,7 +65,7 @@ def test_both_experts_of_wan_2_2_14b_must_fit() -> None:
 @pytest.mark.parametrize("offload", ["off", "cpu"])
 def test_every_part_moves_but_encoders_that_stay(name: str, offload: str) -> None:
     family = family_of(tiny.MAKERS[name]())
-    spread(family, Placement("meta", "float32", offload))
+    move_parts(family, Placement("meta", "float32", offload))
     where = {key.partition(".")[0]: value.device.type for key, value in family.named_parameters()}
     kept = set(family.encoders) if offload == "cpu" else set()
     assert where == {part: "cpu" if part in kept else "meta" for part, _ in family.named_children()}

@@ -126,8 +126,8 @@ def teacher_path(config: RatsConfig, roles: Roles, grids: Grids, batch: Batch) -
 
 def means(rows: Sequence[Mapping[str, Tensor | float]]) -> dict[str, float]:
     """Each figure's mean over a step's micro-batches; all figures on a device are read in one transfer."""
-    lying = [(name, value) for row in rows for name, value in row.items() if isinstance(value, Tensor)]
-    read = iter(torch.stack([value.detach().float() for _, value in lying]).tolist() if lying else [])
+    on_device = [(name, value) for row in rows for name, value in row.items() if isinstance(value, Tensor)]
+    read = iter(torch.stack([value.detach().float() for _, value in on_device]).tolist() if on_device else [])
     sums: dict[str, float] = {}
     for row in rows:
         for name, value in row.items():

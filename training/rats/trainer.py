@@ -230,7 +230,7 @@ class Trainer:
             if must:
                 raise
             if self.is_first:
-                console.print(f"[yellow]{escape(str(error))}; the run goes on without it[/yellow]", highlight=False)
+                console.print(f"[yellow]{escape(str(error))}; the run continues without it[/yellow]", highlight=False)
         self.processes.wait()
 
     def _write(self, step: int) -> None:

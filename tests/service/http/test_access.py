@@ -206,15 +206,15 @@ def test_quotas_are_told_in_headers_and_a_key_may_have_its_own(make_api: Callabl
     usual, own = Caller(api.url, keys, "usual"), Caller(api.url, keys, "own", quota=0.016)
     body = {"prompt": "p", "num_images_per_prompt": 2}
     later = {"Prefer": "respond-async"}
-    told = usual("POST", "/generate", headers=later, json=body)
-    assert told.status_code == 202
-    assert {name: told.headers[f"X-RateLimit-{name}"] for name in ("Limit", "Remaining", "Reset")} == {
+    report = usual("POST", "/generate", headers=later, json=body)
+    assert report.status_code == 202
+    assert {name: report.headers[f"X-RateLimit-{name}"] for name in ("Limit", "Remaining", "Reset")} == {
         "Limit": "80",
         "Remaining": "48",
         "Reset": "24",
     }
-    assert told.headers["RateLimit-Policy"] == '"kilopixel-steps";q=80;w=60'
-    assert told.headers["RateLimit"] == '"kilopixel-steps";r=48;t=24'
+    assert report.headers["RateLimit-Policy"] == '"kilopixel-steps";q=80;w=60'
+    assert report.headers["RateLimit"] == '"kilopixel-steps";r=48;t=24'
     assert own("POST", "/generate", headers=later, json={"prompt": "p"}).headers["X-RateLimit-Remaining"] == "0"
     refused = own("POST", "/generate", json={"prompt": "p"})
     check_error(refused, 429, "quota_exceeded")

@@ -110,6 +110,6 @@ def test_whoever_watches_hears_of_every_change_and_whoever_accepted_of_the_end_o
     assert worker.show(job.id, claimed.token, {"0:1": "zwei", "1:0": "three"})
     assert not worker.show(job.id, "0", {"2:0": "a zombie's"})
     worker.finish(job.id, claimed.token, "done", {})
-    told = [fields["what"] for _, fields in queue.client.xrange(f"{queue.prefix}r:api")]
-    assert told == ["look", "look", "look", "end"]
+    report = [fields["what"] for _, fields in queue.client.xrange(f"{queue.prefix}r:api")]
+    assert report == ["look", "look", "look", "end"]
     assert queue.record(job.id).previews == {"0:0": "one", "0:1": "zwei", "1:0": "three"}

@@ -249,9 +249,9 @@ def test_an_address_of_an_image_gives_its_bytes(live: Service) -> None:
 
 @pytest.mark.parametrize("output_format", PICTURES)
 def test_a_served_file_says_which_model_drew_it(live: Service, output_format: str) -> None:
-    told = described(post(live.url, prompt="p", output_format=output_format, response_format="file").content)
-    assert told["DigitalSourceType"].endswith("/trainedAlgorithmicMedia")
-    assert (told["AISystemUsed"], told["AISystemVersionUsed"]) == ("fake", "1")
+    report = described(post(live.url, prompt="p", output_format=output_format, response_format="file").content)
+    assert report["DigitalSourceType"].endswith("/trainedAlgorithmicMedia")
+    assert (report["AISystemUsed"], report["AISystemVersionUsed"]) == ("fake", "1")
 
 
 def test_the_address_of_an_image_is_the_one_that_clients_know(make_api: Callable[..., Api]) -> None:
@@ -262,8 +262,8 @@ def test_the_address_of_an_image_is_the_one_that_clients_know(make_api: Callable
     image = {"file": "f", "seed": 1, "width": 64, "height": 64, "sha256": "", "reward": {}}
     timings = {"queue_s": 0.0, "inference_s": 0.0, "score_s": 0.0, "encode_s": 0.0}
     worker.finish(id, claimed.token, "done", {"images": [image], "runtime": "r", "batch_size": 1, "timings": timings})
-    [told] = call("GET", f"{api.url}/jobs/{id}").json()["data"]
-    assert told["url"].startswith(f"https://pictures.example/fewstep/jobs/{id}/images/0?expires=")
+    [report] = call("GET", f"{api.url}/jobs/{id}").json()["data"]
+    assert report["url"].startswith(f"https://pictures.example/fewstep/jobs/{id}/images/0?expires=")
 
 
 JSON = {"Content-Type": "application/json"}

@@ -51,8 +51,13 @@ def test_check_config_prints_the_effective_configuration_and_starts_nothing(tmp_
     for arguments in (["--check-config"], ["serve", "--check-config"]):
         ended = serve(tmp_path / "data", *arguments, HOST="0.0.0.0", QUOTA="3")
         assert ended.returncode == 0 and ended.stderr == ""
-        told = json.loads(ended.stdout)
-        assert (told["model"], told["keys"], told["queue"], told["config"]["quota"]) == ("fake", 1, "embedded", 3.0)
+        report = json.loads(ended.stdout)
+        assert (report["model"], report["keys"], report["queue"], report["config"]["quota"]) == (
+            "fake",
+            1,
+            "embedded",
+            3.0,
+        )
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"keys.json", "keys.lock"}
 
 

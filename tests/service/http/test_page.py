@@ -121,13 +121,13 @@ def test_a_picture_can_be_seen_large_and_the_gallery_leafed_through(page: Page) 
     page.wait_for(f"{DRAWN} === 2")
     page.value("document.querySelector('.picture .frame').click()")
     assert page.value("document.getElementById('viewer').open")
-    told = "[...document.querySelectorAll('#viewer .details dd')].map(dd => dd.textContent)"
-    first = page.value(told)
+    details = "[...document.querySelectorAll('#viewer .details dd')].map(dd => dd.textContent)"
+    first = page.value(details)
     assert first[0] == "7" and "64 × 64" in first and "fake 1" in first
     page.press("ArrowRight")
-    assert page.value(told)[0] == "8"
+    assert page.value(details)[0] == "8"
     page.press("ArrowRight")
-    assert page.value(told)[0] == "8"
+    assert page.value(details)[0] == "8"
     page.value("document.querySelector('#viewer .again').click()")
     assert not page.value("document.getElementById('viewer').open")
     assert page.value("document.getElementById('seed').value") == "8"

@@ -45,8 +45,8 @@ def test_lines_that_nobody_reads_are_dropped_counted_and_told_of() -> None:
     while "the last one\n" not in text:
         text += os.read(reading, 65536).decode()
     numbers = [int(number) for number in re.findall(r"^line (\d+) x{80}$", text, re.M)]
-    told = [int(number) for number in re.findall(r"^(\d+) log lines were dropped", text, re.M)]
-    assert numbers == sorted(set(numbers)) and len(numbers) + sum(told) == 2000 and sum(told) == writer.dropped
+    report = [int(number) for number in re.findall(r"^(\d+) log lines were dropped", text, re.M)]
+    assert numbers == sorted(set(numbers)) and len(numbers) + sum(report) == 2000 and sum(report) == writer.dropped
     for end in (reading, writing):
         os.close(end)
 

@@ -105,8 +105,8 @@ def test_a_request_can_be_followed_through_both_processes_and_its_prompt_cannot_
         eventually(lambda: "fails" in service.output.read_text())
     logged = service.output.read_text()
     assert CANARY not in logged and text.rpartition("_")[2] not in logged
-    told = lines(logged)
-    about = [line for line in told if line.get("job_id") == answer["id"] or answer["id"] in line.get("job_ids", [])]
+    report = lines(logged)
+    about = [line for line in report if line.get("job_id") == answer["id"] or answer["id"] in line.get("job_ids", [])]
     drawn = [line for line in about if "job_ids" in line]
     assert len(drawn) == 1 and drawn[0]["request_ids"] == ["follow-me"] and drawn[0]["batch"]
     [settled] = [line for line in about if line.get("state")]
@@ -116,19 +116,19 @@ def test_a_request_can_be_followed_through_both_processes_and_its_prompt_cannot_
     assert asked["prompt_sha256"] == hashlib.sha256(CANARY.encode()).hexdigest()[:16]
     [answered] = [line for line in about if line.get("route") == "/generate"]
     assert (answered["status"], answered["request_id"]) == (200, "follow-me")
-    [loaded] = [line for line in told if line["message"] == "student loaded"]
+    [loaded] = [line for line in report if line["message"] == "student loaded"]
     assert loaded["runtime"] == "fake" and loaded["load_s"] >= loaded["warm_up_s"] >= 0
 
 
 def test_prompts_can_be_opted_in(make_api: Callable[..., Api], capfd: pytest.CaptureFixture[str]) -> None:
     api = make_api(LOG_PROMPTS="true", LOG_FORMAT="json")
     call("POST", f"{api.url}/generate", headers={"Prefer": "respond-async"}, json={"prompt": CANARY})
-    told = ""
+    report = ""
 
     def prompts() -> list[str]:
-        nonlocal told
-        told += capfd.readouterr().err
-        return [line["prompt"] for line in lines(told[: told.rfind("\n") + 1]) if "prompt" in line]
+        nonlocal report
+        report += capfd.readouterr().err
+        return [line["prompt"] for line in lines(report[: report.rfind("\n") + 1]) if "prompt" in line]
 
     assert eventually(prompts, "the line is written") == [CANARY]
 

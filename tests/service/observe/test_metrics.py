@@ -95,8 +95,8 @@ def test_one_scrape_shows_what_was_asked_and_what_was_measured(tmp_path: Path) -
 
 def test_gpus_are_shown_as_long_as_a_worker_tells_of_them(tmp_path: Path) -> None:
     """Through the queue: what a worker said with its sign of life is what the HTTP process shows."""
-    told = {"busy": 0.75, "used_bytes": 3e9, "total_bytes": 8e9, "power_w": 250.5, "temperature_c": 61.0}
-    info = {"runtime": "r", "host": "far", "max_batch": 8, "gpus": {"GPU-1": told}}
+    report = {"busy": 0.75, "used_bytes": 3e9, "total_bytes": 8e9, "power_w": 250.5, "temperature_c": 61.0}
+    info = {"runtime": "r", "host": "far", "max_batch": 8, "gpus": {"GPU-1": report}}
     with running_service(tmp_path / "data") as live:
         page = httpx.get(f"{live.url}/metrics", trust_env=False).text
         assert "# TYPE fewstep_gpu_busy_ratio gauge" in page and "fewstep_gpu_busy_ratio{" not in page

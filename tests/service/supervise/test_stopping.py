@@ -79,8 +79,8 @@ def test_a_worker_hands_back_what_takes_too_long_and_the_attempt_is_not_counted(
         finally:
             process.kill()
             process.wait()
-        told = api.hash_of(id)
-        assert (told["state"], told["attempts"]) == ("queued", "0") and not running(api)
+        report = api.hash_of(id)
+        assert (report["state"], report["attempts"]) == ("queued", "0") and not running(api)
     with worker(api, tmp_path, MAX_ATTEMPTS="1"):
         eventually(lambda: api.hash_of(id)["state"] == "done", "the job is done")
     assert api.hash_of(id)["attempts"] == "1"

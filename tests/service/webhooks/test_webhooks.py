@@ -112,13 +112,13 @@ def test_the_signature_is_that_of_the_specifications_own_example() -> None:
 def test_every_end_of_a_job_is_told_of(service: Service, receiver: Receiver) -> None:
     done = later(service, prompt="a red heart", seed=4, webhook_url=receiver.url("/done?x=1"))
     failed = post(service.url, prompt="fake:raise", webhook_url=receiver.url("/failed"))
-    [told] = receiver.at("/done?x=1")
-    assert (told["type"], told["data"]["id"], told["webhook-id"]) == ("job.done", done, f"{done}.done")
-    assert told["data"] == call("GET", f"{service.url}/jobs/{done}").json()
-    assert call("GET", told["data"]["data"][0]["url"]).status_code == 200
-    [told] = receiver.at("/failed")
-    assert told["type"] == "job.failed" and failed.status_code == 500
-    assert told["data"]["error"]["code"] == "generation_failed"
+    [report] = receiver.at("/done?x=1")
+    assert (report["type"], report["data"]["id"], report["webhook-id"]) == ("job.done", done, f"{done}.done")
+    assert report["data"] == call("GET", f"{service.url}/jobs/{done}").json()
+    assert call("GET", report["data"]["data"][0]["url"]).status_code == 200
+    [report] = receiver.at("/failed")
+    assert report["type"] == "job.failed" and failed.status_code == 500
+    assert report["data"]["error"]["code"] == "generation_failed"
 
 
 def test_a_cancelled_and_an_expired_job_are_told_of_if_that_was_asked(service: Service, receiver: Receiver) -> None:
@@ -127,8 +127,8 @@ def test_a_cancelled_and_an_expired_job_are_told_of_if_that_was_asked(service: S
     ids = {"job.cancelled": later(service, **fields), "job.expired": later(service, timeout_s=0.3, **fields)}
     later(service, **fields)  # it will be done, and nobody wants to know
     call("POST", f"{service.url}/jobs/{ids['job.cancelled']}/cancel")
-    told = receiver.at("/ended", 2)
-    assert {event["type"]: event["data"]["id"] for event in told} == ids
+    report = receiver.at("/ended", 2)
+    assert {event["type"]: event["data"]["id"] for event in report} == ids
     eventually(lambda: call("GET", f"{service.url}/jobs/{slow}").json()["status"] == "done")
     later(service, prompt="p", webhook_url=receiver.url("/after"))
     receiver.at("/after")

@@ -126,9 +126,9 @@ def test_a_candidate_that_is_broken_or_unscored_costs_no_other(bench: Bench, mon
     bench.worker.step()
     (image,) = images(bench, job)
     assert image["seed"] == order[2]
-    told = {one["seed"]: one for one in image["candidates"]}
-    assert told[order[0]]["broken"] and told[order[0]]["rank"] == 4
-    assert told[order[1]]["reward_failed"] == ["trained"] and told[order[1]]["rank"] == 3
+    report = {one["seed"]: one for one in image["candidates"]}
+    assert report[order[0]]["broken"] and report[order[0]]["rank"] == 4
+    assert report[order[1]]["reward_failed"] == ["trained"] and report[order[1]]["rank"] == 3
 
 
 def test_a_cancel_between_the_calls_chooses_among_no_fewer(bench: Bench) -> None:

@@ -58,8 +58,8 @@ def described(data: bytes) -> dict[str, str]:
 
 @pytest.mark.parametrize("output_format", PICTURES)
 def test_every_file_says_that_a_model_drew_it(output_format: str) -> None:
-    told = described(encode(fake_image("a secret prompt", 1, 4), output_format, made_by=MADE_BY))
-    assert told == {
+    report = described(encode(fake_image("a secret prompt", 1, 4), output_format, made_by=MADE_BY))
+    assert report == {
         "about": "",
         "CreatorTool": "fewstep",
         "DigitalSourceType": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",

@@ -73,9 +73,9 @@ class Setup:
         while run := self.prober.next(idle=True):
             if self.prober.draw(run):
                 self.prober.settle(run, self.prober.take(run))
-        return self.told()
+        return self.report()
 
-    def told(self) -> Any:
+    def report(self) -> Any:
         (about,) = self.loaded.info["models"].values()
         return about["probe"]
 
@@ -87,8 +87,8 @@ def setup(queue: Queue) -> Callable[..., Setup]:
 
 def test_an_engine_that_is_what_it_was_is_the_same_hour_by_hour(setup: Callable[..., Setup]) -> None:
     one = setup()
-    assert one.told() == {"outcome": "waiting"}
-    assert one.whole()["outcome"] == Outcome.SAME and one.told()["source"] == "bundle"
+    assert one.report() == {"outcome": "waiting"}
+    assert one.whole()["outcome"] == Outcome.SAME and one.report()["source"] == "bundle"
     assert one.prober.next(idle=True) is None
     one.clock.now += HOUR_S
     assert one.whole()["outcome"] == Outcome.SAME and one.prober.counts == {"probe_same": 2}
@@ -109,7 +109,7 @@ def test_one_value_of_one_picture_is_caught_within_one_probe(
 def test_a_scorer_that_changed_is_told_from_the_engine(setup: Callable[..., Setup]) -> None:
     one = setup()
     one.runtime.shift = 0.01
-    assert one.whole()["outcome"] == Outcome.SCORES_CHANGED and one.told()["score_shift"] == pytest.approx(0.01)
+    assert one.whole()["outcome"] == Outcome.SCORES_CHANGED and one.report()["score_shift"] == pytest.approx(0.01)
 
 
 def test_a_new_kind_of_machine_is_recorded_and_held_to_it_from_then_on(setup: Callable[..., Setup]) -> None:
@@ -117,7 +117,7 @@ def test_a_new_kind_of_machine_is_recorded_and_held_to_it_from_then_on(setup: Ca
     for one in (first, second):
         one.runtime.bend = np.float32(1e-6)  # other bits than elsewhere, as another processor may give
     assert first.whole()["outcome"] == Outcome.RECORDED
-    assert second.whole()["outcome"] == Outcome.SAME and second.told()["source"] == "recorded"
+    assert second.whole()["outcome"] == Outcome.SAME and second.report()["source"] == "recorded"
     second.runtime.bend, second.clock.now = np.float32(2e-6), second.clock.now + HOUR_S
     assert second.whole()["outcome"] == Outcome.PIXELS_CHANGED
 
@@ -146,7 +146,7 @@ def test_a_device_that_cannot_draw_the_probe_fails_it(setup: Callable[..., Setup
     with pytest.raises(RuntimeError):
         one.prober.draw(run)
     one.prober.failed(run)
-    assert one.told()["outcome"] == Outcome.FAILED and one.prober.next(idle=True) is None
+    assert one.report()["outcome"] == Outcome.FAILED and one.prober.next(idle=True) is None
 
 
 def test_while_jobs_wait_a_probe_is_put_off_and_then_takes_one_call_a_minute(setup: Callable[..., Setup]) -> None:
@@ -190,8 +190,8 @@ def test_a_worker_probes_at_its_start_when_nothing_waits(queue: Queue, tmp_path:
     with bench.heartbeat:
         thread.start()
         try:
-            told = lambda: loaded.info["models"][f"{queue.model}/1"]["probe"]["outcome"]  # noqa: E731
-            eventually(lambda: told() == Outcome.RECORDED, "the probe is drawn")
+            report = lambda: loaded.info["models"][f"{queue.model}/1"]["probe"]["outcome"]  # noqa: E731
+            eventually(lambda: report() == Outcome.RECORDED, "the probe is drawn")
             assert runtime.calls == [1] * PAIRS
             id = queue.add(prompt="real", seeds=(1,))
             eventually(lambda: queue.state(id) == "done", "jobs are drawn all the same")

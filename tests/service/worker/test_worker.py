@@ -128,8 +128,8 @@ def test_what_waits_rides_in_one_call_whatever_its_format(bench: Bench) -> None:
 def test_each_call_is_told_once(bench: Bench) -> None:
     ids = [bench.queue.add() for _ in range(3)]
     bench.worker.step()
-    told = [call["images"] for id in ids for call in bench.queue.result(id)["calls"]]
-    assert told == [3] == bench.runtime.calls
+    report = [call["images"] for id in ids for call in bench.queue.result(id)["calls"]]
+    assert report == [3] == bench.runtime.calls
 
 
 def test_a_job_larger_than_a_batch_is_drawn_in_several(bench: Bench) -> None:

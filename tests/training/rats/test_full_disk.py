@@ -1,4 +1,4 @@
-"""A disk that takes no checkpoint: the run goes on and says so, and ends only where it would be lost."""
+"""A disk that takes no checkpoint: the run continues and says so, and ends only where it would be lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_run_goes_on_without_a_checkpoint_and_ends_like_one_that_had_it(
     trainer, other = make(tmp_path / "full"), make(tmp_path / "plain", {"validation.every": 4})
     trainer.run()
     said = " ".join(capsys.readouterr().err.split())
-    assert "No space left on device): there is none yet; the run goes on without it" in said
+    assert "No space left on device): there is none yet; the run continues without it" in said
     kept = checkpoint.load(tmp_path / "full" / CHECKPOINT)
     assert kept is not None and kept["step"] == 4
     other.run()
