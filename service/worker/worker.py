@@ -28,7 +28,7 @@ from service.worker.settling import NO_FEEDBACK, Settler
 from service.worker.signing import ImageSigner
 from service.worker.step_callback import StepCallback
 from service.worker.watchdog import Bounds, Watchdog
-from student.runtimes.runtime import Company, Runtime
+from student.runtimes.runtime import CpuSharing, Runtime
 
 NEXT_S = 0.2
 WATCHED_OVER_S = 1.0  # where watching costs something, shorter calls are drawn to their end though nobody wants them
@@ -159,18 +159,18 @@ class Worker:
     def _drawing(self, batch: Batch) -> Iterator[None]:
         self.device.begin(batch.shape, batch.images, batch.waiting_since)
         try:
-            with self._in_company(batch.runtime):
+            with self._beside_neighbours(batch.runtime):
                 yield
         finally:
             self.device.end()
 
     @contextmanager
-    def _in_company(self, runtime: Runtime) -> Iterator[None]:
-        company: Company | None = getattr(runtime, "company", None)
-        if company is None or self._neighbours is None:
+    def _beside_neighbours(self, runtime: Runtime) -> Iterator[None]:
+        cpu_sharing: CpuSharing | None = getattr(runtime, "cpu_sharing", None)
+        if cpu_sharing is None or self._neighbours is None:
             yield
             return
-        with self._neighbours.drawing() as company.crowded:
+        with self._neighbours.drawing() as cpu_sharing.crowded:
             yield
 
     @contextmanager

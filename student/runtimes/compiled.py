@@ -24,7 +24,7 @@ from student.runtimes.batches import independent, split
 from student.runtimes.lengths import Lengths, own_length
 from student.runtimes.machine import check_machine, facts
 from student.runtimes.manifest import RUNTIMES, RuntimeManifest, check_runtime, read_manifest
-from student.runtimes.runtime import Company, FloatArray, Watch, check_call
+from student.runtimes.runtime import CpuSharing, FloatArray, Watch, check_call
 from student.runtimes.scoring import Scorers
 from student.runtimes.session import Session
 from student.runtimes.sizes import Size, buckets, files_of, own_size, refusal
@@ -109,10 +109,10 @@ class CompiledRuntime:
     def __init__(
         self, bundle: Path, student: Student, threads: int, name: str, graphs: Graphs,
         others: Mapping[Size, Graphs] = MappingProxyType({}), max_batch: int | None = None,
-        company: Company | None = None,
+        cpu_sharing: CpuSharing | None = None,
     ) -> None:  # fmt: skip
         self.name = name
-        self.company = company
+        self.cpu_sharing = cpu_sharing
         self.max_batch = max_batch or cpu_batch(student)
         self.student = student
         self._graphs = graphs
@@ -164,8 +164,8 @@ class CompiledRuntime:
     def _warm_up(self) -> tuple[int, ...]:
         """The batch sizes whose images are bit for bit those generated alone, at every size and step count."""
         found = self._independent(self.student.steps)  # whoever records a loop does so here, for each step count
-        if self.company is not None:
-            found = self._independent_in_company(self.company, found)
+        if self.cpu_sharing is not None:
+            found = self._independent_when_shared(self.cpu_sharing, found)
         self.score(self._graphs.draw(["a"], [0], self.student.steps[0]), ["a"])
         return tuple(sorted(found))
 
@@ -176,14 +176,14 @@ class CompiledRuntime:
             found &= set(independent(lambda p, s, graphs=graphs, steps=steps: graphs.draw(p, s, steps), every))  # type: ignore[misc]
         return found
 
-    def _independent_in_company(self, company: Company, alone: set[int]) -> set[int]:
+    def _independent_when_shared(self, cpu_sharing: CpuSharing, alone: set[int]) -> set[int]:
         """The same with fewer threads; these are not used if they change a picture."""
         drawn = self._drawn_alone()
-        company.crowded = True
-        company.allowed = all(map(np.array_equal, drawn, self._drawn_alone()))
+        cpu_sharing.crowded = True
+        cpu_sharing.allowed = all(map(np.array_equal, drawn, self._drawn_alone()))
         both = alone & self._independent(self._own_graphs)
-        company.crowded = False
-        return both if company.allowed else alone
+        cpu_sharing.crowded = False
+        return both if cpu_sharing.allowed else alone
 
     def _drawn_alone(self) -> list[FloatArray]:
         every = product((*self._others.values(), self._graphs), self._own_graphs)
@@ -223,9 +223,9 @@ class SteppedRuntime(CompiledRuntime):
 
 
 def make_runtime(
-    bundle: Path, student: Student, threads: int, name: str, open_: Opener, company: Company | None = None
+    bundle: Path, student: Student, threads: int, name: str, open_: Opener, cpu_sharing: CpuSharing | None = None
 ) -> CompiledRuntime | SteppedRuntime:
-    """The runtime of one folder, checked and warmed up; stepwise if it is staged. ``company`` is shared with the
+    """The runtime of one folder, checked and warmed up; stepwise if it is staged. ``cpu_sharing`` is shared with the
     sessions of ``open_``.
 
     Raises:
@@ -236,7 +236,7 @@ def make_runtime(
     if manifest.form != "staged":
         files = {steps: folder / graph.file for steps, graph in manifest.graphs.items()}
         return CompiledRuntime(
-            bundle, student, threads, name, FusedGraphs(bundle, student, files, open_), company=company
+            bundle, student, threads, name, FusedGraphs(bundle, student, files, open_), cpu_sharing=cpu_sharing
         )
     in_torch = stages_in_torch(bundle, student, manifest, threads)
 
@@ -244,4 +244,4 @@ def make_runtime(
         return StagedGraphs(bundle, resized, files_of(folder, manifest, size), open_once, in_torch)
 
     others = {size: at(size, resized) for size, resized in buckets(student, manifest).items()}
-    return SteppedRuntime(bundle, student, threads, name, at(None, student), others, company=company)
+    return SteppedRuntime(bundle, student, threads, name, at(None, student), others, cpu_sharing=cpu_sharing)

@@ -7,7 +7,7 @@ from pathlib import Path
 from student.bundle import Student
 from student.runtimes.compiled import CompiledRuntime, make_runtime
 from student.runtimes.manifest import OPENED_TWICE, RUNTIMES
-from student.runtimes.runtime import Company
+from student.runtimes.runtime import CpuSharing
 from student.runtimes.session import SharingSession, open_session
 
 FUSED_FP32, STAGED_FP32, *_ = FORMS = (
@@ -34,7 +34,12 @@ def onnx_runtime(
         threads, crowded_threads = crowded_threads, 0
     if crowded_threads in (0, threads):
         return make_runtime(bundle, student, threads, name, lambda path: open_session(path, threads, tensorrt))
-    company = Company()
+    cpu_sharing = CpuSharing()
     return make_runtime(
-        bundle, student, threads, name, lambda path: SharingSession(path, threads, crowded_threads, company), company
+        bundle,
+        student,
+        threads,
+        name,
+        lambda path: SharingSession(path, threads, crowded_threads, cpu_sharing),
+        cpu_sharing,
     )

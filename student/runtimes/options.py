@@ -20,7 +20,7 @@ class Options:
     whether the transformer is compiled, and recorded as CUDA graphs.
 
     For ONNX Runtime on a CPU: ``crowded_threads`` is the number of threads of a call while other workers of the machine
-    are busy too (see ``runtime.Company``); 0 means no change.
+    are busy too (see ``runtime.CpuSharing``); 0 means no change.
     """
 
     open_reward: OpenReward | None = None

@@ -21,7 +21,7 @@ Watch = Callable[[int, Preview], None]
 
 
 @dataclass
-class Company:
+class CpuSharing:
     """Whether other workers of this machine are busy now; the caller of the sessions sets it before each call.
 
     A call that has the machine to itself is fastest on all cores; several workers side by side are fastest in total if

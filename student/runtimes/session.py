@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 
 from student.bundle import BundleError
-from student.runtimes.runtime import Company
+from student.runtimes.runtime import CpuSharing
 
 # Full float32 products: TF32 would fail the proof that was made on a CPU.
 CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
@@ -54,8 +54,8 @@ class OrtSession:
 class SharingSession:
     """A graph that is opened twice, for all cores and for a share of them; CPU only."""
 
-    def __init__(self, path: Path, threads: int, crowded_threads: int, company: Company) -> None:
-        self._company = company
+    def __init__(self, path: Path, threads: int, crowded_threads: int, cpu_sharing: CpuSharing) -> None:
+        self._cpu_sharing = cpu_sharing
         self._alone, self._crowded = open_session(path, threads), open_session(path, crowded_threads)
 
     def place(self, array: Any) -> Any:
@@ -64,7 +64,7 @@ class SharingSession:
 
     def run(self, output_names: Sequence[str], feed: Mapping[str, Any], /) -> list[Any]:
         """See ``OrtSession.run``."""
-        crowded = self._company.crowded and self._company.allowed
+        crowded = self._cpu_sharing.crowded and self._cpu_sharing.allowed
         return (self._crowded if crowded else self._alone).run(output_names, feed)
 
 

@@ -20,7 +20,7 @@ from student.runtimes import onnx, session
 from student.runtimes.compiled import CompiledRuntime
 from student.runtimes.load import load
 from student.runtimes.onnx import onnx_runtime
-from student.runtimes.runtime import Company
+from student.runtimes.runtime import CpuSharing
 from student.tokens import PromptTokens
 from tests import tiny
 
@@ -57,17 +57,17 @@ def test_bytes_do_not_depend_on_batch_mates(compiled: Path, threads: int) -> Non
     np.testing.assert_array_equal(runtime.draw(prompts[::-1], seeds[::-1], 4)[::-1], together)
 
 
-def test_in_company_a_call_takes_its_share_of_the_threads_and_draws_the_same_bytes(compiled: Path) -> None:
+def test_beside_others_a_call_takes_its_share_of_the_threads_and_draws_the_same_bytes(compiled: Path) -> None:
     student = read_student(compiled)
     runtime = onnx_runtime(compiled, student, 2, crowded_threads=1)
-    assert runtime.company is not None and runtime.company.allowed and not runtime.company.crowded
+    assert runtime.cpu_sharing is not None and runtime.cpu_sharing.allowed and not runtime.cpu_sharing.crowded
     alone = runtime.draw(tiny.PROMPTS, SEEDS, 4)
-    runtime.company.crowded = True
+    runtime.cpu_sharing.crowded = True
     np.testing.assert_array_equal(runtime.draw(tiny.PROMPTS, SEEDS, 4), alone)
-    assert onnx_runtime(compiled, student, 2).company is None
+    assert onnx_runtime(compiled, student, 2).cpu_sharing is None
 
 
-def test_which_session_runs_follows_the_company(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_session_runs_follows_the_sharing(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
 
     class Counted:
@@ -79,10 +79,10 @@ def test_which_session_runs_follows_the_company(compiled: Path, monkeypatch: pyt
             return []
 
     monkeypatch.setattr(session, "open_session", Counted)
-    company = Company()
-    shared = session.SharingSession(compiled, 8, 2, company)
+    cpu_sharing = CpuSharing()
+    shared = session.SharingSession(compiled, 8, 2, cpu_sharing)
     for crowded, allowed in ((False, True), (True, True), (True, False), (False, False)):
-        company.crowded, company.allowed = crowded, allowed
+        cpu_sharing.crowded, cpu_sharing.allowed = crowded, allowed
         shared.run([], {})
     assert ran == [8, 2, 8, 8]
 
@@ -97,9 +97,9 @@ def test_fewer_threads_that_change_bytes_are_not_used(compiled: Path, monkeypatc
 
     monkeypatch.setattr(session.OrtSession, "run", sensitive)
     runtime = onnx_runtime(compiled, read_student(compiled), 2, crowded_threads=1)
-    assert runtime.company is not None and not runtime.company.allowed
+    assert runtime.cpu_sharing is not None and not runtime.cpu_sharing.allowed
     alone = runtime.draw(tiny.PROMPTS, SEEDS, 4)
-    runtime.company.crowded = True
+    runtime.cpu_sharing.crowded = True
     np.testing.assert_array_equal(runtime.draw(tiny.PROMPTS, SEEDS, 4), alone)
 
 
@@ -113,7 +113,7 @@ def test_a_large_student_is_held_once(compiled: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(onnx, "open_session", noted)
     monkeypatch.setattr(onnx, "OPENED_TWICE", 1000)
-    assert onnx_runtime(compiled, read_student(compiled), 2, crowded_threads=1).company is None
+    assert onnx_runtime(compiled, read_student(compiled), 2, crowded_threads=1).cpu_sharing is None
     assert set(opened) == {1}, "its share of the cores, at any time"
 
 

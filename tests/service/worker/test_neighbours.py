@@ -10,7 +10,7 @@ from pathlib import Path
 
 from service.worker.neighbours import Neighbours
 from service.worker.worker import Worker
-from student.runtimes.runtime import Company
+from student.runtimes.runtime import CpuSharing
 from tests.service.support import PATIENCE_S, REPOSITORY, Queue, eventually
 from tests.service.worker.test_worker import Bench
 
@@ -53,19 +53,19 @@ def test_a_worker_that_is_killed_while_it_draws_is_no_neighbour(tmp_path: Path) 
         child.stdout.close()  # type: ignore[union-attr]
 
 
-def test_a_runtime_is_told_of_company_at_each_call(queue: Queue, tmp_path: Path) -> None:
+def test_a_runtime_knows_of_busy_neighbours_at_each_call(queue: Queue, tmp_path: Path) -> None:
     bench = Bench(queue, tmp_path / "results")
-    company, seen = Company(), []
-    bench.runtime.company = company  # type: ignore[attr-defined]
-    bench.runtime.during = lambda: seen.append(company.crowded)
+    cpu_sharing, seen = CpuSharing(), []
+    bench.runtime.cpu_sharing = cpu_sharing  # type: ignore[attr-defined]
+    bench.runtime.during = lambda: seen.append(cpu_sharing.crowded)
     other = Neighbours(tmp_path)
     worker = Worker(
         bench.runtime, bench.consumer, bench.heartbeat, bench.store, bench.stopping, neighbours=Neighbours(tmp_path)
     )
     with bench.heartbeat:
-        for company_here in (False, True, False):
+        for neighbour_busy in (False, True, False):
             queue.add()
-            if company_here:
+            if neighbour_busy:
                 with other.drawing():
                     worker.step()
             else:
