@@ -21,7 +21,7 @@ from export.verify import BATCHES, FP32, PROMPTS, difference
 from rewards.interface import Reward, RewardError
 from rewards.registry import find
 from rewards.tokenized import load
-from rewards.twostage import TwoStage, Words
+from rewards.twostage import PromptTokenizer, TwoStage
 from student.bundle import BundleError, Student
 from student.files import hash_weights, sha256
 from student.runtimes.manifest import Parity
@@ -159,7 +159,7 @@ def _trace(reward: TwoStage, path: Path, source_sha256: str) -> list[str]:
     return list(inputs)
 
 
-def write_tokenizer(words: Words, path: Path) -> Tokenizer:
+def write_tokenizer(words: PromptTokenizer, path: Path) -> Tokenizer:
     """The tokenizer as one file that the tokenizers library reads, with length and padding in it.
 
     Raises:

@@ -15,7 +15,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from rewards.files import Published, locate
 from rewards.preprocess import Preprocess, square_side
-from rewards.twostage import TwoStage, Words
+from rewards.twostage import PromptTokenizer, TwoStage
 
 MODEL = ("config.json", "model.safetensors")
 VOCABULARY = ("vocab.json", "merges.txt")
@@ -53,7 +53,7 @@ class ClipReward(ImageTower):
         super().__init__(clip, fit)
         # The model pools at the first end token, and CLIP pads with end tokens: which of several equal ones argmax
         # picks is not defined on every device. Attention is causal, so what the padding is changes nothing else.
-        self.words = Words(tokenizer, clip.text_model.config.max_position_embeddings, pad_id=0)
+        self.words = PromptTokenizer(tokenizer, clip.text_model.config.max_position_embeddings, pad_id=0)
         self.scaled = scaled
         self.text, self.text_projection = clip.text_model, clip.text_projection
         self.logit_scale = clip.logit_scale

@@ -20,7 +20,7 @@ from rewards.checkpoint import State, fill, tensors
 from rewards.files import Published, locate
 from rewards.interface import RewardError
 from rewards.preprocess import Preprocess, square_side
-from rewards.twostage import TwoStage, Words
+from rewards.twostage import PromptTokenizer, TwoStage
 
 IMAGEREWARD = Published("zai-org/ImageReward", ("ImageReward.pt",))
 VOCABULARY = Published("google-bert/bert-base-uncased", ("vocab.txt",))
@@ -74,7 +74,7 @@ class ImageReward(TwoStage):
     def __init__(self, text: BlipTextModel, vision: BlipVisionModel, head: Head, tokenizer: Any) -> None:
         super().__init__()
         self.text, self.vision, self.head = text, vision, head
-        self.words = Words(tokenizer, MAX_TOKENS, masked=True, fixed=True)
+        self.words = PromptTokenizer(tokenizer, MAX_TOKENS, masked=True, fixed=True)
         self.preprocess = Preprocess(square_side(vision.config.image_size))
         self.freeze()
 

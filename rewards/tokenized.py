@@ -16,27 +16,27 @@ from transformers import PreTrainedTokenizerFast
 from rewards import shapes
 from rewards.interface import RewardError
 from rewards.preprocess import Preprocess
-from rewards.twostage import TwoStage, Words
+from rewards.twostage import PromptTokenizer, TwoStage
 
 SIDE_PX = 64
 Tokenize = Callable[[Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True)
-class Given:
+class CustomTokenizer:
     """Prompts tokenised by a function of the caller's."""
 
     tokenize: Tokenize
 
     def read(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """See ``Words.read``."""
+        """See ``PromptTokenizer.read``."""
         return (self.tokenize(prompts),)
 
 
 class Tokenized(TwoStage):
     """A scorer of (images, token ids) as a reward of (images, prompts); other sizes are stretched to its own."""
 
-    def __init__(self, scorer: shapes.Scorer, words: Words | Given) -> None:
+    def __init__(self, scorer: shapes.Scorer, words: PromptTokenizer | CustomTokenizer) -> None:
         super().__init__()
         self.scorer, self.words = scorer, words  # type: ignore[assignment]
         self.preprocess = Preprocess(SIDE_PX, "stretch", normalise=False)
@@ -78,11 +78,11 @@ def load(folder: Path, tokenizer: Tokenize | Path | None) -> Tokenized:
         raise RewardError(
             f"{folder} is not a scorer of the starter world: its weights and config.json are of another model"
         ) from error
-    words = Given(tokenizer) if callable(tokenizer) else open_tokenizer(tokenizer or folder, scorer.config)
+    words = CustomTokenizer(tokenizer) if callable(tokenizer) else open_tokenizer(tokenizer or folder, scorer.config)
     return Tokenized(scorer, words)
 
 
-def open_tokenizer(folder: Path, config: shapes.ScorerConfig) -> Words:
+def open_tokenizer(folder: Path, config: shapes.ScorerConfig) -> PromptTokenizer:
     """The tokenizer in ``folder``, cut and padded to the scorer's length.
 
     Raises:
@@ -98,4 +98,4 @@ def open_tokenizer(folder: Path, config: shapes.ScorerConfig) -> Words:
     except (OSError, json.JSONDecodeError) as error:
         raise RewardError(f"the tokenizer in {folder} cannot be read: {error}") from error
 
-    return Words(tokenizer, config.max_tokens, fixed=True)
+    return PromptTokenizer(tokenizer, config.max_tokens, fixed=True)

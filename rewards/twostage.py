@@ -17,7 +17,7 @@ from rewards.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
-class Words:
+class PromptTokenizer:
     """How a scorer reads prompts: ids, and with ``masked`` also which of them are words (1) or padding (0).
 
     Prompts are cut to ``length`` tokens; with ``fixed`` they are padded to it, else to the longest of a batch.
@@ -46,7 +46,7 @@ class TwoStage(Network):
     """``judge`` scores what ``preprocess`` makes of pictures and ``words`` of prompts (None: it reads no prompt)."""
 
     preprocess: Preprocess
-    words: Words | None = None
+    words: PromptTokenizer | None = None
 
     @abstractmethod
     def judge(self, pixels_BCHW: Tensor, *words_BL: Tensor) -> Tensor:
