@@ -31,7 +31,7 @@ class State(StrEnum):
     expired = "expired"
 
 
-class Said(StrEnum):
+class Feedback(StrEnum):
     """The feedback that an image can get."""
 
     chosen = "chosen"
@@ -79,7 +79,7 @@ def cancel(id: JobId, url: Url = None, api_key: ApiKey = None, json: Json = Fals
 @app.command()
 def feedback(
     id: JobId,
-    word: Annotated[Said, typer.Argument(metavar="WORD", help="chosen, rejected or rerolled.")],
+    word: Annotated[Feedback, typer.Argument(metavar="WORD", help="chosen, rejected or rerolled.")],
     image: Annotated[int, typer.Option(help="Which image of the job, from 0.")] = 0,
     url: Url = None,
     api_key: ApiKey = None,
