@@ -123,7 +123,7 @@ class Measure:
                 seeds = [plan.varied_seed + at + i for i in range(len(texts))]
                 images = sampler.draw(texts, seeds, plan.shape, plan.batch)
                 features.append(self.features(images))
-                with sampler.types():
+                with sampler.autocast():
                     for name, score in scorers.items():
                         scores[name] += score(images, texts).double().tolist()
             features_ND = torch.cat(features).flatten(1).double().numpy()
@@ -155,7 +155,7 @@ def over_pictures(
     def one(at: int) -> Answer:
         part = slice(at, at + batch)
         images = sampler.draw(prompts[part], seeds[part], shape, batch)
-        with sampler.types():
+        with sampler.autocast():
             return work(at, images, prompts[part])
 
     return in_turns(range(0, len(prompts), batch), one, f"pictures, {len(sampler.sigmas)} steps")

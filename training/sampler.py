@@ -73,7 +73,7 @@ class Sampler:
     negative: str = ""
     precision: str = "fp32"
 
-    def types(self) -> AbstractContextManager[object]:
+    def autocast(self) -> AbstractContextManager[object]:
         """The context in which samples are generated and measured."""
         return precision(self.precision, self.model.device)
 
@@ -87,7 +87,7 @@ class Sampler:
     @torch.no_grad()
     def trajectory(self, noise_BCHW: Tensor, prompts: Sequence[str]) -> Trajectory:
         """All states from the given noise to the data, without gradient."""
-        with self.types():
+        with self.autocast():
             return rollout(self.velocity(prompts), noise_BCHW, self.sigmas)
 
     @torch.no_grad()
@@ -96,7 +96,7 @@ class Sampler:
         parts = []
         for at in range(0, len(prompts), batch):
             x_BCHW = torch.from_numpy(noise(seeds[at : at + batch], shape)).to(self.model.device)
-            with self.types():
+            with self.autocast():
                 end = denoise(self.velocity(prompts[at : at + batch]), x_BCHW, self.sigmas)
                 parts.append(self.model.decode(end).float().cpu())
         return torch.cat(parts)

@@ -70,7 +70,7 @@ def _save(setup: Setup, out: Path) -> None:
         save_beside_adapter(out, config.model, setup.model.name)
         return
     if config.compute.quantise:
-        roles.widen(_whole_base(setup))
+        roles.dequantise(_whole_base(setup))
     roles.merge(out / ADAPTER, pipeline)
     save(out, config.model, setup.model, config.compute.weights)
 

@@ -89,29 +89,29 @@ class Method(Protocol):
         ...
 
 
-def types(config: RatsConfig, roles: Roles) -> AbstractContextManager[object]:
+def autocast(config: RatsConfig, roles: Roles) -> AbstractContextManager[object]:
     """The context that sets a run's precision, for forward and backward passes alike."""
     return precision(config.compute.precision, roles.trainable[0].device)
 
 
-def in_types(config: RatsConfig, roles: Roles, backward: Callable[[], None]) -> Callable[[], None]:
+def with_autocast(config: RatsConfig, roles: Roles, backward: Callable[[], None]) -> Callable[[], None]:
     """``backward`` in the same precision: the detached mode and checkpointing run the network again inside it."""
 
     def run() -> None:
-        with types(config, roles):
+        with autocast(config, roles):
             backward()
 
     return run
 
 
 def whole_backward(config: RatsConfig, roles: Roles, loss: Tensor) -> Callable[[], None]:
-    """One backward call for a micro-batch, in the types of a run."""
+    """One backward call for a micro-batch, in the precision of a run."""
 
     def backward() -> None:
         with roles.backward():
             loss.backward()
 
-    return in_types(config, roles, backward)
+    return with_autocast(config, roles, backward)
 
 
 def teacher_path(config: RatsConfig, roles: Roles, grids: Grids, batch: Batch) -> Trajectory:

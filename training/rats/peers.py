@@ -15,7 +15,7 @@ from torch import Tensor
 
 from training.processes import Processes
 from training.rats.config import RatsConfig
-from training.rats.method import Batch, Grids, RewardFn, Step, teach_jointly, teacher_path, types, whole_backward
+from training.rats.method import Batch, Grids, RewardFn, Step, autocast, teach_jointly, teacher_path, whole_backward
 from training.rats.roles import Roles
 from training.rats.trajectory import Trajectory, rollout
 from training.sampler import Sampler, Velocity, velocity_of
@@ -47,7 +47,7 @@ class Consistency:
 
     def teach(self, batches: Sequence[Batch]) -> list[Batch]:
         """Add the teacher's trajectory from the same noise."""
-        with types(self.config, self.roles):
+        with autocast(self.config, self.roles):
             return teach_jointly(batches, self.config.teacher.batch, self._taught)
 
     def _taught(self, batch: Batch) -> Batch:
@@ -60,7 +60,7 @@ class Consistency:
         gen = batch.generator(self.config.seed * 7_000_003)
         sigma = path.sigmas[int(torch.randint(len(path.sigmas), (), generator=gen))]
         after, end = next_point(sigma, path.sigmas, self.grids[batch.nfe])
-        with types(self.config, self.roles):
+        with autocast(self.config, self.roles):
             target_BD = self._target(path, after, end, batch.prompts)
             x_BD = path.state(sigma)
             jump_BD = x_BD + (end - sigma) * velocity_of(model, model.encode(batch.prompts))(x_BD, sigma)
@@ -128,7 +128,7 @@ class Matching:
         model, grid, prompts = self.roles.model, self.grids[batch.nfe], batch.prompts
         gen = batch.generator(self.config.seed * 9_000_011)
         last = int(torch.randint(batch.nfe, (), generator=gen))
-        with types(self.config, self.roles):
+        with autocast(self.config, self.roles):
             velocity = velocity_of(model, model.encode(prompts))
             with torch.no_grad():
                 x_BD = rollout(velocity, batch.noise_BCHW, grid).x[last]

@@ -23,11 +23,11 @@ from training.rats.method import (
     Grids,
     RewardFn,
     Step,
-    in_types,
+    autocast,
     reward_of_latents,
     teach_jointly,
     teacher_path,
-    types,
+    with_autocast,
 )
 from training.rats.roles import Roles
 from training.rats.trajectory import Trajectory, named_horizons
@@ -53,7 +53,7 @@ class Rats:
         return teach_jointly(batches, self.config.teacher.batch, self._taught)
 
     def _taught(self, batch: Batch) -> Batch:
-        with types(self.config, self.roles), torch.no_grad():
+        with autocast(self.config, self.roles), torch.no_grad():
             path = teacher_path(self.config, self.roles, self.grids, batch)
             reward_T = self._reward(path.x[-1], batch)
         grid = self.grids[batch.nfe]  # where the loss reads the teacher: at the horizons, and the hinge at the steps
@@ -73,7 +73,7 @@ class Rats:
                 loss_B = loss_B + self._regulariser(student, batch, reward_S.detach(), log)
             return loss_B.mean()
 
-        with types(config, self.roles):
+        with autocast(config, self.roles):
             velocity = velocity_of(model, model.encode(batch.prompts))
             loss, backward = differentiate(
                 config.gradient.mode,
@@ -86,7 +86,7 @@ class Rats:
                 config.gradient.bridge,
                 self.roles.backward,
             )
-        return Step(loss, in_types(config, self.roles, backward), {**log, "loss": loss.detach()})
+        return Step(loss, with_autocast(config, self.roles, backward), {**log, "loss": loss.detach()})
 
     def after_step(self, means: Mapping[str, float]) -> None:
         """Update the running standard deviation of the gap."""

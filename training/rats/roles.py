@@ -160,7 +160,7 @@ class Roles:
             for slow, fast in zip(self._following, self.trainable, strict=True):
                 slow.copy_(fast)
 
-    def rest_start(self) -> None:
+    def offload_start(self) -> None:
         """Move the frozen start to main memory until it is needed again; with LoRA or sharding it stays where it is."""
         if self._start is not self._student and not self.sharded:
             self._start.to("cpu")
@@ -186,7 +186,7 @@ class Roles:
             self.model.transformer = self._student
             self.trainable = []
 
-    def widen(self, transformer: Any) -> None:
+    def dequantise(self, transformer: Any) -> None:
         """At the end: put what the adapters of a quantised base have learnt on the same base in full."""
         assert self.lora is not None
         state = self.student_state()

@@ -112,7 +112,7 @@ class Trainer:
             if 0 < step == config.teacher.guided_steps:
                 self.roles.restart_teacher()  # the guided phase is over: from here on it follows this student
             if step == max(first, config.teacher.guided_steps):
-                self.roles.rest_start()
+                self.roles.offload_start()
             log = self._step(step)
             due = (step + 1) % config.validation.every == 0 or step + 1 == config.steps
             self._record(step, {**log, **(self._validate(step + 1) if due else {})})

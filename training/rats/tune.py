@@ -30,9 +30,9 @@ from training.rats.method import (
     Grids,
     RewardFn,
     Step,
+    autocast,
     reward_of_latents,
     teach_jointly,
-    types,
     whole_backward,
 )
 from training.rats.roles import Roles
@@ -97,7 +97,7 @@ class Tune:
         place = int(torch.randint(batch.nfe, (), generator=batch.generator(self.config.seed * 13_000_027)))
         sigma = path.sigmas[place]
         data_BD = path.x[place] - sigma * path.v[place]
-        with types(self.config, self.roles):
+        with autocast(self.config, self.roles):
             reward_B, slope_BD = (self._branched if self.config.tune.branches else self._slope)(path, place, batch)
             target_BD = bounded_target(data_BD, slope_BD, self.config.tune.radius)
             velocity = velocity_of(model, model.encode(batch.prompts))

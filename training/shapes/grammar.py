@@ -33,7 +33,7 @@ BACKGROUND_RGB = {
 
 
 @dataclass(frozen=True)
-class Thing:
+class CaptionObject:
     """One object of a caption; ``None`` is a word that the caption leaves out."""
 
     size: str | None
@@ -51,7 +51,7 @@ class Thing:
 class Caption:
     """What a prompt asks for: one object, or two and their relation, on a background."""
 
-    things: tuple[Thing, ...]
+    things: tuple[CaptionObject, ...]
     relation: str | None
     background: str | None
 
@@ -81,7 +81,7 @@ def parse(prompt: str) -> Caption:
             raise ValueError(f"cannot read the background of {prompt!r}: accepted is 'on a BG background'")
         background, words = tail[0], words[:cut]
     relation, halves = _split_at_relation(words)
-    return Caption(tuple(_thing(half, prompt) for half in halves), relation, background)
+    return Caption(tuple(_object(half, prompt) for half in halves), relation, background)
 
 
 def _split_at_relation(words: list[str]) -> tuple[str | None, list[list[str]]]:
@@ -93,9 +93,9 @@ def _split_at_relation(words: list[str]) -> tuple[str | None, list[list[str]]]:
     return None, [words]
 
 
-def _thing(words: list[str], prompt: str) -> Thing:
+def _object(words: list[str], prompt: str) -> CaptionObject:
     size = words[0] if words and words[0] in SIZES else None
     rest = words[1:] if size else words
     if len(rest) != 2 or rest[0] not in COLORS or rest[1] not in SHAPES:
         raise ValueError(f"cannot read {' '.join(words)!r} in {prompt!r}: accepted is [SIZE] COLOR SHAPE")
-    return Thing(size, rest[0], rest[1])
+    return CaptionObject(size, rest[0], rest[1])

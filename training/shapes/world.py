@@ -24,7 +24,7 @@ from training.shapes.grammar import (
     SHAPES,
     SIZES,
     Caption,
-    Thing,
+    CaptionObject,
 )
 
 SIDE_PX = 64
@@ -82,7 +82,7 @@ class Scenes:
         """The full caption of scene ``i``."""
         count = int(self.count_N[i])
         things = tuple(
-            Thing(SIZES[self.size_NK[i, k]], COLORS[self.color_NK[i, k]], SHAPES[self.shape_NK[i, k]])
+            CaptionObject(SIZES[self.size_NK[i, k]], COLORS[self.color_NK[i, k]], SHAPES[self.shape_NK[i, k]])
             for k in range(count)
         )
         relation = RELATIONS[self.relation_N[i]] if count == 2 else None

@@ -18,7 +18,7 @@ from training.shapes.grammar import (
     SHAPES,
     SIZES,
     Caption,
-    Thing,
+    CaptionObject,
     parse,
 )
 from training.shapes.judge import Verdict, compare, judge, judge_batch, summary
@@ -85,7 +85,7 @@ def changed(caption: Caption, part: str, gen: np.random.Generator) -> Caption:
         return replace(caption, relation=str(gen.choice([r for r in RELATIONS if r != caption.relation])))
     if len(caption.things) == 2:
         return Caption((thing,), None, caption.background)
-    other = Thing("small", str(gen.choice(COLORS)), str(gen.choice(SHAPES)))
+    other = CaptionObject("small", str(gen.choice(COLORS)), str(gen.choice(SHAPES)))
     return Caption((thing, other), str(gen.choice(RELATIONS)), caption.background)
 
 

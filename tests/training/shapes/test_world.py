@@ -10,7 +10,7 @@ import pytest
 
 from tests.training.shapes.support import draw, scenes_of
 from training.shapes import world
-from training.shapes.grammar import BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES, Caption, Thing, parse
+from training.shapes.grammar import BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES, Caption, CaptionObject, parse
 
 INK = {
     "red": (0.90, 0.16, 0.18),
@@ -204,7 +204,7 @@ def test_every_scene_has_the_caption_of_its_arrays():
         assert len(scenes.caption(i).things) == scenes.count_N[i]
 
 
-ALL_THINGS = [Thing(*words) for words in itertools.product((None, *SIZES), COLORS, SHAPES)]
+ALL_THINGS = [CaptionObject(*words) for words in itertools.product((None, *SIZES), COLORS, SHAPES)]
 
 
 @pytest.mark.parametrize("article", [True, False])
