@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from service.errors import DeadlineExceeded, ServiceError, error_detail
 from service.http.caller import client_gone
 from service.http.presentation import failure, in_base64, job_status, position_of, progress_of
+from service.http.schema import MAX_IMAGES, MAX_PREVIEWS
 from service.http.services import Services, ending
 from service.http.submission import Submission
 from service.http.tasks import end
@@ -33,10 +34,13 @@ QUEUED, STARTED, PREVIEW, COMPLETED, END, SCORED = 0, 1, 10, 100, 1000, 2000
 NOTHING = -1
 SCORES = ("seed", "reward", "reward_percentile", "reward_failed", "reward_worst", "worst_frame")
 PROGRESS = "progress"
+assert MAX_IMAGES <= PREVIEW and PREVIEW * (MAX_PREVIEWS + 1) <= COMPLETED, "no two events have one number"
 END_MARGIN_S = 2.0  # the queue ends a job at its deadline, and is polled every second
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 log = logging.getLogger(__name__)
+
+Leave = Callable[[bool], Awaitable[None]]  # called with True if it is the service that ends
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class EventStream(Response):
 
     def __init__(
         self, services: Services, id: str, stream: str, base_url: str, *, after: int = NOTHING,
-        submission: Submission | None = None, leaving: Callable[[bool], Awaitable[None]] | None = None,
+        submission: Submission | None = None, leaving: Leave | None = None,
     ) -> None:  # fmt: skip
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]

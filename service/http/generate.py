@@ -16,7 +16,7 @@ from starlette.types import Receive
 from service.errors import DeadlineExceeded, InvalidRequest, ModelGone, Unavailable
 from service.http.admission import check, new_job, priority_of, size_of
 from service.http.caller import client_gone, job_url
-from service.http.events import EventStream
+from service.http.events import EventStream, Leave
 from service.http.jobs import find
 from service.http.middleware import CLIENT_GONE
 from service.http.preferences import Preference, digest, idempotency
@@ -231,10 +231,10 @@ async def _attend(
         if outcome.done():
             return outcome.result()
         if gone.done():
-            await _leaving(submission, id)()
+            await _leaving(submission, id)(False)
             raise ClientGone
         if stopped.done():
-            await _leaving(submission, id)(stopping=True)
+            await _leaving(submission, id)(True)
             where = job_url(services.settings, id)
             message = f"The service is stopping, and the job will continue: ask for {where} later."
             raise Unavailable(message, headers={"Location": where})
@@ -247,18 +247,18 @@ async def _attend(
             ):  # with what earlier rounds have drawn
                 return (await services.producer.records([id]))[id]
         else:  # a job that this request was attached to has a deadline of its own
-            await _leaving(submission, id)()
+            await _leaving(submission, id)(False)
         raise DeadlineExceeded(f"The image was not ready within {options.timeout_s:g} s.")
     finally:
         await end(tasks)
 
 
-def _leaving(submission: Submission, id: str) -> Any:
+def _leaving(submission: Submission, id: str) -> Leave:
     """What to do when the client that waits for a job disconnects; other clients' jobs are not affected."""
     services, options = submission.services, submission.options
     grace_s = services.settings.retry_grace_s if options.idempotency else 0.0
 
-    async def leave(stopping: bool = False) -> None:
+    async def leave(stopping: bool) -> None:
         """``stopping``: the service is stopping, and the client will ask again."""
         if options.client and stopping:
             await _notify(services.producer.detach(id, options.client))

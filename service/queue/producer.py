@@ -101,7 +101,7 @@ class Producer:
 
     async def detach(self, id: str, client: str) -> str:
         """A client stops waiting and will fetch the job later: it is no longer given up when clients disconnect."""
-        return str(await self._run("leave", id, client, "detach"))
+        return str(await self._run("detach", id, client))
 
     async def watch(self, id: str) -> None:
         """Receive all further events of a job in the reply stream."""

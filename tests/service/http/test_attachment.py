@@ -87,7 +87,8 @@ def test_a_job_that_is_asked_for_later_is_given_up_for_nobodys_absence(queue: Qu
     queue.ask(queue.job(), client="a", **SAME)
     assert queue.leave(asynchronous.id, "a") == "queued"
     queue.ask(detached, client="b")
-    queue.runner.run(queue.producer.detach(detached.id, "b"))
+    assert queue.runner.run(queue.producer.detach(detached.id, "b")) == "queued"
+    assert queue.runner.run(queue.producer.detach("0" * 32, "b")) == "missing"
     assert queue.leave(detached.id, "b") == "queued"
 
 

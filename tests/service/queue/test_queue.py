@@ -415,7 +415,7 @@ def test_a_server_that_lost_its_scripts_is_given_them_again(tmp_path: Path, runn
 def test_every_script_is_used_and_says_what_it_may_do_without_memory() -> None:
     names = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.lua")} - {"_common"}
     assert names == {
-        "enqueue", "claim", "beat", "finish", "release", "lost", "cancel", "reap",
+        "enqueue", "claim", "beat", "finish", "release", "lost", "cancel", "reap", "detach",
         "leave", "watch", "position", "show", "drop_dead_letter", "advance", "hand_back", "load", "order", "score",
         "open_stream", "renew_streams", "erase",
         *(f"models/{name}" for name in ("idle", "init", "promote", "promote_first", "read", "transition", "unload")),
