@@ -93,6 +93,7 @@ async def image_of(services: Services, record: Record, index: int) -> Response:
     Raises:
         Conflict: the job has not ended yet.
         NotFound: it has no such image, or the image has expired.
+        StoreUnavailable: the store of the images cannot be reached; they may be there.
     """
     if not record.terminal:
         raise Conflict(f"The job is {record.state}: its images are not ready yet.")
@@ -102,6 +103,8 @@ async def image_of(services: Services, record: Record, index: int) -> Response:
         raise NotFound(f"The job has {len(record.result['images'])} images, counted from 0.")
     try:
         return await image_file(services, record, index)
+    except StoreUnavailable:
+        raise
     except ServiceError:
         raise NotFound("The image has expired and was deleted.") from None
 

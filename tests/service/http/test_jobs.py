@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -370,3 +371,18 @@ def test_jobs_are_listed_newest_first_and_within_bounds(live: Service) -> None:
     for limit in ("0", "101", "many"):
         refused = call("GET", f"{live.url}/jobs", params={"limit": limit})
         assert refused.status_code == 422 and refused.json()["error"]["param"] == "limit"
+
+
+def test_an_image_whose_store_cannot_be_reached_has_not_expired(live: Service) -> None:
+    """Where the folder of the job's results was, there is something that cannot be read as one."""
+    id = post(live.url, prompt="a red heart", seed=3).json()["id"]
+    image = call("GET", f"{live.url}/jobs/{id}").json()["data"][0]["url"]
+    folder = live.data_dir / "results" / id[:2] / id
+    shutil.move(folder, kept := folder.with_name(f"{id}-kept"))
+    assert call("GET", image).status_code == 404
+    folder.write_bytes(b"")
+    answer = call("GET", image)
+    assert answer.status_code == 503 and answer.json()["error"]["message"].startswith("The result store cannot be")
+    folder.unlink()
+    shutil.move(kept, folder)
+    assert call("GET", image).status_code == 200
