@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu_test, runtimes, train_step
+from student.bundle import read_student
+from student.pipeline import open_pipeline, reproduce
 from student.runtimes.machine import find_gpu
 from training.config import changed
 from training.experiment.presets import flux_dev
@@ -33,6 +37,15 @@ def test_a_part_that_takes_its_process_down_is_one_sentence(monkeypatch: pytest.
     monkeypatch.setattr(gpu_test, "_missing", lambda part: "")
     monkeypatch.setattr(gpu_test.sys, "executable", "/bin/false")
     assert gpu_test._run(0).why_not == "failed with status 1: it said nothing"
+
+
+@pytest.mark.skipif(find_gpu()[0] is not None, reason="on this machine's GPU the script itself shows it")
+def test_the_torch_part_draws_with_the_runtime_that_serves(bundle: Path) -> None:
+    """More pictures than a call of it takes."""
+    prompts = ["a red heart", "ring", "a blue star"] * 3
+    ours = gpu_test._drawer(gpu_test.PARTS[0], bundle)(prompts, list(range(9)), 2)
+    theirs = reproduce(open_pipeline(bundle), read_student(bundle), prompts, range(9), 2)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_contenders_take_turns_and_each_gets_its_own_median() -> None:
