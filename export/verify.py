@@ -82,7 +82,6 @@ BF16 = Tolerance(stage=5e-2, image=1.0, psnr_db=30.0, reward=0.05, picture_db=20
 INT8 = Tolerance(stage=1e-1, image=1.0, psnr_db=25.0, reward=0.05, picture_db=16.0)
 FP8 = Tolerance(stage=1e-1, image=1.0, psnr_db=25.0, reward=0.05, picture_db=16.0)
 TOLERANCES: Mapping[str, Tolerance] = {"fp32": FP32, "fp16": FP16, "bf16": BF16, "int8": INT8, "fp8": FP8}
-FP32_TOLERANCE = FP32.image
 
 
 def prove(

@@ -5,11 +5,9 @@ Shape suffixes: B batch, C channels, H/W pixels.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rewards.interface import check_batch
@@ -31,14 +29,3 @@ class BlackBox:
         check_batch(images_BCHW, prompts)
         values = self.function(images_BCHW.detach().cpu(), prompts)
         return torch.as_tensor(values, dtype=torch.float32, device=images_BCHW.device)
-
-
-def jpeg_bytes(images_BCHW: Tensor, prompts: Sequence[str]) -> list[float]:
-    """The size of each image as a JPEG of quality 95, in bytes: a measure of its detail."""
-    bytes_BHWC = (images_BCHW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    sizes = []
-    for pixels_HWC in bytes_BHWC:
-        file = io.BytesIO()
-        Image.fromarray(pixels_HWC).save(file, "JPEG", quality=95)
-        sizes.append(float(file.tell()))
-    return sizes

@@ -19,7 +19,6 @@ from export.verify import (
     BF16,
     FP16,
     FP32,
-    FP32_TOLERANCE,
     MORE_PROMPTS,
     difference,
     image_parity,
@@ -61,7 +60,7 @@ def graphs(compiled: Path, student: Student) -> FusedGraphs:
 def test_an_honest_export_passes_at_both_batches(graphs: FusedGraphs, pipe: Any, student: Student) -> None:
     parity = image_parity(graphs, pipe, student, 4)
     assert tuple(parity.max_abs) == BATCHES == (1, 7)
-    assert 0 < max(parity.max_abs.values()) < FP32_TOLERANCE / 10
+    assert 0 < max(parity.max_abs.values()) < FP32.image / 10
 
 
 def _swap_scale_and_shift(pipe: Any) -> None:
@@ -108,7 +107,7 @@ def test_a_wrong_sigma_is_caught(graphs: FusedGraphs, pipe: Any, student: Studen
 def test_a_broken_scorer_is_caught(compiled: Path) -> None:
     ours = CompiledScorer(compiled / "scorers" / "trained.onnx", 1)
     reward = load(compiled.with_name("tiny-scorers") / "trained", compiled / "tokenizer")
-    assert max(prove_scorer(ours, reward, [(64, 64)], 0.02).max_abs.values()) < FP32_TOLERANCE
+    assert max(prove_scorer(ours, reward, [(64, 64)], 0.02).max_abs.values()) < FP32.image
     with torch.no_grad():
         reward.scorer.read[-1].bias += 1e-4
     with pytest.raises(ExportError, match="standardised scores differ"):

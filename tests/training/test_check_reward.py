@@ -50,7 +50,7 @@ def test_a_users_class_passes_at_any_size() -> None:
         ("tests.rewards.own:Flat", "is zero for 8 of 8 pictures"),
         ("tests.rewards.own:Infinite", "the gradient of reward 'tests.rewards.own:Infinite' is not finite"),
         ("tests.rewards.own:NotANumber", "returned scores that are not finite"),
-        ("rewards.blackbox:jpeg_bytes", "has no gradient down to the pixels"),
+        ("tests.rewards.own:jpeg_bytes", "has no gradient down to the pixels"),
         ("tests.rewards.own:Column", "returned shape (8, 1) for 8 images"),
         ("tests.rewards.own:Raising", "failed in score(images_BCHW, prompts): KeyError: 'no such prompt"),
         ("tests.rewards.own:Full", "out of memory: CUDA out of memory"),
