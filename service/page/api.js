@@ -1,5 +1,7 @@
 // The service as the page sees it. key.js gives every fetch its key, and asks the reader for one where it is needed.
 
+import { plainFetch, storedKey } from "./key.js";
+
 const TRIES = 5;
 const FIRST_PAUSE_MS = 300;
 const FULL_PAUSE_MS = 15000;

@@ -1,16 +1,14 @@
-"use strict";
-
 // Where the service needs an API key, asks for it and keeps it for this tab. Every request of the page goes through
 // fetch, so this is the one place that knows of keys.
 
 const KEY_NAME = "fewstep.key";
-const plainFetch = window.fetch.bind(window);
+export const plainFetch = window.fetch.bind(window);
 let asking = null;
 
 /** A link cannot carry a key: those that would need one are not shown. */
 const markKeyed = () => document.documentElement.classList.add("keyed");
 
-const storedKey = () => sessionStorage.getItem(KEY_NAME);
+export const storedKey = () => sessionStorage.getItem(KEY_NAME);
 
 function dialog(message) {
   const box = document.createElement("dialog");

@@ -3,6 +3,7 @@
 import { quietly } from "./api.js";
 import { $, element, milliseconds } from "./dom.js";
 import { items } from "./health.js";
+import { storedKey } from "./key.js";
 
 const EVERY_MS = 2000;
 const WINDOW_MS = 60000;

@@ -1,6 +1,7 @@
 // The same request from a program, to be copied.
 
 import { $, element, say } from "./dom.js";
+import { storedKey } from "./key.js";
 
 const base = () => new URL(".", location.href).href.replace(/\/$/, "");
 const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
