@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 CHANNELS = 4
+LEAST_STD = 0.1  # of the pixels of a random decoder, in [0, 1]
 
 
 def autoencoder() -> AutoencoderKL:
@@ -36,4 +37,13 @@ def ready(pipe: Any) -> Any:
         for name, weight in (pair for expert in experts if expert is not None for pair in expert.named_parameters()):
             if weight.ndim == 2 and ("norm" in name or "proj_out" in name or "embed" in name):
                 weight.normal_(std=weight.shape[1] ** -0.5)
+        _enliven(pipe.vae)
     return pipe
+
+
+def _enliven(vae: Any) -> None:
+    """A random decoder may answer almost with a constant: its last layer is raised until the pixels differ."""
+    frames = (1,) if "z_dim" in vae.config else ()
+    z = 1.5 * torch.randn(4, CHANNELS, *frames, 8, 4, generator=torch.Generator().manual_seed(0))
+    pixels = vae.decode(z, return_dict=False)[0]
+    vae.decoder.conv_out.weight *= max(1.0, LEAST_STD / (pixels.std().item() / 2))  # pixels are from -1 to 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,12 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 from torch import Tensor
 
+from student.bundle import ImageSize
 from student.families.family import Family
 from student.families.find import family_of
 from student.families.flux import Flux
 from student.noise import noise
-from student.pipeline import shift_no_more, steps_at
+from student.pipeline import reproduce, shift_no_more, steps_at
 from student.sampler import denoise, pack, unpack
 from student.schedule import sigmas
 from tests.student.families import tiny
@@ -59,6 +61,19 @@ def close(a: Tensor, b: Tensor) -> None:
     assert a.shape == b.shape
     assert (a - b).abs().max() <= TOLERANCE
     assert b.std() > 0.05  # nothing is compared with nothing
+
+
+@pytest.mark.parametrize("name", sorted(tiny.MAKERS))
+def test_weights_of_a_fresh_seed(name: str) -> None:
+    seed, frames = secrets.randbelow(2**31), 5 if name.startswith("wan") else 1
+    print(f"{name} of seed {seed}")  # shown if this fails
+    pipe = tiny.MAKERS[name](seed=seed)
+    family = family_of(pipe, max_tokens=tiny.MAX_TOKENS)
+    _, _, drawn = ours(family, 3, frames=frames)
+    size = ImageSize(HEIGHT_PX, WIDTH_PX, frames if frames > 1 else None)
+    student = tiny.manifest(family, (3,), family.geometry(HEIGHT_PX, WIDTH_PX, frames), size)
+    shift_no_more(pipe)
+    close(drawn, torch.from_numpy(reproduce(pipe, student, tiny.PROMPTS, SEEDS, 3)))
 
 
 @pytest.mark.parametrize("nfe, guidance", [(nfe, guidance) for nfe in STEPS for guidance in (None, 3.5)] + [(3, 1.5)])

@@ -183,7 +183,7 @@ def _wan_transformer() -> WanTransformer3DModel:
     )
 
 
-MAKERS: Mapping[str, Callable[[], Any]] = {
+MAKERS: Mapping[str, Callable[..., Any]] = {
     "flux": flux,
     "flux2": flux2,
     "qwen_image": qwen_image,
