@@ -76,7 +76,7 @@ class Picture(Lenient):
             WrongUse: the answer has an address instead; ``Client.image`` fetches it.
         """
         if self.b64_json is None:
-            raise WrongUse("This answer has the picture's address, not its bytes: fetch it with Client.image.")
+            raise WrongUse("This answer has the image's address, not its bytes: fetch it with Client.image.")
         return base64.b64decode(self.b64_json)
 
     def save(self, path: str | Path) -> Path:

@@ -20,7 +20,7 @@ CANNOT_PRINT = 1
 INTERRUPTED = 130
 EPILOG = (
     "Exit codes: 0 success, 1 cannot start or print, 2 wrong usage, 3 refused, 4 key missing or not allowed, "
-    "5 not found, 6 busy, 7 timed out, 8 no picture, 9 unreachable, 130 interrupted."
+    "5 not found, 6 busy, 7 timed out, 8 no image, 9 unreachable, 130 interrupted."
 )
 
 
@@ -51,7 +51,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Generate pictures with few-step models, and serve them.",
+    help="Generate images and videos with few-step models, and serve them.",
     epilog=EPILOG,
 )
 app.command("serve", **serve.SETTINGS)(serve.serve)

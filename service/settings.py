@@ -81,7 +81,7 @@ class Settings(BaseSettings):
         description="Which pictures are scored: always, a share of them (0.1, by the seed) or off; after: all, and "
         "no answer waits for it.",
     )
-    probe_s: float = Field(default=3600.0, ge=0, description="How often workers draw the golden probe; 0: never.")
+    probe_s: float = Field(default=3600.0, ge=0, description="How often workers generate the golden probe; 0: never.")
     feedback_percentile: float = Field(default=20.0, ge=0, le=100, description="Prompts that rank lower may train.")
     feedback_max: int = Field(default=10_000, ge=10, description="How many are kept, the newest; a tenth of one key.")
     feedback_days: float = Field(default=30.0, gt=0, description="How long they are kept.")
@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     max_video_pixels: int = Field(
         default=2**28, ge=1, description="The same of videos, whose frames count each; beyond, 413."
     )
-    provenance: bool = Field(default=True, description="Whether image files say in XMP that a model drew them.")
+    provenance: bool = Field(default=True, description="Whether image files say in XMP that a model generated them.")
     c2pa_cert: AbsolutePath | None = Field(
         default=None, description="Certificate chain (PEM) with which workers sign images (C2PA); unset: unsigned."
     )

@@ -134,7 +134,7 @@ def _check_size(
     if (height, width) not in sizes and (size_range is None or (height, width) not in size_range):
         wrong = sides[0] if width != student.image.width else sides[-1]
         if size_range is not None:
-            raise InvalidRequest(f"{wrong} is {width}x{height}: {student.id} draws {size_range}.", wrong)
+            raise InvalidRequest(f"{wrong} is {width}x{height}: {student.id} generates {size_range}.", wrong)
         raise InvalidRequest(f"{wrong}: {refusal(student.id, dict.fromkeys(sizes))}", wrong)
 
 

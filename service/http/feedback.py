@@ -22,7 +22,7 @@ class FeedbackRequest(Strict):
     """One word about one image."""
 
     feedback: Word = Field(
-        description="chosen: it is used. rejected: it is not. rerolled: it was drawn again with another seed."
+        description="chosen: it is used. rejected: it is not. rerolled: it was generated again with another seed."
     )
     image: int = Field(0, ge=0, lt=MAX_IMAGES, description="Which image of the job, from 0.")
 

@@ -29,10 +29,10 @@ class Gain(Strict):
     """What best_of is predicted to buy at one step count, over a single picture of the same prompt."""
 
     steps: int = Field(description="The step count.")
-    best_of: int = Field(description="Candidates of an image; each costs what a picture costs.")
+    best_of: int = Field(description="Candidates of an image; each costs what an image costs.")
     rank_by: str = Field(description="The scorer that chooses.")
     gain: dict[str, float] = Field(
-        description="By scorer, the chosen picture's expected standardised score above the mean of its prompt: on the "
+        description="By scorer, the chosen image's expected standardised score above the mean of its prompt: on the "
         "scorer that chooses, and on the others as far as they agree with it within a prompt."
     )
 
@@ -40,7 +40,7 @@ class Gain(Strict):
 class VideoLengths(Strict):
     """Numbers of frames that can be asked for: the shortest, or a multiple of ``step`` more, up to the longest."""
 
-    shortest: int = Field(description="Frames; 1 where a picture can be had, too.")
+    shortest: int = Field(description="Frames; 1 where an image can be had, too.")
     longest: int = Field(description="As long as its workers have memory for.")
     step: int = Field(description="Frames of each latent frame but the first.")
 
@@ -50,7 +50,8 @@ class ProbeReport(Strict):
 
     outcomes: dict[str, int] = Field(
         description="How many workers found what: same; recorded (first probe on this kind of machine); pixels_changed "
-        "(the engine draws otherwise); scores_changed; failed; waiting (not drawn yet); none (the bundle has no probe)."
+        "(the engine generates otherwise); scores_changed; failed; waiting (not generated yet); none (the bundle has "
+        "no probe)."
     )
     oldest_s: int | None = Field(description="Unix time of the oldest of them, in seconds; null before the first.")
 

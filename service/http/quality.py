@@ -56,7 +56,7 @@ def _check_floor(student: Student, body: GenerateRequest) -> None:
             raise InvalidRequest("cascade has no effect without min_reward: send both, or neither.", "cascade")
         return
     if body.best_of == 1 and body.cascade is None:
-        message = "min_reward needs best_of or cascade: they say what may be drawn instead of a picture below it."
+        message = "min_reward needs best_of or cascade: they say what may be generated instead of an image below it."
         raise InvalidRequest(message, "min_reward")
     if body.cascade is not None:
         _check_cascade(student, body, body.cascade)
@@ -65,7 +65,7 @@ def _check_floor(student: Student, body: GenerateRequest) -> None:
         known = reference_at(student, scorer_of(student, body), first_steps(student, body), size)
         if known is None or score_at(known, 50) is None:
             message = (
-                f"min_reward is {body.min_reward}, and {student.id} does not say how its own pictures score: "
+                f"min_reward is {body.min_reward}, and {student.id} does not say how its own images score: "
                 "send a number."
             )
             raise InvalidRequest(message, "min_reward")

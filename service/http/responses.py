@@ -13,9 +13,9 @@ from service.http.schema import Strict
 class Candidate(Strict):
     """One picture that was drawn for an image."""
 
-    seed: int = Field(description="Posting this seed alone, with these steps, gives this picture.")
+    seed: int = Field(description="Posting this seed alone, with these steps, gives this image.")
     steps: int = Field(description="Its network calls.")
-    round: int = Field(description="In which round it was drawn, from 1.")
+    round: int = Field(description="In which round it was generated, from 1.")
     rank: int = Field(description="Its place among the candidates of its image; the image is the one of rank 1.")
     reward: dict[str, float] = Field(description="As of the image.")
     reward_percentile: dict[str, float] = Field(default_factory=dict, description="As of the image.")
@@ -30,7 +30,7 @@ class Floor(Strict):
     min_reward: float | str = Field(description="As it was sent.")
     asked_score: float = Field(description="The same as a standardised score.")
     score: float = Field(description="The floor in effect, when this was last decided: lower under load.")
-    percentile: float | None = Field(description="The same as a percentile of the student's own pictures.")
+    percentile: float | None = Field(description="The same as a percentile of the student's own images.")
     lowered: bool = Field(description="Whether load has lowered it.")
     utilization: float | None = Field(
         None,
@@ -70,16 +70,17 @@ class GeneratedImage(Strict):
         "alone are free of the choice.",
     )
     below_floor: bool | None = Field(
-        None, description="With min_reward: true if nothing that was drawn has reached the floor that was asked for."
+        None,
+        description="With min_reward: true if nothing that was generated has reached the floor that was asked for.",
     )
     candidates: list[Candidate] | None = Field(
-        None, description="With best_of or min_reward: all that was drawn for it, in that order."
+        None, description="With best_of or min_reward: all that was generated for it, in that order."
     )
 
 
 EndedBy = Literal["expired", "cancelled", "failed"] | None
 ENDED_BY = Field(
-    None, description="What kept an image below its floor from being drawn again; the images are the best so far."
+    None, description="What kept an image below its floor from being generated again; the images are the best so far."
 )
 
 
@@ -96,8 +97,8 @@ class Timings(Strict):
 
 
 LATE_SCORES = (
-    "Where scores come after the pictures (FEWSTEP_SCORE=after): pending; done (reward has them); lost, with their "
-    "worker; skipped, as too many pictures waited for theirs."
+    "Where scores come after the images (FEWSTEP_SCORE=after): pending; done (reward has them); lost, with their "
+    "worker; skipped, as too many images waited for theirs."
 )
 Scoring = Literal["pending", "done", "lost", "skipped"]
 

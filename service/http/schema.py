@@ -127,15 +127,15 @@ class GenerateRequest(Strict):
     min_reward: Floor | None = Field(
         None,
         description="The floor of each image's score by the scorer that chooses: a standardised score, or p1 to p99, a "
-        "percentile of the student's own pictures at the first step count. Images below it, and only they, are drawn "
+        "percentile of the student's own images at the first step count. Images below it, and only they, are generated "
         "again: best_of times, then at the next step count of cascade. Under load the floor falls; the answer says "
         "how far.",
         examples=["p20", 0.5],
     )
     cascade: Cascade | None = Field(
         None,
-        description="Step counts that the student was trained for, in growing order: every image is drawn with the "
-        "first, and images below min_reward are drawn again, with another seed, at the next.",
+        description="Step counts that the student was trained for, in growing order: every image is generated with the "
+        "first, and images below min_reward are generated again, with another seed, at the next.",
         examples=[[2, 4, 8]],
     )
     model: str | None = Field(None, max_length=128, description="The id of a served student. Unset: the only one.")
@@ -147,7 +147,7 @@ class GenerateRequest(Strict):
         ge=1,
         le=MAX_FRAMES,
         description="Of a student of videos: frames of each video, of which the autoencoder takes 1 plus a multiple "
-        "(Wan: of 4). Unset: the student's own length. A compiled student draws no other.",
+        "(Wan: of 4). Unset: the student's own length. A compiled student generates no other.",
     )
     fps: int | None = Field(
         None,
@@ -158,7 +158,7 @@ class GenerateRequest(Strict):
     output_format: Literal["png", "jpeg", "webp", "mp4"] | None = Field(
         None,
         description="Format of the images: png (also if unset), jpeg or webp; of videos: mp4 (H.264; also if unset) or "
-        "webp (animated). Each file says in its metadata (XMP) that a model drew it, and which.",
+        "webp (animated). Each file says in its metadata (XMP) that a model generated it, and which.",
     )
     output_compression: int | None = Field(
         None,

@@ -42,16 +42,16 @@ def check_kind(student: Student, body: GenerateRequest) -> None:
     if student.image.frames is None:
         for name in ONLY_VIDEOS:
             if getattr(body, name) is not None:
-                raise InvalidRequest(f"{name} is for videos, and {student.id} draws pictures. Leave it out.", name)
+                raise InvalidRequest(f"{name} is for videos, and {student.id} generates images. Leave it out.", name)
         if body.output_format not in (None, *PICTURES):
             raise InvalidRequest(
-                f"output_format {body.output_format} is for videos, and {student.id} draws pictures: "
+                f"output_format {body.output_format} is for videos, and {student.id} generates images: "
                 f"use {_listed(PICTURES)}.",
                 "output_format",
             )
     elif format_of(student, body) not in VIDEOS and frames_of(student, body) > 1:
         raise InvalidRequest(
-            f"output_format {body.output_format} holds a single picture, and {student.id} draws videos: "
+            f"output_format {body.output_format} holds a single image, and {student.id} generates videos: "
             f"use {_listed(VIDEOS)}, or num_frames 1.",
             "output_format",
         )
@@ -117,7 +117,7 @@ def refusal(id: str, frames: int, size: Size, lengths: Lengths) -> InvalidReques
     near = [count for count in (frames - (frames - lengths.first) % lengths.step,) if count in lengths]
     near += [near[0] + lengths.step] if near and near[0] + lengths.step in lengths else []
     message = (
-        f"num_frames is {frames}: {id} draws {_frames(lengths.first)} or a multiple of {lengths.step} more; "
+        f"num_frames is {frames}: {id} generates {_frames(lengths.first)} or a multiple of {lengths.step} more; "
         f"the nearest: {_listed([str(count) for count in near])}."
     )
     return InvalidRequest(message, "num_frames")

@@ -98,7 +98,7 @@ export async function follow(id, onEvent) {
         if (event.number) last = Number(event.number);
         onEvent(event);
       });
-      if (last < END) throw new Error("The connection was lost while the picture was being generated.");
+      if (last < END) throw new Error("The connection was lost while the image was being generated.");
     } catch (error) {
       if (error instanceof Refusal && error.status !== 503) throw error;
       if (++tried >= TRIES) throw error;

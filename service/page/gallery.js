@@ -18,7 +18,7 @@ function facts(job) {
   return [
     `${milliseconds(total_s)} in all`,
     `waited ${milliseconds(queue_s)}`,
-    `drawn in ${milliseconds(inference_s)}`,
+    `generated in ${milliseconds(inference_s)}`,
     `scored in ${milliseconds(score_s)}`,
     `batch of ${job.batch_size}`,
     ...floorFacts(job),
@@ -48,7 +48,7 @@ function complete(figure, event, part) {
     model: part.job ? `${part.job.model} ${part.job.model_version}` : "",
     ...candidateRows(event),
     "in all": part.job?.timings ? milliseconds(part.job.timings.total_s) : "",
-    "drawn in": part.job?.timings ? milliseconds(part.job.timings.inference_s) : "",
+    "generated in": part.job?.timings ? milliseconds(part.job.timings.inference_s) : "",
     "batch of": part.job?.batch_size ?? "",
   });
   remember(figure, { source, isVideo, name: `${event.seed}.${event.output_format}`, prompt, seed: event.seed, reward: event.reward, details });
@@ -78,8 +78,8 @@ function showEvent(one, event) {
   if (name === "queued" && data.position !== null) {
     one.seen(data.position ? `waits behind ${data.position}` : "next in line");
   }
-  if (name === "started") one.seen("drawing …");
-  if (name === "progress") one.seen(`drawing … step ${data.step} of ${data.steps}`);
+  if (name === "started") one.seen("generating …");
+  if (name === "progress") one.seen(`generating … step ${data.step} of ${data.steps}`);
   if (name === "image_generation.partial_image") preview(one.figures[data.index], data);
   if (name === "image_generation.completed") complete(one.figures[data.index], data, one);
   if (name === "done") one.job = data.job;

@@ -127,7 +127,7 @@ function showLatency() {
     $(id).textContent = seconds === null ? "–" : milliseconds(seconds);
   }
   const what = found === now ? "since the service started" : "in the last minute";
-  $("window").textContent = found.some(({ count }) => count) ? `From request to pictures, ${what}` : "No pictures yet";
+  $("window").textContent = found.some(({ count }) => count) ? `From request to images, ${what}` : "No images yet";
 }
 
 function show(read) {
@@ -158,7 +158,7 @@ async function read() {
     show(samples(await (await quietly("metrics")).text()));
     explain("");
   } catch (error) {
-    if (error.status === 401) explain("An API key is needed to see this: it is asked for when you draw.");
+    if (error.status === 401) explain("An API key is needed to see this: it is asked for when you generate.");
     else if (error.status === 403) explain("This API key may not see the metrics.");
     else explain("The metrics cannot be reached.");
     if (error.status === 401 || error.status === 403) refused = storedKey();

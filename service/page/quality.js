@@ -40,7 +40,7 @@ function floorHint(one, steps) {
   if (Number(field("best-of")) > 1) ways.push("with other seeds");
   if (cascade.length > 1) ways.push(`then at ${cascade.slice(1).join(" and ")} steps`);
   const most = Number(field("best-of")) * (cascade.length > 1 ? cascade.reduce((sum, count) => sum + count, 0) / cascade[0] : 1);
-  return `Pictures below the floor are drawn again ${ways.join(", ")}; one costs ${most} times as much at most`;
+  return `Images below the floor are generated again ${ways.join(", ")}; one costs ${most} times as much at most`;
 }
 
 /** Bring the hints up to date with the form. */
@@ -51,7 +51,7 @@ export function showQuality(one, steps) {
   $("more-steps").disabled = !larger || !field("floor");
 }
 
-const drawn = ({ candidates }) => (candidates.length > 1 ? `best of ${candidates.length}` : "drawn once");
+const drawn = ({ candidates }) => (candidates.length > 1 ? `best of ${candidates.length}` : "generated once");
 
 /** Under a picture that was chosen: how, and its candidates in the order of their scores. */
 export function choice(event) {

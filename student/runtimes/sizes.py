@@ -111,5 +111,5 @@ def refusal(id: str, sizes: Iterable[Size]) -> str:
     """One sentence on the sizes that a student accepts."""
     names = [size_name(size) for size in sizes]
     if len(names) == 1:
-        return f"{id} draws {names[0]} pixels and no other size."
-    return f"{id} draws {', '.join(names[:-1])} or {names[-1]} pixels and no other size."
+        return f"{id} generates {names[0]} pixels and no other size."
+    return f"{id} generates {', '.join(names[:-1])} or {names[-1]} pixels and no other size."

@@ -114,7 +114,7 @@ def test_sigmas_that_lack_a_step_count_are_refused(sized: Path) -> None:
 
 def test_a_size_outside_is_one_sentence_that_names_the_buckets(sized: Path) -> None:
     student = read_student(sized)
-    said = rf"{student.id} draws 32x64, 64x32 or 64x64 pixels and no other size\."
+    said = rf"{student.id} generates 32x64, 64x32 or 64x64 pixels and no other size\."
     with pytest.raises(ValueError, match=said):
         load(sized, "onnx").draw(PROMPTS, SEEDS, 2, size=(128, 128))  # type: ignore[call-arg]
     sizes = sizes_of(sized, student)

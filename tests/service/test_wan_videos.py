@@ -108,7 +108,7 @@ def test_what_was_compiled_has_one_length(service: Service) -> None:
     compiled = f"num_frames is 7: tiny-wan is served compiled, for videos of {FRAMES} frames and no others."
     assert refused in (
         compiled,
-        "num_frames is 7: tiny-wan draws 1 frame or a multiple of 4 more; the nearest: 5 or 9.",
+        "num_frames is 7: tiny-wan generates 1 frame or a multiple of 4 more; the nearest: 5 or 9.",
     )
 
 

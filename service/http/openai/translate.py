@@ -39,7 +39,7 @@ def pick(choice: Choice, body: ImagesRequest) -> Served:
     id, version = _model(body)
     served = choice.pick(id, version)
     if served.student.image.frames is not None:
-        raise InvalidRequest(f"{served.student.id} draws videos: ask for them at /v1/videos.", "model")
+        raise InvalidRequest(f"{served.student.id} generates videos: ask for them at /v1/videos.", "model")
     return served
 
 

@@ -27,7 +27,7 @@ PREFIX = "video_"
 FORM = "multipart/form-data"
 STATUS = {State.QUEUED: "queued", State.RUNNING: "in_progress", State.DONE: "completed"}  # else failed
 PASSED = ("size", "seed", "fps", "num_inference_steps")
-REFERENCES = "input_reference is not supported: a student draws from text alone."
+REFERENCES = "input_reference is not supported: a student generates from text alone."
 
 
 class VideosRequest(BaseModel):
@@ -36,7 +36,10 @@ class VideosRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: Prompt = Field(
-        min_length=1, max_length=MAX_PROMPT_CHARS, description="What to draw, in words.", examples=["waves at sunset"]
+        min_length=1,
+        max_length=MAX_PROMPT_CHARS,
+        description="What to generate, in words.",
+        examples=["waves at sunset"],
     )
     model: str | None = Field(
         None, max_length=128, description="The id of a served student, or id@version. Default: the only one."
@@ -51,7 +54,7 @@ class VideosRequest(BaseModel):
     size: str | None = Field(
         None, pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$", description="WIDTHxHEIGHT. Unset: the student's own."
     )
-    input_reference: Any = Field(None, description="Refused: a student draws from text alone.")
+    input_reference: Any = Field(None, description="Refused: a student generates from text alone.")
     seed: int | None = Field(None, ge=0, lt=SEED_LIMIT, description="Not OpenAI's (extra_body): see /generate.")
     fps: int | None = Field(None, ge=1, le=MAX_FPS, description="Not OpenAI's (extra_body): frames a second.")
     num_inference_steps: int | None = Field(
@@ -153,7 +156,7 @@ def pick_video(choice: Choice, body: VideosRequest) -> Served:
     id, _, version = (body.model or "").partition("@")
     served = choice.pick(id or None, version or None)
     if served.student.image.frames is None:
-        raise InvalidRequest(f"{served.student.id} draws pictures: ask for them at /v1/images/generations.", "model")
+        raise InvalidRequest(f"{served.student.id} generates images: ask for them at /v1/images/generations.", "model")
     return served
 
 

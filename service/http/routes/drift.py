@@ -23,7 +23,7 @@ class DriftStream(Strict):
     steps: int = Field(description="The step count.")
     size: str = Field(description="Width and height in pixels.", examples=["64x64"])
     scorer: str = Field(description="The scorer's name.")
-    selected: bool = Field(description="Pictures that were chosen by a score: counted, and not tested.")
+    selected: bool = Field(description="Images that were chosen by a score: counted, and not tested.")
     jobs: int = Field(description="How many jobs were counted.")
     mean: float = Field(description="Mean score of the newest thousand.")
     low_share: float = Field(description="Share of these below the reference's 5th percentile: 0.05 without a drift.")

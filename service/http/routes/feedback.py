@@ -26,8 +26,8 @@ class KeptPrompt(Strict):
     count: int = Field(description="How many jobs asked for it.")
     chosen: int = Field(0, description="How many of its images were chosen.")
     rejected: int = Field(0, description="How many were rejected.")
-    rerolled: int = Field(0, description="How many were drawn again with another seed.")
-    model: str = Field(description="What drew the lowest.")
+    rerolled: int = Field(0, description="How many were generated again with another seed.")
+    model: str = Field(description="What generated the lowest.")
     version: str
     steps: int = Field(description="Its step count.")
 

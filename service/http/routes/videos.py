@@ -118,13 +118,13 @@ async def get_content(id: VideoId, request: Request, services: WithServices, var
 @router.post("/{id}/{action}", include_in_schema=False)
 async def refuse_action(id: str, action: str) -> Response:
     """What else OpenAI's clients may ask for."""
-    raise InvalidRequest(f"{action[:40]} is not supported: a student draws from text alone, not from a video.")
+    raise InvalidRequest(f"{action[:40]} is not supported: a student generates from text alone, not from a video.")
 
 
 async def _find(request: Request, services: Services, id: str) -> Record:
     record = await find(services, job_id(id), owner_of(request))
     if not _is_video(record):
-        raise NotFound("There is no such video: this is a job of pictures.")
+        raise NotFound("There is no such video: this is a job of images.")
     return record
 
 

@@ -73,7 +73,7 @@ async def _ordered(services: Services, id: str, wanted: WorkerState) -> WorkerRo
     if word == "missing" or not found:
         raise NotFound("There is no such worker, or it has given no sign of life lately.")
     if word != wanted:
-        raise Conflict("The worker is draining: it ends when it has drawn what it holds.")
+        raise Conflict("The worker is draining: it ends when it has generated what it holds.")
     resumed = wanted is WorkerState.READY and found[0].state is WorkerState.PAUSED  # it says so until its next beat
     return _row(replace(found[0], state=WorkerState.READY) if resumed else found[0])
 

@@ -55,13 +55,13 @@ RANGE = SizeRange(16, 128)
     ("size", "size_range", "said"),
     [
         ("64x64", None, ""),
-        ("96x64", None, "size: fake draws 64x64 pixels and no other size."),
+        ("96x64", None, "size: fake generates 64x64 pixels and no other size."),
         ("96x64", RANGE, ""),
         ("128x16", RANGE, ""),
-        ("97x64", RANGE, "size is 97x64: fake draws sides that are multiples of 16 pixels up to 128."),
-        ("144x64", RANGE, "size is 144x64: fake draws sides that are multiples of 16 pixels up to 128."),
+        ("97x64", RANGE, "size is 97x64: fake generates sides that are multiples of 16 pixels up to 128."),
+        ("144x64", RANGE, "size is 144x64: fake generates sides that are multiples of 16 pixels up to 128."),
         ("144x64", SizeRange(16), ""),
-        ("8x64", SizeRange(16), "size is 8x64: fake draws sides that are multiples of 16 pixels."),
+        ("8x64", SizeRange(16), "size is 8x64: fake generates sides that are multiples of 16 pixels."),
     ],
 )
 def test_a_runtime_that_is_not_compiled_draws_every_size_of_its_models_range(

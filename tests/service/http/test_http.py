@@ -178,7 +178,7 @@ def test_the_reason_of_a_refusal_is_told(live: Service) -> None:
     assert "was trained for 1, 2, 4" in message("num_inference_steps", 3)
     assert "guidance of fake is fixed by training" in message("guidance_scale", 3.5)
     assert "without the network pass that would read it" in message("negative_prompt", "blurry")
-    assert "draws 64x64 pixels and no other size" in message("size", "128x128")
+    assert "generates 64x64 pixels and no other size" in message("size", "128x128")
     assert "seed[1]" in message("seed", [1, -1])
 
 

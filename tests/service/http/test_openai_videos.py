@@ -67,8 +67,8 @@ def test_a_video_that_cannot_be_drawn_has_failed_with_its_reason(client: openai.
         ({"seconds": "12"}, 413, "seconds", "the longest video of 64x64 that fits into the memory here has 33 frames"),
         ({"seconds": "900"}, 400, "seconds", "that is 7201 frames, of 1024 at most"),
         ({"seconds": "soon"}, 400, "seconds", "should be a valid number"),
-        ({"size": "720x1280"}, 400, "size", "draws 64x64 pixels and no other size"),
-        ({"input_reference": ("a.png", b"123")}, 400, "input_reference", "a student draws from text alone"),
+        ({"size": "720x1280"}, 400, "size", "generates 64x64 pixels and no other size"),
+        ({"input_reference": ("a.png", b"123")}, 400, "input_reference", "a student generates from text alone"),
         ({"prompt": " "}, 400, "prompt", "at least one word"),
         ({"model": "sora-2"}, 404, "model", "The model 'sora-2' is not served"),
         ({"extra_body": {"colour": "red"}}, 400, "colour", "is not a field of this request"),
@@ -85,7 +85,7 @@ def test_what_a_student_cannot_do_is_refused_with_the_reason(
 
 def test_what_needs_a_video_is_refused_with_the_reason(client: openai.OpenAI) -> None:
     video = client.videos.create_and_poll(prompt="waves", poll_interval_ms=20)
-    with pytest.raises(openai.APIStatusError, match="remix is not supported: a student draws from text alone"):
+    with pytest.raises(openai.APIStatusError, match="remix is not supported: a student generates from text alone"):
         client.videos.remix(video.id, prompt="more")
     with pytest.raises(openai.APIStatusError, match="variant thumbnail is not kept"):
         client.videos.download_content(video.id, variant="thumbnail")
@@ -167,7 +167,7 @@ def test_json_is_read_as_well_as_a_form(videos: Service) -> None:
 
 
 def test_pictures_and_videos_each_have_their_own_address(client: openai.OpenAI, live: Service) -> None:
-    with pytest.raises(openai.BadRequestError, match="fake-video draws videos: ask for them at /v1/videos"):
+    with pytest.raises(openai.BadRequestError, match="fake-video generates videos: ask for them at /v1/videos"):
         client.images.generate(prompt="waves")
     with client_of(live) as pictures, pytest.raises(openai.BadRequestError, match="ask for them at /v1/images/gen"):
         pictures.videos.create(prompt="waves")

@@ -71,9 +71,9 @@ def test_a_prompt_becomes_pictures_with_rewards_seeds_and_timings(page: Page, li
     assert page.value("[...document.querySelectorAll('.rewards dd')].map(dd => dd.textContent)") == expected
     facts = page.value("document.querySelector('.facts').textContent")
     time = r"(\d+ ms|\d+\.\d+ s)"
-    assert re.fullmatch(f"{time} in all · waited {time} · drawn in {time} · scored in {time} · batch of 2", facts), (
-        facts
-    )
+    assert re.fullmatch(
+        f"{time} in all · waited {time} · generated in {time} · scored in {time} · batch of 2", facts
+    ), facts
 
 
 def test_an_example_is_one_click_and_a_new_prompt_comes_on_top(page: Page) -> None:
@@ -108,7 +108,7 @@ def test_it_is_watched_while_it_is_drawn(page: Page) -> None:
 
 def test_what_takes_too_long_can_be_cancelled(page: Page, live: Service) -> None:
     draw(page, "fake:step=1.5 fake:sleep=5", count=1)
-    page.wait_for("document.querySelector('.run.waiting .facts')?.textContent === 'drawing …'")
+    page.wait_for("document.querySelector('.run.waiting .facts')?.textContent === 'generating …'")
     page.value("document.querySelector('.run .cancel').click()")
     page.wait_for("!document.getElementById('error').hidden")
     assert page.value("document.getElementById('error').textContent") == "The job was cancelled."

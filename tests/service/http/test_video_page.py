@@ -69,7 +69,7 @@ def test_while_it_is_drawn_the_first_frame_and_the_steps_are_shown(page: Page) -
     draw(page, "waves fake:step=0.4", seed=7)
     page.wait_for(f"{PLAYING} === 1")
     said = page.value("[...said]")
-    assert "preview" in said and any(text.startswith("drawing … step ") and text.endswith(" of 4") for text in said)
+    assert "preview" in said and any(text.startswith("generating … step ") and text.endswith(" of 4") for text in said)
 
 
 def test_the_code_asks_for_the_same_video(page: Page) -> None:

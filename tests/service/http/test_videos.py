@@ -139,7 +139,7 @@ def test_a_player_may_ask_for_parts_of_the_file(videos: Service) -> None:
 @pytest.mark.parametrize(
     ("fields", "status", "param", "message"),
     [
-        ({"num_frames": 6}, 422, "num_frames", "num_frames is 6: fake-video draws 1 frame or a multiple of 4 more; "
+        ({"num_frames": 6}, 422, "num_frames", "num_frames is 6: fake-video generates 1 frame or a multiple of 4 more; "
          "the nearest: 5 or 9."),
         ({"num_frames": 37}, 413, "num_frames", "num_frames is 37: the longest video of 64x64 that fits into the "
          "memory here has 33 frames."),
@@ -147,12 +147,12 @@ def test_a_player_may_ask_for_parts_of_the_file(videos: Service) -> None:
          "163840: the longest that fits has 37 frames."),
         ({"n": 10}, 413, "num_frames", "10 x 64x64 x 9 frames are 368640 pixels; one request may ask for 163840: the "
          "longest that fits has 1 frame."),
-        ({"output_format": "png"}, 422, "output_format", "output_format png holds a single picture, and fake-video "
-         "draws videos: use mp4 or webp, or num_frames 1."),
+        ({"output_format": "png"}, 422, "output_format", "output_format png holds a single image, and fake-video "
+         "generates videos: use mp4 or webp, or num_frames 1."),
         ({"fps": 61}, 422, "fps", None),
         ({"num_frames": 0}, 422, "num_frames", None),
         ({"num_frames": 2000}, 422, "num_frames", None),
-        ({"width": 128, "height": 64}, 422, "width", "width: fake-video draws 64x64 pixels and no other size."),
+        ({"width": 128, "height": 64}, 422, "width", "width: fake-video generates 64x64 pixels and no other size."),
     ],
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_refused_before_it_is(
@@ -171,7 +171,7 @@ def test_what_cannot_be_drawn_is_refused_before_it_is(
 def test_a_student_of_pictures_draws_no_videos(live: Service, fields: dict[str, Any], param: str) -> None:
     response = post(live.url, prompt="waves", **fields)
     assert response.status_code == 422 and response.json()["error"]["param"] == param
-    assert "fake draws pictures" in response.json()["error"]["message"]
+    assert "fake generates images" in response.json()["error"]["message"]
 
 
 def test_models_tell_how_long_their_videos_are(videos: Service, live: Service) -> None:

@@ -22,7 +22,7 @@ def test_a_size_of_the_range_is_drawn_and_another_is_one_sentence(bundle: Path, 
         assert (image["width"], image["height"]) == (96, 48)
         assert base64.b64decode(image["b64_json"]) == encode(drawn[0], "png", made_by=MADE_BY)
         refused = call("POST", f"{live.url}/generate", json={"prompt": "ring", "width": 100})
-        said = "width is 100x64: tiny draws sides that are multiples of 16 pixels."
+        said = "width is 100x64: tiny generates sides that are multiples of 16 pixels."
         assert refused.status_code == 422 and refused.json()["error"]["message"] == said
         previews = call("POST", f"{live.url}/generate", json={"prompt": "a", "stream": True, "partial_images": 1})
         assert previews.status_code == 200 and "image_generation.partial_image" in previews.text

@@ -127,7 +127,7 @@ def test_a_drained_worker_ends_what_it_holds_and_serve_starts_no_other(
         waits = later(url, "waits")
         for refused in ("resume", "pause"):
             code, _, why = command(capsys, url, refused, id)
-            assert (code, why) == (3, "fewstep: The worker is draining: it ends when it has drawn what it holds.\n")
+            assert (code, why) == (3, "fewstep: The worker is draining: it ends when it has generated what it holds.\n")
         os.kill(pid, signal.SIGCONT)
         eventually(lambda: status(url, held) == "done", "what it held is drawn")
         eventually(lambda: "worker" not in service.pids(), "its process has ended")
