@@ -30,7 +30,7 @@ from student.runtimes.manifest import read_manifest
 from tests.export.adopting import published as save
 from tests.export.adopting import run as adopt
 from tests.rewards import published, small
-from tests.service.support import Service, call, post, running_service
+from tests.service.support import Service, call, eventually, post, running_service
 from tests.student.families import tiny
 
 SEED = secrets.randbelow(2**31)
@@ -141,6 +141,25 @@ def test_what_best_of_buys_is_predicted(service: tuple[Service, str], model: str
     (version,) = call("GET", f"{live.url}/v1/models/{model}").json()["versions"]
     assert {row["best_of"] for row in version["best_of"]} >= {2, 4}
     assert all(set(row["gain"]) == {NAMES["Pick"], NAMES["Hps"]} for row in version["best_of"] if row["best_of"] == 2)
+
+
+def test_scores_that_no_answer_waits_for_are_the_same(models: Path, tmp_path: Path) -> None:
+    settings = {"MODELS": str(models), "THREADS": "1", "RUNTIME": "torch", "SCORE": "after"}
+    with running_service(tmp_path / "data", **settings) as live:
+        answers = {name: post(live.url, model=name, prompt=ASKED[0], seed=7).json() for name in MODELS}
+        for name, answer in answers.items():
+            scorers = read_student(models / name / "1").scorers
+            assert answer["scoring"] in ("pending", "done")
+            job = eventually(lambda id=answer["id"]: _scored(live, id), "the picture is scored")  # type: ignore[misc]
+            for kind in ("Pick", "Hps"):
+                raw = theirs(kind, picture(answer["data"][0]), ASKED[0])
+                expected = scaled(scorers[NAMES[kind]], raw)
+                assert job["data"][0]["reward"][NAMES[kind]] == pytest.approx(expected, abs=1e-3), SEED
+
+
+def _scored(live: Service, id: str) -> Any:
+    job = call("GET", f"{live.url}/jobs/{id}").json()
+    return job["scoring"] == "done" and job
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))
