@@ -37,7 +37,7 @@ STAGES = {
     "waiting": "until a worker has claimed it and its device is free",
     "drawn": "prompt, noise and all steps of the student",
     "scored": "waits for the scorers' thread and for the scorers",
-    "settled": "PNG with its provenance, the file, and the script that ends the job",
+    "settled": "what is left of PNG and file, which are written while it is scored, and the script that ends the job",
     "answered": "the HTTP process hears of it, reads record and file, and writes JSON",
     "in all": "from the first byte that the HTTP process saw to its last",
 }
