@@ -129,7 +129,7 @@ def _check_ranks(state: Mapping[str, Tensor], name: str) -> None:
 
 def _reason(error: Exception) -> str:
     """The error in one line: diffusers names the keys below its first."""
-    return shorten(str(error), LONGEST, placeholder=" ...") or type(error).__name__
+    return shorten(str(error), LONGEST) or type(error).__name__
 
 
 @contextmanager

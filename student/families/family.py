@@ -171,7 +171,7 @@ class Family(nn.Module, ABC):
 
         An estimate: what the network's and the decoder's largest layers hold at once, and copies of the frames.
         """
-        raise NotImplementedError(f"{self.name} draws pictures")
+        raise NotImplementedError(f"{self.name} generates images, not videos")
 
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
