@@ -11,6 +11,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+from redis.exceptions import TimeoutError as RedisTimeout
+
+from service.http.routes.probes import ASK_S, promptly
 from service.http.tasks import end
 from service.keys import KeyStore
 from service.observe.background import Background
@@ -70,6 +74,16 @@ def test_without_a_worker_it_lives_and_is_not_ready(make_api: Callable[..., Api]
     ready = call("GET", f"{api.url}/readyz")
     assert ready.status_code == 503 and ready.json()["error"]["message"] == "No worker is alive."
     assert "Retry-After" in ready.headers
+
+
+def test_a_queue_is_not_waited_for_longer_than_a_moment() -> None:
+    """The client of the queue would wait for seconds, and a load balancer would take the process for dead."""
+
+    async def asked() -> None:
+        await asyncio.wait_for(promptly(asyncio.sleep(60)), 20 * ASK_S)
+
+    with pytest.raises(RedisTimeout, match="no answer within 0.5 s"):
+        asyncio.run(asked())
 
 
 def test_a_server_that_does_not_answer_is_one_that_is_away(make_api: Callable[..., Api]) -> None:
