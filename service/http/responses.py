@@ -11,22 +11,22 @@ from service.http.schema import Strict
 
 
 class Candidate(Strict):
-    """One picture that was drawn for an image."""
+    """One candidate generated for an image."""
 
     seed: int = Field(description="Posting this seed alone, with these steps, gives this image.")
     steps: int = Field(description="Its network calls.")
     round: int = Field(description="In which round it was generated, from 1.")
     rank: int = Field(description="Its place among the candidates of its image; the image is the one of rank 1.")
-    reward: dict[str, float] = Field(description="As of the image.")
-    reward_percentile: dict[str, float] = Field(default_factory=dict, description="As of the image.")
+    reward: dict[str, float] = Field(description="As for the image.")
+    reward_percentile: dict[str, float] = Field(default_factory=dict, description="As for the image.")
     reward_failed: list[str] | None = Field(None, description="The scorers that failed on it.")
     broken: bool | None = Field(None, description="true: its values are not finite, and it cannot be kept.")
 
 
 class Floor(Strict):
-    """The floor that decided which images were drawn again."""
+    """The floor that decided which images were generated again."""
 
-    scorer: str = Field(description="Whose scores it is about.")
+    scorer: str = Field(description="The scorer whose scores the floor applies to.")
     min_reward: float | str = Field(description="As it was sent.")
     asked_score: float = Field(description="The same as a standardised score.")
     score: float = Field(description="The floor in effect, when this was last decided: lower under load.")
@@ -34,8 +34,8 @@ class Floor(Strict):
     lowered: bool = Field(description="Whether load has lowered it.")
     utilization: float | None = Field(
         None,
-        description="The share of the workers' time that first rounds, and working off what waited, took then; null "
-        "if the load was not needed.",
+        description="The share of the workers' time then taken by first rounds and by clearing the backlog; null if "
+        "the load was not needed.",
     )
 
 
@@ -58,7 +58,7 @@ class GeneratedImage(Strict):
         default_factory=dict,
         description="Percentage of the student's own images at these steps that score lower, by scorer.",
     )
-    reward_failed: list[str] | None = Field(None, description="The scorers that failed on it, and say nothing of it.")
+    reward_failed: list[str] | None = Field(None, description="The scorers that failed on it and so give no score.")
     reward_worst: dict[str, float] | None = Field(
         None, description="Of a video, whose reward is the mean of its frames': that of the worst of them, by scorer."
     )

@@ -134,8 +134,8 @@ class GenerateRequest(Strict):
     )
     cascade: Cascade | None = Field(
         None,
-        description="Step counts that the student was trained for, in growing order: every image is generated with the "
-        "first, and images below min_reward are generated again, with another seed, at the next.",
+        description="Step counts that the student was trained for, in increasing order: every image is generated with "
+        "the first, and images below min_reward are generated again, with another seed, at the next.",
         examples=[[2, 4, 8]],
     )
     model: str | None = Field(None, max_length=128, description="The id of a served student. Unset: the only one.")
@@ -205,7 +205,7 @@ class GenerateRequest(Strict):
     allow_training: bool | None = Field(
         None,
         description="Whether the prompt may be kept to train later students, if its images score low. Unset: as the "
-        "API key says, else no. Neither user nor metadata are kept with it.",
+        "API key says, else no. Neither user nor metadata is kept with it.",
     )
     user: str | None = Field(None, max_length=128, description="Your own name for the end user; returned with the job.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(
