@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ def test_revoking_is_for_good_and_repeatable(store: KeyStore) -> None:
         ({"quota": 0.0}, "quota"),
         ({"quota": float("nan")}, "quota"),
         ({"quota": float("inf")}, "quota"),
+        ({"quota": 1e12}, "quota"),
         ({"max_priority": 6}, "from -5 to 5"),
         ({"max_priority": -6}, "from -5 to 5"),
     ],
@@ -127,6 +129,28 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_written(
     with pytest.raises(KeysError, match=words):
         store.create(**{"name": "ann", **arguments})
     assert not store.required
+
+
+def test_the_outermost_values_are_taken_and_read_back_as_they_were(store: KeyStore, tmp_path: Path) -> None:
+    before = int(time.time())
+    made = [
+        store.create("x" * 100, ("admin", "read", "generate"), 1e-6, -5)[0],
+        store.create("ü", quota=9e11, max_priority=5, allow_training=True)[0],
+    ]
+    assert made == another(tmp_path).keys(), "in the order of their creation"
+    assert [(key.scopes, key.quota, key.max_priority, key.allow_training) for key in made] == [
+        (("generate", "read", "admin"), 1e-6, -5, False),
+        (("generate", "read"), 9e11, 5, True),
+    ]
+    assert all(before <= key.created <= time.time() and key.active for key in made)
+    assert before <= (store.revoke(made[0].id).revoked or 0) <= time.time()
+
+
+def test_a_process_that_died_while_it_wrote_keeps_nobody_from_writing(store: KeyStore, tmp_path: Path) -> None:
+    store.create("ann")
+    (tmp_path / "data" / FILE_NAME).with_suffix(".part").write_text("half of a fi")
+    _, text = store.create("bob")
+    assert store.find(text) and [key.name for key in another(tmp_path).keys()] == ["ann", "bob"]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.errors import InvalidRequest
-from service.http.admission import check, new_job
+from service.errors import Forbidden, InvalidRequest, TooLarge
+from service.http.admission import check, new_job, priority_of
 from service.http.schema import GenerateRequest
 from student.bundle import ImageSize
 from student.runtimes.fake import fake_student, fake_video_student
@@ -79,3 +79,103 @@ def test_ids_are_128_random_bits_and_the_owner_is_written_on_the_job() -> None:
     jobs = [new_job(fake_student(), GenerateRequest(prompt="p"), "key-1", "r") for _ in range(50)]
     assert len({job.id for job in jobs}) == 50 and {len(bytes.fromhex(job.id)) for job in jobs} == {16}
     assert {job.key for job in jobs} == {"key-1"}
+
+
+def test_a_request_may_ask_for_exactly_what_is_allowed() -> None:
+    student, one = fake_student(), 64 * 64
+    for count, drawn in (({"n": 3}, 3), ({"seed": [1, 2]}, 2), ({"best_of": 4}, 4), ({"n": 2, "best_of": 3}, 6)):
+        body = GenerateRequest(prompt="p", **count)
+        check(student, body, lambda prompt: 1, drawn * one)
+        with pytest.raises(TooLarge):
+            check(student, body, lambda prompt: 1, drawn * one - 1)
+    body = GenerateRequest(prompt="p")
+    check(student, body, lambda prompt: student.max_tokens, one)
+    with pytest.raises(InvalidRequest, match=f"has {student.max_tokens + 1} tokens.* at most {student.max_tokens}"):
+        check(student, body, lambda prompt: student.max_tokens + 1, one)
+
+
+def test_videos_have_a_bound_of_their_own_which_counts_their_frames() -> None:
+    student, one = fake_video_student(), 64 * 64
+    frames = student.image.frames
+    assert frames
+    body = GenerateRequest(prompt="p", n=2)
+    check(student, body, lambda prompt: 1, 1, max_video_pixels=2 * frames * one)
+    with pytest.raises(TooLarge):
+        check(student, body, lambda prompt: 1, 2**40, max_video_pixels=2 * frames * one - 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"size": "64x64"}, "size"),
+        ({"width": 64}, "width"),
+        ({"height": 64}, "height"),
+        ({"n": 1}, "n"),
+        ({"num_images_per_prompt": 1}, "num_images_per_prompt"),
+        ({"seed": [1]}, "seed"),
+    ],
+)
+def test_the_field_that_asks_for_too_much_is_named(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(TooLarge) as refused:
+        check(fake_student(), GenerateRequest(prompt="p", **fields), lambda prompt: 1, 64 * 64 - 1)
+    assert refused.value.param == param
+
+
+def test_seeds_count_up_and_begin_again_behind_the_last() -> None:
+    def seeds(**fields: Any) -> tuple[int, ...]:
+        return new_job(fake_student(), GenerateRequest(prompt="p", **fields), "k", "r").seeds
+
+    assert seeds(seed=7) == (7,) and seeds(seed=0, n=2) == (0, 1) and seeds(seed=[9, 0, 9]) == (9, 0, 9)
+    assert seeds(seed=2**32 - 2, n=4) == (2**32 - 2, 2**32 - 1, 0, 1)
+    drawn = [seeds(n=2) for _ in range(20)]
+    assert len({first for first, _ in drawn}) == 20 and all(second == (first + 1) % 2**32 for first, second in drawn)
+
+
+def test_a_request_says_whether_its_prompt_may_train_and_else_its_key_does() -> None:
+    def may_train(of_key: bool, **fields: Any) -> bool:
+        return new_job(fake_student(), GenerateRequest(prompt="p", **fields), "k", "r", may_train=of_key).may_train
+
+    assert [may_train(of_key) for of_key in (False, True)] == [False, True]
+    assert [may_train(not said, allow_training=said) for said in (False, True)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("fields", "highest", "priority"),
+    [
+        ({}, 5, 0),
+        ({}, 0, 0),
+        ({}, -3, -3),
+        ({"priority": 2}, 2, 2),
+        ({"priority": -5}, 2, -5),
+        ({"priority": 3}, 2, None),
+    ],
+)
+def test_a_priority_is_at_most_that_of_the_key(fields: dict[str, int], highest: int, priority: int | None) -> None:
+    body = GenerateRequest(prompt="p", **fields)
+    if priority is not None:
+        assert priority_of(body, highest) == priority
+        return
+    with pytest.raises(Forbidden, match="you may ask for 2 at most") as refused:
+        priority_of(body, highest)
+    assert (refused.value.param, refused.value.code) == ("priority", "priority_too_high")
+
+
+def test_a_job_has_all_that_was_asked_for() -> None:
+    student = replace(fake_student(), image=ImageSize(96, 64))
+    said = {"user": "u", "metadata": {"a": "b"}, "output_format": "webp", "output_compression": 80, "partial_images": 2}
+    job = new_job(student, GenerateRequest(prompt="p", response_format="url", **said), "k", "r", priority=3)
+    assert (job.prompt, job.key, job.request_id, job.priority, job.user, job.metadata) == (
+        "p",
+        "k",
+        "r",
+        3,
+        "u",
+        {"a": "b"},
+    )
+    assert (job.output_format, job.quality, job.previews, job.response_format) == ("webp", 80, 2, "url")
+    sides = {}
+    for fields in ({}, {"size": "32x16"}, {"width": 32}, {"height": 16}):
+        job = new_job(student, GenerateRequest(prompt="p", **fields), "k", "r")
+        sides[tuple(fields)] = (job.width, job.height)
+    own = (student.image.width, student.image.height)
+    assert sides == {(): own, ("size",): (32, 16), ("width",): (32, own[1]), ("height",): (own[0], 16)}

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import base64
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from service.http.links import sign
+from service.errors import Forbidden
+from service.http.links import Links, sign
 from service.keys import KeyStore
+from service.queue.job import Record
+from service.queue.producer import DAY_S
+from service.queue.states import State
 from tests.service.http.test_access import Caller, bearer
 from tests.service.http.test_http import check_error
-from tests.service.support import Service, call, eventually
+from tests.service.support import Queue, Service, call, eventually
 
 
 @pytest.fixture
@@ -122,3 +128,49 @@ def test_what_was_drawn_is_counted_for_each_key(keyed: tuple[Service, KeyStore],
     assert [(row["jobs"], row["images"], row["megapixel_steps"]) for row in rows] == [(2, 4, 0.064)]
     assert rows[0]["day"] in {time.strftime("%Y-%m-%d", time.gmtime(time.time() - back)) for back in (0, 60)}
     check_error(ann("GET", "/admin/usage"), 403, "insufficient_scope")
+
+
+class Clock:
+    """Both clocks that the signer reads."""
+
+    now = 2000.0
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_link_works_up_to_its_last_second(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.http.links.time", clock := Clock())
+    links = Links(queue.producer, 100.0)
+    record = Record("a" * 32, State.DONE, {}, created_s=1000.0, finished_s=2000.4)
+    link = queue.runner.run(links.to_image("http://h/", record, 3))
+    address, _, signature = link.url.partition("&signature=")
+    assert (address, link.expires) == (f"http://h/jobs/{record.id}/images/3?expires=2100", 2100)
+    assert len(base64.urlsafe_b64decode(signature)) == 18
+    assert links.expires(replace(record, finished_s=None)) == 1100, "of a job that never ran"
+    for now, opens in ((2000.0, True), (2100.0, True), (2100.1, False)):
+        clock.now = now
+        with nullcontext() if opens else pytest.raises(Forbidden):
+            queue.runner.run(links.check(record.id, 3, link.expires, signature))
+
+
+def test_the_secret_is_read_again_after_a_minute(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a link of a process that has it for a minute yet is not good for long where the server has lost it."""
+    monkeypatch.setattr("service.http.links.time", clock := Clock())
+    links, name = Links(queue.producer, 100.0), f"{queue.prefix}secret:links"
+    record = Record("a" * 32, State.DONE, {}, finished_s=2000.0)
+
+    def signature() -> str:
+        return queue.runner.run(links.to_image("", record, 0)).url.rpartition("=")[2]
+
+    first, secret = signature(), bytes.fromhex(str(queue.client.get(name)))
+    assert first == sign(secret, record.id, 0, 2100) and len(secret) == 32
+    assert 29 * DAY_S < queue.client.ttl(name) <= 30 * DAY_S
+    queue.client.delete(name)
+    clock.now += 60.0
+    assert signature() == first
+    clock.now += 0.1
+    assert signature() != first
