@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import httpx
 import pytest
+import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from service.errors import StartupError
 from service.http.tasks import end
 from service.listener import listen
 from service.queue import connection
@@ -52,6 +56,50 @@ def test_a_connection_that_never_comes_free_is_not_waited_for_without_end(
         await client.aclose()
 
     runner.run(ask_while_it_is_taken())
+
+
+def test_a_call_is_bounded_whatever_the_server_does() -> None:
+    """A server that is restarted is back within the 4 s or so of the repetitions; one that hangs holds a call for 5 s
+    more than it was asked to wait; and no call, repetitions included, takes longer than 8."""
+    for client in (connect("redis://q", block_s=2), connect_async("redis://q", block_s=2)):
+        options = client.connection_pool.connection_kwargs
+        assert (options["socket_timeout"], options["socket_connect_timeout"]) == (7.0, 2.0)
+        assert options["decode_responses"] is True
+        retry = options["retry"]
+        pauses = [retry._backoff.compute(k) for k in range(1, retry._retries + 1)]
+        assert len(pauses) == 12 and 4.0 < sum(pauses) < 5.0 and (min(pauses), max(pauses)) == (0.04, 0.5)
+    assert connection.LONGEST_CALL_S == 8.0
+    assert connect("redis://q").connection_pool.connection_kwargs["socket_timeout"] == 5.0
+    pool = connect_async("redis://q").connection_pool
+    assert (pool.max_connections, pool.timeout) == (32, 4.0)
+    assert connect("redis://q", retries=0).connection_pool.connection_kwargs["retry"]._retries == 0
+    assert connect_async("redis://q", retries=1).connection_pool.connection_kwargs["retry"]._retries == 1
+
+
+def test_a_call_that_takes_too_long_is_given_up_as_a_time_out_of_the_server(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "LONGEST_CALL_S", 0.05)
+    assert runner.run(connection.bounded(asyncio.sleep(0, "answer"))) == "answer"
+    with pytest.raises(RedisTimeoutError, match="no answer within 0.05 s"):
+        runner.run(connection.bounded(asyncio.sleep(30)))
+
+
+@pytest.mark.parametrize(
+    ("version", "refused"), [("7.0.0", False), ("7.2.4", False), ("8.0.1", False), ("10.1", False), ("6.9.9", True)]
+)
+def test_a_server_that_is_too_old_for_the_scripts_is_refused(
+    version: str, refused: bool, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis.Redis, "info", lambda *_: {"redis_version": version})
+    with pytest.raises(StartupError, match=f"has version {version}: accepted is 7.0") if refused else nullcontext():
+        connection.check_server(redis_url)
+
+
+def test_a_server_that_does_not_answer_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "connect", lambda url: connect(url, retries=0))
+    with pytest.raises(StartupError, match=r"^The server of FEWSTEP_REDIS_URL does not answer \(.*\)\.$"):
+        connection.check_server(f"unix://{tmp_path}/nowhere.sock")
 
 
 @pytest.fixture
