@@ -179,3 +179,29 @@ def test_a_job_has_all_that_was_asked_for() -> None:
         sides[tuple(fields)] = (job.width, job.height)
     own = (student.image.width, student.image.height)
     assert sides == {(): own, ("size",): (32, 16), ("width",): (32, own[1]), ("height",): (own[0], 16)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 1, "num_images_per_prompt": 1}, "n"),
+        ({"size": "64x64", "width": 64}, "size"),
+        ({"size": "64x64", "height": 64}, "size"),
+        ({"seed": [1, 2], "n": 3}, "seed"),
+        ({"response_format": "file", "n": 2}, "n"),
+        ({"response_format": "file", "stream": True}, "response_format"),
+        ({"output_compression": 50}, "output_compression"),
+        ({"output_compression": 50, "output_format": "png"}, "output_compression"),
+        ({"num_inference_steps": 3}, "num_inference_steps"),
+        ({"guidance_scale": 1.0}, "guidance_scale"),
+        ({"negative_prompt": ""}, "negative_prompt"),
+        ({"num_frames": 5}, "num_frames"),
+        ({"fps": 8}, "fps"),
+        ({"output_format": "mp4"}, "output_format"),
+    ],
+)
+def test_what_a_student_of_images_cannot_do_is_refused_by_its_field(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        checked({}, **fields)
+    assert refused.value.param == param and refused.value.status == 422
+    checked({}, response_format="file", n=1, output_format="jpeg", output_compression=50, seed=[1], size="64x64")
