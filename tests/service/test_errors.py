@@ -1,4 +1,4 @@
-"""The table of error codes has every code that the service can answer with, and no other."""
+"""The table of error codes has every code that the service can answer with, and no other; what each error says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,24 @@ import ast
 import re
 from collections.abc import Iterator
 
-from service.errors import CODES
+import pytest
+
+from service.errors import (
+    CODES,
+    Cancelled,
+    DeadlineExceeded,
+    GenerationFailed,
+    InvalidRequest,
+    QueueFull,
+    QuotaExceeded,
+    ServiceError,
+    StoreUnavailable,
+    TooManyStreams,
+    Unauthorized,
+    Unavailable,
+    error_body,
+    error_detail,
+)
 from tests.documents.blocks import ROOT
 
 SERVICE = ROOT / "service"
@@ -44,3 +61,63 @@ def test_every_code_has_an_error_status_and_says_what_it_means() -> None:
     for code, (status, meaning) in CODES.items():
         assert 400 <= status <= 599, code
         assert len(meaning) > 10 and not meaning.endswith(".") and not set("|\n") & set(meaning), code
+
+
+@pytest.mark.parametrize(
+    ("error", "headers"),
+    [
+        (QueueFull(), {"Retry-After": "1"}),
+        (QueueFull(retry_after_s=7.2), {"Retry-After": "8"}),
+        (QueueFull(retry_after_s=0.0), {"Retry-After": "1"}),
+        (Unavailable(headers={"Location": "/jobs/x"}), {"Location": "/jobs/x", "Retry-After": "1"}),
+        (StoreUnavailable(), {"Retry-After": "1"}),
+        (QuotaExceeded(retry_after_s=3.0), {"Retry-After": "3"}),
+        (QuotaExceeded(), {}),
+        (TooManyStreams(), {}),
+        (DeadlineExceeded(), {"x-should-retry": "false"}),
+        (DeadlineExceeded(retry_after_s=2.0), {"Retry-After": "2"}),
+        (Cancelled(), {"x-should-retry": "false"}),
+        (GenerationFailed(), {"x-should-retry": "false"}),
+        (GenerationFailed(code="worker_lost"), {"x-should-retry": "false"}),
+        (GenerationFailed(code="storage_failed"), {}),
+        (ServiceError(), {}),
+        (InvalidRequest("m", "p"), {}),
+        (Unauthorized(headers={"WWW-Authenticate": "Bearer"}), {"WWW-Authenticate": "Bearer"}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_says_when_another_try_makes_sense(error: ServiceError, headers: dict[str, str]) -> None:
+    """After what was measured, in whole seconds and at least one; not at all where it would only use the device."""
+    assert error.headers == headers
+
+
+def test_an_error_has_openais_form_and_its_kind_follows_from_the_status() -> None:
+    kinds = {}
+    for code, (status, _) in CODES.items():
+        detail = error_detail(ServiceError("m", "p", code=code))
+        assert detail == {"message": "m", "type": detail["type"], "param": "p", "code": code}
+        kinds[status] = detail["type"]
+    assert {status for status, kind in kinds.items() if kind == "rate_limit_error"} == {429}
+    assert {status for status, kind in kinds.items() if kind == "server_error"} == {500, 503, 504}
+    assert error_body(QueueFull(), "r") == {
+        "error": {
+            "message": "The queue is full: too many jobs are waiting.", "type": "server_error", "param": None,
+            "code": "queue_full",
+        },
+        "request_id": "r",
+    }  # fmt: skip
+
+
+def test_each_error_has_its_code() -> None:
+    kinds: list[type[ServiceError]] = [ServiceError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    assert {kind.__name__: kind.code for kind in kinds} == {
+        "ServiceError": "internal_error", "InvalidRequest": "invalid_request", "Unauthorized": "invalid_api_key",
+        "Forbidden": "insufficient_scope", "NotFound": "not_found", "ModelGone": "model_not_found",
+        "ModelRefused": "model_refused", "MethodNotAllowed": "method_not_allowed", "Conflict": "conflict",
+        "RequestTimeout": "request_timeout", "UnsupportedMediaType": "unsupported_media_type",
+        "TooLarge": "too_large", "QuotaExceeded": "quota_exceeded", "TooManyStreams": "too_many_streams",
+        "QueueFull": "queue_full", "Unavailable": "unavailable", "StoreUnavailable": "unavailable",
+        "DeadlineExceeded": "deadline_exceeded", "Cancelled": "cancelled", "GenerationFailed": "generation_failed",
+    }  # fmt: skip
