@@ -40,6 +40,22 @@ def test_each_sign_has_its_sentence(last: dict[str, float], sentence: str) -> No
     assert len(found) == 1 and sentence in found[0]
 
 
+@pytest.mark.parametrize(
+    ("quiet", "alarm"),
+    [
+        ({"diversity_validation": 2.71}, {"diversity_validation": 2.69}),
+        ({"velocity_norm": 1.25}, {"velocity_norm": 1.26}),
+        ({"saturation": 0.2}, {"saturation": 0.21}),
+        ({"reward_validation": 3.0, "heldout_validation": 1.0}, {"reward_validation": 3.01, "heldout_validation": 1.0}),
+        ({"reward_validation": 1.0, "heldout_validation": 0.9}, {"reward_validation": 1.01, "heldout_validation": 0.9}),
+        ({"reward_validation": 1.5, "heldout_validation": 1.0}, {"reward_validation": 1.5, "heldout_validation": 0.99}),
+    ],
+)
+def test_an_alarm_begins_at_its_bound(quiet: dict[str, float], alarm: dict[str, float]) -> None:
+    """Nine tenths of the diversity, five quarters of the velocity, a tenth more of saturated values."""
+    assert alarms(rows(**quiet), 3.0) == [] and len(alarms(rows(**alarm), 3.0)) == 1
+
+
 def test_both_scores_falling_is_no_sign_of_hacking() -> None:
     assert alarms(rows(heldout_validation=0.5, reward_validation=0.5), 3.0) == []
 
