@@ -128,6 +128,11 @@ LIMITS: dict[str, tuple[Any, str]] = {
     "fewstep.protocol.MARGIN_S": (10.0, "an answer that is sent at the deadline arrives"),
     "fewstep.protocol.OPERATION_S": (30.0, "an operator's call"),
     "fewstep.protocol.PAGE": (100, "the most that the service lists"),
+    # Seeds: what is measured for one end is never what was chosen by, or measured for, another.
+    "training.experiment.validation.VALIDATION_SEED": (1_000_000, "test pictures begin at 0 and at 100,000"),
+    "export.within.FIRST_SEED": (1_000_000, "the student's own distributions begin at 0"),
+    "export.reference.FIRST_SEED": (3_000_000, "none of those before"),
+    "student.probe.FIRST_SEED": (2604, "its pictures are only compared with themselves"),
     # The student.
     "student.probe.SCORE_TOLERANCE": (0.05, "standard deviations of the teacher: docs/reward-serving.md"),
     "student.probe.PAIRS": (8, "pictures of a probe"),

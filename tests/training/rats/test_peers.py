@@ -1,6 +1,7 @@
 """The peers' formulas against closed forms, and whole runs of each on a tiny pipeline."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from student.bundle import read_student
 from student.schedule import sigmas
 from tests.training.rats.test_families import run, settings
 from training.progress import read_log
-from training.rats.peers import data_of, direction, next_point
+from training.rats.peers import Consistency, Matching, _noisy, data_of, direction, next_point
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,23 @@ def test_the_direction_is_scaled_sample_by_sample() -> None:
 def test_the_data_of_a_field_that_knows_it() -> None:
     data, x = torch.full((2, 3), 0.25), torch.randn(2, 3)
     torch.testing.assert_close(data_of(lambda x, sigma: (x - data) / sigma, x, 0.4), data)
+
+
+def test_only_a_method_with_a_target_of_its_own_past_follows_the_student() -> None:
+    none: Any = None
+    assert [Consistency.follows(none, step) for step in (0, 7)] == [True, True]
+    assert [Matching.follows(none, step) for step in (0, 7)] == [False, False]
+
+
+def test_noise_for_the_critic_keeps_away_from_both_ends_and_is_mixed_by_its_time() -> None:
+    gen, data = torch.Generator().manual_seed(3), torch.full((4, 2), 5.0)
+    found = [_noisy(data, gen) for _ in range(300)]
+    times = [sigma for sigma, _, _ in found]
+    assert 0.02 <= min(times) < 0.05 and 0.95 < max(times) <= 0.98
+    for sigma, noise, noisy in found:
+        torch.testing.assert_close(noisy, (1 - sigma) * data + sigma * noise)
+    everything = torch.stack([noise for _, noise, _ in found])
+    assert everything.mean().abs() < 0.1 and abs(everything.std() - 1) < 0.1
 
 
 @pytest.mark.parametrize("method", ["consistency", "matching"])
