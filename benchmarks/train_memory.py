@@ -36,7 +36,7 @@ from benchmarks.train_step import words
 from rewards.clip import ClipReward
 from rewards.hps import vit_h_14
 from student.families.family import Family
-from training import sharding
+from training import offload, sharding
 from training.config import changed
 from training.experiment.presets import preset
 from training.experiment.setup import DTYPES
@@ -62,15 +62,21 @@ class Case:
     limit_gb: float | None = None
 
 
-FULL = {"lora.rank": 0, "compute.weights": "fp32", "compute.shard": True, "compute.shard_frugal": True}
 NF4 = {"compute.quantise": "nf4"}
 TILES = {"compute.tile_px": 256}
+OFFLOAD = {"optim.state": "offload"}
+ALL = {"lora.rank": 0, "compute.weights": "fp32"}
+FULL = {**ALL, "compute.shard": True, "compute.shard_frugal": True}
 CASES = (
     Case("FLUX.1-dev, LoRA", "flux-dev", limit_gb=45),
     Case("FLUX.1-dev, LoRA on nf4", "flux-dev", NF4, limit_gb=23),
     Case("FLUX.1-dev, LoRA on nf4, tiles of 256 px", "flux-dev", {**NF4, **TILES}),
     Case("FLUX.1-dev, all weights, 8 GPUs", "flux-dev", FULL, 8, 80),
+    Case("FLUX.1-dev, all weights, optimizer offloaded, 8 GPUs", "flux-dev", {**FULL, **OFFLOAD}, 8, 80),
+    Case("FLUX.1-dev, all weights, optimizer offloaded, 4 GPUs", "flux-dev", {**FULL, **OFFLOAD}, 4, 80),
     Case("Stable Diffusion 3.5 medium, LoRA", "sd35-medium", limit_gb=16),
+    Case("Stable Diffusion 3.5 medium, all weights", "sd35-medium", ALL),
+    Case("Stable Diffusion 3.5 medium, all weights, optimizer offloaded", "sd35-medium", {**ALL, **OFFLOAD}),
     Case("Wan 2.1 1.3B, LoRA", "wan-1.3b", limit_gb=23),
     Case("FLUX.2 klein 4B, LoRA", "flux2-klein"),
     Case("Z-Image-Turbo, LoRA", "z-image-turbo"),
@@ -121,7 +127,7 @@ def _divided(processes: int) -> Iterator[None]:
     """The first of so many processes, whose others are not there; sharded networks are copied without weights.
 
     The optimizer takes all parameters at once, as it does on a GPU, and what DTensor runs to learn the shape of a
-    result is not counted.
+    result is not counted. The CPU stands for the GPU, and so the make-believe device for main memory.
     """
     if processes == 1:
         yield
@@ -138,6 +144,7 @@ def _divided(processes: int) -> Iterator[None]:
 
     with (
         patch.object(sharding, "init_device_mesh", lambda *_: mesh),
+        patch.object(offload, "MAIN_MEMORY", DEVICE),
         patch("torch.optim.optimizer._get_foreach_kernels_supported_devices", lambda: ["cpu"]),
         patch.object(ShardingPropagator, "_propagate_tensor_meta_non_cached", apart),
     ):

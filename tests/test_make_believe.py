@@ -16,6 +16,7 @@ FILES = (
     "tests/test_serving_memory.py",
     "tests/test_train_memory.py",
     "tests/student/families/test_video_memory.py",
+    "tests/training/test_offload.py",
 )
 
 

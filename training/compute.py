@@ -8,14 +8,14 @@ from training.config import above_0, at_least, check, finite, one_of, share
 
 DTYPES = ("bf16", "fp32")
 QUANTISED = ("", "nf4", "fp8")
-STATES = ("fp32", "8bit", "paged")
+STATES = ("fp32", "offload", "8bit", "paged")
 TILES_PX = 64  # what the side of a tile is a multiple of: three quarters of it are whole cells of every autoencoder
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, with a state in fp32 or, by bitsandbytes, in 8 bits, or in fp32 in memory that moves from the GPU to main
-    memory where the GPU's is full; a step has ``batch`` x ``accumulate`` samples a process.
+    """AdamW, with a state in fp32 on the GPU ("fp32") or in main memory ("offload"); or by bitsandbytes in 8 bits, or
+    "paged": moved to main memory where the GPU's is full. A step has ``batch`` x ``accumulate`` samples a process.
     """
 
     batch: int = 32

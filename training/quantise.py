@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from training.config import ConfigError
+from training.offload import OffloadedAdamW
 
 PACKAGES = {"nf4": "bitsandbytes", "fp8": "torchao", "8bit": "bitsandbytes", "paged": "bitsandbytes"}
 BLOCKS = re.compile(r"(\w*blocks|layers|\w*refiner)\.\d+\..*")
@@ -77,12 +78,13 @@ def linear_layers(transformer: nn.Module) -> list[tuple[str, nn.Linear]]:
 
 
 def adamw(parameters: list[nn.Parameter], lr: float, state: str) -> torch.optim.Optimizer:
-    """AdamW with a state in fp32; in 8 bits block by block (arXiv 2110.02861); or paged, which the driver moves between
-    the GPU and main memory (arXiv 2305.14314).
+    """AdamW with a state in fp32; the same in main memory ("offload"); in 8 bits block by block (arXiv 2110.02861); or
+    paged, which the driver moves between the GPU and main memory (arXiv 2305.14314).
     """
     options: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": 0.0}
-    if state == "fp32":
-        return torch.optim.AdamW(parameters, lr, **options)
+    if state in ("fp32", "offload"):
+        plain = OffloadedAdamW if state == "offload" else torch.optim.AdamW
+        return plain(parameters, lr, **options)
     from bitsandbytes.optim import AdamW8bit, PagedAdamW32bit
 
     made = AdamW8bit if state == "8bit" else PagedAdamW32bit

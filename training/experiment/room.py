@@ -21,7 +21,11 @@ from training.rats.config import RatsConfig
 FIGURES = Path(__file__).with_name("memory_gb.json")
 SPARE_GB = 1.5  # the driver, CUDA's libraries, and what a heap loses
 WAYS = 3
-CHEAPER = ("compute.tile_px", "compute.quantise")  # what rows of one preset may differ in, in the order of its price
+CHEAPER = (
+    "compute.tile_px",
+    "optim.state",
+    "compute.quantise",
+)  # what rows of one preset may differ in, in the order of its price
 BATCHES = ("teacher.batch", "validation.batch")
 MATTER = ("image", "lora", "compute", "gradient", "optim", "reward.weights", "reward.frames", *BATCHES)
 MATTERS_NOT = ("compute.device", "compute.save_minutes", "compute.compile", "optim.lr", "optim.warmup", "optim.decay")
@@ -62,7 +66,7 @@ def _ways(
     learning = max(gb for part, gb in row["peak"].items() if part not in PARTS_OF_A_BATCH)
     yield "validation.batch=1 and teacher.batch=1", learning
     for key in CHEAPER:
-        for other in rows:
+        for other in (one for one in rows if one["processes"] == row["processes"]):
             if key in other["settings"] and other["settings"] == {key: other["settings"][key], **row["settings"]}:
                 yield f"{key}={other['settings'][key]}", _most(other)
     held = sum(row["held"].values())

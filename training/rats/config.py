@@ -266,8 +266,8 @@ class RatsConfig:
             "weights",
         )
         check(
-            self.optim.state == "fp32" or not sharded,
-            f"optim.state is {self.optim.state!r}: accepted only without compute.shard",
+            self.optim.state in ("fp32", "offload") or not sharded,
+            f"optim.state is {self.optim.state!r}: accepted with compute.shard are fp32, offload",
         )
         check(
             self.student.bundle == "whole" or (self.lora.rank > 0 and not self.student.init),

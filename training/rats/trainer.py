@@ -21,6 +21,7 @@ from torch import Tensor
 
 from training import checkpoint
 from training.alarms import all_alarms
+from training.offload import MOMENTS, first_slot
 from training.optim import set_lr, trapezoid
 from training.processes import Processes
 from training.progress import StepLog, console, read_log, steps
@@ -262,13 +263,12 @@ class Trainer:
 
     def _slices(self) -> tuple[dict[str, dict[str, Tensor]], float]:
         """All tensors of a sharded run, in groups, and how many steps its optimizer has made."""
-        moments: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
-        adam_step = 0.0
+        moments: dict[str, dict[str, Tensor]] = {name: {} for name in MOMENTS}
+        adam_step, far = 0.0, self.config.optim.state == "offload"
         for i, parameter in enumerate(self.roles.trainable):
             slot = self.optimizer.state[parameter]
             if not slot:  # no step was made yet, which is the same as one of zeros
-                zeros = {name: torch.zeros_like(parameter) for name in moments}
-                slot.update({"step": torch.tensor(0.0), **zeros})
+                slot.update(first_slot(parameter, far))
             adam_step = float(slot["step"])
             for name, kept in moments.items():
                 kept[str(i)] = slot[name].detach()

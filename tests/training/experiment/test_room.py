@@ -40,6 +40,15 @@ COUNTED = [
         "held": {"weights": 9.0, "learnt": 2.0},
         "peak": {"teacher": 11.0, "student": 11.5, "backward": 13.0, "update": 11.6, "validation": 12.0},
     },
+    {
+        "name": "sharded, offloaded",
+        "preset": "flux-dev",
+        "settings": {"optim.state": "offload"},
+        "processes": 8,
+        "limit_gb": None,
+        "held": {"weights": 3.0, "learnt": 0.5},
+        "peak": {"teacher": 5.0, "student": 5.5, "backward": 7.0, "update": 5.6, "validation": 5.0},
+    },
 ]
 
 
@@ -60,6 +69,7 @@ def test_what_does_not_fit_names_what_would_the_cheapest_first() -> None:
     # 28 / 2 + 4 = 18 on two GPUs; half of each side leaves a quarter of 4: 29, too much for 24
     ways = re.findall(r"(compute\.quantise=nf4 \(21 GB\)|on 2 GPUs, each \(18 GB\)|image\.\w+)", sentence)
     assert ways == ["compute.quantise=nf4 (21 GB)", "on 2 GPUs, each (18 GB)"]
+    assert "optim.state" not in sentence, "that was counted on 8 GPUs"
     assert "validation.batch=1" not in sentence, "32 GB are the backward pass's, which it does not change"
     narrow = changed(preset("flux-dev"), {"compute.quantise": "nf4"})
     sentence = room.too_large("flux-dev", narrow, 20.0)

@@ -14,6 +14,7 @@ import torch
 from student.families.flux import Flux
 from student.pipeline import open_pipeline
 from training.config import changed
+from training.offload import OffloadedAdamW
 from training.processes import process_group
 from training.rats.config import RatsConfig
 from training.rats.roles import Roles
@@ -21,9 +22,14 @@ from training.rats.trainer import Trainer
 from training.sampler import Sampler
 from training.sharding import gathered
 
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "offload": {"optim.state": "offload"},
+    "lora": {"lora.rank": 2, "gradient.mode": "detached", "compute.precision": "bf16"},
+}
 
-def trainer(folder: Path, run_dir: Path, lora: bool) -> Trainer:
-    more = {"lora.rank": 2, "gradient.mode": "detached", "compute.precision": "bf16"} if lora else {}
+
+def trainer(folder: Path, run_dir: Path, kind: str) -> Trainer:
     base = {
         "steps": 4,
         "optim.batch": 1,
@@ -32,7 +38,7 @@ def trainer(folder: Path, run_dir: Path, lora: bool) -> Trainer:
         "student.nfe": (2,),
         "optim.lr": 1e-3,
     }
-    config = changed(RatsConfig(), {"compute.shard": True, "compute.precision": "fp32", **base, **more})
+    config = changed(RatsConfig(), {"compute.shard": True, "compute.precision": "fp32", **base, **KINDS[kind]})
 
     def reward(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         return images.mean((1, 2, 3))
@@ -86,13 +92,27 @@ def go_on(running: Trainer, reference: Path) -> None:
         assert any(tensor.abs().sum() > 0 for tensor in expected["exp_avg"].values()) and expected["adam_step"] == 2
     assert running._step(2)["grad_norm"] > 0
     running._save(3)
+    state = everything(running)
+    if running.is_first:
+        torch.save(state, reference.with_name("on.pt"))
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """The same bits in every tensor: of weights, averages and moments."""
+    groups = [group for group, value in one.items() if isinstance(value, dict) and group != "method"]
+    assert {"student", "teacher", "exp_avg", "exp_avg_sq"} <= set(groups)
+    for group in groups:
+        assert all(torch.equal(value, other[group][name]) for name, value in one[group].items()), group
 
 
 def main(folder: Path, out: Path, what: str) -> None:
     torch.set_num_threads(1)
-    for kind in ("full", "lora"):
-        running = trainer(folder, out / kind, kind == "lora")
-        (write if what == "killed" else go_on)(running, out / kind / "reference.pt")
+    for kind in KINDS:
+        running = trainer(folder, out / kind, kind)
+        assert isinstance(running.optimizer, OffloadedAdamW) == (kind == "offload")
+        (write if what == "killed" else go_on)(running, out / kind / "killed.pt")
+        if kind == "offload" and running.is_first:
+            same(*(torch.load(out / one / f"{what}.pt") for one in ("full", "offload")))
     if what == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
 

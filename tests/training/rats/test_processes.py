@@ -100,13 +100,13 @@ def test_two_killed_processes_are_gone_on_with_by_one_and_by_four(tmp_path: Path
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
     killed = started(2, tmp_path / "two", "killed")
-    assert killed.returncode != 0 and (tmp_path / "two" / "lora" / "reference.pt").exists(), killed.stderr[-3000:]
+    assert killed.returncode != 0 and (tmp_path / "two" / "lora" / "killed.pt").exists(), killed.stderr[-3000:]
     for processes in (1, 4):
         copy = tmp_path / f"on-{processes}"
         shutil.copytree(tmp_path / "two", copy)
         done = started(processes, copy, "on")
         assert done.returncode == 0, done.stderr[-3000:]
-        for kind in ("full", "lora"):
+        for kind in ("full", "offload", "lora"):
             assert not (copy / kind / "checkpoint.part").exists() and (copy / kind / "checkpoint").is_dir()
 
 
