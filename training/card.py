@@ -11,12 +11,13 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from student.bundle import Student
-from training.evaluate import Evaluation, mean_error, paired
+from training.evaluate import DIVERSITY, Evaluation, mean_error, paired
 from training.origin import Origin
 from training.rats.config import RatsConfig
-from training.scorers import HELDOUT, REPORTED, TRAINED, Rewards
+from training.scorers import DIVERSITY_DINOV2, HELDOUT, REPORTED, TRAINED, Rewards
 from training.usage import usage
 
+SPREAD = {DIVERSITY_DINOV2: "diversity (DINOv2)"}
 JUDGED = {"right": "fully right", "right_but_shape": "right but shape", "color": "colour", "shape": "shape"}
 
 
@@ -61,7 +62,7 @@ def card(
             "student was opened from these files. Scores are in standard deviations of the teacher above the teacher's "
             f"mean on calibration prompts. The checkpoint (after {student.chosen_at} of {config.steps} steps) was "
             f"chosen by the held-out scorer on validation prompts{judged}. Diversity is the Vendi score of 8 seeds "
-            f"({len(table[0].diversity)} prompts) on autoencoder latents.\n",
+            f"({len(table[0].diversity)} prompts) on autoencoder latents{_further(table[0])}.\n",
             _table(table, rewards, prompts),
             "## Paired differences, student minus teacher at its full step count\n",
             _differences(table, rewards, prompts),
@@ -117,6 +118,10 @@ def _guidance(student: Student) -> str:
     return "It samples without guidance: one call per step."
 
 
+def _further(row: Evaluation) -> str:
+    return "".join(f", {SPREAD[name]} that on its features of the same pictures" for name in row.diversities)
+
+
 def _licence(teacher: Origin) -> str:
     """A student is derived from its teacher, so the teacher's licence applies."""
     if not teacher.license:
@@ -138,7 +143,8 @@ def _columns(row: Evaluation, rewards: Rewards) -> dict[str, Sequence[float]]:
     if REPORTED in rewards:
         scores["scorer that only reports"] = rewards[REPORTED].of_raw(row.scores)
     judged = {heading: row.judge[name] for name, heading in JUDGED.items() if name in row.judge}
-    return {**scores, **judged, "diversity": row.diversity}
+    others = {SPREAD[name]: values for name, values in row.diversities.items()}
+    return {**scores, **judged, DIVERSITY: row.diversity, **others}
 
 
 def _table(table: Sequence[Evaluation], rewards: Rewards, prompts: Sequence[str]) -> str:

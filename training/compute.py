@@ -80,6 +80,7 @@ class ValidationConfig:
     patience: int = 0  # stop after so many validations without a better held-out score; 0 never
     min_diversity: float = 0.9  # no checkpoint is chosen with less of the teacher's diversity than this; 0 for any
     batch: int = 64  # pictures drawn at a time
+    dinov2: str = ""  # a DINOv2 (folder or hub id): diversity is reported on its features too; none if empty
 
     def __post_init__(self) -> None:
         finite("validation", self, "min_diversity")

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,6 @@ from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from student.families.family import Family
 from training.processes import state
 from training.progress import steps
 from training.sampler import Sampler
@@ -30,13 +29,14 @@ from training.sharding import unsharded
 
 FloatArray = NDArray[np.float64]
 ScoreFn = Callable[[Tensor, Sequence[str]], Tensor]
+FeaturesFn = Callable[[Tensor], Tensor]
 Rows = dict[str, list[float]]
+Groups = dict[str, list[list[float]]]
 JudgeFn = Callable[[Tensor, Sequence[str]], dict[str, list[float]]]
 Part = TypeVar("Part")
 Answer = TypeVar("Answer")
-DIVERSITY_SEEDS = 8
+DIVERSITY, DIVERSITY_SEEDS = "diversity", 8
 CACHE = Path.home() / ".cache" / "fewstep" / "evaluation"
-PIXELS_AT_ONCE = 16 * 512 * 512  # that the autoencoder reads in one call: a video's frames are many and large
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy")
 FORMAT = 3  # of what is kept: raised when the same models, prompts and sizes would give other figures
 
@@ -46,7 +46,8 @@ class Evaluation:
     """One sampler's figures: per-prompt values, so that differences can be paired.
 
     ``scores[name][i]`` is prompt i's raw score, ``judge[name][i]`` is 1 where that part is right,
-    ``diversity[i]`` the Vendi score of 8 seeds of prompt i, and ``varied[name][i]`` the raw scores of these.
+    ``diversity[i]`` the Vendi score of 8 seeds of prompt i on the autoencoder's latents, ``diversities[name][i]`` that
+    on other features, and ``varied[name][i]`` the raw scores of these pictures.
     """
 
     label: str
@@ -56,6 +57,7 @@ class Evaluation:
     judge: Mapping[str, list[float]]
     diversity: list[float]
     varied: Mapping[str, list[list[float]]] = field(default_factory=dict)
+    diversities: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measure:
-    """The instruments: scorers by name, the judge, and the function that turns images into features for diversity."""
+    """The instruments: scorers by name, the judge, and the function that turns images into features for diversity.
+
+    ``more_features`` are others, by the name of the diversity on them; ``version`` is a string of what these depend on.
+    """
 
     scorers: Mapping[str, ScoreFn]
     judge: JudgeFn | None
-    features: Callable[[Tensor], Tensor]
+    features: FeaturesFn
+    more_features: Mapping[str, FeaturesFn] = field(default_factory=dict)
+    version: str = ""
 
     def evaluate(self, label: str, sampler: Sampler, plan: Plan) -> Evaluation:
         """Generate what the plan says, score and judge it, and compute the diversity."""
@@ -100,39 +107,49 @@ class Measure:
 
         rows = over_pictures(sampler, plan.prompts, plan.seeds(), plan.shape, plan.batch, measured)
         scores, judged = (_joined([row[part] for row in rows]) for part in (0, 1))
-        diversity, varied = self._of_varied(sampler, plan, self.scorers)
-        return Evaluation(label, len(sampler.sigmas), sampler.guidance, scores, judged, diversity, varied)
+        spread, varied = self._of_varied(sampler, plan, self.scorers)
+        diversity = spread.pop(DIVERSITY)
+        return Evaluation(label, len(sampler.sigmas), sampler.guidance, scores, judged, diversity, varied, spread)
 
     def diversity(self, sampler: Sampler, plan: Plan) -> list[float]:
         """The Vendi score of the DIVERSITY_SEEDS images of each of the plan's varied prompts."""
+        return replace(self, more_features={}).diversities(sampler, plan)[DIVERSITY]
+
+    def diversities(self, sampler: Sampler, plan: Plan) -> dict[str, list[float]]:
+        """The same on all features, by name; that on the latents is DIVERSITY."""
         return self._of_varied(sampler, plan, {})[0]
 
-    def _of_varied(
-        self, sampler: Sampler, plan: Plan, scorers: Mapping[str, ScoreFn]
-    ) -> tuple[list[float], dict[str, list[list[float]]]]:
-        """The diversity, and the scores of the same images by each of ``scorers``."""
+    def _of_varied(self, sampler: Sampler, plan: Plan, scorers: Mapping[str, ScoreFn]) -> tuple[Rows, Groups]:
+        """The diversities, and the scores of the same images by each of ``scorers``."""
+        kinds = {DIVERSITY: self.features, **self.more_features}
         prompts = [prompt for prompt in plan.varied for _ in range(DIVERSITY_SEEDS)]
         # Whole groups, in as many calls as every other share's.
         share = max(DIVERSITY_SEEDS, plan.batch // DIVERSITY_SEEDS * DIVERSITY_SEEDS)
 
-        def measured(first: int) -> tuple[list[float], Rows]:
-            features: list[Tensor] = []
+        def measured(first: int) -> tuple[Rows, Rows]:
+            features: dict[str, list[Tensor]] = {name: [] for name in kinds}
             scores: Rows = {name: [] for name in scorers}
             for at in range(first, min(first + share, len(prompts)), plan.batch):
                 texts = prompts[at : min(at + plan.batch, first + share)]
                 seeds = [plan.varied_seed + at + i for i in range(len(texts))]
                 images = sampler.draw(texts, seeds, plan.shape, plan.batch)
-                features.append(self.features(images))
+                for name, featured in kinds.items():
+                    features[name].append(featured(images))
                 with sampler.autocast():
                     for name, score in scorers.items():
                         scores[name] += score(images, texts).double().tolist()
-            features_ND = torch.cat(features).flatten(1).double().numpy()
-            return [vendi(group) for group in np.split(features_ND, len(features_ND) // DIVERSITY_SEEDS)], scores
+            return {name: _spread(torch.cat(found)) for name, found in features.items()}, scores
 
         parts = in_turns(range(0, len(prompts), share), measured, f"diversity, {len(sampler.sigmas)} steps")
-        flat = _joined([scores for _, scores in parts])
+        spread, flat = (_joined([part[kind] for part in parts]) for kind in (0, 1))
         grouped = {name: np.reshape(values, (-1, DIVERSITY_SEEDS)).tolist() for name, values in flat.items()}
-        return [score for part, _ in parts for score in part], grouped
+        return {name: spread.get(name, []) for name in kinds}, grouped
+
+
+def _spread(features: Tensor) -> list[float]:
+    """The Vendi score of each group of DIVERSITY_SEEDS pictures."""
+    features_ND = features.flatten(1).double().numpy()
+    return [vendi(group) for group in np.split(features_ND, len(features_ND) // DIVERSITY_SEEDS)]
 
 
 def _joined(rows: Sequence[Rows]) -> Rows:
@@ -266,24 +283,3 @@ def cached(folder: Path, key: str, make: Callable[[], Evaluation]) -> Evaluation
         part.write_text(json.dumps(asdict(result)))
         part.replace(path)
     return result
-
-
-def latent_features(model: Family) -> Callable[[Tensor], Tensor]:
-    """Autoencoder latents as features for diversity: no reward was trained on them."""
-
-    @torch.no_grad()
-    def features(images: Tensor) -> Tensor:
-        flat = images.flatten(0, 1) if images.ndim == 5 else images
-        at_once = min(64, max(1, PIXELS_AT_ONCE // (flat.shape[-2] * flat.shape[-1])))
-        latents = torch.cat([_latents(model, part * 2 - 1) for part in flat.split(at_once)])
-        return latents.reshape(len(images), -1)
-
-    return features
-
-
-def _latents(model: Family, x_BCHW: Tensor) -> Tensor:
-    """The latents of pictures in [-1, 1]."""
-    x = x_BCHW.to(model.device, model.vae.dtype)
-    out = model.vae.encode(x[:, :, None] if "temperal_downsample" in model.vae.config else x)
-    latents: Tensor = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
-    return latents.float().cpu()

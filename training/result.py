@@ -27,7 +27,7 @@ from student.saved import components
 from student.schedule import by_size
 from training import figures
 from training.card import card
-from training.evaluate import Evaluation, mean_error
+from training.evaluate import DIVERSITY, Evaluation, mean_error
 from training.experiment.setup import Setup
 from training.origin import origin
 from training.progress import read_log
@@ -170,7 +170,7 @@ def _within_prompt(rows: Sequence[Evaluation], known: Mapping[str, Calibration])
 def _row(setup: Setup, row: Evaluation) -> dict[str, Any]:
     values = {role: weighted.of_raw(row.scores) for role, weighted in setup.rewards.items()}
     values |= {f"judge_{name}": list(part) for name, part in row.judge.items()}
-    values["diversity"] = row.diversity
+    values |= {DIVERSITY: row.diversity, **row.diversities}
     figures_of = {
         name: dict(zip(("mean", "error"), mean_error(part, setup.prompts.test[: len(part)]), strict=True))
         for name, part in values.items()

@@ -21,9 +21,11 @@ from rewards.registry import find, parse
 from rewards.weighted import Term, Weighted, require_gradient
 from student.families.family import Family
 from student.files import hash_weights
-from training.evaluate import JudgeFn, Measure, add_weights, latent_features
+from training.evaluate import JudgeFn, Measure, add_weights
+from training.features import dinov2_features, latent_features, open_dinov2, source
 
 TRAINED, HELDOUT, REPORTED = "trained", "heldout", "reported"
+DIVERSITY_DINOV2 = "diversity_dinov2"
 Rewards = Mapping[str, Weighted]
 
 
@@ -144,9 +146,18 @@ def calibrated_on_windows(
     return trained.calibrated(pooled)
 
 
-def measure_with(rewards: Rewards, model: Family, judge: JudgeFn | None) -> Measure:
-    """The raw scores of all rewards, the judge where there is one, and features for diversity, as one measure."""
-    return Measure({term.name: term.raw for term in all_terms(rewards)}, judge, latent_features(model))
+def measure_with(rewards: Rewards, model: Family, judge: JudgeFn | None, dinov2: str = "") -> Measure:
+    """The raw scores of all rewards, the judge where there is one, and features for diversity, as one measure.
+
+    Raises:
+        RewardError: ``dinov2`` names something else, or its files are missing.
+    """
+    measure = Measure({term.name: term.raw for term in all_terms(rewards)}, judge, latent_features(model))
+    if not dinov2:
+        return measure
+    network = open_dinov2(dinov2)
+    features = {DIVERSITY_DINOV2: dinov2_features(network, model)}
+    return replace(measure, more_features=features, version=source(network))
 
 
 def _resolved(asked: str) -> str:

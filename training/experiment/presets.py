@@ -99,6 +99,7 @@ def _paper(model: str, student_id: str, nfe: int, side_px: int) -> RatsConfig:
             "gate.tau_in_std": True,
             "validation.batch": 4,
             "validation.every": 50,
+            "validation.dinov2": "facebook/dinov2-base",
             "data.calibration": 64,
             "data.validation": 64,
             "data.validation_diversity": 8,

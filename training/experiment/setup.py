@@ -128,7 +128,7 @@ def prepare(config: RatsConfig) -> Setup:
     rewards = open_rewards(named.trained, named.heldout, model, learns, device, DTYPES[named.weights], named.reported)
     tried, _ = pictures(TRIED_PICTURES, image.height_px, image.width_px)
     try_out(rewards, tried, prompts.calibration[:1] * TRIED_PICTURES, learns)
-    measure = measure_with(rewards, model, prompts.judge)
+    measure = measure_with(rewards, model, prompts.judge, config.validation.dinov2)
     windows = frame_windows(config.reward.frames, latents.frames, image.frames)
     calibration = with_windows(measure, rewards[TRAINED], windows)
     weights = hash_model(model) + config.compute.quantise  # now, with the text encoders, and without adapters

@@ -94,10 +94,11 @@ def _validated(setup: Setup, sampler: Sampler) -> tuple[Tensor, dict[str, float]
 
     found = over_pictures(sampler, plan.prompts, plan.seeds(), plan.shape, plan.batch, measured)
     shown, trained, heldout, saturated = zip(*found, strict=True)
+    spread = setup.measure.diversities(sampler, plan)
     return torch.cat(shown), {
         "reward_validation": _mean(trained),
         "heldout_validation": _mean(heldout),
-        "diversity_validation": float(np.mean(setup.measure.diversity(sampler, plan))),
+        **{f"{name}_validation": float(np.mean(values)) for name, values in spread.items()},
         "saturation": sum(saturated) / len(plan.prompts),
         "velocity_norm": _velocity_norm(sampler, plan),
     }
@@ -142,5 +143,7 @@ def measured_on_test(setup: Setup, sampler: Sampler, label: str) -> Evaluation:
         console.print(f"evaluating the {label} at {len(sampler.sigmas)} steps on {len(test)} prompts")
     plan = setup.plan(test, test[:varied])
     weights = setup.teacher if label == "teacher" else setup.teacher + hash_model(sampler.model)
-    key = fingerprint(weights, sampler, plan, label + config.reward.weights + sources(setup.rewards))
+    key = fingerprint(
+        weights, sampler, plan, label + config.reward.weights + sources(setup.rewards) + setup.measure.version
+    )
     return cached(evaluate.CACHE, key, lambda: setup.measure.evaluate(label, sampler, plan))

@@ -16,7 +16,7 @@ from student.families.flux import Flux
 from student.pipeline import open_pipeline
 from tests.training.shapes import small
 from training.config import changed
-from training.evaluate import latent_features
+from training.features import latent_features
 from training.progress import read_log
 from training.rats.config import RatsConfig
 from training.rats.loss import shaping
