@@ -18,6 +18,7 @@ from torch import nn
 from rewards.aesthetic import aesthetic
 from rewards.blackbox import BlackBox
 from rewards.clip import clip_score, pickscore
+from rewards.detector import geneval
 from rewards.files import FILES
 from rewards.hps import hps
 from rewards.imagereward import imagereward
@@ -30,6 +31,7 @@ SHIPPED: Mapping[str, Callable[[Path], Reward]] = {
     "imagereward": imagereward,
     "clip": clip_score,
     "aesthetic": aesthetic,
+    "geneval": geneval,
 }
 SCORER = "shapes:"
 _OWN = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")

@@ -111,7 +111,10 @@ def test_a_users_function_is_a_black_box(name: str) -> None:
     [
         ("pikscore", "unknown reward 'pikscore': did you mean 'pickscore'? Accepted are pickscore, hpsv2.1,"),
         ("HPSv2", "did you mean 'hpsv2.1'?"),
-        ("zzz", "unknown reward 'zzz': accepted are pickscore, hpsv2.1, imagereward, clip, aesthetic, shapes:FOLDER"),
+        (
+            "zzz",
+            r"unknown reward 'zzz': accepted are pickscore, hpsv2.1, imagereward, clip, aesthetic, geneval, shapes:F",
+        ),
         ("", "unknown reward ''"),
         ("models/nowhere", "unknown reward 'models/nowhere'"),
         ("no.such.module:Class", "cannot be imported: No module named 'no'"),

@@ -82,7 +82,7 @@ EDGES: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
     "optim.warmup": (10, COUNT),
     "optim.decay": (0.0, SHARE),
     "optim.clip_norm": (1.0, ABOVE_0),
-    "optim.state": ("fp32", (["fp32", "8bit", "paged"], ["4bit"])),
+    "optim.state": ("fp32", (["fp32", "offload", "8bit", "paged"], ["4bit"])),
     "lora.rank": (0, OR_NONE),
     "lora.alpha": (64.0, ABOVE_0),
     "compute.device": ("auto", TEXT),
@@ -99,6 +99,7 @@ EDGES: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
     "validation.patience": (0, OR_NONE),
     "validation.min_diversity": (0.9, SHARE),
     "validation.batch": (64, COUNT),
+    "validation.dinov2": ("", TEXT),
 }
 
 
@@ -141,6 +142,7 @@ RULES: list[tuple[list[str], list[str], str]] = [
     ([*BF16, "compute.quantise=fp8", "method=consistency"], [*BF16, "compute.quantise=fp8", "method=matching"],
      "compute.quantise"),
     (["optim.state=8bit"], ["optim.state=8bit", "compute.shard=true"], "optim.state"),
+    (["optim.state=offload", "compute.shard=true"], ["optim.state=8bit", "compute.shard=true"], "optim.state"),
     (["optim.state=fp32", "compute.shard=true"], ["optim.state=paged", "compute.shard=true"], "optim.state"),
     ([*ADAPTER, "student.bundle=adapter"], ["student.bundle=adapter"], "student.bundle"),
     ([*ADAPTER, "student.init=x"], [*ADAPTER, "student.bundle=adapter", "student.init=x"], "student.bundle"),
