@@ -48,6 +48,7 @@ from training.sampler import Sampler
 from training.timing import StepTimer
 
 GB = 1e9
+INNER = ("decode", "reward")  # parts of others
 COUNTED_NFE = 2  # of teacher and student; what every step more keeps, its state and velocity, is added
 
 
@@ -223,6 +224,9 @@ class _PartPeaks(StepTimer):
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
+        if name in INNER:
+            yield
+            return
         self.peak.restart()
         yield
         self.found[name] = max(self.found.get(name, 0), self.peak.most)

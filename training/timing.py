@@ -18,7 +18,7 @@ class StepTimer:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to ``name``; a part may be entered several times."""
+        """Add the time spent inside to ``name``; a part may be entered several times, and inside of another."""
         start = self._now()
         yield
         self._parts.setdefault(name, []).append((start, self._now()))

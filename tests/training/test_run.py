@@ -75,8 +75,9 @@ def test_every_step_is_logged(student: Path) -> None:
     assert rows[0]["step"] == -1 and "heldout_validation" in rows.pop(0)  # the start, before any step
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     wanted = {"reward_student", "reward_teacher", "gap", "gate_mean", "gate_std", "share_ahead", "shaping", "grad_norm"}
-    wanted |= {"lr", "teacher_s", "student_s", "backward_s", "update_s"}
+    wanted |= {"lr", "teacher_s", "student_s", "decode_s", "reward_s", "backward_s", "update_s"}
     assert all(wanted <= row.keys() for row in rows)
+    assert [row["samples"] / rows[0]["samples"] for row in rows] == [1, 2, 3, 4]
     assert [row["step"] for row in rows if "heldout_validation" in row] == [1, 3]
 
 

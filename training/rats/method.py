@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ from training.rats.config import RatsConfig
 from training.rats.roles import Roles
 from training.rats.trajectory import Trajectory
 from training.sampler import Sampler, precision
+from training.timing import StepTimer
 
 RewardFn = Callable[[Tensor, Sequence[str]], Tensor]
 Grids = Mapping[int, tuple[float, ...]]  # the sigmas of each step count
@@ -30,7 +31,8 @@ MICRO = 1_000_003 * 1_009  # sets the random numbers of a step's micro-batches a
 class Batch:
     """One micro-batch of an optimizer step; ``at`` is the position of its first sample among all of the step's.
 
-    ``teacher`` is the teacher's rollout from the same noise and ``reward_T`` its reward, where the method uses them.
+    ``teacher`` is the teacher's rollout from the same noise and ``reward_T`` its reward, where the method uses them;
+    ``timer`` is the step's.
     """
 
     step: int
@@ -40,6 +42,11 @@ class Batch:
     noise_BCHW: Tensor
     teacher: Trajectory | None = None
     reward_T: Tensor | None = None
+    timer: StepTimer | None = None
+
+    def timed(self, name: str) -> AbstractContextManager[None]:
+        """Around what counts as this part of the step."""
+        return nullcontext() if self.timer is None else self.timer.part(name)
 
     def generator(self, seed: int) -> torch.Generator:
         """A random generator for this micro-batch; ``seed`` keeps different uses apart."""
@@ -169,8 +176,10 @@ def reward_of_latents(config: RatsConfig, model: Family, reward: RewardFn, x_BCH
     """The standardised reward of latents (B,), with gradient where one is wanted."""
 
     def score(x: Tensor) -> Tensor:
-        images = decoded_window(model, x, config.reward.frames, batch.step)
-        return reward(images.float(), batch.prompts).float()
+        with batch.timed("decode"):
+            images = decoded_window(model, x, config.reward.frames, batch.step)
+        with batch.timed("reward"):
+            return reward(images.float(), batch.prompts).float()
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and config.reward.weight > 0):
         # The detached mode takes this gradient at once, and alone: computed again it would take as much room.

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ class Trainer:
         timer = StepTimer(self.roles.model.device)
         self.optimizer.zero_grad()
         with timer.part("teacher"):
-            batches = self.method.teach(self._batches(step))
+            batches = self.method.teach([replace(batch, timer=timer) for batch in self._batches(step)])
         rows = []
         for batch in batches:
             self.roles.reduce(batch is batches[-1])
@@ -141,7 +141,8 @@ class Trainer:
         log = step_statistics(self.processes.mean(means(rows)))
         with timer.part("update"):
             norm = self._update(step) if math.isfinite(log["loss"]) else math.nan
-        log |= {"lr": self.optimizer.param_groups[0]["lr"], **timer.seconds(), **_memory()}
+        samples = (step + 1) * self.config.optim.batch * self.config.optim.accumulate * self.processes.size
+        log |= {"lr": self.optimizer.param_groups[0]["lr"], "samples": float(samples), **timer.seconds(), **_memory()}
         if not self._finite(norm):
             return {**log, "skipped": 1.0}
         self.method.after_step(log)

@@ -5,6 +5,7 @@ compiled blocks.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from student.families.find import family_of
 from tests.student.families import tiny
 from tests.training.rats.test_wiring import figures, make, networks, step, weight
-from training import checkpoint
+from training import checkpoint, timing
 from training.rats.roles import Lora, Roles
 
 
@@ -41,6 +42,30 @@ def test_a_checkpoint_is_written_after_so_many_minutes_beside_those_of_validatio
     more = {"compute.save_minutes": minutes, "validation.every": 4}
     make(tmp_path, more, lambda samplers, at: figures()).run()
     assert saved == saved_after
+
+
+def test_a_step_tells_what_decoding_and_scoring_take_wherever_they_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that only a network (1 s a call), the decoder (100 s) and the reward (10,000 s) move."""
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    running = make(tmp_path, {"optim.accumulate": 2, "teacher.guided_steps": 0})
+    model, score = running.roles.model, running.method._reward_of
+
+    def slow(function: Any, seconds: float) -> Any:
+        def call(*arguments: Any) -> Any:
+            now[0] += seconds
+            return function(*arguments)
+
+        return call
+
+    model.velocity, model.decode = slow(model.velocity, 1), slow(model.decode, 100)
+    running.method._reward_of = slow(score, 10_000)
+    log = running._step(0)
+    assert (log["teacher_s"], log["student_s"]) == (2 * (3 + 10_100), 2 * (2 + 10_100)), "inside of the other parts"
+    assert (log["decode_s"], log["reward_s"], log["backward_s"]) == (4 * 100, 4 * 10_000, 0)
+    assert log["samples"] == 4 and running._step(1)["samples"] == 8
 
 
 def gradients(roles: Roles, x: Tensor) -> tuple[Tensor, list[Tensor]]:
