@@ -51,6 +51,21 @@ def test_the_bits_are_those_of_torchs_own_in_parts_of_any_size(
     assert float(optimizer.state[parameters[1]]["step"]) == 3, "it had no gradient once"
 
 
+@pytest.mark.parametrize("state", ["fp32", "offload"])
+def test_it_is_adam_with_shares_of_a_tenth_and_a_hundredth_and_without_decay(state: str) -> None:
+    """In closed form, after gradients of 2 and 1; a weight without a gradient stays."""
+    weight, still = nn.Parameter(torch.tensor([3.0])), nn.Parameter(torch.tensor([3.0]))
+    optimizer = adamw([weight, still], 0.25, state)
+    expected, slope, square = 3.0, 0.0, 0.0
+    for step, gradient in enumerate((2.0, 1.0), 1):
+        weight.grad, still.grad = torch.tensor([gradient]), torch.zeros(1)
+        optimizer.step()
+        slope, square = 0.9 * slope + 0.1 * gradient, 0.99 * square + 0.01 * gradient**2
+        expected -= 0.25 * (slope / (1 - 0.9**step)) / (square / (1 - 0.99**step)) ** 0.5
+        assert weight.item() == pytest.approx(expected, rel=1e-6)
+    assert still.item() == 3.0
+
+
 def test_it_goes_on_exactly_from_its_own_state_and_from_that_of_torchs() -> None:
     (plain, its), (parameters, optimizer) = start("fp32"), start("offload")
     descend(plain, its, range(2))

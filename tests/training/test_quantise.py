@@ -18,7 +18,7 @@ from tests.student.families import tiny
 from tests.training.rats.test_families import run, settings
 from training.config import ConfigError, with_settings
 from training.progress import read_log
-from training.quantise import adamw, quantise, require
+from training.quantise import adamw, linear_layers, quantise, require
 from training.rats.config import RatsConfig
 from training.rats.roles import Lora, Roles
 
@@ -46,6 +46,22 @@ def test_a_missing_package_is_named_before_anything_is_opened(tmp_path: Path) ->
 def test_what_cannot_be_quantised_is_refused(changes: list[str]) -> None:
     with pytest.raises(ConfigError, match="compute.quantise is"):
         with_settings(RatsConfig(), changes)
+
+
+@pytest.mark.parametrize("family", tiny.MAKERS)
+def test_what_is_narrowed_is_every_linear_layer_of_every_list_of_blocks_and_no_other(family: str) -> None:
+    transformer = tiny.MAKERS[family]().transformer
+    lists = {name: part for name, part in transformer.named_children() if isinstance(part, nn.ModuleList)}
+    inside = {
+        f"{name}.{inner}"
+        for name, blocks in lists.items()
+        for inner, layer in blocks.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+    found = dict(linear_layers(transformer))
+    assert set(found) == inside and len({name.partition(".")[0] for name in found}) == len(lists) > 0
+    outer = [name for name, layer in transformer.named_modules() if isinstance(layer, nn.Linear) and name not in found]
+    assert outer, "what stands before and after the blocks stays as it is"
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -142,7 +142,7 @@ def test_tuning_raises_the_reward_of_few_steps_and_begins_at_the_bound() -> None
 
     method = Tune(config, roles, reward, {2: grid})
     optimizer = torch.optim.AdamW(roles.trainable, 3e-4)
-    losses, rewards = [], []
+    losses, rewards, places = [], [], set()
     noise = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(2))
     for step in range(24):
         [batch] = method.teach([Batch(step, 0, 2, ["a ring"] * 4, noise)])
@@ -150,11 +150,13 @@ def test_tuning_raises_the_reward_of_few_steps_and_begins_at_the_bound() -> None
         with torch.no_grad():
             rewards.append(float(reward(model.decode(batch.teacher.x[-1]), None).mean()))
         optimizer.zero_grad()
-        loss, backward, _ = method.step(batch)
+        loss, backward, log = method.step(batch)
         backward()
         optimizer.step()
         roles.follow()
         losses.append(float(loss.detach()))
+        places.add(log["sigma"])
+    assert places == set(grid), "each of the rollout's steps is tuned"
     assert losses[0] == pytest.approx(1.0, abs=1e-3), "the student is its average, so the target is a whole bound away"
     assert rewards[-1] > rewards[0] + 0.01
 
@@ -162,6 +164,9 @@ def test_tuning_raises_the_reward_of_few_steps_and_begins_at_the_bound() -> None
 def test_tuning_is_measured_against_the_model_as_it_was() -> None:
     config = resolved("z-image-turbo", ["method=tune", "student.nfe=[8]"])
     assert (config.teacher.nfe, config.teacher.reference_nfe, config.teacher.guided_steps) == (8, 8, 0)
+    several = resolved("sd35-medium", ["method=tune", "student.nfe=[4,8,2]"]).teacher
+    assert (several.nfe, several.reference_nfe, several.guidance, several.guided_steps) == (8, 8, 1.0, 0)
+    assert resolved("sd35-medium", ["method=tune", "teacher.nfe=20", "teacher.guidance=3"]).teacher.nfe == 20
     assert resolved("flux-dev", ["student.init=x", "steps=77"]).teacher.guided_steps == 77
     assert resolved("flux-dev", ["student.init=x", "teacher.guided_steps=5"]).teacher.guided_steps == 5
 
@@ -192,6 +197,21 @@ def test_a_picture_that_the_reward_leads_nowhere_is_held_where_the_average_has_i
     data = batch.teacher.x[-1]
     moved_B = (found - data).flatten(1).norm(dim=1) / (config.tune.radius * data.flatten(1).norm(dim=1))
     assert 0 < float(method.step(batch).loss.detach()) == pytest.approx(float(moved_B.square().mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize("branches", [0, 3])
+def test_a_picture_that_scores_above_the_hinge_is_left_where_it_is(branches: int) -> None:
+    base = {"method": "tune", "student.nfe": (1,), "compute.precision": "fp32", "tune.branches": branches}
+    model = family_of(tiny.flux(), max_tokens=tiny.MAX_TOKENS)
+    roles = Roles(model, 0.9)
+
+    def loss_at(hinge: float) -> float:
+        config = changed(RatsConfig(), {**base, "reward.hinge": hinge})
+        method = Tune(config, roles, lambda images, _: images.mean((1, 2, 3)), {1: (1.0,)})
+        [batch] = method.teach([Batch(0, 0, 1, ["a ring"] * 2, torch.cat([X, -X]))])
+        return float(method.step(batch).loss.detach())
+
+    assert loss_at(-10.0) == 0 and loss_at(10.0) == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["reward", "one"])
