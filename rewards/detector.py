@@ -54,7 +54,9 @@ class Detector(Network):
         """The likeliest objects of a picture in bytes, by any confidence."""
         inputs = self.processor([picture_HWC], return_tensors="pt")
         pixels, seen = inputs["pixel_values"], inputs["pixel_mask"][0]
-        out = self.network(pixels.to(self.device, self.dtype), inputs["pixel_mask"].to(self.device))
+        out = self.network(
+            pixels.to(self.device, self.dtype), inputs["pixel_mask"].to(self.device), output_hidden_states=True
+        )
         scores_QK = self.classes(out.transformer_decoder_intermediate_states[-1].transpose(0, 1))[0]
         masks_QHW = F.interpolate(out.masks_queries_logits[-1].float(), pixels.shape[2:], mode="bilinear")[0]
         rows, columns = int(seen[:, 0].sum()), int(seen[0].sum())

@@ -161,6 +161,18 @@ def test_an_evaluation_looks_at_every_prompt_with_its_seed(batch: int) -> None:
     varied = drawn([prompt for prompt in PROMPTS[:3] for _ in range(8)], range(100_000, 100_024)).flatten(1)
     expected = [vendi(group) for group in np.split(varied.double().numpy(), 3)]
     assert found.diversity == pytest.approx(expected, abs=1e-5) and min(expected) > 1.0001
+    assert found.diversities == {}
+
+
+def test_diversity_on_other_features_is_that_of_the_same_pictures() -> None:
+    sampler = sampler_of(tiny.flux())
+    plan = Plan(PROMPTS[:2], PROMPTS[:3], sampler.model.latent_shape(32, 32), 12)
+    several = replace(MEASURE, more_features={"of_red": lambda images: images[:, :1].flatten(1)})
+    alone = replace(MEASURE, features=several.more_features["of_red"])
+    found, expected = (measure.evaluate("student", sampler, plan) for measure in (several, alone))
+    assert found.diversities == {"of_red": pytest.approx(expected.diversity)}
+    assert found.diversity == pytest.approx(MEASURE.diversity(sampler, plan)) == several.diversity(sampler, plan)
+    assert found.diversity != pytest.approx(expected.diversity, abs=1e-4) and found.varied == expected.varied
 
 
 def test_no_more_pictures_are_held_than_are_drawn_at_a_time() -> None:
