@@ -37,6 +37,7 @@ def trainer(setup: Setup, run_dir: Path) -> Trainer:
         validate=partial(_validate, setup, run_dir),
         latent_shape=setup.latents.shape,
         reward_p999=setup.reward_p999,
+        second=setup.rewards[HELDOUT].score,
         teacher_diversity=_teacher_diversity(setup) if validation.min_diversity or shaping.steer else 0.0,
     )
 
@@ -76,7 +77,8 @@ def _validate(setup: Setup, run_dir: Path, samplers: Sequence[Sampler], step: in
             images, row = _validated(setup, sampler)
         rows.append(row)
         shown[f"{len(sampler.sigmas)} steps, after {step}"] = images
-    move({role: reward for role, reward in setup.rewards.items() if role != TRAINED}, "cpu")  # no step asks them
+    asked = (TRAINED, HELDOUT) if setup.config.gate.kind == "disagreement" else (TRAINED,)
+    move({role: reward for role, reward in setup.rewards.items() if role not in asked}, "cpu")  # no step asks them
     if state().is_main_process:
         (run_dir / "grids").mkdir(parents=True, exist_ok=True)
         figures.grid(shown, run_dir / "grids" / f"{step:06d}.png")

@@ -20,7 +20,7 @@ from training.rats.trajectory import named_horizons
 from training.tracker import TRACKERS
 
 METHODS = ("rats", "tune", "consistency", "matching")
-GATES = ("reward", "confidence", "constant", "one", "batch_mean", "shuffled", "signed")
+GATES = ("reward", "confidence", "constant", "one", "batch_mean", "shuffled", "signed", "disagreement")
 BUNDLES = ("whole", "adapter")
 SHAPES = "shapes"
 
@@ -93,6 +93,7 @@ class TeacherConfig:
     guidance: float = 1.0
     negative_prompt: str = ""  # what the guidance points away from
     guided_steps: int = 0
+    restart: bool = True  # the average begins, after guided_steps, as the student; else it goes on from the start
     ema: float = 0.999  # 1 freezes the teacher at its start
     batch: int = 0  # samples that it rolls out at once, across micro-batches; 0: one micro-batch
 
@@ -149,7 +150,8 @@ class GateConfig:
     """How strongly a sample is shaped: "reward" by which of the two scores higher, "confidence" by the teacher's own
     reward, "constant" 0.5 everywhere, "one" 1 everywhere. Controls for "reward": "batch_mean" gives every sample of a
     micro-batch the mean weight, "shuffled" permutes the weights, "signed" is 2 g - 1: it pushes away from a worse
-    teacher.
+    teacher. "disagreement" is large where the trained and the held-out reward differ about the student's sample: the
+    held-out one is then part of training, and ``reward.reported`` is what stays independent.
     """
 
     kind: str = "reward"
@@ -278,6 +280,10 @@ class RatsConfig:
             not self.shaping.steer or steerable,
             f"shaping.steer is {self.shaping.steer}: it adjusts shaping.alpha, so it needs method=rats and a "
             "reward.weight and shaping.alpha above 0",
+        )
+        check(
+            self.gate.kind != "disagreement" or (self.method == "rats" and not self.reward.frames),
+            "gate.kind is 'disagreement': accepted with method=rats and reward.frames=0",
         )
         check(
             self.method != "tune" or self.reward.weight > 0,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from training.rats.config import RatsConfig
-from training.rats.loss import confidence, gate
+from training.rats.loss import confidence, disagreement, gate
 from training.rats.method import Batch
 
 CONSTANT_GATES = {"constant": 0.5, "one": 1.0}
@@ -25,14 +25,17 @@ class Gate:
         self.config, self._seed = config.gate, config.seed
         self.gap_std: float | None = None
 
-    def weights(self, reward_T: Tensor, reward_S: Tensor, batch: Batch) -> Tensor:
-        """Of each sample (B,), by the configuration's kind."""
+    def weights(self, reward_T: Tensor, reward_S: Tensor, batch: Batch, second_S: Tensor | None = None) -> Tensor:
+        """Of each sample (B,), by the configuration's kind; ``second_S`` is the held-out reward of the student's."""
         config = self.config
         if config.kind in CONSTANT_GATES:
             return torch.full_like(reward_T, CONSTANT_GATES[config.kind])
         tau = config.tau * (self.gap_std if config.tau_in_std and self.gap_std is not None else 1.0)
         if config.kind == "confidence":
             return confidence(reward_T, tau)
+        if config.kind == "disagreement":
+            assert second_S is not None
+            return disagreement(reward_S, second_S, tau)
         gate_B = gate(reward_T, reward_S, tau)
         if config.kind == "batch_mean":
             return gate_B.mean().expand_as(gate_B)

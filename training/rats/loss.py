@@ -43,6 +43,18 @@ def confidence(reward_teacher_B: Tensor, tau: float) -> Tensor:
     return gate(reward_teacher_B, torch.zeros_like(reward_teacher_B), tau)
 
 
+def disagreement(reward_B: Tensor, second_B: Tensor, tau: float) -> Tensor:
+    """2 sigmoid(|R - R'| / tau) - 1, detached: 0 where two rewards agree about a sample, near 1 where one is alone.
+
+    Where the rewards differ, neither is to be trusted, and the teacher is followed instead. Ours, after the
+    uncertainty of GARDO (arXiv 2512.24138), which regularises uncertain samples only.
+
+    Raises:
+        ValueError: tau is not above 0.
+    """
+    return 2 * gate((reward_B - second_B).abs(), torch.zeros_like(reward_B), tau) - 1
+
+
 def shaping(
     student: Trajectory, teacher: Trajectory, sigmas: Sequence[float], l2_weight: float, cosine_weight: float
 ) -> Tensor:

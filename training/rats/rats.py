@@ -35,9 +35,15 @@ from training.sampler import velocity_of
 
 
 class Rats:
-    """The method; ``grids`` are the sigmas of each step count, ``reward`` is standardised."""
+    """The method; ``grids`` are the sigmas of each step count, ``reward`` is standardised.
 
-    def __init__(self, config: RatsConfig, roles: Roles, reward: RewardFn, grids: Grids) -> None:
+    ``second`` is the standardised held-out reward, for the gate that compares the two.
+    """
+
+    def __init__(
+        self, config: RatsConfig, roles: Roles, reward: RewardFn, grids: Grids, second: RewardFn | None = None
+    ) -> None:
+        self._second_of = second
         self.config, self.roles, self._reward_of, self.grids = config, roles, reward, grids
         self.alpha = config.shaping.alpha
         self.gate = Gate(config)
@@ -113,7 +119,7 @@ class Rats:
         assert teacher is not None and reward_T is not None
         points = named_horizons(config.horizons, student.sigmas)
         shaping_B = shaping(student, teacher, points, config.l2_weight, config.cosine_weight)
-        gate_B = self.gate.weights(reward_T, reward_S, batch)
+        gate_B = self.gate.weights(reward_T, reward_S, batch, self._second(student.x[-1], batch))
         log |= {
             "reward_teacher": reward_T.mean(),
             **self.gate.figures(reward_T, reward_S, gate_B),
@@ -125,6 +131,13 @@ class Rats:
     def _reward(self, x_BCHW: Tensor, batch: Batch) -> Tensor:
         """The standardised reward of latents (B,), with gradient where one is wanted."""
         return reward_of_latents(self.config, self.roles.model, self._reward_of, x_BCHW, batch)
+
+    @torch.no_grad()
+    def _second(self, x_BCHW: Tensor, batch: Batch) -> Tensor | None:
+        """The held-out reward of the same latents, where the gate reads it."""
+        if self._second_of is None:
+            return None
+        return reward_of_latents(self.config, self.roles.model, self._second_of, x_BCHW, batch)
 
     def _more_noise(self, batch: Batch) -> list[Tensor]:
         """For the low-variance gradient, which repeats the last step once."""

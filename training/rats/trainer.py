@@ -55,7 +55,7 @@ class Trainer:
     ``prompts(step, num)`` are one step's prompts; ``reward`` is standardised; ``validate(samplers, step)`` returns the
     figures of the validation prompts, of which ``heldout_validation`` alone picks the checkpoint; ``reward_p999`` is
     the 99.9th percentile of the teacher's reward on the calibration prompts; the configuration's shares of diversity
-    are relative to ``teacher_diversity``.
+    are relative to ``teacher_diversity``. ``second`` is the standardised held-out reward, for the gate that reads it.
     """
 
     def __init__(
@@ -70,13 +70,15 @@ class Trainer:
         latent_shape: tuple[int, ...],
         reward_p999: float = math.inf,
         teacher_diversity: float = 0.0,
+        second: RewardFn | None = None,
     ) -> None:
         self.config, self.roles, self.run_dir = config, roles, run_dir
         self.prompts, self.validate, self.latent_shape = prompts, validate, latent_shape
         self.reward_p999, self.teacher_diversity = reward_p999, teacher_diversity
         counts = (*config.student.nfe, config.teacher.nfe)
         self.grids = {nfe: roles.model.sigmas(nfe, latent_shape) for nfe in counts}
-        self.method = METHODS[config.method](config, roles, reward, self.grids)
+        more = {"second": second} if config.gate.kind == "disagreement" else {}
+        self.method = METHODS[config.method](config, roles, reward, self.grids, **more)
         self.optimizer = adamw(roles.trainable, config.optim.lr, config.optim.state)
         self.processes = Processes()
         self.best: dict[str, Tensor] = {}
@@ -110,7 +112,7 @@ class Trainer:
         for step in steps("rats", first, config.steps, shown=self.is_first):
             if self._out_of_patience(step):
                 break
-            if 0 < step == config.teacher.guided_steps:
+            if config.teacher.restart and 0 < step == config.teacher.guided_steps:
                 self.roles.restart_teacher()  # the guided phase is over: from here on it follows this student
             if step == max(first, config.teacher.guided_steps):
                 self.roles.offload_start()

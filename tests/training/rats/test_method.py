@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tests.student.families import tiny
 from tests.training.rats.own_reward import Brightness
 from tests.training.shapes import small
 from training import processes
-from training.config import changed
+from training.config import ConfigError, changed
 from training.evaluate import Measure
 from training.experiment.setup import prompts_of_run
 from training.prompts import Prompts
@@ -179,3 +180,16 @@ def test_the_gate_s_controls_keep_its_mean_or_its_weights_and_lose_who_they_are_
     assert not torch.equal(shuffled, _gates("shuffled", step=4))
     torch.testing.assert_close(_gates("signed"), 2 * reward - 1)
     assert (_gates("signed")[3] < 0) and (_gates("signed")[5] > 0.99)
+
+
+def test_the_gate_of_disagreement_is_zero_where_two_rewards_agree_and_grows_on_both_sides() -> None:
+    gate = Gate(changed(RatsConfig(), {"gate.kind": "disagreement", "gate.tau": 0.5}))
+    batch = Batch(3, 0, 2, ["a"] * 4, torch.zeros(4, 1))
+    found = gate.weights(torch.full((4,), 9.0), torch.tensor([1.0, 1, 1, -2]), batch, torch.tensor([1.0, 1.5, 0.5, 9]))
+    torch.testing.assert_close(found, torch.tensor([0.0, math.tanh(0.5), math.tanh(0.5), math.tanh(11)]))
+
+
+@pytest.mark.parametrize("more", [{"method": "tune"}, {"reward.frames": 1}])
+def test_the_gate_of_disagreement_is_refused_where_nothing_asks_the_second_reward(more: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="disagreement"):
+        changed(RatsConfig(), {"gate.kind": "disagreement", **more})

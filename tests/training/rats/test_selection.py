@@ -32,6 +32,11 @@ def reward(images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
     return images_BCHW[:, 0].mean((1, 2))
 
 
+def higher(images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+    """A second reward, 0.3 above the first."""
+    return reward(images_BCHW, prompts) + 0.3
+
+
 def trainer(config: RatsConfig, model: Flux, run: Path, validate: Any, teacher_diversity: float = 0.0) -> Trainer:
     """A run on one prompt."""
     return Trainer(
@@ -43,6 +48,7 @@ def trainer(config: RatsConfig, model: Flux, run: Path, validate: Any, teacher_d
         validate=validate,
         latent_shape=model.latent_shape(64, 64),
         teacher_diversity=teacher_diversity,
+        second=higher,
     )
 
 
@@ -108,7 +114,13 @@ def test_alpha_follows_the_diversity_of_each_validation(tmp_path: Path) -> None:
     assert steered(4.0, 1.8, 1.8) == 4.0
 
 
-GATES = {"reward": lambda t, s: (t - s) / 0.5, "confidence": lambda t, s: t / 0.5, "constant": lambda t, s: 0.0}
+GATES = {
+    "reward": lambda t, s: (t - s) / 0.5,
+    "confidence": lambda t, s: t / 0.5,
+    "constant": lambda t, s: 0.0,
+    # g = 2 sigmoid(0.3 / tau) - 1 whatever the pictures are, written as the sigmoid of its logit
+    "disagreement": lambda t, s: math.log(math.tanh(0.3) / (1 - math.tanh(0.3))),
+}
 
 
 @pytest.mark.parametrize("name", GATES)

@@ -174,6 +174,23 @@ def test_the_teacher_begins_its_phase_as_the_student_and_then_follows_it_slowly(
     assert weight(trainer, "start") == START_W
 
 
+def test_without_a_restart_the_teacher_goes_on_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    students: list[float] = []
+    trainer = make(tmp_path, {"teacher.restart": False})
+    real = trainer._step
+
+    def noting(number: int) -> dict[str, float]:
+        assert number > 2 or weight(trainer, "teacher") == START_W
+        log = real(number)
+        students.append(weight(trainer, "student"))
+        return log
+
+    monkeypatch.setattr(trainer, "_step", noting)
+    trainer.run()
+    expected = 0.75 * (0.75 * START_W + 0.25 * students[2]) + 0.25 * students[3]
+    assert weight(trainer, "teacher") == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize(("precision", "autocast"), [("bf16", True), ("fp32", False)])
 def test_every_call_is_in_the_runs_precision(tmp_path: Path, precision: str, autocast: bool) -> None:
     asked = step(make(tmp_path, {"compute.precision": precision}), 0)
