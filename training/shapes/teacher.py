@@ -25,6 +25,7 @@ from training import checkpoint
 from training.optim import one_cycle, set_lr
 from training.progress import StepLog, steps
 from training.shapes import pairs, prompts, vocabulary, world
+from training.shapes.swapped import swap_some
 
 TEXT_WIDTH = 128
 
@@ -47,6 +48,7 @@ class TeacherConfig:
     singles: float = 0.7  # the world's own third is too few: single objects lie anywhere, and their shapes came last
     spread: float = 0.5  # how far single objects lie from the centre, as a part of what the world allows
     start: str = ""  # a teacher to go on from
+    swapped: float = 0.0  # the share of captions in which star and heart are exchanged (training/lab)
     seed: int = 307
     save_every: int = 250
 
@@ -125,6 +127,7 @@ class LatentSource:
             self._kept[chunk] = encode(self._vae, world.render_NCHW(scenes)).half()
         gen = world.rng(config.seed, step, 2)
         texts = pairs.captions(scenes, prompts.training_styles(scenes, gen))
+        texts = swap_some(texts, config.swapped, world.rng(config.seed, step, 6))
         dropped = gen.random(len(texts)) < config.caption_dropout
         return self._kept[chunk].float(), ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
 
