@@ -1,226 +1,216 @@
-"""The laboratory: its statistics against closed forms, and two cells run for real on tiny models."""
+"""The laboratory's plan, outcome and statistics against closed forms, and its report."""
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.training.shapes import small
-from training.config import changed
-from training.lab import cells, report, run, statistics
-from training.progress import read_log
-from training.rats.config import RatsConfig
+from training.config import ConfigError, changed
+from training.lab import cells, outcome, references, report, run, statistics, stops
+from training.lab.gates import OTHERS, SWAPPED
+
+PROMPTS = ["a red star", "a red heart", "a blue circle", "a red ring above a blue star", "a black cross"]
 
 
-def test_the_plan_compares_what_it_says() -> None:
-    plan = cells.cells()
+# The plan
+
+
+def test_the_main_comparison_comes_first_and_within_its_hours() -> None:
+    plan = cells.cells(Path("teachers"))
     assert len({cell.key for cell in plan}) == len(plan)
-    main = [cell for cell in plan if cell.part == "main"]
-    runs = (len(cells.METHODS) + len(cells.VARIANTS)) * len(cells.NFES)
-    assert len(main) == runs * len(cells.SEEDS)
-    for cell in plan:
-        assert cell.config.student.nfe == (cell.nfe,) and cell.expected_s > 0
-    rats, other = (next(c for c in plan if c.method == m and c.nfe == 4) for m in ("RATS", "constant gate"))
-    assert changed(other.config, {"gate.kind": "reward"}) == rats.config
+    main = plan[: 12 * len(cells.SEEDS)]
+    assert {cell.part for cell in main} == {"main"} and "main" not in {cell.part for cell in plan[len(main) :]}
+    assert {cell.method for cell in main} == set(cells.MAIN) and {cell.config.seed for cell in main[:12]} == {401}
+    assert sum(cell.expected_s for cell in main) < 3.2 * 3600
+    assert sum(cell.expected_s for cell in plan) < 12 * 3600
+    assert {cell.method for cell in plan} == set(cells.METHODS)
 
 
-def test_the_error_of_one_seed_is_that_of_the_prompts() -> None:
-    values = [1.0, 2.0, 3.0, 6.0]
-    found = statistics.estimate([values])
-    assert found.mean == 3.0 and found.seeds == 1
-    assert found.error == pytest.approx(np.std(values, ddof=1) / math.sqrt(4))
-
-
-def test_seeds_that_differ_add_to_the_error() -> None:
-    """No prompt differs from another; the seeds' means are 0 and 1."""
-    found = statistics.estimate([[0.0] * 9, [1.0] * 9])
-    assert found.mean == 0.5 and found.error == pytest.approx(math.sqrt(0.5 / 2))
-
-
-def test_pairing_takes_out_what_prompts_share() -> None:
-    gen = np.random.default_rng(1)
-    prompts = gen.normal(0, 10, 400)
-    noise = gen.normal(0, 0.1, 400)
-    found = statistics.difference([list(prompts + 0.05 + noise)], [list(prompts)])
-    assert found.error < 0.01 and found.mean == pytest.approx(0.05, abs=0.02) and found.holds
-
-
-def test_a_reference_of_one_run_is_paired_with_every_seed() -> None:
-    found = statistics.difference([[1.0, 2.0], [3.0, 4.0]], [[1.0, 1.0]])
-    assert found.mean == pytest.approx(1.5) and found.seeds == 2
-
-
-def test_the_area_is_the_best_quality_at_that_diversity_or_more() -> None:
-    assert statistics.area_under([(1.0, 0.8)], 0.7, 1.0) == pytest.approx(0.8)
-    assert statistics.area_under([(0.85, 0.8)], 0.7, 1.0) == pytest.approx(0.4, abs=0.01)
-    both = statistics.area_under([(0.85, 0.9), (1.0, 0.7)], 0.7, 1.0)
-    assert both == pytest.approx(0.8, abs=0.01)
-    assert statistics.area_under([(0.85, 0.9), (1.0, 0.7), (0.8, 0.6)], 0.7, 1.0) == both, "a worse point costs nothing"
-    with pytest.raises(ValueError, match="points"):
-        statistics.area_under([], 0.7, 1.0)
-
-
-def test_clustered_errors_are_those_of_seeds_and_prompts() -> None:
-    gen = np.random.default_rng(2)
-    seeds, prompts = 30, 400
-    table = gen.normal(0, 0.3, (seeds, 1)) + gen.normal(0, 1.0, (1, prompts)) + gen.normal(0, 0.1, (seeds, prompts))
-    _, error, _ = statistics.clustered(table)
-    assert error == pytest.approx(math.sqrt(0.3**2 / seeds + 1 / prompts), rel=0.25)
-    _, alone, none = statistics.clustered(np.repeat(table[:1] - table[:1].mean(), 5, 0))
-    assert alone == pytest.approx(1 / math.sqrt(prompts), rel=0.15) and none > 0.5, "five copies of a run are one run"
-    assert statistics.clustered(table + 2)[2] < 0.001
-
-
-def test_holm_is_stricter_the_more_claims_there_are() -> None:
-    assert statistics.holm([0.04]) == [True]
-    assert statistics.holm([0.04, 0.03, 0.2]) == [False, False, False]
-    assert statistics.holm([0.04, 0.001, 0.02]) == [True, True, True]
-    assert statistics.holm([0.06, 0.001, 0.02]) == [False, True, True]
-
-
-def _row(method: str, nfe: int, diversity: float, seed: int = 401) -> run.Result:
-    values = [0.0, 1.0, 2.0, 3.0]
-    return run.Result(
-        f"{method}-{nfe}-{seed}", method, "main", nfe, seed, values, values, {"right": values}, [diversity] * 4, values
+def test_methods_differ_in_what_they_say_and_nothing_else() -> None:
+    plan = cells.cells(Path("teachers"))
+    rats = next(cell for cell in plan if cell.key == "heterogeneous-rats-alpha-8-seed401")
+    shuffled = next(cell for cell in plan if cell.key == "heterogeneous-shuffled-gate-alpha-8-seed401")
+    assert changed(shuffled.config, {"gate.kind": "reward"}) == rats.config
+    rates = [cell.config.optim.lr for cell in plan if cell.key.startswith("good-reward-only") and "401" in cell.key]
+    assert rates == [1.5e-4, 3e-4, 6e-4]
+    config = rats.config
+    assert config.model == "teachers/heterogeneous" and config.student.nfe == (1, 2) and config.optim.batch == 64
+    assert (
+        config.teacher.guidance == 1 and not config.teacher.restart and 0 < config.teacher.guided_steps < config.steps
     )
 
 
-def test_what_is_paid_for_a_score_is_a_share_of_the_teachers_diversity() -> None:
-    rows = [_row("teacher", 50, 4.0), _row("reward only", 4, 2.0), _row("RATS", 4, 3.0), _row("RATS", 4, 4.0, 402)]
-    assert "reward only 50%, RATS 88%." in report._cost(report.Table(rows))
-    assert report._cost(report.Table(rows[:1])) == ""
+# The area under the envelope
 
 
-def test_the_gate_of_a_run_is_the_mean_over_its_steps() -> None:
-    rows = [_row("RATS", 4, 1.0), _row("constant gate", 4, 1.0), _row("RATS", 8, 1.0)]
-    steps = [
-        {"gate_mean": 0.4, "gate_std": 0.1, "gap_std": 0.3, "share_ahead": 0.75},
-        {"gate_mean": 0.6, "gate_std": 0.3, "gap_std": 0.5, "share_ahead": 0.25},
+def test_the_area_is_that_of_the_best_quality_at_that_diversity_or_more() -> None:
+    def area(points: list[tuple[float, float]]) -> float:
+        diversity, quality = np.array(points).T
+        return float(statistics.area(diversity, quality, 0.7, 1.0))
+
+    assert area([(1.0, 0.8)]) == pytest.approx(0.8)
+    assert area([(1.4, 0.8)]) == pytest.approx(0.8), "more diversity than the teacher's counts as the teacher's"
+    assert area([(0.85, 0.8)]) == pytest.approx(0.4), "nothing is reached above the most varied point"
+    assert area([(0.6, 0.9)]) == 0.0
+    both = area([(0.85, 0.9), (1.0, 0.7)])
+    assert both == pytest.approx((0.15 * 0.9 + 0.15 * 0.7) / 0.3)
+    assert area([(0.8, 0.6), (1.0, 0.7), (0.85, 0.9)]) == pytest.approx(both), "a worse point costs nothing"
+    assert area([(1.0, 0.9), (0.8, 0.5)]) == pytest.approx(0.9)
+    with pytest.raises(ValueError, match="0 points"):
+        statistics.area(np.empty(0), np.empty(0), 0.7, 1.0)
+
+
+def test_the_area_is_the_mean_height_of_the_envelope_for_many_curves_at_once() -> None:
+    gen = np.random.default_rng(1)
+    diversity, quality = gen.uniform(0.5, 1.1, (20, 7)), gen.uniform(0, 1, (20, 7))
+    found = statistics.area(diversity, quality, 0.7, 1.0)
+    at = np.linspace(0.7, 1.0, 3001)
+    for row in range(20):
+        assert found[row] == pytest.approx(statistics.envelope(diversity[row], quality[row], at).mean(), abs=2e-3)
+
+
+# Errors and corrections
+
+
+def test_the_error_counts_seeds_and_prompts() -> None:
+    """x = seed's effect + prompt's effect: the variance of the mean is s^2 / S + p^2 / P."""
+    gen = np.random.default_rng(2)
+    seeds, prompts = 30, 400
+    table_SP = gen.normal(0, 0.3, (seeds, 1)) + gen.normal(0, 1.0, (1, prompts))
+    counts = statistics.resampled_counts(prompts, 1500)
+    found = statistics.estimate(table_SP.mean(1), counts @ table_SP.T / prompts, prompts)
+    expected = math.sqrt(table_SP.mean(1).var(ddof=1) / seeds + table_SP.mean(0).var(ddof=1) / prompts)
+    assert found.error == pytest.approx(expected, rel=0.06) and found.mean == pytest.approx(table_SP.mean())
+    copies = np.repeat(table_SP[:1], 5, 0)
+    alone = statistics.estimate(copies.mean(1), counts @ copies.T / prompts, prompts)
+    assert alone.error == pytest.approx(copies[0].std() / math.sqrt(prompts), rel=0.06), "five copies of a run are one"
+    single = statistics.estimate(table_SP[:1].mean(1), counts @ table_SP[:1].T / prompts, prompts)
+    assert single.p_value == 1.0 and single.seeds == 1
+
+
+@pytest.mark.parametrize(("of_seeds", "of_prompts"), [(0.3, 0.2), (0.02, 1.0)])
+def test_five_seeds_reject_a_true_null_as_often_as_they_say(of_seeds: float, of_prompts: float) -> None:
+    gen = np.random.default_rng(7)
+    counts = statistics.resampled_counts(60, 200)
+    p_values = []
+    for _ in range(400):
+        table_SP = gen.normal(0, of_seeds, (5, 1)) + gen.normal(0, of_prompts, (1, 60)) + gen.normal(0, 0.3, (5, 60))
+        p_values.append(statistics.estimate(table_SP.mean(1), counts @ table_SP.T / 60, 60).p_value)
+    rejected = float(np.mean(np.array(p_values) < 0.05))
+    assert 0.01 < rejected < 0.085, "0.05 ± 0.011 by chance"
+
+
+def test_the_tail_of_students_t_against_closed_forms() -> None:
+    for t in (0.0, 0.5, 2.0, 6.0):
+        assert statistics.student_tail(t, 1) == pytest.approx(0.5 - math.atan(t) / math.pi, abs=1e-6)
+        assert statistics.student_tail(t, 2) == pytest.approx(0.5 - t / (2 * math.sqrt(2 + t * t)), abs=1e-6)
+    assert statistics.student_tail(2.776445, 4) == pytest.approx(0.025, abs=1e-6), "the table's value"
+    assert statistics.student_tail(1.959964, 1e6) == pytest.approx(0.025, abs=1e-5), "the normal distribution's"
+
+
+def test_holm_gives_the_p_values_that_are_known() -> None:
+    """The first as of R's p.adjust(c(.01, .04, .03, .005), "holm")."""
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.04]) == [0.04]
+    assert statistics.holm([0.5, 0.6, 0.7]) == [1.0, 1.0, 1.0]
+
+
+# The outcome
+
+
+def _figures(right: list[float], diversity: list[float]) -> stops.Figures:
+    return stops.Figures(right, [0.5] * len(right), [0.25] * len(right), diversity)
+
+
+def _run(method: str, seed: int, points: list[tuple[int, float, float, float]], teacher: str = "good") -> run.Result:
+    """A run whose stopping times are (step, right, diversity, selecting score), the same for 1 and 2 steps."""
+    num = len(PROMPTS)
+    found = [
+        stops.Stop(step, nfe, selecting, _figures([right] * num, [diversity] * num), {})
+        for step, right, diversity, selecting in points
+        for nfe in cells.NFES
     ]
-    logs = {rows[0].key: steps, rows[1].key: [{**step, "gate_std": 0.0} for step in steps], rows[2].key: steps}
-    lines = [line for line in report._gates(report.Table(rows), logs).splitlines() if "401" in line]
-    assert lines == ["| RATS | 401 | 0.50 | 0.20 | 0.40 | 0.50 |"]
-    assert report._gates(report.Table(rows), {}) == ""
+    return run.Result(f"{teacher}-{method}-{seed}-{len(points)}", teacher, method, "", "main", seed, 60.0, found)
 
 
-def test_the_first_paragraph_says_what_holds_and_what_does_not() -> None:
-    gen = np.random.default_rng(3)
-
-    def row(method: str, nfe: int, level: float, seed: int) -> run.Result:
-        values = list(level + gen.normal(0, 0.1, 64))
-        return run.Result(
-            f"{method}{nfe}{seed}", method, "main", nfe, seed, values, values, {"right": values}, values, values
-        )
-
-    rows = [row("teacher", nfe, 0.0, 0) for nfe in (50, 2, 4, 8)]
-    levels = {
-        ("RATS", 2): 2.0,
-        ("RATS", 4): 1.0,
-        ("RATS", 8): 1.0,
-        ("constant gate", 4): 0.0,
-        ("constant gate", 2): 3.0,
-    }
-    rows += [row(method, nfe, level, seed) for (method, nfe), level in levels.items() for seed in (1, 2)]
-    first, claims = report._summary(report.Table(rows), 5).split("\n\n")[:2]
-    found = {point.split(":")[0]: point.split("\n  - ")[1:] for point in f"\n{first}".split("\n- ")}
-    (holds,) = (parts for opening, parts in found.items() if opening.endswith("these claims hold"))
-    assert any(re.fullmatch(r"the gate beats a constant gate \(4 steps \+\d\.\d+\)", part) for part in holds)
-    assert re.fullmatch(r"the gate beats a constant gate \(2 steps -\d\.\d+\)", *found["These are contradicted"])
-    assert "is largest at 2 steps holds (+" in first and "5 of the planned runs are missing" in first
-    assert len(found) - 1 <= 6, "the points of the list"
-    line = next(line for line in claims.splitlines() if "gate" in line)
-    assert re.search(r"\| does not hold, -\d\.\d+ ± \S+ \| holds, \+\d\.\d+ ± \S+ \| - \|", line)
+def _outcome(results: list[run.Result]) -> outcome.Outcome:
+    num = len(PROMPTS)
+    known = {name: _figures([right] * num, [2.0] * num) for name, right in REFERENCES.items()}
+    return outcome.Outcome(results, PROMPTS, known, resamples=200)
 
 
-@pytest.mark.parametrize(
-    ("gains", "verdict"),
-    [
-        ({2: 2.0, 4: 1.0, 8: 1.0}, "holds"),
-        ({2: 1.01, 4: 1.0, 8: 0.0}, "is not decided"),  # the largest of the three, and by nothing
-        ({2: 1.0, 4: 1.01, 8: 0.0}, "is not decided"),
-        ({2: 0.0, 4: 1.0, 8: 0.0}, "does not hold"),
-    ],
-)
-def test_the_largest_gain_is_tested_and_not_only_the_largest_number(gains: dict[int, float], verdict: str) -> None:
-    """Each gain has an error of about 0.1, and what all step counts of a prompt share is paired away."""
-    gen = np.random.default_rng(5)
-    prompts = gen.normal(0, 3, 64)
-
-    def row(method: str, nfe: int, level: float) -> run.Result:
-        noise = gen.normal(0, 0.6, 64)
-        values = list(prompts + level + noise - noise.mean())
-        return run.Result(f"{method}{nfe}", method, "main", nfe, 1, values, values, {"right": values}, values, values)
-
-    rows = [row("teacher", nfe, 0.0) for nfe in gains] + [row("RATS", nfe, gain) for nfe, gain in gains.items()]
-    found = report._largest_gain(report.Table(rows))
-    assert found[-1].startswith(f"{verdict} (") and "more than at 8" in found[-1]
-    assert report._largest_gain(report.Table(rows[:-1])) == []
+REFERENCES = {
+    references.TRUTH: 1.0,
+    references.AUTOENCODER: 0.96,
+    references.teacher_name("good"): 0.9,
+    references.teacher_name("heterogeneous"): 0.7,
+}
 
 
-def test_two_cells_are_run_kept_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small.write_models(tmp_path / "models")
-    monkeypatch.setattr("training.evaluate.CACHE", tmp_path / "cache")
+def test_the_outcome_is_the_area_over_the_sweep_as_a_share_of_the_good_teachers_diversity() -> None:
+    sweep = [_run("RATS", 401, [(0, 0.1, 2.2, 0.0), (20, 0.9, 1.7, 1.0)]), _run("RATS", 401, [(20, 0.7, 2.0, 0.0)])]
+    found = _outcome(sweep).estimate("good", "RATS")
+    assert found is not None and found.seeds == 1
+    assert found.mean == pytest.approx((0.15 * 0.9 + 0.15 * 0.7) / 0.3)
+    assert _outcome(sweep).by_seed("good", "RATS") == {401: pytest.approx(found.mean)}
+    assert _outcome(sweep).area_of(_figures([0.9] * 5, [4.0] * 5)) == pytest.approx(0.9)
 
-    def base() -> RatsConfig:
-        models = tmp_path / "models"
-        scorers = {
-            "reward.trained": str(models / "shapes-scorers/trained"),
-            "reward.heldout": str(models / "shapes-scorers/heldout"),
-        }
-        return changed(
-            cells.base(),
-            {
-                "model": str(models / "shapes-teacher"),
-                "teacher.reference_nfe": 6,
-                "steps": 2,
-                "optim.batch": 4,
-                "compute.precision": "fp32",
-                **scorers,
-            },
-        )
 
-    monkeypatch.setattr(run, "base", base)
-    monkeypatch.setattr(report, "base", base)
-    monkeypatch.setattr("training.lab.plots.base", base)
-    chosen = [
-        replace(
-            cell,
-            config=changed(
-                base(),
-                {
-                    "student.nfe": (4,),
-                    "validation.every": 2,
-                    "teacher.guided_steps": 1,
-                    "gate.kind": cell.config.gate.kind,
-                },
-            ),
-        )
-        for cell in cells.cells()[:3]
-        if cell.method in ("RATS", "constant gate")
+def test_strata_are_those_of_the_prompts() -> None:
+    right = [1.0 if word in prompt else 0.0 for prompt in PROMPTS for word in ["star"]]
+    stop = stops.Stop(20, 1, 0.0, _figures(right, [2.0] * 5), {})
+    one = run.Result("x", "good", "RATS", "", "main", 401, 1.0, [stop, replace(stop, nfe=2)])
+    found = _outcome([one])
+    areas = [found.by_seed("good", "RATS", stratum)[401] for stratum in (SWAPPED, OTHERS, outcome.BOTH)]
+    assert areas == pytest.approx([2 / 3, 0.0, 0.4])
+
+
+def test_reward_only_is_stopped_where_the_selecting_scorer_is_best() -> None:
+    points = [(0, 0.1, 2.0, 0.0), (20, 0.5, 2.0, 0.9), (40, 0.8, 2.0, 0.7)]
+    found = _outcome([_run("reward only", 401, points), _run("RATS", 401, points)])
+    assert found.by_seed("good", "reward only")[401] == pytest.approx(0.5)
+    assert found.by_seed("good", "RATS")[401] == pytest.approx(0.8)
+
+
+def _seeds(method: str, level: float, spread: float = 0.01) -> list[run.Result]:
+    return [
+        _run(method, seed, [(20, level + spread * (i - 2), 2.0, 0.0)], "heterogeneous")
+        for i, seed in enumerate(cells.SEEDS)
     ]
-    run.run_all(chosen, tmp_path / "lab")
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "lab").glob("*/result.json")}
-    assert {path.parent.name for path in stamps} == {
-        *(c.key for c in chosen),
-        *(f"teacher-nfe{n}" for n in (2, 4, 6, 8)),
-    }
-    run.run_all(chosen, tmp_path / "lab")
-    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}, "a finished run was done again"
-    found = run.results(tmp_path / "lab")
-    assert all(len(row.heldout) == 64 and row.distance[0] >= 0 for row in found)
-    assert next(row for row in found if row.key == "teacher-nfe6").distance == pytest.approx([0] * 64, abs=1e-5)
-    logs = {row.key: read_log(tmp_path / "lab" / row.key / "log.jsonl") for row in found}
-    report.write(found, tmp_path / "docs", missing=3, logs=logs)
-    text = (tmp_path / "docs" / "README.md").read_text()
-    first = text.split("\n\n")[2]
-    assert "3 of the planned runs are missing" in first and "the gate beats a constant gate " in first
-    assert "What the gate did" in text and (tmp_path / "docs" / "frontier.png").stat().st_size > 10_000
-    assert "the gate beats a constant gate at 4 steps (diversity)".capitalize() in text
-    assert (tmp_path / "docs" / "curves.png").stat().st_size > 20_000
-    assert (tmp_path / "docs" / "quality.png").stat().st_size > 5_000
-    assert len((tmp_path / "docs" / "cells.csv").read_text().splitlines()) == 1 + len(found)
+
+
+def test_claims_need_all_seeds_and_say_what_holds() -> None:
+    rows = _seeds("RATS", 0.8) + _seeds("constant gate", 0.6, -0.01) + _seeds("shuffled gate", 0.81, -0.02)
+    rows += _seeds("reward only", 0.9, -0.01)
+    found = {claim.letter: claim for claim in _outcome(rows).claims("heterogeneous")}
+    assert [found[letter].verdict for letter in "ABC"] == ["holds", "is not decided", "is contradicted"]
+    assert found["C"].ours == "shuffled gate" and found["A"].difference.mean == pytest.approx(0.2)
+    assert found["A"].p_value > 2.9 * found["A"].difference.p_value, "corrected for three"
+    few = _outcome([row for row in rows if row.seed != 405 or row.method != "constant gate"])
+    assert [claim.letter for claim in few.claims("heterogeneous")] == ["B", "C"]
+
+
+def test_a_trial_is_not_mixed_with_the_plan() -> None:
+    short = stops.Stop(2, 1, 0.0, _figures([1.0], [1.0]), {})
+    with pytest.raises(ConfigError, match="different folders"):
+        _outcome([run.Result("x", "good", "RATS", "", "main", 401, 1.0, [short])])
+
+
+def test_the_report_says_what_is_known_and_what_is_missing(tmp_path: Path) -> None:
+    rows = (
+        _seeds("RATS", 0.8) + _seeds("constant gate", 0.6) + _seeds("shuffled gate", 0.8) + _seeds("reward only", 0.5)
+    )
+    report.write(_outcome(rows), tmp_path, 3, {"heterogeneous": {"right": 0.7, "right_swapped": 0.4}})
+    text = (tmp_path / "README.md").read_text()
+    assert "3 of the planned runs are missing" in text and "right swapped 0.400" in text
+    assert "| A | RATS beats constant gate | heterogeneous | +0.200 ± " in text and "**holds**" in text
+    assert "| *rendered truth* |  | 1.000 | 1.000 | 1.000 |" in text
+    assert "| heterogeneous | " in text.split("until it gets worse")[1]
+    assert (tmp_path / "curves-heterogeneous.png").stat().st_size > 10_000
+    assert len((tmp_path / "areas.csv").read_text().splitlines()) == 1 + 4 + 20
+    report.write(_outcome(rows[:2]), tmp_path, 118, {})
+    assert "None has the results of all 5 seeds yet" in (tmp_path / "README.md").read_text()

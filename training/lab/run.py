@@ -1,122 +1,161 @@
-"""Trains the comparison's cells one after the other; results are kept, so that it can be interrupted at any time."""
+"""Trains the cells one after the other; several processes may share the folder, and each can be interrupted."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from training.config import changed, to_json
-from training.evaluate import Evaluation
 from training.experiment.setup import Setup, prepare
-from training.experiment.validation import measured_on_test, trainer
-from training.lab.cells import NFES, Cell, base
+from training.experiment.validation import trainer
+from training.lab import references, stops, teachers
+from training.lab.cells import Cell
+from training.lab.gates import RecordedGate
+from training.lab.stops import Stop
+from training.lab.teachers import TeachersConfig
 from training.progress import console
-from training.rundir import claim
+from training.rats.rats import Rats
+from training.rats.trainer import CHECKPOINT, Trainer
+from training.rundir import RunDiverged, claim
 from training.sampler import Sampler
 
-RESULT, TEACHER = "result.json", "teacher"
+RESULT, STOPS, TEACHERS = "result.json", "stops", "teachers"
 
 
 @dataclass(frozen=True)
 class Result:
-    """The result of one cell: the student's figures on the test prompts, by prompt.
-
-    ``trained`` and ``heldout`` are standardised scores; ``distance`` is the mean squared difference of a picture to the
-    teacher's at its full step count from the same noise.
-    """
+    """One finished cell: every stopping time of its run; ``seconds`` is what the process computed for it."""
 
     key: str
+    teacher: str
     method: str
+    strength: str
     part: str
-    nfe: int
     seed: int
-    trained: list[float]
-    heldout: list[float]
-    judge: dict[str, list[float]]
-    diversity: list[float]
-    distance: list[float]
+    seconds: float
+    stops: list[Stop]
 
 
-def run_all(cells: list[Cell], folder: Path) -> None:
-    """Run every cell that has no result yet."""
-    reference = teacher_results(folder)
+def make_teachers(folder: Path, config: TeachersConfig) -> dict[str, dict[str, float]]:
+    """Both teachers and their figures; a second process waits for the first."""
+    with alone(folder / TEACHERS, wait=True):
+        return teachers.make(folder / TEACHERS, config)
+
+
+def run_all(cells: Sequence[Cell], folder: Path, steps: int = 0) -> int:
+    """Run every cell that has no result yet and that no other process is running; returns how many are left to these.
+
+    ``steps`` are those of a trial, whose references are as short.
+    """
+    with alone(folder / "references", wait=True):
+        references.measure(folder / references.FILE, references.configs(folder / TEACHERS, steps))
+    left = 0
     for i, cell in enumerate(cells, 1):
-        if (folder / cell.key / RESULT).exists():
-            continue
-        console.print(f"[bold]{cell.key}[/bold] ({i} of {len(cells)}, about {cell.expected_s / 60:.0f} minutes)")
-        _run(cell, folder / cell.key, reference)
+        place = folder / cell.key
+        with alone(place) as mine:
+            if not (place / RESULT).exists() and mine:
+                console.print(
+                    f"[bold]{cell.key}[/bold] ({i} of {len(cells)}, about {cell.expected_s / 60:.0f} minutes)"
+                )
+                _run(cell, prepare(cell.config), place)
+            left += not (place / RESULT).exists()
+    return left
 
 
-def _run(cell: Cell, folder: Path, reference: Tensor) -> None:
-    setup = prepare(cell.config)
-    claim(folder, to_json(cell.config))
-    trainer(setup, folder).run()
-    sampler = setup.sampler(setup.model, "student", cell.nfe)
-    row = measured_on_test(setup, sampler, "student")
-    images = _drawn(setup, sampler)
-    _keep(folder, _result(cell.key, cell.method, cell.part, cell.config.seed, setup, row, images, reference))
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+@contextmanager
+def alone(place: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether this process has ``place`` to itself for as long as the block lasts; a dead process holds nothing."""
+    lock = place.with_name(f"{place.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if not wait:
+                yield False
+                return
+            console.print(f"another process is at work on {place}: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield True
 
 
-def teacher_results(folder: Path) -> Tensor:
-    """Measure the teacher at its full step count and at each of NFES (once); returns its full-count pictures."""
-    kept = folder / f"{TEACHER}.pt"
-    setup: Setup | None = None
-    if not kept.exists():
-        setup = prepare(base())
-        sampler = setup.sampler(setup.model, "teacher", base().teacher.reference_nfe)
-        images = _drawn(setup, sampler)
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save((images * 255).round().byte(), kept)
-    reference = torch.load(kept, weights_only=True).float() / 255
-    for nfe in (base().teacher.reference_nfe, *NFES):
-        place = folder / f"{TEACHER}-nfe{nfe}"
-        if (place / RESULT).exists():
-            continue
-        setup = setup or prepare(base())
-        sampler = setup.sampler(setup.model, "teacher", nfe)
-        row = measured_on_test(setup, sampler, "teacher")
-        images = _drawn(setup, sampler)
-        _keep(place, _result(place.name, "teacher", "teacher", 0, setup, row, images, reference))
-    return reference
+def check(cell: Cell, folder: Path) -> list[Stop]:
+    """A run whose stopping times are judged on the validation prompts, so that the evaluation prompts stay unseen."""
+    place = folder / "check" / cell.key
+    with alone(place, wait=True):
+        if not (place / RESULT).exists():
+            setup = prepare(cell.config)
+            _run(cell, replace(setup, prompts=replace(setup.prompts, test=setup.prompts.validation)), place)
+    return _read(place / RESULT).stops
 
 
-def _drawn(setup: Setup, sampler: Sampler) -> Tensor:
-    test = setup.prompts.test
-    return sampler.draw(test, list(range(len(test))), setup.latents.shape, setup.config.validation.batch)
+def _run(cell: Cell, setup: Setup, place: Path) -> None:
+    begun = time.process_time()
+    claim(place, to_json(cell.config))
+    training = watched(setup, place)
+    try:
+        training.run()
+    except RunDiverged as error:
+        console.print(f"[yellow]{cell.key}: {error}; its stopping times until then count[/yellow]", highlight=False)
+    found = stops.read(place / STOPS)
+    seconds = time.process_time() - begun
+    _keep(
+        place, Result(cell.key, cell.teacher, cell.method, cell.strength, cell.part, cell.config.seed, seconds, found)
+    )
+    (place / CHECKPOINT).unlink(missing_ok=True)
+    for name in (STOPS, "grids", "tensorboard"):
+        shutil.rmtree(place / name, ignore_errors=True)
 
 
-def _result(
-    key: str, method: str, part: str, seed: int, setup: Setup, row: Evaluation, images: Tensor, reference: Tensor
-) -> Result:
-    distance = (images - reference).square().flatten(1).mean(1).tolist()
-    trained, heldout = (setup.rewards[role].of_raw(row.scores) for role in ("trained", "heldout"))
-    return Result(key, method, part, row.nfe, seed, trained, heldout, dict(row.judge), row.diversity, distance)
+def watched(setup: Setup, place: Path) -> Trainer:
+    """The run's trainer, every validation of which is also written down as a stopping time."""
+    training = trainer(setup, place)
+    assert isinstance(training.method, Rats)
+    gate = training.method.gate = RecordedGate(setup.config)
+    own = training.validate
+
+    def validate(samplers: Sequence[Sampler], step: int) -> dict[str, float]:
+        row, noted = own(samplers, step), gate.taken()
+        found = []
+        for sampler in samplers:
+            with setup.roles.rollouts():
+                figures = stops.drawn(setup, sampler)
+            found.append(Stop(step, len(sampler.sigmas), row["heldout_validation"], figures, noted))
+        stops.write(found, place / STOPS / f"{step:06d}.json")
+        return row
+
+    training.validate = validate
+    return training
 
 
-def _keep(folder: Path, result: Result) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{RESULT}.part"
+def _keep(place: Path, result: Result) -> None:
+    part = place / f"{RESULT}.part"
     part.write_text(json.dumps(asdict(result)))
-    part.replace(folder / RESULT)
+    part.replace(place / RESULT)
 
 
 def results(folder: Path) -> list[Result]:
     """All results there are, in the order of their keys."""
-    return [Result(**json.loads(path.read_text())) for path in sorted(folder.glob(f"*/{RESULT}"))]
+    return [_read(path) for path in sorted(folder.glob(f"*/{RESULT}"))]
 
 
-def only(cells: list[Cell], names: list[str]) -> list[Cell]:
+def _read(path: Path) -> Result:
+    row = json.loads(path.read_text())
+    return Result(**{**row, "stops": [stops.of_row(stop) for stop in row["stops"]]})
+
+
+def only(cells: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
     """The cells whose key contains one of ``names``; all of them without names."""
     return [cell for cell in cells if not names or any(name in cell.key for name in names)]
 
 
 def shortened(cell: Cell, steps: int) -> Cell:
     """The same cell with few steps, for a trial."""
-    guided = min(steps, cell.config.teacher.guided_steps)
-    config = changed(cell.config, {"steps": steps, "validation.every": steps, "teacher.guided_steps": guided})
-    return replace(cell, config=config)
+    values = {"steps": steps, "validation.every": max(1, steps // 2), "teacher.guided_steps": steps // 2}
+    return replace(cell, config=changed(cell.config, values))

@@ -1,4 +1,7 @@
-"""Differences between methods with their error, from per-prompt figures of one or several training seeds."""
+"""The outcome's arithmetic: the area under a curve of quality against diversity, clustered errors, and Holm's p-values.
+
+Legend: K points of a curve, S training seeds, B resamples.
+"""
 
 from __future__ import annotations
 
@@ -10,92 +13,111 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+ANGLES = 20_001  # of the integral for Student's t
+
+
+def area(diversity_K: FloatArray, quality_K: FloatArray, low: float, high: float) -> FloatArray:
+    """The mean height, from ``low`` to ``high``, of the upper envelope of points; axes before the last are kept.
+
+    The height at a diversity x is the best quality of all points that are at least as varied, and 0 where there is
+    none: a run can be stopped while it is more varied, but not given variety that it has lost. The envelope is a step
+    function, so its area is a sum.
+
+    Raises:
+        ValueError: no points, or no width.
+    """
+    if not diversity_K.shape[-1] or not low < high:
+        raise ValueError(
+            f"{diversity_K.shape[-1]} points between {low} and {high}: accepted are 1 or more, and low below high"
+        )
+    order_K = np.argsort(-diversity_K, axis=-1)
+    reached_K = np.clip(np.take_along_axis(diversity_K, order_K, -1), low, high)
+    height_K = np.maximum.accumulate(np.take_along_axis(quality_K, order_K, -1), -1)
+    end = np.full((*reached_K.shape[:-1], 1), low)
+    width_K = reached_K - np.concatenate([reached_K[..., 1:], end], -1)
+    total: FloatArray = (height_K * width_K).sum(-1) / (high - low)
+    return total
+
+
+def envelope(diversity_K: FloatArray, quality_K: FloatArray, at: FloatArray) -> FloatArray:
+    """The height of that envelope at each diversity of ``at``."""
+    return np.array([max(quality_K[diversity_K >= x], default=0.0) for x in at])
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its standard error; ``seeds`` training runs are behind it."""
+    """A mean over training seeds, its standard error, and the degrees of freedom of that error.
+
+    With one seed the error counts the prompts alone, and nothing is tested.
+    """
 
     mean: float
     error: float
     seeds: int
+    freedom: float
 
     @property
-    def holds(self) -> bool:
-        """Above zero by more than two standard errors."""
-        return self.mean > 2 * self.error
-
-    @property
-    def verdict(self) -> str:
-        """Whether "above zero" holds by two standard errors."""
-        return "holds" if self.holds else "does not hold" if self.mean < -2 * self.error else "is not decided"
+    def p_value(self) -> float:
+        """Two-sided, of a mean of 0; 1 with one seed."""
+        if self.seeds < 2 or self.mean == 0:
+            return 1.0
+        if self.error == 0:
+            return 0.0
+        return min(1.0, 2 * student_tail(abs(self.mean) / self.error, self.freedom))
 
     def __str__(self) -> str:
         return f"{self.mean:+.3f} ± {self.error:.3f}"
 
 
-def estimate(runs: Sequence[Sequence[float]]) -> Estimate:
-    """The mean over prompts and seeds.
+def estimate(measured_S: FloatArray, resampled_BS: FloatArray, prompts: int, seed: int = 0) -> Estimate:
+    """The mean of ``measured_S`` with an error that counts training seeds and prompts.
 
-    Prompts and training seeds both vary, so both count: the variance of the prompts' means over the number of prompts,
-    plus, with two seeds or more, the variance of the seeds' means over the number of seeds.
+    ``resampled_BS[b]`` is the same measure on the b-th resample of the prompts, which is the same for all seeds; the
+    seeds are then resampled within it. Deviations of the seeds are widened by sqrt(S / (S - 1)), since resampled ones
+    are that much too close together. Degrees of freedom after Satterthwaite (1946).
     """
-    table_SP: FloatArray = np.asarray(runs, dtype=float)
-    prompts = table_SP.mean(0)
-    variance = prompts.var(ddof=1) / len(prompts) if len(prompts) > 1 else 0.0
-    if len(table_SP) > 1:
-        variance += table_SP.mean(1).var(ddof=1) / len(table_SP)
-    return Estimate(float(table_SP.mean()), math.sqrt(variance), len(table_SP))
+    count = len(measured_S)
+    centre_B1 = resampled_BS.mean(1, keepdims=True)
+    rows_BS = np.random.default_rng(seed).integers(0, count, resampled_BS.shape)
+    widening = math.sqrt(count / (count - 1)) if count > 1 else 0.0
+    deviations_BS = widening * np.take_along_axis(resampled_BS - centre_B1, rows_BS, 1)
+    variance = float((centre_B1[:, 0] + deviations_BS.mean(1)).var(ddof=1))
+    of_seeds = float(measured_S.var(ddof=1)) / count if count > 1 else 0.0
+    of_prompts = max(variance - of_seeds, 0.0)
+    spread = (of_seeds**2 / (count - 1) if count > 1 else 0.0) + of_prompts**2 / max(prompts - 1, 1)
+    freedom = max((of_seeds + of_prompts) ** 2 / spread, 1.0) if spread else 1.0
+    return Estimate(float(measured_S.mean()), math.sqrt(variance), count, freedom)
 
 
-def difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Estimate:
-    """ours - theirs, paired prompt by prompt, and seed by seed where there are as many; else against their mean."""
-    a, b = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
-    if len(a) != len(b):
-        b = np.broadcast_to(b.mean(0), a.shape)
-    return estimate(list(a - b))
+def resampled_counts(prompts: int, resamples: int, seed: int = 0) -> FloatArray:
+    """How often each prompt comes up in each resample of all of them: (B, P)."""
+    even = np.full(prompts, 1 / prompts)
+    return np.random.default_rng(seed).multinomial(prompts, even, resamples).astype(float)
 
 
-RESAMPLES = 10_000
+def student_tail(t: float, freedom: float) -> float:
+    """P(T > t) of Student's t for t of 0 or more: with T = sqrt(freedom) tan(u) the density is that of cos^(freedom-1).
 
-
-def area_under(points: Sequence[tuple[float, float]], low: float, high: float) -> float:
-    """The mean height, between ``low`` and ``high``, of the upper left hull of (diversity, quality) points.
-
-    The hull is the best quality that a method reaches at a given diversity or more: a run can always be stopped while
-    it is more varied. Below the least varied point the best quality counts; above the most varied one it is 0.
-
-    Raises:
-        ValueError: no points, or no width.
+    Integrated by Simpson's rule.
     """
-    if not points or not low < high:
-        raise ValueError(f"{len(points)} points between {low} and {high}: accepted are 1 or more, and low under high")
-    at = np.linspace(low, high, 301)
-    heights = [max((quality for diversity, quality in points if diversity >= x), default=0.0) for x in at]
-    return float(np.mean(heights))
+    angle = math.atan(t / math.sqrt(freedom))
+    return 0.5 * _cosines(angle, freedom) / _cosines(0.0, freedom)
 
 
-def clustered(table_SP: FloatArray, seed: int = 0) -> tuple[float, float, float]:
-    """The mean of differences by training seed and prompt, its error, and the two-sided p-value of "not 0".
-
-    A two-stage bootstrap: seeds are resampled with replacement, and so are the prompts, the same for all seeds.
-    """
-    gen = np.random.default_rng(seed)
-    seeds, prompts = table_SP.shape
-    drawn = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        rows, columns = gen.integers(0, seeds, seeds), gen.integers(0, prompts, prompts)
-        drawn[i] = table_SP[rows].mean(0)[columns].mean()
-    below = float((drawn <= 0).mean())
-    return float(table_SP.mean()), float(drawn.std(ddof=1)), min(1.0, 2 * min(below, 1 - below) + 1 / RESAMPLES)
+def _cosines(low: float, freedom: float) -> float:
+    """The integral of cos^(freedom - 1) from ``low`` to pi / 2."""
+    u = np.linspace(low, math.pi / 2, ANGLES)
+    height = np.maximum(np.cos(u), 0.0) ** (freedom - 1)
+    weight = np.ones(ANGLES)
+    weight[1:-1:2], weight[2:-1:2] = 4, 2
+    return float((height * weight).sum() * (u[1] - u[0]) / 3)
 
 
-def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which of several claims hold after Holm's correction (Holm 1979), in their own order."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    held = [False] * len(p_values)
-    for rank, i in enumerate(order):
-        if p_values[i] > level / (len(p_values) - rank):
-            break
-        held[i] = True
-    return held
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Each claim's p-value after Holm's correction (1979), in their own order: to be compared with the level itself."""
+    count, highest = len(p_values), 0.0
+    adjusted = [0.0] * count
+    for rank, i in enumerate(sorted(range(count), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (count - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +115,7 @@ def fresh_prompts(num: int, *key: int) -> list[str]:
     return [text for i in range(num) if (text := next(single if i % 3 == 0 else pair, None) or next(pair, None))]
 
 
+@cache
 def measuring_prompts() -> tuple[list[str], list[str], list[str]]:
     """Calibration, validation and test prompts, all held out and all distinct; every third is a single object.
 

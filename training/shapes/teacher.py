@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import T5Config, T5EncoderModel
 
 from rewards import shapes as rewards
+from student.pipeline import open_pipeline
 from student.sampler import pack
 from training import checkpoint
 from training.optim import one_cycle, set_lr
@@ -105,8 +106,10 @@ def build(config: TeacherConfig, latent_channels: int) -> Parts:
 
 def opened(path: str) -> Parts:
     """The networks of a finished teacher, to be trained further."""
-    pipe = FluxPipeline.from_pretrained(path, torch_dtype=torch.float32)
-    return Parts(pipe.transformer.train(), pipe.text_encoder.train(), pipe.text_encoder_2.train())
+    pipe = open_pipeline(path)
+    parts = Parts(pipe.transformer, pipe.text_encoder, pipe.text_encoder_2)
+    parts.modules().train().requires_grad_(True)
+    return parts
 
 
 class LatentSource:
