@@ -151,6 +151,11 @@ def test_a_link_works_up_to_its_last_second(queue: Queue, monkeypatch: pytest.Mo
     assert (address, link.expires) == (f"http://h/jobs/{record.id}/images/3?expires=2100", 2100)
     assert len(base64.urlsafe_b64decode(signature)) == 18
     assert links.expires(replace(record, finished_s=None)) == 1100, "of a job that never ran"
+    for wrong in (("b" * 32, 3, 2100, signature), (record.id, 2, 2100, signature), (record.id, 3, 2101, signature),
+                  (record.id, 3, 2100, signature[:-1]), (record.id, 3, 2100, "")):  # fmt: skip
+        with pytest.raises(Forbidden) as refused:
+            queue.runner.run(links.check(*wrong))
+        assert (refused.value.code, refused.value.param) == ("link_expired", "signature")
     for now, opens in ((2000.0, True), (2100.0, True), (2100.1, False)):
         clock.now = now
         with nullcontext() if opens else pytest.raises(Forbidden):

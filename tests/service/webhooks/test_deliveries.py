@@ -230,3 +230,9 @@ def test_a_request_is_kept_with_its_events_and_the_address_that_the_client_calle
     assert kept() == ""
     with pytest.raises(InvalidRequest, match="needs a webhook_url"):
         kept(webhook_events=["job.done"])
+    with pytest.raises(InvalidRequest, match="webhook_url: it must begin with https://") as refused:
+        kept(webhook_url="http://a.example/")
+    assert refused.value.param == "webhook_url"
+    without: Any = Settings(runtime="fake")
+    with pytest.raises(InvalidRequest, match="webhooks are not enabled"):
+        webhook_of(GenerateRequest(prompt="p", webhook_url=url), without, "http://h/")
