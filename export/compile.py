@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from export.calibrate import calibration_feeds
 from export.errors import ExportError, NoOnnxForm
 from export.fused import fused_part
 from export.graph import OPSET, Part, shapes_of
+from export.keys import cache_key, stage_keys
 from export.quantise import PRECISIONS as QUANTISED
 from export.quantise import quantise
 from export.request import Request
 from export.staged import bucket, bucket_sigmas, staged_parts
-from export.store import CONVERTED, Store, Stored, key_of, versions
+from export.store import Store, Stored, versions
 from export.targets import Converted, Target
 from export.to_tensorrt import TensorRT, profiles
 from export.verify import TOLERANCES, Score, prove
@@ -28,8 +29,11 @@ from student.families.find import family_of_student
 from student.files import sha256
 from student.pipeline import open_pipeline
 from student.runtimes.compiled import FusedGraphs
+from student.runtimes.experts import STEPS, step_stage
 from student.runtimes.manifest import (
     RUNTIMES,
+    STAGE_NAMES,
+    TEXT,
     Graph,
     Parity,
     RuntimeManifest,
@@ -40,7 +44,7 @@ from student.runtimes.manifest import (
 )
 from student.runtimes.scoring import Scorers
 from student.runtimes.sizes import read_size, size_name, stage_name
-from student.runtimes.stages import STAGES, STEP, TEXT, Opener, StagedGraphs
+from student.runtimes.stages import Opener, StagedGraphs
 from student.runtimes.torch_stage import torch_stages
 from student.tokens import PromptTokens
 
@@ -86,27 +90,6 @@ def compile_student(request: Request, target: Target) -> Outcome:
     return outcome
 
 
-def stage_keys(request: Request) -> dict[str, str]:
-    """The key of each graph: all that its float32 form is made from."""
-    student = request.student
-    names = _stages(request) if request.form == "staged" else [f"{steps}-steps" for steps in student.steps]
-    return {
-        name: key_of({"student": student.fingerprint(), "id": f"{student.id} {student.version}", "graph": name})
-        for name in names
-    }
-
-
-def _stages(request: Request) -> list[str]:
-    return list(dict.fromkeys(stage_name(stage, size) for size in (None, *request.sizes) for stage in STAGES))
-
-
-def cache_key(request: Request, target: Target, keys: Mapping[str, str]) -> str:
-    """sha256 of all that a runtime depends on: graphs, precision, profiles, options, libraries, machine."""
-    options = {name: value for name, value in asdict(request.engine).items() if name != "memory_bytes"}
-    parts = [dict(keys), target.name, request.form, request.precision, OPSET, options, target.requires(request)]
-    return key_of(parts, CONVERTED)
-
-
 def _current(folder: Path, request: Request, whole_key: str) -> RuntimeManifest | None:
     """The manifest of an existing runtime that serving accepts and that would come out the same again."""
     try:
@@ -149,9 +132,7 @@ class _Compilation:
             try:
                 graphs[name] = self._graph(name, part, keys[name])
             except NoOnnxForm as error:
-                if self._request.form == "fused" or (
-                    name.partition("-")[0] == STEP and self._request.precision in QUANTISED
-                ):
+                if self._request.form == "fused" or self._is_quantised(name):
                     raise
                 self._in_torch[name] = f"{error}"
                 self._request.say(f"{name} stays in torch: {error}")
@@ -178,12 +159,15 @@ class _Compilation:
 
     def _convert(self, name: str, stored: Stored, folder: Path) -> Converted:
         start = time.monotonic()
-        if self._request.precision in QUANTISED and name.partition("-")[0] == STEP:
+        if self._is_quantised(name):
             converted = self._quantise(name, stored.path, folder)
         else:
             converted = self._target.convert(self._request, name, stored.path, folder / name)
         self._done(name, converted.file, start, reused=False)
         return converted
+
+    def _is_quantised(self, name: str) -> bool:
+        return self._request.precision in QUANTISED and name.partition("-")[0] in STEPS
 
     def _quantise(self, name: str, graph: Path, folder: Path) -> Converted:
         """int8 is what ONNX Runtime opens; the rest of an fp8 graph is made bfloat16 by the target."""
@@ -197,9 +181,11 @@ class _Compilation:
         return self._target.convert(self._request, name, file, folder / name)
 
     def _feeds(self, name: str) -> Iterator[dict[str, Any]]:
-        _, _, size = name.partition("-")
-        student = bucket(self._model(), self._student, read_size(size)) if size else self._student
-        return calibration_feeds(self._model(), replace(self._request, student=student), self._tokens)
+        """The inputs of this step graph: of two experts, each is only called on its side of the boundary."""
+        model, (stage, _, size) = self._model(), name.partition("-")
+        student = bucket(model, self._student, read_size(size)) if size else self._student
+        feeds = calibration_feeds(model, replace(self._request, student=student), self._tokens)
+        return (feed for feed in feeds if step_stage(feed["sigma"][0], model.boundary) == stage)
 
     def _done(self, name: str, file: Path, start: float, reused: bool) -> None:
         row = Made(name, file.stat().st_size, time.monotonic() - start, reused)
@@ -218,7 +204,7 @@ class _Compilation:
         buckets = {}
         for size in self._request.sizes:
             student = bucket(self._model(), self._student, size)
-            files = {stage: proofs[name] for stage in STAGES if (name := stage_name(stage, size)) in proofs}
+            files = {stage: proofs[name] for stage in STAGE_NAMES if (name := stage_name(stage, size)) in proofs}
             found, there = prove(
                 self._open(files, opener, student), self._pipe, student, tolerance, prompts, self._score()
             )
@@ -227,16 +213,16 @@ class _Compilation:
         return parity, errors, buckets
 
     def _open(self, files: Mapping[str, Path], opener: Opener, student: Student) -> StagedGraphs | FusedGraphs:
-        bundle = self._request.bundle
+        bundle, boundary = self._request.bundle, self._model().boundary
         if isinstance(self._target, TensorRT):  # with the recorded loop that will serve
             from student.runtimes.engine import Cuda
             from student.runtimes.tensorrt import engine_graphs
 
             torch_too = torch_stages(bundle, student, self._in_torch, self._request.threads, Cuda.name)
-            return engine_graphs(bundle, student, files, self._target.name, torch_too)
+            return engine_graphs(bundle, student, files, self._target.name, torch_too, boundary=boundary)
         if self._request.form == "staged":
             torch_too = torch_stages(bundle, student, self._in_torch, self._request.threads)
-            return StagedGraphs(bundle, student, files, opener, torch_too)
+            return StagedGraphs(bundle, student, files, opener, torch_too, boundary)
         return FusedGraphs(bundle, student, {int(name.partition("-")[0]): path for name, path in files.items()}, opener)
 
     def _score(self) -> Score | None:
@@ -270,6 +256,7 @@ class _Compilation:
             profiles=profiles(request.engine.batches) if isinstance(self._target, TensorRT) else (),
             buckets=buckets or {size_name(size): {} for size in request.sizes},
             bucket_sigmas=bucket_sigmas(self._model(), student, request.sizes),
+            boundary=self._model().boundary,
             cache_key=whole_key,
         )
 
@@ -288,9 +275,3 @@ class _Compilation:
             data=data.name if data.is_file() else "",
             data_sha256=sha256(data) if data.is_file() else "",
         )
-
-
-def finished(request: Request) -> Sequence[str]:
-    """The graphs that a run would reuse."""
-    store = Store(request.bundle)
-    return [name for name, key in stage_keys(request).items() if store.find(key)]

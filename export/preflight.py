@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +13,13 @@ from pathlib import Path
 from export.errors import ExportError
 from student.base import pipeline_folder
 from student.bundle import Student
+from student.runtimes.experts import STEPS, stages_of
+from student.runtimes.manifest import DECODER, STEP, STEP_2, TEXT
 from student.runtimes.placement import read_header
 from student.runtimes.sizes import Size, stage_name
-from student.runtimes.stages import TEXT
 
 WORKING_COPIES = 3  # the weights while they are traced: the module's, the program's, the file's
-PARTS = {"transformer": "step", "vae": "decoder"}  # every other folder of weights is the text stage's
+PARTS = {"transformer": STEP, "transformer_2": STEP_2, "vae": DECODER}  # all other weights are the text stage's
 BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0}
 
 
@@ -54,17 +56,25 @@ def estimates(bundle: Path, student: Student, form: str, precision: str, sizes: 
     numbers: dict[str, int] = {}
     disk: dict[str, float] = {}
     for path in sorted(pipeline_folder(bundle).glob("*/*.safetensors")):
-        stage = PARTS.get(path.parent.name, "text")
+        stage = PARTS.get(path.parent.name, TEXT)
         for row in read_header(path).values():
             count, width = prod(row["shape"]), min(BYTES[precision], _width(row["dtype"]))
             numbers[stage] = numbers.get(stage, 0) + count
-            disk[stage] = disk.get(stage, 0.0) + count * (width if stage == "step" else _width(row["dtype"]))
+            disk[stage] = disk.get(stage, 0.0) + count * (width if stage in STEPS else _width(row["dtype"]))
     if form == "staged":
-        rows = [Estimate(stage, numbers[stage], int(disk[stage])) for stage in sorted(numbers, reverse=True)]
+        needed = [stage for stage in stages_of(student, boundary_of(bundle)) if stage in numbers]
+        rows = [Estimate(stage, numbers[stage], int(disk[stage])) for stage in needed]
         sized = [row for row in rows if row.stage != TEXT]  # each size has a step and a decoder of its own
         return rows + [replace(row, stage=stage_name(row.stage, size)) for size in sizes for row in sized]
     whole = sum(numbers.values()), int(sum(disk.values()))
     return [Estimate(f"{steps}-steps", *whole) for steps in student.steps]
+
+
+def boundary_of(bundle: Path) -> float | None:
+    """The sigma below which the bundle's pipeline calls its second transformer; None if it has only one."""
+    index = json.loads((pipeline_folder(bundle) / "model_index.json").read_text("utf-8"))
+    found: float | None = index.get("boundary_ratio")
+    return found
 
 
 def check_disk(bundle: Path, wanted: list[Estimate]) -> None:

@@ -195,7 +195,7 @@ def _summary(outcome: Outcome) -> None:
 
 def _plan(request: Request, target: Target) -> None:
     """Print what a run would build."""
-    from export.compile import finished
+    from export.keys import finished
     from export.preflight import estimates, memory_bytes
 
     rows = estimates(request.bundle, request.student, request.form, request.precision, request.sizes)

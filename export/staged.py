@@ -1,5 +1,7 @@
 """A student in three graphs (text encoders, one step, decoder); the loop over the steps stays outside.
 
+A family of two experts has a step of each, as far as the student's sigmas reach them.
+
 So one set of files serves every step count, and a call can be watched and stopped between steps.
 Legend: B images or videos, C latent channels, H x W latent cells, L tokens, E token features, P pooled features.
 """
@@ -17,9 +19,10 @@ from student.bundle import Student
 from student.families.family import Family, SizeError
 from student.families.resized import resized
 from student.families.stages import stage_modules
-from student.runtimes.manifest import Sigmas
+from student.runtimes.experts import stages_of
+from student.runtimes.manifest import DECODER, TEXT, Sigmas
 from student.runtimes.sizes import Size, size_name, stage_name
-from student.runtimes.stages import DECODER, STEP, TEXT, text_outputs
+from student.runtimes.stages import text_outputs
 from student.tokens import PromptTokens
 
 
@@ -52,9 +55,10 @@ def staged_parts(model: Family, student: Student, tokens: PromptTokens, sizes: S
         text = dict(zip(names, modules[TEXT](*ids.values()), strict=True))
     wanted: dict[str, tuple[str, Mapping[str, Tensor], tuple[str, ...]]] = {TEXT: (TEXT, ids, names)}
     for size in (None, *sizes):
-        shape = (student if size is None else bucket(model, student, size)).latents.shape
-        x = torch.zeros(2, *shape)
-        wanted[stage_name(STEP, size)] = (STEP, {"latents": x, "sigma": sigma_B, **text}, ("velocity",))
+        at = student if size is None else bucket(model, student, size)
+        x = torch.zeros(2, *at.latents.shape)
+        for stage in stages_of(at, model.boundary)[1:-1]:
+            wanted[stage_name(stage, size)] = (stage, {"latents": x, "sigma": sigma_B, **text}, ("velocity",))
         wanted[stage_name(DECODER, size)] = (DECODER, {"latents": x}, ("images",))
     metadata = {"student": f"{student.id} {student.version}", "source_sha256": student.fingerprint()}
     return {

@@ -142,7 +142,7 @@ def reasons(precision: str) -> dict[str, str]:
 def narrowed(request: Request, stage: str, graph: Path, target: Path) -> Converted:
     """The graph in the request's narrow type, or unchanged if this stage stays float32."""
     precision = AROUND.get(request.precision, request.precision)
-    if precision not in FLOAT32_STAGES or stage in FLOAT32_STAGES[precision]:
+    if precision not in FLOAT32_STAGES or stage.partition("-")[0] in FLOAT32_STAGES[precision]:
         link_graph(graph, target)
         return Converted(target, target)
     save(narrow(ir.load(graph), precision), target)

@@ -13,7 +13,7 @@ from export.preflight import missing_library
 from export.request import Request
 from export.targets import Converted, narrowed, reasons
 from student.runtimes.machine import facts, find_gpu, library_version
-from student.runtimes.sizes import DECODER
+from student.runtimes.manifest import DECODER
 from student.runtimes.stages import Opener
 
 ANY_GPU = "anygpu"

@@ -20,8 +20,9 @@ from student.families.find import family_of_student
 from student.noise import noise
 from student.pipeline import reproduce
 from student.runtimes.compiled import Graphs
-from student.runtimes.manifest import Change, Parity, StageError
-from student.runtimes.stages import DECODER, STAGES, STEP, TEXT, StagedGraphs, text_outputs
+from student.runtimes.experts import STEPS, step_stage
+from student.runtimes.manifest import DECODER, STAGE_NAMES, STEP, STEP_2, TEXT, Change, Parity, StageError
+from student.runtimes.stages import StagedGraphs, text_outputs
 from student.sampler import denoise
 
 BATCHES = (1, 7)  # the smallest, and an odd one that no kernel is made for
@@ -153,12 +154,12 @@ def stage_errors(graphs: StagedGraphs, pipe: Any, student: Student) -> dict[str,
         )
         pictures = model.decode(x).numpy()
     ours = graphs.encode(prompts)
-    pairs = {
-        TEXT: [(ours[name], text[name]) for name in text],
-        STEP: [(graphs.velocity(x, sigma, text), v) for sigma, x, v in seen],
-        DECODER: [(graphs.decode(x.numpy()), pictures)],
-    }
-    return {stage: _stage_error(pairs[stage], per_step=stage == STEP) for stage in STAGES}
+    pairs: dict[str, list[Pair]] = {name: [] for name in STAGE_NAMES}
+    pairs[TEXT] = [(ours[name], text[name]) for name in text]
+    pairs[DECODER] = [(graphs.decode(x.numpy()), pictures)]
+    for sigma, at, v in seen:
+        pairs[step_stage(sigma, graphs.boundary)].append((graphs.velocity(at, sigma, text), v))
+    return {stage: _stage_error(rows, per_step=stage in STEPS) for stage, rows in pairs.items() if rows}
 
 
 def difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
@@ -233,11 +234,12 @@ def _failure(found: Parity, tolerance: Tolerance) -> str:
 
 def _drift(stages: Mapping[str, StageError], tolerance: Tolerance) -> str:
     """The first stage, in the order of computation, that differs from torch."""
-    for name in STAGES:
+    for name in STAGE_NAMES:
         if name not in stages or stages[name].relative <= tolerance.stage:
             continue
+        before = len(stages[STEP].per_step) if name == STEP_2 and STEP in stages else 0
         steps = [number for number, value in enumerate(stages[name].per_step) if not value <= tolerance.stage]
-        where = f" from step {steps[0] + 1} on" if steps else ""
+        where = f" from step {before + steps[0] + 1} on" if steps else ""
         figure = f"{stages[name].relative:.2g}, accepted is {tolerance.stage:g}"
         return f"the stage {name!r} drifted{where} (relative error {figure})"
     if not stages:

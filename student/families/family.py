@@ -74,6 +74,7 @@ class Family(nn.Module, ABC):
     decoder_bytes_px: ClassVar[int] = 1700  # that decoding takes beside weights for a pixel (of one frame), as measured
     in_float32: ClassVar[tuple[str, ...]] = ()  # parts that the published pipeline is never run narrower with
     fps: int | None = None  # of videos, the frames a second that the published model was trained at
+    boundary: float | None = None  # sigmas below it are those of a second transformer
     is_distilled: bool = False  # guidance is part of the weights: the model's pipeline applies no other
     transformer: Any
     vae: Any
@@ -172,6 +173,10 @@ class Family(nn.Module, ABC):
         An estimate: what the network's and the decoder's largest layers hold at once, and copies of the frames.
         """
         raise NotImplementedError(f"{self.name} generates images, not videos")
+
+    def experts(self) -> tuple[Family, ...]:
+        """The family with each of its transformers alone, at every sigma; of two, that of the higher sigmas first."""
+        return (self,)
 
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from student.families.family import Condition, Family
-from student.runtimes.stages import DECODER, STEP, TEXT
+from student.runtimes.experts import STEPS
+from student.runtimes.manifest import DECODER, TEXT
 
 
 class Text(nn.Module):
@@ -49,5 +50,6 @@ class Decoder(nn.Module):
 
 
 def stage_modules(model: Family) -> dict[str, nn.Module]:
-    """Each stage by name."""
-    return {TEXT: Text(model), STEP: Step(model), DECODER: Decoder(model)}
+    """Each stage by name; a family of two experts has a step of each."""
+    steps = dict(zip(STEPS, map(Step, model.experts()), strict=False))
+    return {TEXT: Text(model), **steps, DECODER: Decoder(model)}

@@ -5,6 +5,7 @@ Legend: B videos, C latent channels, F frames (latent or decoded), H x W latent 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -98,7 +99,7 @@ class Wan(Family):
         return self._cell_frames, fixed_bytes, int(frame_tokens * token_bytes) + pixels * 3 * 4 * FRAME_COPIES
 
     def _predict(self, x: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
-        if self.transformer_2 is None:
+        if self.boundary is None:
             return _called(self.transformer, x, sigma_B, condition)
         high_B = sigma_B * 1000 >= self.boundary * 1000  # in diffusers' own arithmetic
         if bool(high_B.all()):
@@ -110,6 +111,18 @@ class Wan(Family):
             chosen = condition.take(rows_B.nonzero().flatten().tolist())
             v_BCFHW[rows_B] = _called(expert, x[rows_B], sigma_B[rows_B], chosen)
         return v_BCFHW
+
+    def experts(self) -> tuple[Family, ...]:
+        """See ``Family.experts``."""
+        if self.transformer_2 is None:
+            return (self,)
+        return self._alone(self.transformer), self._alone(self.transformer_2)
+
+    def _alone(self, transformer: Any) -> Wan:
+        found = copy.copy(self)
+        found._modules = {**self._modules, "transformer": transformer, "transformer_2": None}
+        found.boundary = None
+        return found
 
     def decode(self, x: Tensor) -> Tensor:
         """Latents -> videos (B, F, C, H, W) in [0, 1], in the autoencoder's own type whatever that of the rest."""

@@ -241,7 +241,8 @@ def make_runtime(
     in_torch = stages_in_torch(bundle, student, manifest, threads)
 
     def at(size: Size | None, resized: Student) -> StagedGraphs:
-        return StagedGraphs(bundle, resized, files_of(folder, manifest, size), open_once, in_torch)
+        files = files_of(folder, manifest, size)
+        return StagedGraphs(bundle, resized, files, open_once, in_torch, manifest.boundary)
 
     others = {size: at(size, resized) for size, resized in buckets(student, manifest).items()}
     return SteppedRuntime(bundle, student, threads, name, at(None, student), others, cpu_sharing=cpu_sharing)

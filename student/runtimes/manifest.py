@@ -16,7 +16,7 @@ KEPT_FLOAT32 = "wide"  # in the file, whose format earlier releases read too
 MANIFEST = "manifest.json"
 RUNTIMES = "runtimes"
 Sigmas = Mapping[int, tuple[float, ...]]  # by step count
-STAGE_NAMES = ("text", "step", "decoder")
+TEXT, STEP, STEP_2, DECODER = STAGE_NAMES = ("text", "step", "step_2", "decoder")
 OPENED_TWICE = 256 * 2**20  # bytes of graphs that a worker may hold once for all cores and once for its share of them
 
 
@@ -84,6 +84,7 @@ class RuntimeManifest:
     machine (see ``student.runtimes.machine``); ``in_torch`` says which stages have no compiled form and why;
     ``profiles`` are the batch sizes (least, best, most) that an engine was built for; ``buckets`` are other sizes
     (WIDTHxHEIGHT) with their parity, and ``bucket_sigmas`` has the sigmas of those that do not use the student's.
+    Below the sigma ``boundary`` the stage ``step_2`` takes the place of ``step`` (see ``student.runtimes.experts``).
     """
 
     name: str
@@ -103,6 +104,7 @@ class RuntimeManifest:
     profiles: tuple[tuple[int, int, int], ...] = ()
     buckets: Mapping[str, Mapping[int, Parity]] = field(default_factory=dict)
     bucket_sigmas: Mapping[str, Sigmas] = field(default_factory=dict)
+    boundary: float | None = None
     cache_key: str = ""
     format: int = FORMAT
 
@@ -113,6 +115,8 @@ def write_manifest(folder: Path, manifest: RuntimeManifest) -> None:
     data[KEPT_FLOAT32] = data.pop("kept_float32")
     if not manifest.bucket_sigmas:
         del data["bucket_sigmas"]  # which earlier releases do not know
+    if manifest.boundary is None:
+        del data["boundary"]  # likewise
     (folder / MANIFEST).write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", "utf-8")
 
 

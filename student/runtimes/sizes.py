@@ -12,9 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from student.bundle import BundleError, Student
-from student.runtimes.manifest import RUNTIMES, STAGE_NAMES, RuntimeManifest, Sigmas, read_manifest
+from student.runtimes.manifest import (
+    DECODER,
+    RUNTIMES,
+    STAGE_NAMES,
+    STEP,
+    STEP_2,
+    TEXT,
+    RuntimeManifest,
+    Sigmas,
+    read_manifest,
+)
 
-TEXT, STEP, DECODER = STAGE_NAMES  # not from ``stages``: the API reads sizes too, and loads no numpy for it
 Size = tuple[int, int]  # height, width
 NAME = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
@@ -83,7 +92,7 @@ def buckets(student: Student, manifest: RuntimeManifest) -> dict[Size, Student]:
     """The student at each of a runtime's sizes beside its own."""
     found = {}
     for name in manifest.buckets:
-        compiled = [f"{stage}-{name}" for stage in (STEP, DECODER) if f"{stage}-{name}" in manifest.stages]
+        compiled = [f"{stage}-{name}" for stage in (STEP, STEP_2, DECODER) if f"{stage}-{name}" in manifest.stages]
         if not compiled:
             raise BundleError(f"the runtime {manifest.name} has no graph for {name}: make it again with export.run")
         shape, size = manifest.stages[compiled[0]].inputs["latents"], read_size(name)
@@ -94,7 +103,7 @@ def buckets(student: Student, manifest: RuntimeManifest) -> dict[Size, Student]:
 
 def files_of(folder: Path, manifest: RuntimeManifest, size: Size | None) -> Mapping[str, Path]:
     """The stages' files for a size."""
-    names = {stage: stage_name(stage, size) for stage in (TEXT, STEP, DECODER)}
+    names = {stage: stage_name(stage, size) for stage in STAGE_NAMES}
     return {stage: folder / manifest.stages[name].file for stage, name in names.items() if name in manifest.stages}
 
 

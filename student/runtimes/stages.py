@@ -15,13 +15,13 @@ import numpy as np
 from student.bundle import Student
 from student.noise import noise
 from student.runtimes.batches import split
-from student.runtimes.manifest import STAGE_NAMES
+from student.runtimes.experts import STEPS, stages_of, step_stage
+from student.runtimes.manifest import DECODER, TEXT
 from student.runtimes.runtime import FloatArray, Watch
 from student.runtimes.session import Session
 from student.sampler import denoise
 from student.tokens import PromptTokens
 
-TEXT, STEP, DECODER = STAGES = STAGE_NAMES
 POOLED = frozenset({"flux", "sd3"})  # families whose text encoders give one more vector for the whole prompt
 Opener = Callable[[Path], Session]
 
@@ -34,18 +34,20 @@ def text_outputs(family: str) -> tuple[str, ...]:
 class StagedGraphs:
     """The compiled stages of one student, for every step count that it has sigmas for.
 
-    ``in_torch`` has the stages that are not compiled. ``together`` are the batch sizes that do not change an image's
-    bytes (see ``batches.split``); if empty, a batch goes through each stage in one call.
+    ``in_torch`` has the stages that are not compiled, ``boundary`` is the manifest's. ``together`` are the batch sizes
+    that do not change an image's bytes (see ``batches.split``); if empty, a batch goes through each stage in one call.
     """
 
     def __init__(
         self, bundle: Path, student: Student, files: Mapping[str, Path], open_: Opener,
-        in_torch: Mapping[str, Session] = MappingProxyType({}),
+        in_torch: Mapping[str, Session] = MappingProxyType({}), boundary: float | None = None,
     ) -> None:  # fmt: skip
         self.tokens = PromptTokens(bundle, student.max_tokens, student.family)
         self.together: tuple[int, ...] = ()
+        self.boundary = boundary
         self._student = student
-        self._sessions = {stage: in_torch[stage] if stage in in_torch else open_(files[stage]) for stage in STAGES}
+        self.stages = stages_of(student, boundary)
+        self._sessions = {stage: in_torch[stage] if stage in in_torch else open_(files[stage]) for stage in self.stages}
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch | None = None) -> FloatArray:
         """images_BCHW, with one call of the step graph after another; ``watch`` as for ``draw_watched``."""
@@ -70,7 +72,8 @@ class StagedGraphs:
     def velocity(self, x_BCHW: Any, sigma: float, text: Mapping[str, Any]) -> Any:
         """The step stage at one sigma for the whole batch."""
         sigma_B = np.full(len(x_BCHW), sigma, dtype=np.float32)
-        return self._run(STEP, ["velocity"], {"latents": x_BCHW, "sigma": sigma_B, **text})[0]
+        stage = step_stage(sigma, self.boundary)
+        return self._run(stage, ["velocity"], {"latents": x_BCHW, "sigma": sigma_B, **text})[0]
 
     def decode(self, x_BCHW: Any) -> FloatArray:
         """The decoder stage."""
@@ -78,9 +81,10 @@ class StagedGraphs:
         return images_BCHW
 
     def _placed(self, text: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The text on the step graph's device, if that is another: every step reads the same text."""
-        place = getattr(self._sessions[STEP], "place", None)
-        if place is None or self.together:
+        """The text on the step graphs' device, if that is another: every step reads the same text."""
+        places = [getattr(session, "place", None) for stage, session in self._sessions.items() if stage in STEPS]
+        place = places[0]
+        if place is None or None in places or self.together:
             return text
         return {name: place(array) for name, array in text.items()}
 

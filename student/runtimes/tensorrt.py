@@ -18,12 +18,13 @@ from student.noise import noise
 from student.runtimes.batches import split
 from student.runtimes.compiled import CompiledRuntime, SteppedRuntime, checked_manifest, stages_in_torch
 from student.runtimes.engine import Cuda, Device, Engine, EngineSession, Run
+from student.runtimes.experts import STEPS, step_stage
 from student.runtimes.machine import find_gpu, library_version
-from student.runtimes.manifest import RUNTIMES, RuntimeManifest
+from student.runtimes.manifest import DECODER, RUNTIMES, TEXT, RuntimeManifest
 from student.runtimes.runtime import FloatArray, Watch
 from student.runtimes.session import Session
 from student.runtimes.sizes import Size, buckets, files_of
-from student.runtimes.stages import DECODER, STAGES, STEP, TEXT, StagedGraphs
+from student.runtimes.stages import StagedGraphs
 from student.sampler import denoise
 
 
@@ -49,16 +50,19 @@ class _Recorded:
 
 
 class EngineGraphs(StagedGraphs):
-    """The three engines with one working memory and one stream; a recording for each batch size and step count."""
+    """The engines with one working memory and one stream; a recording for each batch size and step count."""
 
     def __init__(
-        self, bundle: Path, student: Student, files: Mapping[str, Path], library: str, device: Device | None = None
-    ) -> None:
+        self, bundle: Path, student: Student, files: Mapping[str, Path], library: str, device: Device | None = None,
+        boundary: float | None = None,
+    ) -> None:  # fmt: skip
         self._device = device or open_device(library)
-        super().__init__(
-            bundle, student, files, lambda path: EngineSession(Engine(path, library, self._device), self._device)
-        )
-        self._engines: dict[str, Engine] = {stage: self._sessions[stage].engine for stage in STAGES}  # type: ignore[attr-defined]
+
+        def open_(path: Path) -> EngineSession:
+            return EngineSession(Engine(path, library, self._device), self._device)
+
+        super().__init__(bundle, student, files, open_, boundary=boundary)
+        self._engines: dict[str, Engine] = {stage: self._sessions[stage].engine for stage in self.stages}  # type: ignore[attr-defined]
         most = max(engine.scratch_bytes for engine in self._engines.values())
         self._scratch = torch.empty(max(most, 1), dtype=torch.uint8, device=self._device.name)
         for engine in self._engines.values():
@@ -93,20 +97,21 @@ class EngineGraphs(StagedGraphs):
 
     def _pass(self, batch: int, steps: int, start: Tensor, images: Tensor) -> Run:
         """All that a picture needs once its ids are in place: text, K steps, decoder."""
-        text, step, decoder = (self._engines[stage].bind(batch) for stage in (TEXT, STEP, DECODER))
-        shared = [name for name in self._engines[TEXT].outputs if name in step]
+        bound = {stage: engine.bind(batch) for stage, engine in self._engines.items()}
+        text, decoder = bound[TEXT], bound[DECODER]
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
-            step["latents"].copy_(x)
-            step["sigma"].fill_(sigma)
-            self._engines[STEP].launch(batch)
-            found: Tensor = step["velocity"]
-            return found
+            stage = step_stage(sigma, self.boundary)
+            bound[stage]["latents"].copy_(x)
+            bound[stage]["sigma"].fill_(sigma)
+            self._engines[stage].launch(batch)
+            return bound[stage]["velocity"]
 
         def run() -> None:
             self._engines[TEXT].launch(batch)
-            for name in shared:
-                step[name].copy_(text[name])
+            for step in (bound[stage] for stage in STEPS if stage in bound):
+                for name in text.keys() & step.keys():
+                    step[name].copy_(text[name])
             decoder["latents"].copy_(denoise(velocity, start, self._student.sigmas[steps]))
             self._engines[DECODER].launch(batch)
             images.copy_(decoder["images"])
@@ -136,15 +141,15 @@ class EngineGraphs(StagedGraphs):
         return {name: torch.cat(parts) for name, parts in rows.items()}
 
     def _velocity(self, x: Tensor, sigma: float, text: Mapping[str, Tensor]) -> Tensor:
-        found = torch.empty_like(x)
+        found, engine = torch.empty_like(x), self._engines[step_stage(sigma, self.boundary)]
         for part in split(len(x), self.together):
             batch = part.stop - part.start
-            step = self._engines[STEP].bind(batch)
+            step = engine.bind(batch)
             step["latents"].copy_(x[part])
             step["sigma"].fill_(sigma)
             for name in text.keys() & step.keys():
                 step[name].copy_(text[name][part])
-            self._engines[STEP].launch(batch)
+            engine.launch(batch)
             found[part] = step["velocity"]
         return found
 
@@ -171,16 +176,16 @@ class EngineGraphs(StagedGraphs):
 
 def engine_graphs(
     bundle: Path, student: Student, files: Mapping[str, Path], library: str, in_torch: Mapping[str, Session],
-    device: Device | None = None,
+    device: Device | None = None, boundary: float | None = None,
 ) -> StagedGraphs:  # fmt: skip
     """The graphs with the loop recorded or, if a stage stays in torch, stage by stage."""
     if not in_torch:
-        return EngineGraphs(bundle, student, files, library, device)
+        return EngineGraphs(bundle, student, files, library, device, boundary)
 
     def open_(path: Path) -> EngineSession:
         return open_engine(path, library)
 
-    return StagedGraphs(bundle, student, files, open_, in_torch)
+    return StagedGraphs(bundle, student, files, open_, in_torch, boundary)
 
 
 def tensorrt_runtime(bundle: Path, student: Student, threads: int, name: str | None, library: str) -> CompiledRuntime:
@@ -196,7 +201,7 @@ def tensorrt_runtime(bundle: Path, student: Student, threads: int, name: str | N
 
     def at(size: Size | None, resized: Student) -> StagedGraphs:
         files = files_of(bundle / RUNTIMES / folder, manifest, size)
-        return engine_graphs(bundle, resized, files, library, in_torch, device)
+        return engine_graphs(bundle, resized, files, library, in_torch, device, manifest.boundary)
 
     others = {size: at(size, resized) for size, resized in buckets(student, manifest).items()}
     return SteppedRuntime(bundle, student, threads, folder, at(None, student), others, largest_batch(manifest))

@@ -14,7 +14,9 @@ from student.bundle import Student
 from student.families.find import family_of_student
 from student.families.stages import stage_modules
 from student.pipeline import open_pipeline
-from student.runtimes.stages import DECODER, STEP, TEXT, text_outputs
+from student.runtimes.experts import STEPS
+from student.runtimes.manifest import DECODER, TEXT
+from student.runtimes.stages import text_outputs
 
 
 class TorchStage:
@@ -40,6 +42,6 @@ def torch_stages(
         return {}
     torch.set_num_threads(threads)
     modules = stage_modules(family_of_student(open_pipeline(bundle), student).to(device))
-    outputs = {TEXT: text_outputs(student.family), STEP: ("velocity",), DECODER: ("images",)}
+    outputs = {TEXT: text_outputs(student.family), **dict.fromkeys(STEPS, ("velocity",)), DECODER: ("images",)}
     stages = {name.partition("-")[0] for name in names}
     return {stage: TorchStage(modules[stage], outputs[stage], device) for stage in sorted(stages)}

@@ -20,6 +20,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "sd3 without T5": lambda: tiny.sd3(with_t5=False, dual=False),
     "wan": tiny.wan,
     "wan_5b": tiny.wan_5b,
+    "wan_14b": tiny.wan_14b,
     "z_image": tiny.z_image,
 }
 Compile = Callable[[str], Path]

@@ -72,7 +72,7 @@ def test_tensorrt_is_refused_with_the_reason(
 
 
 def test_an_engine_is_named_and_keyed_by_all_that_it_depends_on(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from export.compile import cache_key, stage_keys
+    from export.keys import cache_key, stage_keys
 
     request = Request(bundle, read_student(bundle), "staged", "bf16")
     target = TensorRT("tensorrt")

@@ -31,9 +31,10 @@ from rewards.tokenized import load
 from student.bundle import Student, read_student
 from student.pipeline import open_pipeline
 from student.runtimes.compiled import FusedGraphs
+from student.runtimes.manifest import DECODER, STEP, TEXT
 from student.runtimes.scoring import CompiledScorer
 from student.runtimes.session import open_session
-from student.runtimes.stages import STAGES, StagedGraphs
+from student.runtimes.stages import StagedGraphs
 from tests.export.conftest import Compile
 
 
@@ -191,7 +192,7 @@ def staged(compile_family: Compile) -> Path:
 
 
 def _stages(staged: Path, **other: Path) -> StagedGraphs:
-    files = {stage: staged / "runtimes" / "onnx-staged-fp32" / f"{stage}.onnx" for stage in STAGES}
+    files = {stage: staged / "runtimes" / "onnx-staged-fp32" / f"{stage}.onnx" for stage in (TEXT, STEP, DECODER)}
     return StagedGraphs(staged, read_student(staged), files | other, open_)
 
 

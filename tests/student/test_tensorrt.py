@@ -60,6 +60,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student with its ONNX stages, and beside them plans that name them."""
     folder = tmp_path_factory.mktemp("engines") / "tiny"
     tiny.build(folder, tiny.flux(guidance_embeds=True))
+    add_plans(folder)
+    return folder
+
+
+def add_plans(folder: Path) -> None:
+    """Compile a bundle to ONNX, and add the plans that name its graphs."""
     command.run(student=folder, to="onnx")
     onnx, made = folder / "runtimes" / "onnx-staged-fp32", folder / "runtimes" / FOLDER
     made.mkdir()
@@ -70,7 +76,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         plan.write_text(json.dumps({"name": stage, "onnx": str(onnx / graph.file), "batches": PROFILES}))
         stages[stage] = replace(graph, file=plan.name, sha256=sha256(plan))
     write_manifest(made, replace(manifest, name=FOLDER, stages=stages, profiles=PROFILES))
-    return folder
 
 
 @pytest.fixture
@@ -112,6 +117,23 @@ def test_an_unwatched_batch_is_one_replay_and_nothing_is_made_anew(bundle: Path,
     runtime.draw(PROMPTS, SEEDS, 3)
     assert host.replayed == before + 1 and (host.recorded, trt.COUNTS["contexts"]) == (10, 0)
     assert trt.COUNTS == {"launches": 5, "text of 5": 1, "step of 5": 3, "decoder of 5": 1}
+
+
+def test_two_experts_are_each_launched_on_their_side_of_the_boundary(tmp_path: Path, host: Host) -> None:
+    """Wan 2.2 14B: sigma 1 is above, the others are below; recorded and watched, at every batch size."""
+    tiny.build(tmp_path / "tiny", tiny.wan_14b(seed=3), frames=5)
+    add_plans(tmp_path / "tiny")
+    runtime = open_runtime(tmp_path / "tiny")
+    theirs = onnx_runtime(tmp_path / "tiny", runtime.student, 1, "onnx-staged-fp32")
+    for steps in (3, 2):
+        ours = runtime.draw(PROMPTS, SEEDS, steps)
+        expected = np.concatenate([theirs.draw([p], [s], steps) for p, s in zip(PROMPTS, SEEDS, strict=True)])
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+        trt.COUNTS.clear()
+        np.testing.assert_array_equal(runtime.draw_watched(PROMPTS, SEEDS, steps, lambda i, preview: None), ours)
+        assert trt.COUNTS == {
+            "launches": 2 + steps, "text of 5": 1, "step of 5": 1, "step_2 of 5": steps - 1, "decoder of 5": 1
+        }  # fmt: skip
 
 
 def test_where_kernels_depend_on_the_batch_the_recording_of_one_is_replayed(bundle: Path, host: Host) -> None:
