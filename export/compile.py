@@ -16,7 +16,7 @@ from export.keys import cache_key, stage_keys
 from export.quantise import PRECISIONS as QUANTISED
 from export.quantise import quantise
 from export.request import Request
-from export.staged import bucket, bucket_sigmas, staged_parts
+from export.staged import bucket_sigmas, in_bucket, staged_parts
 from export.store import Store, Stored, versions
 from export.targets import Converted, Target
 from export.to_tensorrt import TensorRT, profiles
@@ -28,6 +28,7 @@ from student.families.family import Family
 from student.families.find import family_of_student
 from student.files import sha256
 from student.pipeline import open_pipeline
+from student.runtimes.buckets import read_bucket, stage_name
 from student.runtimes.compiled import FusedGraphs
 from student.runtimes.experts import STEPS, step_stage
 from student.runtimes.manifest import (
@@ -43,7 +44,6 @@ from student.runtimes.manifest import (
     write_manifest,
 )
 from student.runtimes.scoring import Scorers
-from student.runtimes.sizes import read_size, size_name, stage_name
 from student.runtimes.stages import Opener, StagedGraphs
 from student.runtimes.torch_stage import torch_stages
 from student.tokens import PromptTokens
@@ -142,7 +142,7 @@ class _Compilation:
 
     def _parts(self) -> dict[str, Part]:
         if self._request.form == "staged":
-            return staged_parts(self._model(), self._student, self._tokens, self._request.sizes)
+            return staged_parts(self._model(), self._student, self._tokens, self._request.buckets)
         return {
             f"{steps}-steps": fused_part(self._pipe, self._student, self._tokens, steps)
             for steps in self._student.steps
@@ -182,8 +182,8 @@ class _Compilation:
 
     def _feeds(self, name: str) -> Iterator[dict[str, Any]]:
         """The inputs of this step graph: of two experts, each is only called on its side of the boundary."""
-        model, (stage, _, size) = self._model(), name.partition("-")
-        student = bucket(model, self._student, read_size(size)) if size else self._student
+        model, (stage, _, bucket) = self._model(), name.partition("-")
+        student = in_bucket(model, self._student, read_bucket(bucket)) if bucket else self._student
         feeds = calibration_feeds(model, replace(self._request, student=student), self._tokens)
         return (feed for feed in feeds if step_stage(feed["sigma"][0], model.boundary) == stage)
 
@@ -202,14 +202,14 @@ class _Compilation:
         graphs = self._open(proofs, opener, self._student)
         parity, errors = prove(graphs, self._pipe, self._student, tolerance, prompts, self._score())
         buckets = {}
-        for size in self._request.sizes:
-            student = bucket(self._model(), self._student, size)
-            files = {stage: proofs[name] for stage in STAGE_NAMES if (name := stage_name(stage, size)) in proofs}
+        for bucket in self._request.buckets:
+            student = in_bucket(self._model(), self._student, bucket)
+            files = {stage: proofs[name] for stage in STAGE_NAMES if (name := stage_name(stage, bucket)) in proofs}
             found, there = prove(
                 self._open(files, opener, student), self._pipe, student, tolerance, prompts, self._score()
             )
-            buckets[size_name(size)] = found
-            errors |= {stage_name(stage, size): row for stage, row in there.items() if stage != TEXT}
+            buckets[bucket.name] = found
+            errors |= {stage_name(stage, bucket): row for stage, row in there.items() if stage != TEXT}
         return parity, errors, buckets
 
     def _open(self, files: Mapping[str, Path], opener: Opener, student: Student) -> StagedGraphs | FusedGraphs:
@@ -254,8 +254,8 @@ class _Compilation:
             requires=self._target.requires(request),
             in_torch=self._in_torch,
             profiles=profiles(request.engine.batches) if isinstance(self._target, TensorRT) else (),
-            buckets=buckets or {size_name(size): {} for size in request.sizes},
-            bucket_sigmas=bucket_sigmas(self._model(), student, request.sizes),
+            buckets=buckets or {bucket.name: {} for bucket in request.buckets},
+            bucket_sigmas=bucket_sigmas(self._model(), student, request.buckets),
             boundary=self._model().boundary,
             cache_key=whole_key,
         )

@@ -10,8 +10,8 @@ from export.preflight import boundary_of
 from export.request import Request
 from export.store import CONVERTED, Store, key_of
 from export.targets import Target
+from student.runtimes.buckets import stage_name
 from student.runtimes.manifest import STAGE_NAMES, STEP_2
-from student.runtimes.sizes import stage_name
 
 
 def stage_keys(request: Request) -> dict[str, str]:
@@ -27,7 +27,7 @@ def stage_keys(request: Request) -> dict[str, str]:
 def _stages(request: Request) -> list[str]:
     single = boundary_of(request.bundle) is None
     stages = [stage for stage in STAGE_NAMES if not (single and stage == STEP_2)]
-    return list(dict.fromkeys(stage_name(stage, size) for size in (None, *request.sizes) for stage in stages))
+    return list(dict.fromkeys(stage_name(stage, bucket) for bucket in (None, *request.buckets) for stage in stages))
 
 
 def cache_key(request: Request, target: Target, keys: Mapping[str, str]) -> str:

@@ -22,13 +22,14 @@ from rewards.serving import open_reward
 from rewards.twostage import TwoStage
 from student.bundle import NAME, Scorer, Student, read_student, rewrite_student
 from student.reference import at_key, distribution, with_distribution
+from student.runtimes.buckets import sizes_of
 from student.runtimes.load import load
 from student.runtimes.machine import find_gpu, free_bytes
 from student.runtimes.manifest import RUNTIMES
 from student.runtimes.placement import numbers_of
 from student.runtimes.runtime import Runtime
 from student.runtimes.scoring import Scorers
-from student.runtimes.sizes import Size, own_size, sizes_of
+from student.runtimes.sizes import Size, own_size
 from student.writing import write_atomically
 
 GB = 10**9

@@ -13,10 +13,10 @@ from pathlib import Path
 from export.errors import ExportError
 from student.base import pipeline_folder
 from student.bundle import Student
+from student.runtimes.buckets import Bucket, stage_name
 from student.runtimes.experts import STEPS, stages_of
 from student.runtimes.manifest import DECODER, STEP, STEP_2, TEXT
 from student.runtimes.placement import read_header
-from student.runtimes.sizes import Size, stage_name
 
 WORKING_COPIES = 3  # the weights while they are traced: the module's, the program's, the file's
 PARTS = {"transformer": STEP, "transformer_2": STEP_2, "vae": DECODER}  # all other weights are the text stage's
@@ -48,7 +48,9 @@ def missing_library(*names: str) -> str | None:
     return None
 
 
-def estimates(bundle: Path, student: Student, form: str, precision: str, sizes: Sequence[Size] = ()) -> list[Estimate]:
+def estimates(
+    bundle: Path, student: Student, form: str, precision: str, buckets: Sequence[Bucket] = ()
+) -> list[Estimate]:
     """The size of each graph, from the headers of the weights' files, which are not read.
 
     Weights that are float16 on disk stay so in a float32 graph (with a Cast), and so need half the space.
@@ -64,8 +66,8 @@ def estimates(bundle: Path, student: Student, form: str, precision: str, sizes: 
     if form == "staged":
         needed = [stage for stage in stages_of(student, boundary_of(bundle)) if stage in numbers]
         rows = [Estimate(stage, numbers[stage], int(disk[stage])) for stage in needed]
-        sized = [row for row in rows if row.stage != TEXT]  # each size has a step and a decoder of its own
-        return rows + [replace(row, stage=stage_name(row.stage, size)) for size in sizes for row in sized]
+        sized = [row for row in rows if row.stage != TEXT]  # each bucket has a step and a decoder of its own
+        return rows + [replace(row, stage=stage_name(row.stage, bucket)) for bucket in buckets for row in sized]
     whole = sum(numbers.values()), int(sum(disk.values()))
     return [Estimate(f"{steps}-steps", *whole) for steps in student.steps]
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from export.errors import ExportError
 from export.verify import MORE_PROMPTS, PROMPTS
 from student.bundle import Student
+from student.runtimes.buckets import Bucket
+from student.runtimes.lengths import LONGEST
 from student.runtimes.sizes import Size, own_size, read_size
 
 CALIBRATION = "calibration.txt"
@@ -35,7 +37,7 @@ class EngineOptions:
 class Request:
     """One student, one form, one precision; ``scorers`` are the folders in which to look for scorers.
 
-    ``sizes`` are those beside the student's own.
+    ``sizes`` and ``frames`` (numbers of frames, at every size) are those beside the student's own.
     """
 
     bundle: Path
@@ -47,8 +49,15 @@ class Request:
     force: bool = False
     prompts: tuple[str, ...] = PROMPTS
     sizes: tuple[Size, ...] = ()
+    frames: tuple[int, ...] = ()
     engine: EngineOptions = field(default_factory=EngineOptions)
     say: Say = print
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """Every size in every length, but for the student's own size in its own length."""
+        sizes = (own_size(self.student), *self.sizes)
+        return tuple(Bucket(size, count) for size in sizes for count in (None, *self.frames))[1:]
 
 
 def read_sizes(student: Student, names: Sequence[str], form: str) -> tuple[Size, ...]:
@@ -64,6 +73,23 @@ def read_sizes(student: Student, names: Sequence[str], form: str) -> tuple[Size,
     others = tuple(size for size in sizes if size != own_size(student))
     if others and form != "staged":
         raise ExportError(f"the {form} form has only the student's own size: use --size with --form staged")
+    return others
+
+
+def read_frames(student: Student, text: str, form: str) -> tuple[int, ...]:
+    """The numbers of frames of ``--frames``, without the student's own, which is always included.
+
+    Raises:
+        ExportError: one is invalid, the student generates images, or the form has one length only.
+    """
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isdigit() and 1 <= int(part) <= LONGEST for part in parts):
+        raise ExportError(f"frames is {text!r}: accepted are numbers from 1 to {LONGEST}, separated by commas")
+    if parts and student.image.frames is None:
+        raise ExportError(f"{student.id} generates images, not videos: leave --frames out")
+    others = tuple(dict.fromkeys(int(part) for part in parts if int(part) != student.image.frames))
+    if others and form != "staged":
+        raise ExportError(f"the {form} form has only the student's own length: use --frames with --form staged")
     return others
 
 

@@ -37,6 +37,9 @@ def run(
         list[str] | None,
         typer.Option(help="A size beside the student's own, WIDTHxHEIGHT in pixels; repeatable."),
     ] = None,
+    frames: Annotated[
+        str, typer.Option(help="Lengths of videos beside the student's own, in frames at every size: 17,33.")
+    ] = "",
     threads: Annotated[int, typer.Option(min=1, help="Number of CPU threads for the verification.")] = 1,
     force: Annotated[bool, typer.Option(help="Compile again even what is up to date.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Print what would be built, with disk and memory, and stop.")] = False,
@@ -51,7 +54,7 @@ def run(
     from export.errors import ExportError  # the heavy imports wait until the arguments are read
 
     try:
-        from export.request import EngineOptions, Request, read_prompts, read_sizes
+        from export.request import EngineOptions, Request, read_frames, read_prompts, read_sizes
         from export.select import find_target
         from export.targets import check_request
 
@@ -69,6 +72,7 @@ def run(
             force=force,
             prompts=read_prompts(student, prompts, chosen),
             sizes=read_sizes(manifest, size or [], form),
+            frames=read_frames(manifest, frames, form),
             engine=EngineOptions(_batches(batches), int(memory_gb * 2**30), 4 * 2**30, 3, portable, batch_invariant),
             say=typer.echo,
         )
@@ -102,7 +106,7 @@ def _compile(request: Request, target: Target) -> None:
         raise ExportError(reason)
     verify_files(request.bundle, request.student)
     check_disk(
-        request.bundle, estimates(request.bundle, request.student, request.form, request.precision, request.sizes)
+        request.bundle, estimates(request.bundle, request.student, request.form, request.precision, request.buckets)
     )
     from export.card import update_card
     from export.compile import compile_student
@@ -186,7 +190,7 @@ def _summary(outcome: Outcome) -> None:
     Console().print(table)
     for name, rows in outcome.manifest.buckets.items():
         worst = max(value for parity in rows.values() for value in parity.max_abs.values())
-        typer.echo(f"{name} pixels: at most {worst:.1e} from torch")
+        typer.echo(f"{name}: at most {worst:.1e} from torch")
     for stage, reason in outcome.manifest.in_torch.items():
         typer.echo(f"{stage} stays in torch, which must be installed to serve it: {reason}")
     if not outcome.manifest.parity:
@@ -198,7 +202,7 @@ def _plan(request: Request, target: Target) -> None:
     from export.keys import finished
     from export.preflight import estimates, memory_bytes
 
-    rows = estimates(request.bundle, request.student, request.form, request.precision, request.sizes)
+    rows = estimates(request.bundle, request.student, request.form, request.precision, request.buckets)
     there = finished(request)
     typer.echo(f"{request.bundle}/runtimes/{target.folder(request)} would be built:")
     for row in rows:

@@ -12,7 +12,7 @@ from service.errors import Conflict
 from service.http.quality import default_scorer
 from service.http.schema import Strict
 from service.http.services import Services
-from service.http.videos import USUAL_FPS, lengths_of
+from service.http.videos import USUAL_FPS, lengths_of, widest
 from service.models.choice import LATEST, Choice
 from service.models.controller import ModelController, Version
 from service.models.folder import Name
@@ -43,6 +43,9 @@ class VideoLengths(Strict):
     shortest: int = Field(description="Frames; 1 where an image can be had, too.")
     longest: int = Field(description="As long as its workers have memory for.")
     step: int = Field(description="Frames of each latent frame but the first.")
+    compiled: list[int] | None = Field(
+        None, description="Of a student that is served compiled: the lengths that it was compiled for, and no others."
+    )
 
 
 class ProbeReport(Strict):
@@ -188,10 +191,13 @@ def _model(choice: Choice, id: str, versions: Sequence[str], workers: Sequence[W
 
 
 def _lengths(name: Name, student: Student, workers: Sequence[Worker]) -> VideoLengths | None:
-    """Those of the worker that draws the longest videos."""
+    """What its workers accept at its own size (``widest``)."""
     known = lengths_of(workers, str(name), own_size(student))
-    most = max(known, key=lambda lengths: lengths.most, default=None)
-    return VideoLengths(shortest=most.first, longest=most.most, step=most.step) if most else None
+    if not known:
+        return None
+    most = widest(known)
+    compiled = list(most.compiled) or None
+    return VideoLengths(shortest=most.first, longest=most.most, step=most.step, compiled=compiled)
 
 
 def _version(choice: Choice, name: Name, latest: str, workers: Sequence[Worker]) -> ServedVersion:

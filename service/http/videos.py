@@ -11,7 +11,7 @@ from service.models.choice import Served
 from service.queue.status import Worker
 from service.results.formats import PICTURES, VIDEOS
 from student.bundle import Student
-from student.runtimes.lengths import Lengths, frame_step, read_lengths
+from student.runtimes.lengths import Lengths, compiled_lengths, frame_step, read_lengths
 from student.runtimes.sizes import Size, own_size, size_name
 
 USUAL_FPS = 16  # of a student that does not say what it was trained at
@@ -92,7 +92,7 @@ async def check_length(services: Services, served: Served, body: GenerateRequest
         step = frame_step(served.student)
         known = [Lengths(1, max(frames, 1), step)] if step else []
     if known and not any(frames in lengths for lengths in known):
-        raise refusal(served.student.id, frames, size, max(known, key=lambda lengths: lengths.most))
+        raise refusal(served.student.id, frames, size, widest(known))
 
 
 def lengths_of(workers: Sequence[Worker], model: str, size: Size) -> list[Lengths]:
@@ -101,12 +101,19 @@ def lengths_of(workers: Sequence[Worker], model: str, size: Size) -> list[Length
     return [lengths for one in said if (lengths := read_lengths(one)) is not None]
 
 
+def widest(known: Sequence[Lengths]) -> Lengths:
+    """What is said of several workers: all compiled lengths or, where one is not compiled, its longest."""
+    free = [lengths for lengths in known if not lengths.compiled]
+    if not free:
+        return compiled_lengths(count for lengths in known for count in lengths.compiled)
+    return max(free, key=lambda lengths: lengths.most)
+
+
 def refusal(id: str, frames: int, size: Size, lengths: Lengths) -> InvalidRequest | TooLarge:
     """Why a length cannot be had, and which can."""
-    if lengths.first == lengths.most:
-        message = (
-            f"num_frames is {frames}: {id} is served compiled, for videos of {_frames(lengths.most)} and no others."
-        )
+    if lengths.compiled:
+        counts = [str(count) for count in lengths.compiled[:-1]] + [_frames(lengths.most)]
+        message = f"num_frames is {frames}: {id} is served compiled, for videos of {_listed(counts)} and no others."
         return InvalidRequest(message, "num_frames")
     if frames > lengths.most:
         message = (

@@ -21,7 +21,7 @@ from service.queue.producer import Producer
 from service.queue.status import Worker, WorkerState
 from service.settings import Settings
 from student.bundle import BundleError
-from student.runtimes.sizes import sizes_of
+from student.runtimes.buckets import sizes_of
 
 POLL_EVERY_S = 0.5
 BUSY_POLL_S = 0.1

@@ -21,13 +21,14 @@ from student.files import verify_files
 from student.noise import noise
 from student.prompts import TOKENIZERS
 from student.runtimes.batches import independent, split
-from student.runtimes.lengths import Lengths, own_length
+from student.runtimes.buckets import Bucket, files_of, in_buckets
+from student.runtimes.lengths import Lengths, compiled_lengths
 from student.runtimes.machine import check_machine, facts
 from student.runtimes.manifest import RUNTIMES, RuntimeManifest, check_runtime, read_manifest
 from student.runtimes.runtime import CpuSharing, FloatArray, Watch, check_call
 from student.runtimes.scoring import Scorers
 from student.runtimes.session import Session
-from student.runtimes.sizes import Size, buckets, files_of, own_size, refusal
+from student.runtimes.sizes import Size, own_size, refusal, size_name
 from student.runtimes.stages import Opener, StagedGraphs
 from student.tokens import PromptTokens
 
@@ -108,7 +109,7 @@ class CompiledRuntime:
 
     def __init__(
         self, bundle: Path, student: Student, threads: int, name: str, graphs: Graphs,
-        others: Mapping[Size, Graphs] = MappingProxyType({}), max_batch: int | None = None,
+        others: Mapping[Bucket, Graphs] = MappingProxyType({}), max_batch: int | None = None,
         cpu_sharing: CpuSharing | None = None,
     ) -> None:  # fmt: skip
         self.name = name
@@ -125,27 +126,45 @@ class CompiledRuntime:
     @property
     def sizes(self) -> tuple[Size, ...]:
         """See ``SizedRuntime.sizes``."""
-        return (own_size(self.student), *self._others)
+        return tuple(dict.fromkeys((own_size(self.student), *(bucket.size for bucket in self._others))))
 
     @property
     def lengths(self) -> Mapping[Size, Lengths]:
-        """For a video student: every size has graphs for one length."""
-        own = own_length(self.student)
-        return {} if own is None else dict.fromkeys(self.sizes, own)
+        """For a video student: those that each size has graphs for."""
+        own = self.student.image.frames
+        if own is None:
+            return {}
+        there = [Bucket(own_size(self.student)), *self._others]
+        return {
+            size: compiled_lengths(bucket.frames or own for bucket in there if bucket.size == size)
+            for size in self.sizes
+        }
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None) -> FloatArray:
-        """See ``Runtime.draw``, and ``SizedRuntime.draw``."""
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None,
+        frames: int | None = None,
+    ) -> FloatArray:  # fmt: skip
+        """See ``Runtime.draw``, and ``VideoRuntime.draw``."""
         check_call(self.student, prompts, seeds, steps, self.max_batch)
-        graphs = self._at(size)
+        graphs = self._at(size, frames)
         parts = split(len(prompts), self.together)
         return np.concatenate([graphs.draw(prompts[part], seeds[part], steps) for part in parts])
 
-    def _at(self, size: Size | None) -> Graphs:
-        if size is None or size == own_size(self.student):
+    def _at(self, size: Size | None, frames: int | None) -> Graphs:
+        own = self.student.image.frames
+        bucket = Bucket(size or own_size(self.student), None if frames == own else frames)
+        if bucket == Bucket(own_size(self.student)):
             return self._graphs
-        if size not in self._others:
+        if bucket.size not in self.sizes:
             raise ValueError(refusal(self.student.id, self.sizes))
-        return self._others[size]
+        if bucket not in self._others:
+            raise ValueError(self._refused_length(bucket.size, frames or own))
+        return self._others[bucket]
+
+    def _refused_length(self, size: Size, frames: int | None) -> str:
+        known = self.lengths.get(size)
+        accepted = "images only" if known is None else f"{', '.join(map(str, known.compiled))} at {size_name(size)}"
+        return f"frames is {frames}: {self.student.id} was compiled for {accepted}"
 
     def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
         """See ``Runtime.score``."""
@@ -194,19 +213,23 @@ class SteppedRuntime(CompiledRuntime):
     """A staged runtime: it has previews, and can be stopped between steps."""
 
     _graphs: StagedGraphs
-    _others: Mapping[Size, StagedGraphs]
+    _others: Mapping[Bucket, StagedGraphs]
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None) -> FloatArray:
-        """See ``Runtime.draw``, and ``SizedRuntime.draw``."""
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None,
+        frames: int | None = None,
+    ) -> FloatArray:  # fmt: skip
+        """See ``Runtime.draw``, and ``VideoRuntime.draw``."""
         check_call(self.student, prompts, seeds, steps, self.max_batch)
-        return self._at(size).draw(prompts, seeds, steps)
+        return self._at(size, frames).draw(prompts, seeds, steps)
 
     def draw_watched(
-        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch, size: Size | None = None
-    ) -> FloatArray:
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, watch: Watch, size: Size | None = None,
+        frames: int | None = None,
+    ) -> FloatArray:  # fmt: skip
         """See ``StepwiseRuntime.draw_watched``."""
         check_call(self.student, prompts, seeds, steps, self.max_batch)
-        graphs = self._at(size)
+        graphs = self._at(size, frames)
         assert isinstance(graphs, StagedGraphs)
         return graphs.draw(prompts, seeds, steps, watch)
 
@@ -232,7 +255,7 @@ def make_runtime(
         BundleError: it does not belong to this student or machine, or does not open.
     """
     manifest = checked_manifest(bundle, student, name)
-    folder, open_once = bundle / RUNTIMES / name, functools.cache(open_)  # every size reads the same text stage
+    folder, open_once = bundle / RUNTIMES / name, functools.cache(open_)  # every bucket reads the same text stage
     if manifest.form != "staged":
         files = {steps: folder / graph.file for steps, graph in manifest.graphs.items()}
         return CompiledRuntime(
@@ -240,9 +263,9 @@ def make_runtime(
         )
     in_torch = stages_in_torch(bundle, student, manifest, threads)
 
-    def at(size: Size | None, resized: Student) -> StagedGraphs:
-        files = files_of(folder, manifest, size)
-        return StagedGraphs(bundle, resized, files, open_once, in_torch, manifest.boundary)
+    def at(bucket: Bucket | None, there: Student) -> StagedGraphs:
+        files = files_of(folder, manifest, bucket)
+        return StagedGraphs(bundle, there, files, open_once, in_torch, manifest.boundary)
 
-    others = {size: at(size, resized) for size, resized in buckets(student, manifest).items()}
+    others = {bucket: at(bucket, there) for bucket, there in in_buckets(student, manifest).items()}
     return SteppedRuntime(bundle, student, threads, name, at(None, student), others, cpu_sharing=cpu_sharing)

@@ -1,46 +1,55 @@
 """The numbers of frames that a runtime accepts at each size: a rule that is known before anything is generated.
 
-A compiled graph has one length. The torch runtime accepts every length that the autoencoder can divide into latent
-frames, up to what fits in memory beside the weights.
+A compiled graph has one length, and a runtime may have graphs for several. The torch runtime accepts every length that
+the autoencoder can divide into latent frames, up to what fits in memory beside the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from student.bundle import Student
 
+COMPILED = "compiled"
 LONGEST = 1024  # frames, whatever memory there is
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """``first``, ``first + step``, ... up to ``most`` frames."""
+    """``first``, ``first + step``, ... up to ``most`` frames; of these only ``compiled``, if there are any."""
 
     first: int
     most: int
     step: int = 1
+    compiled: tuple[int, ...] = ()
 
     def __contains__(self, frames: int) -> bool:
+        if self.compiled:
+            return frames in self.compiled
         return self.first <= frames <= self.most and (frames - self.first) % self.step == 0
 
-    def record(self) -> list[int]:
+    def record(self) -> list[int] | dict[str, list[int]]:
         """The form of a worker's report; ``read_lengths`` reads it."""
-        return [self.first, self.most, self.step]
+        return {COMPILED: list(self.compiled)} if self.compiled else [self.first, self.most, self.step]
 
 
 def read_lengths(said: object) -> Lengths | None:
     """The inverse of ``Lengths.record``; None for what no release writes."""
-    if not isinstance(said, Sequence) or len(said) != 3 or not all(isinstance(part, int) and part > 0 for part in said):
+    numbers = said.get(COMPILED) if isinstance(said, Mapping) else said
+    if not isinstance(numbers, Sequence) or not all(isinstance(part, int) and part > 0 for part in numbers):
         return None
-    return Lengths(*said)
+    if isinstance(said, Mapping):
+        return compiled_lengths(numbers) if numbers else None
+    return Lengths(*numbers) if len(numbers) == 3 else None
 
 
-def own_length(student: Student) -> Lengths | None:
-    """The one length of a compiled video student; None for a student of pictures."""
-    frames = student.image.frames
-    return None if frames is None else Lengths(frames, frames)
+def compiled_lengths(counts: Iterable[int]) -> Lengths:
+    """The lengths (at least one) that there are graphs for; their ``step`` divides the distances between them."""
+    known = tuple(sorted(set(counts)))
+    step = math.gcd(*(count - known[0] for count in known))
+    return Lengths(known[0], known[-1], step or 1, known)
 
 
 def frame_step(student: Student) -> int | None:

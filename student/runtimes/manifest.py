@@ -83,7 +83,8 @@ class RuntimeManifest:
     ``kept_float32`` says which operators were not rounded to the precision, and why; ``requires`` describes the
     machine (see ``student.runtimes.machine``); ``in_torch`` says which stages have no compiled form and why;
     ``profiles`` are the batch sizes (least, best, most) that an engine was built for; ``buckets`` are other sizes
-    (WIDTHxHEIGHT) with their parity, and ``bucket_sigmas`` has the sigmas of those that do not use the student's.
+    (WIDTHxHEIGHT) and lengths (WIDTHxHEIGHTxFRAMES) with their parity, and ``bucket_sigmas`` has the sigmas of those
+    that do not use the student's.
     Below the sigma ``boundary`` the stage ``step_2`` takes the place of ``step`` (see ``student.runtimes.experts``).
     """
 

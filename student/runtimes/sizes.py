@@ -1,28 +1,13 @@
-"""Picture sizes beside the student's own: each is a bucket with its own graphs for the step and the decoder.
-
-A bucket has the name that requests use, WIDTHxHEIGHT in pixels; the text stage is the same for all.
-"""
+"""Sizes beside the student's own, with the names that requests use: WIDTHxHEIGHT in pixels."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from student.bundle import BundleError, Student
-from student.runtimes.manifest import (
-    DECODER,
-    RUNTIMES,
-    STAGE_NAMES,
-    STEP,
-    STEP_2,
-    TEXT,
-    RuntimeManifest,
-    Sigmas,
-    read_manifest,
-)
+from student.bundle import Student
+from student.runtimes.manifest import Sigmas
 
 Size = tuple[int, int]  # height, width
 NAME = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
@@ -76,44 +61,11 @@ def own_size(student: Student) -> Size:
     return student.image.height, student.image.width
 
 
-def stage_name(stage: str, size: Size | None) -> str:
-    """A graph's name: ``step`` at the student's own size, ``step-320x256`` in a bucket; ``text`` is always ``text``."""
-    return stage if size is None or stage == TEXT else f"{stage}-{size_name(size)}"
-
-
 def at_size(student: Student, size: Size, cells: Size, sigmas: Sigmas | None = None) -> Student:
     """The same student at another size, so that the same code runs and verifies it; ``sigmas`` are that size's own."""
     latents = replace(student.latents, height=cells[0], width=cells[1])
     image = replace(student.image, height=size[0], width=size[1])
     return replace(student, latents=latents, image=image, sigmas=sigmas or student.sigmas)
-
-
-def buckets(student: Student, manifest: RuntimeManifest) -> dict[Size, Student]:
-    """The student at each of a runtime's sizes beside its own."""
-    found = {}
-    for name in manifest.buckets:
-        compiled = [f"{stage}-{name}" for stage in (STEP, STEP_2, DECODER) if f"{stage}-{name}" in manifest.stages]
-        if not compiled:
-            raise BundleError(f"the runtime {manifest.name} has no graph for {name}: make it again with export.run")
-        shape, size = manifest.stages[compiled[0]].inputs["latents"], read_size(name)
-        cells = int(shape[-2]), int(shape[-1])
-        found[size] = at_size(student, size, cells, manifest.bucket_sigmas.get(name))
-    return found
-
-
-def files_of(folder: Path, manifest: RuntimeManifest, size: Size | None) -> Mapping[str, Path]:
-    """The stages' files for a size."""
-    names = {stage: stage_name(stage, size) for stage in STAGE_NAMES}
-    return {stage: folder / manifest.stages[name].file for stage, name in names.items() if name in manifest.stages}
-
-
-def sizes_of(bundle: Path, student: Student) -> tuple[Size, ...]:
-    """The sizes that requests may have: the student's own, and the buckets of the runtimes in its bundle."""
-    found = [own_size(student)]
-    for folder in sorted((bundle / RUNTIMES).glob("[!.]*")):
-        with suppress(BundleError, ValueError):
-            found += [read_size(name) for name in read_manifest(folder).buckets]
-    return tuple(dict.fromkeys(found))
 
 
 def refusal(id: str, sizes: Iterable[Size]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from student.bundle import BundleError, Student
 from student.noise import noise
 from student.runtimes.batches import split
+from student.runtimes.buckets import Bucket, files_of, in_buckets
 from student.runtimes.compiled import CompiledRuntime, SteppedRuntime, checked_manifest, stages_in_torch
 from student.runtimes.engine import Cuda, Device, Engine, EngineSession, Run
 from student.runtimes.experts import STEPS, step_stage
@@ -23,7 +24,6 @@ from student.runtimes.machine import find_gpu, library_version
 from student.runtimes.manifest import DECODER, RUNTIMES, TEXT, RuntimeManifest
 from student.runtimes.runtime import FloatArray, Watch
 from student.runtimes.session import Session
-from student.runtimes.sizes import Size, buckets, files_of
 from student.runtimes.stages import StagedGraphs
 from student.sampler import denoise
 
@@ -199,11 +199,11 @@ def tensorrt_runtime(bundle: Path, student: Student, threads: int, name: str | N
     manifest = checked_manifest(bundle, student, folder, {library: library_version(library)})
     in_torch = stages_in_torch(bundle, student, manifest, threads, device.name)
 
-    def at(size: Size | None, resized: Student) -> StagedGraphs:
-        files = files_of(bundle / RUNTIMES / folder, manifest, size)
-        return engine_graphs(bundle, resized, files, library, in_torch, device, manifest.boundary)
+    def at(bucket: Bucket | None, there: Student) -> StagedGraphs:
+        files = files_of(bundle / RUNTIMES / folder, manifest, bucket)
+        return engine_graphs(bundle, there, files, library, in_torch, device, manifest.boundary)
 
-    others = {size: at(size, resized) for size, resized in buckets(student, manifest).items()}
+    others = {bucket: at(bucket, there) for bucket, there in in_buckets(student, manifest).items()}
     return SteppedRuntime(bundle, student, threads, folder, at(None, student), others, largest_batch(manifest))
 
 

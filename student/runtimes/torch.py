@@ -21,6 +21,7 @@ from student.families.resized import resized
 from student.noise import noise
 from student.pipeline import open_pipeline, read_index
 from student.runtimes.batches import Measured, measure, read_table, split, write_table
+from student.runtimes.buckets import sizes_of
 from student.runtimes.compiled import cpu_batch
 from student.runtimes.lengths import Lengths, longest
 from student.runtimes.machine import find_gpu, free_bytes
@@ -29,7 +30,7 @@ from student.runtimes.options import Options
 from student.runtimes.placement import ACTIVATIONS, TRANSFORMERS, Placement, numbers_of, place
 from student.runtimes.runtime import FloatArray, Watch, check_call
 from student.runtimes.scoring import Scorers
-from student.runtimes.sizes import Size, SizeRange, own_size, size_name, sizes_of
+from student.runtimes.sizes import Size, SizeRange, own_size, size_name
 from student.sampler import denoise
 from student.tokens import PromptTokens
 

@@ -21,10 +21,11 @@ from student.bundle import BundleError, Student, read_student
 from student.families.find import family_of_student
 from student.noise import noise
 from student.pipeline import open_pipeline
+from student.runtimes.buckets import in_buckets, sizes_of
 from student.runtimes.load import load
 from student.runtimes.manifest import check_runtime, read_manifest
 from student.runtimes.runtime import SizedRuntime
-from student.runtimes.sizes import buckets, own_size, read_size, size_name, sizes_of
+from student.runtimes.sizes import own_size, read_size, size_name
 from student.sampler import denoise
 from tests.student.families import tiny
 
@@ -95,7 +96,7 @@ def test_every_size_is_drawn_as_torch_draws_it(sized: Path) -> None:
 
 def test_a_size_has_sigmas_of_its_own_where_the_schedule_depends_on_it(sized: Path) -> None:
     student, manifest = read_student(sized), read_manifest(sized / "runtimes" / "onnx-staged-fp32")
-    others = {size_name(size): at for size, at in buckets(student, manifest).items()}
+    others = {bucket.name: at for bucket, at in in_buckets(student, manifest).items()}
     if student.family == "sd3":
         assert manifest.bucket_sigmas == {} and "bucket_sigmas" not in (
             sized / "runtimes" / "onnx-staged-fp32" / "manifest.json"

@@ -16,7 +16,7 @@ from student.bundle import read_student
 from student.pipeline import open_pipeline, reproduce
 from student.runtimes.lengths import at_length
 from student.runtimes.sizes import at_size
-from tests.service.support import PATIENCE_S, Service, post, running_service
+from tests.service.support import PATIENCE_S, Service, call, post, running_service
 from tests.service.video_files import as_bytes, decode_mp4, decode_webp, psnr
 from tests.student.families import tiny
 
@@ -26,10 +26,11 @@ MANY_STEPS = 30
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student of videos of 5 frames, 48x32, with a compiled runtime for it and for 32x64 beside its pipeline."""
+    """A student of videos of 5 frames, 48x32, with a runtime beside its pipeline that is compiled for 32x64 and for
+    9 frames too."""
     folder = tmp_path_factory.mktemp("wan") / "wan"
     tiny.build(folder, tiny.wan(), steps=(2, MANY_STEPS), height_px=32, width_px=48, frames=FRAMES)
-    export.run(student=folder, to="onnx", size=["32x64"])
+    export.run(student=folder, to="onnx", size=["32x64"], frames="9")
     return folder
 
 
@@ -98,18 +99,27 @@ def test_the_first_frame_of_a_preview_is_a_picture_of_it(service: Service) -> No
     assert client is not None and events["done"].data["job"]["progress"] == 100
 
 
-def test_torch_draws_other_lengths(in_torch: Service, bundle: Path) -> None:
-    _, data = fetched(in_torch, num_frames=9, output_format="webp", output_compression=100)
-    check_exact(decode_webp(data).frames_FHWC, wanted(bundle, 9))
-
-
-def test_what_was_compiled_has_one_length(service: Service) -> None:
-    refused = post(service.url, prompt=PROMPT, num_frames=7).json()["error"]["message"]
-    compiled = f"num_frames is 7: tiny-wan is served compiled, for videos of {FRAMES} frames and no others."
-    assert refused in (
-        compiled,
-        "num_frames is 7: tiny-wan generates 1 frame or a multiple of 4 more; the nearest: 5 or 9.",
+@pytest.mark.parametrize("size", [(32, 48), (64, 32)])
+def test_another_length_is_drawn_at_every_size(service: Service, bundle: Path, size: tuple[int, int]) -> None:
+    video, data = fetched(
+        service, num_frames=9, size=f"{size[1]}x{size[0]}", output_format="webp", output_compression=100
     )
+    check_exact(decode_webp(data).frames_FHWC, wanted(bundle, 9, size))
+    assert (video["num_frames"], video["width"], video["height"]) == (9, size[1], size[0])
+
+
+def test_a_length_that_cannot_be_drawn_is_refused_with_those_that_can(service: Service) -> None:
+    refused = {count: post(service.url, prompt=PROMPT, num_frames=count).json().get("error") for count in (7, 13)}
+    (version,) = call("GET", f"{service.url}/v1/models").json()["data"][0]["versions"]
+    if version["runtime"] == "torch":
+        assert version["lengths"]["compiled"] is None and refused[13] is None
+        said = "num_frames is 7: tiny-wan generates 1 frame or a multiple of 4 more; the nearest: 5 or 9."
+        assert refused[7]["message"] == said
+        return
+    assert version["lengths"] == {"shortest": FRAMES, "longest": 9, "step": 4, "compiled": [FRAMES, 9]}
+    for count, error in refused.items():
+        said = f"num_frames is {count}: tiny-wan is served compiled, for videos of 5 or 9 frames and no others."
+        assert (error["message"], error["param"]) == (said, "num_frames")
 
 
 def test_a_worker_killed_in_the_middle_of_a_video_costs_nothing(in_torch: Service) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from student.bundle import read_student
 from student.runtimes import torch as module
-from student.runtimes.lengths import LONGEST, Lengths
+from student.runtimes.lengths import LONGEST, Lengths, compiled_lengths, read_lengths
 from student.runtimes.torch import TorchRuntime
 from tests.student.families import tiny
 
@@ -21,6 +22,23 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wan") / "wan"
     tiny.build(folder, tiny.wan(), steps=(1,), height_px=OWN[0], width_px=OWN[1], frames=FRAMES)
     return folder
+
+
+@pytest.mark.parametrize("lengths", [Lengths(1, 33, 4), compiled_lengths((9,)), compiled_lengths((81, 33, 17))])
+def test_a_workers_report_is_read_again(lengths: Lengths) -> None:
+    assert read_lengths(json.loads(json.dumps(lengths.record()))) == lengths
+
+
+def test_compiled_lengths_are_those_that_there_are_graphs_for() -> None:
+    lengths = compiled_lengths((81, 17, 33, 17))
+    assert (lengths.first, lengths.most, lengths.step) == (17, 81, 16)
+    assert [count for count in range(100) if count in lengths] == [17, 33, 81]
+    assert compiled_lengths((9,)) == Lengths(9, 9, 1, (9,))
+
+
+@pytest.mark.parametrize("said", [None, "9", [9], [1, 0, 4], {}, {"compiled": []}, {"compiled": [0]}, {"other": [9]}])
+def test_what_no_release_writes_is_not_read(said: object) -> None:
+    assert read_lengths(said) is None
 
 
 @pytest.mark.parametrize(("fit", "most"), [(0, 1), (8, 5), (9, 9), (12, 9), (25, 25)])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import fewstep
-from service.errors import TooLarge
+from service.errors import InvalidRequest, TooLarge
 from service.http.schema import GenerateRequest
 from service.http.services import Services
 from service.http.videos import check_length
@@ -177,7 +177,7 @@ def test_a_student_of_pictures_draws_no_videos(live: Service, fields: dict[str, 
 def test_models_tell_how_long_their_videos_are(videos: Service, live: Service) -> None:
     (version,) = call("GET", f"{videos.url}/v1/models").json()["data"][0]["versions"]
     assert (version["num_frames"], version["fps"]) == (9, 8)
-    assert version["lengths"] == {"shortest": 1, "longest": 33, "step": 4}
+    assert version["lengths"] == {"shortest": 1, "longest": 33, "step": 4, "compiled": None}
     (version,) = call("GET", f"{live.url}/v1/models").json()["data"][0]["versions"]
     assert (version["num_frames"], version["fps"], version["lengths"]) == (None, None, None)
 
@@ -214,6 +214,29 @@ def test_the_own_length_is_taken_for_granted_only_at_the_own_size(
         return
     with pytest.raises(TooLarge, match=f"the longest video of {side_px}x{side_px} that fits into the memory here"):
         runner.run(checked)
+
+
+@pytest.mark.parametrize(
+    ("reports", "said"),
+    [
+        ([{"compiled": [9]}], "is served compiled, for videos of 9 frames and no others."),
+        ([{"compiled": [17, 9]}, {"compiled": [33, 9]}], "compiled, for videos of 9, 17 or 33 frames and no others."),
+        ([{"compiled": [17]}, [1, 13, 4]], "the longest video of 64x64 that fits into the memory here has 13 frames."),
+    ],
+)
+def test_a_refusal_names_the_lengths_of_all_workers(runner: asyncio.Runner, reports: list[Any], said: str) -> None:
+    served = Served(fake_video_student(), len)
+    workers = [
+        Worker(str(k), "onnx", "h", 1, True, models={str(served.name): {"lengths": {"64x64": report}}})
+        for k, report in enumerate(reports)
+    ]
+    services = cast(Services, SimpleNamespace(producer=SimpleNamespace(workers=AsyncMock(return_value=workers))))
+    for report in reports:
+        if isinstance(report, dict):
+            body = GenerateRequest(prompt="waves", num_frames=report["compiled"][0])
+            runner.run(check_length(services, served, body, (64, 64)))
+    with pytest.raises((InvalidRequest, TooLarge), match=said):
+        runner.run(check_length(services, served, GenerateRequest(prompt="waves", num_frames=29), (64, 64)))
 
 
 def test_longer_videos_cost_more_of_a_quota() -> None:
