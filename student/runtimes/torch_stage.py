@@ -12,7 +12,7 @@ from torch import nn
 
 from student.bundle import Student
 from student.families.find import family_of_student
-from student.families.stages import stage_modules
+from student.families.stages import Step, stage_modules
 from student.pipeline import open_pipeline
 from student.runtimes.experts import STEPS
 from student.runtimes.manifest import DECODER, TEXT
@@ -41,7 +41,8 @@ def torch_stages(
     if not names:
         return {}
     torch.set_num_threads(threads)
-    modules = stage_modules(family_of_student(open_pipeline(bundle), student).to(device))
+    model = family_of_student(open_pipeline(bundle), student).to(device)
+    modules = {**stage_modules(model), **dict.fromkeys(STEPS, Step(model))}  # which calls the right expert itself
     outputs = {TEXT: text_outputs(student.family), **dict.fromkeys(STEPS, ("velocity",)), DECODER: ("images",)}
     stages = {name.partition("-")[0] for name in names}
     return {stage: TorchStage(modules[stage], outputs[stage], device) for stage in sorted(stages)}
