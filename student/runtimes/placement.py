@@ -56,11 +56,12 @@ def read_header(path: Path) -> dict[str, dict[str, list[int]]]:
 
 def place(
     numbers: Mapping[str, int], gpu: Gpu | None, offload: str = "auto", in_float32: Collection[str] = (),
-    activations: int = ACTIVATIONS,
+    activations: int = ACTIVATIONS, scorers: int = 0,
 ) -> Placement:  # fmt: skip
     """The device and type of the network, and where the prompt encoders are kept.
 
-    ``in_float32`` are parts that always run in float32, ``activations`` the bytes that a call needs beside the weights.
+    ``in_float32`` are parts that always run in float32, ``activations`` the bytes that a call needs beside the weights,
+    ``scorers`` those that the student's scorers hold already.
 
     Raises:
         BundleError: an unknown offload, or a GPU that is too small for the network.
@@ -73,7 +74,7 @@ def place(
     float32 = {*in_float32, *(("vae",) if dtype == "float16" else ())}
     taken = {part: count * (4 if part in float32 else WIDTH[dtype]) for part, count in numbers.items()}
     denoising = sum(taken.get(part, 0) for part in DENOISING)
-    everything, room = sum(taken.values()), int(gpu.memory_bytes * USABLE)
+    everything, room = sum(taken.values()), int(gpu.memory_bytes * USABLE) - scorers
     needed = {"off": everything + activations, "encoders": max(everything, denoising + activations)}
     needed["cpu"] = denoising + activations
     chosen = next((name for name in needed if needed[name] <= room), "") if offload == "auto" else offload
@@ -82,6 +83,7 @@ def place(
         raise BundleError(
             f"the network needs {least / 2**30:.1f} GiB of GPU memory in {dtype}, but {gpu.name} has only "
             f"{room / 2**30:.1f} GiB available"
+            + (f" beside the {scorers / 2**30:.1f} GiB of its scorers" if scorers else "")
         )
     return Placement("cuda", dtype, chosen)
 

@@ -49,6 +49,7 @@ class Scorers:
     def __init__(self, bundle: Path, student: Student, threads: int, open_reward: OpenReward | None = None) -> None:
         self._student = student
         self._functions: dict[str, ScoreFn] = {}
+        self._left_out: set[str] = set()
         for name, scorer in student.scorers.items():
             if (bundle / scorer.file).is_file():
                 check_scorer(bundle, student, name)
@@ -62,14 +63,15 @@ class Scorers:
         return tuple(self._functions)
 
     def open_named(self, open_reward: OpenReward) -> None:
-        """Open the scorers that have a reward's name and are not compiled."""
+        """Open the scorers that have a reward's name and are not compiled; each is tried once."""
         for name, scorer in self._student.scorers.items():
-            if name in self._functions or scorer.reward is None:
+            if name in self._functions or name in self._left_out or scorer.reward is None:
                 continue
             try:
                 self._functions[name] = open_reward(scorer.reward)
             except Exception as error:  # a user's reward may fail in any way, and pictures are served without it
                 log.warning("the scorer %s (%s) is left out: %s", name, scorer.reward, error)
+                self._left_out.add(name)
 
     def score(self, images: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
         """Standardised scores_B by scorer name, of the pictures as they are served, in bytes.

@@ -37,6 +37,7 @@ from student.tokens import PromptTokens
 DEFAULT = Options()
 WHOLE = (slice(None),)
 COMPILE = {"off": None, "on": "default", "graphs": "reduce-overhead"}
+COMPILED_SHAPES = 64  # sizes times batches that a network is compiled for; torch's own limit is 8, and then it gives up
 
 
 class TorchModel:
@@ -46,6 +47,8 @@ class TorchModel:
         self.family, self.placement = family, placement
         self._recorded = compile == "graphs"
         if mode := COMPILE[compile]:
+            dynamo = torch._dynamo.config
+            dynamo.recompile_limit = max(dynamo.recompile_limit, COMPILED_SHAPES)
             for name, part in family.named_children():
                 if name in TRANSFORMERS:
                     part.compile(mode=mode, dynamic=False)
@@ -140,9 +143,11 @@ class TorchRuntime:
         kind = FAMILIES[str(read_index(bundle)["_class_name"])]
         gpu = find_gpu()[0] if torch.cuda.is_available() else None
         activations = max(ACTIVATIONS, kind.decoder_bytes_px * student.image.height * student.image.width)
-        self.placement = place(numbers_of(bundle), gpu, options.offload, kind.in_float32, activations)
+        free = _free_bytes()
+        self.scorers = Scorers(bundle, student, threads, options.open_reward)  # first: what is left is measured below
+        taken = max(0, free - _free_bytes())
+        self.placement = place(numbers_of(bundle), gpu, options.offload, kind.in_float32, activations, taken)
         self._model = TorchModel(_open(bundle, student, self.placement, kind), self.placement, options.compile)
-        self.scorers = Scorers(bundle, student, threads)
         self.sizes: tuple[Size, ...] = sizes_of(bundle, student)
         started = time.perf_counter()
         self.batches = self._measured(bundle, options)
@@ -252,6 +257,11 @@ def _key(student: Student, placement: Placement, options: Options) -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     parts = (gpu, torch.__version__, placement.dtype, placement.offload, options.compile, student.fingerprint()[:16])
     return " ".join(map(str, parts))
+
+
+def _free_bytes() -> int:
+    """Of the GPU's memory; 0 without one."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
 
 
 def _room_bytes(device: str) -> int | None:

@@ -56,6 +56,13 @@ def test_a_gpu_that_is_too_small_is_refused_with_the_figures() -> None:
         place(FLUX, gpu(80), "disk")
 
 
+def test_what_scorers_hold_is_not_there_for_the_network() -> None:
+    assert place(FLUX, gpu(40)).offload == "off"
+    assert place(FLUX, gpu(40), scorers=4 * GIB).offload == "encoders"
+    with pytest.raises(BundleError, match=r"only 21\.8 GiB available beside the 4\.0 GiB of its scorers"):
+        place(FLUX, gpu(28), scorers=4 * GIB)
+
+
 def test_both_experts_of_wan_2_2_14b_must_fit() -> None:
     with pytest.raises(BundleError, match=r"needs 55\.5 GiB of GPU memory in bfloat16"):
         place(WAN_14B, gpu(48))

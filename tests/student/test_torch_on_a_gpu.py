@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from student.bundle import BundleError, Student, read_student
+from student.bundle import BundleError, Scorer, Student, read_student
 from student.families.find import FAMILIES
 from student.runtimes import placement as placement_module
 from student.runtimes import torch as module
@@ -26,7 +26,8 @@ from student.runtimes.machine import Gpu
 from student.runtimes.manifest import RUNTIMES
 from student.runtimes.options import Options
 from student.runtimes.placement import Placement, place
-from student.runtimes.torch import TorchRuntime
+from student.runtimes.scoring import ScoreFn
+from student.runtimes.torch import TorchModel, TorchRuntime
 from tests.student.families import tiny
 
 GIB = 2**30
@@ -96,6 +97,23 @@ def test_a_gpu_without_room_for_what_a_call_needs_is_refused(
     monkeypatch.setattr(kind, "decoder_bytes_px", 90 * GIB / (student.image.height * student.image.width))
     with pytest.raises(BundleError, match=r"needs 90\.0 GiB of GPU memory"):
         opened(tmp_path / "student")
+
+
+def test_scorers_are_opened_before_the_network_is_placed_in_the_memory_that_they_leave(
+    tmp_path: Path, pinned: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, free, given = built(tmp_path / "student", "sd3"), [70 * GIB], list[int]()
+    student = replace(student, scorers={"own": Scorer("scorers/own.onnx", 0.0, 1.0, "heldout", reward="own:Reward")})
+
+    def open_reward(name: str) -> ScoreFn:
+        assert not given
+        free[0] -= 3 * GIB
+        return lambda images_BCHW, prompts: np.zeros(len(prompts), np.float32)
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free[0], 80 * GIB))
+    monkeypatch.setattr(module, "place", lambda *asked: given.append(asked[-1]) or Placement(DEVICE, "float32"))
+    runtime = TorchRuntime(tmp_path / "student", student, 1, Options(open_reward))
+    assert given == [3 * GIB] and runtime.scorers.names == ("own",)
 
 
 @pytest.mark.parametrize("offload", ["off", "encoders", "cpu"])
@@ -215,3 +233,29 @@ def test_the_transformer_is_compiled_and_recorded_as_asked(
     np.testing.assert_array_equal(runtime.draw(PROMPTS, SEEDS, 2), expected)
     assert begun == list(range(recorded.calls)), "each call begins a new step"
     assert recorded.calls == (2 + 2 * 2 if compile == "graphs" else 0), "one warm-up, then two parts at two steps"
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_every_size_and_batch_is_compiled_beyond_torchs_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sizes in batches of 1, 2, 4, 8 and 16 are more shapes than those after which torch gives up by itself."""
+    shapes, compile = list[torch.Size](), nn.Module.compile
+
+    def backend(graph: Any, inputs: list[Tensor]) -> Callable[..., Any]:
+        shapes.append(inputs[-1].shape)
+        return graph.forward  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, mode, dynamic: compile(self, backend=backend, dynamic=dynamic)
+    )
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    family = nn.Module()
+    family.transformer = Doubled()
+    TorchModel(family, Placement("cpu", "float32"), "on")  # type: ignore[arg-type]
+    asked = [torch.Size([batch, rows, 2]) for rows in (3, 5) for batch in (1, 2, 4, 8, 16)]
+    for shape in (*asked, *asked):
+        family.transformer(torch.ones(shape))
+    assert shapes == asked, "each once"
