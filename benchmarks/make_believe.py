@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -160,8 +161,17 @@ def unread() -> Iterator[None]:
         patch.object(Tensor, "__int__", lambda _: 0),
         patch.object(Tensor, "__bool__", lambda _: True),
         patch.object(Tensor, "tolist", lambda self: [1.0] * len(self)),
+        patch.object(Tensor, "numpy", functools.partialmethod(_numpy, Tensor.numpy)),
     ):
         yield
+
+
+def _numpy(value: Tensor, read: Callable[[Tensor], Any]) -> Any:
+    if not isinstance(value, FakeTensor):
+        return read(value)
+    if value.device.type == DEVICE:
+        raise TypeError(f"can't convert {DEVICE} device type tensor to numpy")
+    return np.ones(value.shape, np.float32)
 
 
 def put(module: nn.Module | None, mode: FakeTensorMode, dtype: torch.dtype, device: str = DEVICE) -> None:
@@ -193,11 +203,13 @@ class Peak(TorchDispatchMode):
     """The bytes that are alive on a device, and the most that were since ``restart``.
 
     ``hold`` counts what was there before. (torch's MemTracker hooks gradients, of which frozen weights have none.)
+    With more than ``limit`` bytes the device is out of memory.
     """
 
-    def __init__(self, device: str = DEVICE) -> None:
+    def __init__(self, device: str = DEVICE, limit: int | None = None) -> None:
         super().__init__()
         self._device = device
+        self._limit = limit
         self.now = self.most = 0
         self._alive: dict[int, int] = {}
         resize = torch.UntypedStorage.resize_
@@ -237,6 +249,8 @@ class Peak(TorchDispatchMode):
             return
         self._hold(storage)
         weakref.finalize(storage, self._free, storage._cdata)
+        if self._limit is not None and self.now > self._limit:
+            raise torch.OutOfMemoryError(f"{self.now} bytes of {self._limit}")
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
         self._alive[storage._cdata] = storage.nbytes()

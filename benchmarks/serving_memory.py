@@ -45,40 +45,55 @@ DTYPE = torch.bfloat16
 
 @dataclass(frozen=True)
 class Row:
-    """Bytes: each part's weights, and by offload and stage the most that was alive on the device."""
+    """Bytes: each part's weights, and by offload and stage the most that was alive on the device; of one picture, and
+    by their number of several in one call with the last offload."""
 
     case: Case
     weights: Mapping[str, int]
     peak: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    together: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
 
     def most(self, offload: str) -> int:
         return max(self.peak[offload].values())
 
 
-def measure(case: Case, offloads: Sequence[str] = OFFLOADS[1:], batch: int = 1, steps: int = 2) -> Row:
-    """Draw ``batch`` pictures in as many steps with each offload; what comes out is held to its shape and type."""
-    row = Row(case, {}, {})
+def measure(case: Case, offloads: Sequence[str] = OFFLOADS[1:], batches: Sequence[int] = (), steps: int = 2) -> Row:
+    """Draw one picture with each offload, and with the last one ``batches`` of several; what comes out is held to its
+    shape and type."""
+    row = Row(case, {})
     for offload in offloads:
         with fake_device() as mode, unread(), kernels(), Peak() as peak:
             model = opened(case, offload, mode)
             row.weights.update(_weights(model.family))  # type: ignore[attr-defined]
             for part in (model.family.transformer, model.family.vae, *_encoders(model.family)):
                 peak.hold(part)
-            row.peak[offload] = _drawn(case, model, peak, batch, steps)  # type: ignore[index]
+            row.peak[offload] = _drawn(case, model, peak, 1, steps)  # type: ignore[index]
+            for batch in batches if offload == offloads[-1] else ():
+                row.together[batch] = _drawn(case, model, peak, batch, steps)  # type: ignore[index]
     return row
 
 
 def opened(case: Case, offload: str, mode: FakeTensorMode) -> TorchModel:
-    """The family as ``TorchRuntime`` opens it: types as the placement says, encoders where they wait."""
+    """The model as ``TorchRuntime`` opens it: types as the placement says, encoders where they wait."""
+    return TorchModel(placed(case, offload, mode), Placement(DEVICE, "bfloat16", offload))
+
+
+def whole(case: Case) -> Family:
+    """The family with its encoders, on the meta device."""
     family = without_weights(case.model)
     for name, make in zip(family.encoders, case.encoders, strict=True):
         with torch.device("meta"):
             setattr(family, name, make().requires_grad_(False).eval())
-    place = DEVICE if offload == "off" else "cpu"
+    return family
+
+
+def placed(case: Case, offload: str, mode: FakeTensorMode) -> Family:
+    """The family's parts on the fake device, or where the offload lets them wait."""
+    family, place = whole(case), DEVICE if offload == "off" else "cpu"
     for name in ("transformer", "vae", *family.encoders):
         dtype = torch.float32 if name in family.in_float32 else DTYPE
         _put(getattr(family, name), mode, dtype, place if name in family.encoders else DEVICE)
-    return TorchModel(family, Placement(DEVICE, "bfloat16", offload))
+    return family
 
 
 def _put(part: nn.Module, mode: FakeTensorMode, dtype: torch.dtype, device: str) -> None:

@@ -21,13 +21,16 @@ from tests.alone import alone
 
 ROOT = Path(__file__).resolve().parents[1]
 BY_NAME = {case.name: case for case in CASES}
-MEDIUM, KLEIN = BY_NAME["Stable Diffusion 3.5 medium"], BY_NAME["FLUX.2 klein 4B"]
-DEV, WAN = BY_NAME["FLUX.1-dev"], BY_NAME["Wan 2.1 1.3B"]
-OFFLOADS = {  # the script does all
+MEDIUM = BY_NAME["Stable Diffusion 3.5 medium"]
+OFFLOADS = {  # every published model; the script does all three offloads of each
     MEDIUM.name: ("off", "encoders", "cpu"),
-    KLEIN.name: ("cpu",),
-    DEV.name: ("off",),
-    WAN.name: ("off",),
+    "FLUX.1-dev": ("off",),
+    "FLUX.1-schnell": ("encoders",),
+    "FLUX.2 klein 4B": ("cpu",),
+    "Qwen-Image": ("encoders",),
+    "Z-Image": ("off",),
+    "Wan 2.1 1.3B": ("off",),
+    "Wan 2.2 5B": ("encoders",),
 }
 # Parameters of the encoders, as the headers of the published files have them.
 ENCODERS = {
@@ -51,22 +54,22 @@ def test_the_encoders_are_of_the_published_size(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, Row]:
-    """Four families, measured in a process of their own."""
+    """Every published model, measured in a process of its own."""
     program = (
         "import json, sys; from benchmarks.published import CASES; from benchmarks.serving_memory import measure; "
         "asked = json.loads(sys.argv[1]); "
-        "rows = [measure(case, asked[case.name]) for case in CASES if case.name in asked]; "
-        "print(json.dumps([[row.case.name, row.weights, row.peak] for row in rows])); sys.stdout.flush(); "
-        "import os; os._exit(0)"
+        "rows = [measure(case, asked[case.name], () if case.frames > 1 else (4,)) for case in CASES]; "
+        "print(json.dumps([[row.case.name, row.weights, row.peak, row.together] for row in rows])); "
+        "sys.stdout.flush(); import os; os._exit(0)"
     )
     command = [sys.executable, "-c", program, json.dumps(OFFLOADS)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    return {name: Row(BY_NAME[name], weights, peak) for name, weights, peak in json.loads(done.stdout)}
+    return {name: Row(BY_NAME[name], *counted) for name, *counted in json.loads(done.stdout)}
 
 
-@pytest.mark.parametrize("case", [MEDIUM, KLEIN, DEV, WAN], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_lies_on_the_device_is_what_the_offload_says(rows: dict[str, Row], case: Case) -> None:
     row = rows[case.name]
     activations = max(ACTIVATIONS, case.model.family.decoder_bytes_px * case.height * case.width)
@@ -79,14 +82,33 @@ def test_what_lies_on_the_device_is_what_the_offload_says(rows: dict[str, Row], 
             assert resident < row.peak[offload][stage] <= resident + activations, "the placement leaves so much"
 
 
-def test_the_document_says_what_is_measured(rows: dict[str, Row]) -> None:
+@pytest.mark.parametrize("case", [case for case in CASES if case.frames == 1], ids=lambda case: case.name)
+def test_four_pictures_in_one_call_take_four_times_what_the_placement_leaves_for_one(
+    rows: dict[str, Row], case: Case
+) -> None:
+    row, offload = rows[case.name], OFFLOADS[case.name][-1]
+    one, four = row.peak[offload], row.together["4"]  # type: ignore[index]
+    activations = max(ACTIVATIONS, case.model.family.decoder_bytes_px * case.height * case.width)
+    resident = row.weights["transformer"] + row.weights["autoencoder"]
+    resident += row.weights["encoders"] if offload == "off" else 0
+    for stage in ("draw", "decode"):
+        assert one[stage] < four[stage] <= resident + 4 * activations
+    assert four["decode"] - resident == pytest.approx(4 * (one["decode"] - resident), rel=0.02), "each takes the same"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_document_says_what_is_measured(rows: dict[str, Row], case: Case) -> None:
+    row = rows[case.name]
     document = (ROOT / "docs" / "models.md").read_text("utf-8")
-    lines = {line.split(",")[0].removeprefix("| "): line for line in document.splitlines() if line.startswith("| ")}
-    assert serving_memory.line(rows[MEDIUM.name]) in document, "run python -m benchmarks.serving_memory --write"
-    assert lines[KLEIN.name].endswith(f"| **{rows[KLEIN.name].most('cpu') / GB:.1f}** |")
-    for case in (DEV, WAN):
-        assert f": **{rows[case.name].most('off') / GB:.1f}** |" in lines[case.name]
-    assert all(f"| {case.name}, {case.size} |" in document for case in CASES)
+    (line,) = (line for line in document.splitlines() if line.startswith(f"| {case.name}, {case.size} |"))
+    said = line.strip("| ").split(" | ")
+    wanted = [f"{row.weights[part] / GB:.1f}" for part in ("encoders", "transformer", "autoencoder")]
+    assert said[1:4] == wanted, "run python -m benchmarks.serving_memory --write"
+    for offload in row.peak:
+        most = said[4 + ("off", "encoders", "cpu").index(offload)]
+        assert most.rpartition("**")[0].endswith(f"**{row.most(offload) / GB:.1f}")
+    if len(row.peak) == 3:
+        assert serving_memory.line(row) == line
 
 
 def test_a_part_that_lies_elsewhere_is_noticed() -> None:
