@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from service.models.controller import ModelController
-from service.models.folder import Folder
+from service.models import controller as controller_module
+from service.models.controller import ModelController, Version
+from service.models.folder import Folder, Name
 from service.models.registry import Entry, ModelRegistry, ModelState, ModelStates
+from service.quality.canary import Canary, Decision, Plan, Sums, Verdict
 from service.queue.producer import Producer
 from service.queue.status import WorkerState
 from service.settings import Settings
+from student.bundle import BundleError
 
 NAME = "cats/1"
 
@@ -74,3 +78,154 @@ def test_a_model_moves_on_when_every_worker_has(
     runner: asyncio.Runner, state: ModelState, workers: list[Any], after: list[ModelState]
 ) -> None:
     assert moves(runner, state, workers) == after
+
+
+class Registered:
+    """A controller over a registry that answers ``states``, and all that it asks of it."""
+
+    def __init__(self, states: ModelStates, *found: str, workers: Sequence[Any] = ()) -> None:
+        self.states, self.workers = states, workers
+        self.asked: list[tuple[Any, ...]] = []
+        names = [Name.of(name) for name in found]
+        registry = SimpleNamespace(
+            read=self._read,
+            init=self._heard("init", None),
+            transition=self._heard("transition", True),
+            promote_first=self._heard("promote_first", None),
+            end_canary=self._heard("end_canary", "over"),
+            sums=self._heard("sums", Sums(pairs=7)),
+        )
+        folder = SimpleNamespace(newest=lambda: names, names=lambda: names, student=self._student)
+        producer = SimpleNamespace(workers=self._workers)
+        self.controller = ModelController(
+            Settings(runtime="fake"), cast(Folder, folder), cast(ModelRegistry, registry), cast(Producer, producer)
+        )
+
+    async def _read(self) -> ModelStates:
+        return self.states
+
+    async def _workers(self) -> Sequence[Any]:
+        return self.workers
+
+    def _heard(self, verb: str, answer: Any) -> Any:
+        async def hear(*args: Any) -> Any:
+            self.asked.append((verb, *args))
+            return answer
+
+        return hear
+
+    def _student(self, name: Name) -> Any:
+        raise BundleError("its files are elsewhere")
+
+    def of(self, verb: str) -> list[tuple[Any, ...]]:
+        return [tuple(args) for said, *args in self.asked if said == verb]
+
+
+def test_the_first_process_has_the_newest_version_of_every_unregistered_model_loaded(runner: asyncio.Runner) -> None:
+    around = Registered(ModelStates({"dogs/1": Entry(ModelState.SERVING)}), "cats/2", "dogs/5")
+    runner.run(around.controller.refresh())
+    runner.run(around.controller.refresh())
+    ((fresh,),) = around.of("init")
+    assert {name: entry.state for name, entry in fresh.entries.items()} == {"cats/2": ModelState.LOADING}
+    assert len(fresh.entries["cats/2"].attempt) == 16, "and once"
+
+
+def test_a_server_that_lost_its_data_is_told_what_was_known(runner: asyncio.Runner) -> None:
+    known = ModelStates({NAME: Entry(ModelState.SERVING)}, {"cats": "1"})
+    around = Registered(known, "cats/2")
+    runner.run(around.controller.refresh())
+    around.states = ModelStates()
+    runner.run(around.controller.refresh())
+    assert around.of("init")[-1] == (known,)
+
+
+def test_a_version_is_asked_for_from_the_states_that_it_can_be_loaded_from(runner: asyncio.Runner) -> None:
+    around = Registered(ModelStates({NAME: Entry(ModelState.SERVING)}))
+    runner.run(around.controller.load(Name.of(NAME)))
+    ((name, before, entry),) = around.of("transition")
+    assert name == NAME and set(before) == {"none", "refused", "unloaded", "unloading"}
+    assert entry.state == ModelState.LOADING and len(entry.attempt) == 16
+
+
+def test_the_first_version_that_is_served_becomes_the_latest(runner: asyncio.Runner) -> None:
+    around = Registered(ModelStates({NAME: Entry(ModelState.LOADING, "try")}), workers=[worker(NAME)])
+    runner.run(around.controller.refresh())
+    assert around.of("transition") == [(NAME, [ModelState.LOADING], Entry(ModelState.SERVING, "try"))]
+    assert around.of("promote_first") == [("cats", "1")]
+
+
+def test_a_version_says_its_state_and_who_holds_it(runner: asyncio.Runner) -> None:
+    states = ModelStates({NAME: Entry(ModelState.REFUSED, "try", "no room"), "dogs/3": Entry(ModelState.UNLOADED)})
+    holds, other = worker(NAME), worker()
+    around = Registered(states, "cats/1", "cats/2", workers=[holds, other])
+    runner.run(around.controller.refresh())
+    assert around.controller.versions() == [
+        Version(Name("cats", "1"), "refused", "no room", False, (holds,)),
+        Version(Name("cats", "2"), "available", "", False, ()),
+        Version(Name("dogs", "3"), "unloaded", "", False, ()),
+    ]
+
+
+SERVED = {"cats/1": Entry(ModelState.SERVING), "cats/2": Entry(ModelState.SERVING)}
+CHANGED = ("stopped", "the versions that are served have changed")
+
+
+@pytest.mark.parametrize(
+    ("states", "end"),
+    [
+        (ModelStates(SERVED, {"cats": "1"}), None),
+        (ModelStates(SERVED, {"cats": "2"}), CHANGED),
+        (ModelStates({"cats/1": Entry(ModelState.SERVING)}, {"cats": "1"}), CHANGED),
+        (ModelStates({**SERVED, "cats/2": Entry(ModelState.UNLOADING)}, {"cats": "1"}), CHANGED),
+    ],
+)
+def test_a_canary_goes_on_while_its_two_versions_are_served(
+    runner: asyncio.Runner, states: ModelStates, end: tuple[str, str] | None
+) -> None:
+    canary = Canary("cats", "1", "2", "e", 0.05, Plan())
+    around = Registered(replace(states, canaries={"cats": canary}))
+    runner.run(around.controller.refresh())
+    assert around.of("end_canary") == ([(canary, *end)] if end else [])
+    assert runner.run(around.controller.canaries()) == [(canary, Sums(pairs=7))]
+
+
+def test_a_canary_that_is_over_is_judged_no_more(runner: asyncio.Runner) -> None:
+    over = Canary("cats", "1", "2", "e", 0.05, Plan(), state="stopped")
+    around = Registered(ModelStates(SERVED, {"cats": "2"}, {"cats": over}))
+    runner.run(around.controller.refresh())
+    assert around.of("end_canary") == [] and around.of("sums") == []
+
+
+def test_what_this_process_cannot_score_it_does_not_promote(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canary = Canary("cats", "1", "2", "e", 0.05, Plan())
+    around = Registered(ModelStates(SERVED, {"cats": "1"}, {"cats": canary}))
+    monkeypatch.setattr(controller_module, "judge", lambda *_: Verdict(Decision.PROMOTE, "all is well"))
+    runner.run(around.controller.refresh())
+    assert around.of("end_canary") == [], "its bundles cannot be read here"
+    monkeypatch.setattr(controller_module, "judge", lambda *_: Verdict(Decision.ROLL_BACK, "it is worse"))
+    runner.run(around.controller.refresh())
+    assert around.of("end_canary") == [(canary, "rolled_back", "it is worse")]
+
+
+@pytest.mark.parametrize(
+    ("state", "pause_s"),
+    [
+        (ModelState.LOADING, controller_module.BUSY_POLL_S),
+        (ModelState.UNLOADING, controller_module.BUSY_POLL_S),
+        (ModelState.SERVING, controller_module.POLL_EVERY_S),
+    ],
+)
+def test_it_looks_more_often_while_something_moves(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, state: ModelState, pause_s: float
+) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    around = Registered(ModelStates({NAME: Entry(state)}))
+    monkeypatch.setattr(controller_module, "asyncio", SimpleNamespace(sleep=sleep, to_thread=asyncio.to_thread))
+    runner.run(around.controller.poll())
+    assert slept == [pause_s]
