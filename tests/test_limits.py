@@ -40,6 +40,12 @@ LIMITS: dict[str, tuple[Any, str]] = {
     "service.http.mirroring.PRIORITY": (-5, "the lowest: behind everybody's work"),
     "service.http.mirroring.TIMEOUT_S": (900.0, "a pair that has waited for 15 minutes compares nothing"),
     "service.http.mirroring.MOST_WAITING": (64, "a queue that is behind is not made longer"),
+    "service.errors.RETRY_AFTER_S": (1, "whoever is refused without an estimate comes back after a second"),
+    "service.http.quality.MOST_DRAWN": (64, "a larger request would hold up everybody's"),
+    "service.http.streams.RENEWED_AT_ONCE": (1000, "streams in one call of the queue"),
+    "service.http.tasks.CANCEL_AGAIN_S": (0.1, "a task that swallows its end is asked again"),
+    "service.listener.BACKLOG": (2048, "connections that wait while a process is busy"),
+    "service.keys.MAX_NAME_CHARS": (100, "a name is a label of metrics"),
     # How fast whoever waits hears of it.
     "service.queue.replies.BLOCK_S": (2.0, "a read ends well before the client's time-out"),
     "service.queue.replies.POLL_S": (2.0, "what a lost notice costs"),
@@ -50,6 +56,23 @@ LIMITS: dict[str, tuple[Any, str]] = {
     "service.queue.producer.MOST_WORKERS": (1000, "an answer about workers is bounded"),
     "service.queue.consumer.PROBES_KEPT_MS": (400 * 86_400_000, "a machine that comes back next year is known"),
     "service.queue.status.DRAINED": (6, "the supervisor does not start it again"),
+    "service.queue.connection.RETRIES": (12, "about 4 s in all: a restarted server is back by then"),
+    "service.queue.connection.FIRST_PAUSE_S": (0.02, "a lost connection costs milliseconds"),
+    "service.queue.connection.LONGEST_PAUSE_S": (0.5, "twelve tries are about 4 s"),
+    "service.queue.connection.CONNECT_TIMEOUT_S": (2.0, "less than a call"),
+    "service.queue.connection.CALL_TIMEOUT_S": (5.0, "a server that swaps answers late"),
+    "service.queue.connection.LONGEST_CALL_S": (8.0, "a server that never answers must not block a client"),
+    "service.queue.connection.MOST_CONNECTIONS": (32, "of one event loop, of 10,000 of the server's"),
+    "service.queue.connection.CONNECTION_WAIT_S": (4.0, "less than a call with its retries"),
+    "service.models.controller.POLL_EVERY_S": (0.5, "what another process changed is seen within half a second"),
+    "service.models.controller.BUSY_POLL_S": (0.1, "while a model moves"),
+    "service.models.loader.POLL_EVERY_S": (0.2, "a worker loads what it is asked to at once"),
+    "service.models.memory.ROOM_BYTES": (64 * 2**20, "room to compute, measured on the starter student"),
+    "service.models.memory.GROWTH": (2, "its files and the runtime's copies, measured on the starter student"),
+    "service.webhooks.deliver.POLL_EVERY_S": (0.3, "a delivery that is due waits no longer"),
+    "service.supervise.supervisor.POLL_EVERY_S": (0.1, "a process that dies is started again at once"),
+    "service.supervise.processes.STOP_POLL_S": (0.02, "a stop takes no longer than its processes do"),
+    "service.run.WORKER_NICENESS": (10, "the HTTP process and the queue need a CPU for moments only"),
     # The worker.
     "service.worker.watchdog.TIMES_USUAL": (20.0, "docs/operate.md, FEWSTEP_CALL_TIMEOUT_S"),
     "service.worker.watchdog.SHORTEST_BOUND_S": (30.0, "docs/operate.md, FEWSTEP_CALL_TIMEOUT_S"),
@@ -80,6 +103,10 @@ LIMITS: dict[str, tuple[Any, str]] = {
     "service.worker.pictures.PNG_LEVEL": (1, "of noise, a higher level saves nothing and takes ten times as long"),
     "service.worker.videos.CRF": (17, "visually lossless"),
     "service.worker.videos.WEBP_QUALITY": (95, "as of pictures"),
+    "service.worker.claims.SHORTEST_MARGIN_S": (0.005, "a batch is not claimed for a deadline that it cannot make"),
+    "service.worker.floor.FAILS_AGAIN": (0.5, "measured on the starter's pictures: docs/reward-serving.md"),
+    "service.worker.videos.THREADS": (4, "bytes depend on it, and shall not on the machine's cores"),
+    "service.worker.videos.LOSSLESS": (100, "what a request's quality means"),
     # The supervisor.
     "service.supervise.supervisor.READY_TIMEOUT_S": (120.0, "a worker that says nothing for two minutes is broken"),
     "service.supervise.supervisor.STEADY_AFTER_S": (5.0, "what ran for so long is started again at once"),
@@ -110,6 +137,8 @@ LIMITS: dict[str, tuple[Any, str]] = {
     "service.observe.logs.HASH_CHARS": (16, "64 bits tell prompts apart"),
     "service.observe.log_writer.MOST_LINES": (10_000, "what waits for a slow reader is bounded"),
     "service.observe.log_writer.ATOMIC_BYTES": (4096, "PIPE_BUF of Linux: processes do not mix their lines"),
+    "service.observe.log_writer.FLUSH_S": (0.5, "a reader that hangs does not keep a process from ending"),
+    "service.observe.log_writer.GATHER_S": (0.01, "lines of one moment are written together"),
     # Rules of quality: error rates of the drift tests and of canaries were simulated with these (benchmarks).
     "service.quality.canary.FEWEST": (50, "pairs before anything is decided"),
     "service.quality.canary.TIGHTEST_AT": (500, "pairs"),
@@ -128,6 +157,11 @@ LIMITS: dict[str, tuple[Any, str]] = {
     "fewstep.protocol.MARGIN_S": (10.0, "an answer that is sent at the deadline arrives"),
     "fewstep.protocol.OPERATION_S": (30.0, "an operator's call"),
     "fewstep.protocol.PAGE": (100, "the most that the service lists"),
+    "fewstep.cli.INTERRUPTED": (130, "shells know 128 + SIGINT"),
+    "fewstep.events.RENEWED_S": (1.0, "a stream that broke off is opened again"),
+    "fewstep.load.drive.MOST_IN_FLIGHT": (2000, "descriptors of one process"),
+    "fewstep.load.report.SLICES": (60, "of a time series, at most"),
+    "fewstep.protocol.SHOWN_CHARS": (200, "of an answer that is no JSON"),
     # Seeds: what is measured for one end is never what was chosen by, or measured for, another.
     "training.experiment.validation.VALIDATION_SEED": (1_000_000, "test pictures begin at 0 and at 100,000"),
     "export.within.FIRST_SEED": (1_000_000, "the student's own distributions begin at 0"),
@@ -143,6 +177,49 @@ LIMITS: dict[str, tuple[Any, str]] = {
     "student.runtimes.batches.MISSES": (2, "sizes that change bytes, after which no larger one is tried"),
     "student.runtimes.placement.USABLE": (0.92, "of a GPU's memory"),
     "student.runtimes.lengths.LONGEST": (1024, "as num_frames at most"),
+    "student.noise.SEED_LIMIT": (2**32, "as the API's seeds"),
+    "student.probe.SAME_SCORE": (1e-3, "of the same bits on the same kind of machine"),
+    "student.runtimes.engine.WARM_UP": (3, "runs before a CUDA graph is recorded, as torch advises"),
+    "student.runtimes.manifest.OPENED_TWICE": (256 * 2**20, "what a worker may hold twice"),
+    "student.runtimes.placement.SMALL": (200_000_000, "numbers below which float32 costs nothing that matters"),
+    "student.runtimes.placement.ACTIVATIONS": (2 * 2**30, "benchmarks/serving_memory.py"),
+    "student.runtimes.resize.PIL_BITS": (22, "PIL's"),
+    "student.schedule.KARRAS_RHO": (7.0, "diffusers', and the paper's (arXiv 2206.00364)"),
+    "student.saved.POINTER_BYTES": (1024, "Git LFS: a pointer is smaller"),
+    "student.families.flux2.MAX_TOKENS": (512, "diffusers'"),
+    "student.families.qwen_image.MAX_TOKENS": (512, "diffusers'"),
+    "student.families.sd3.MAX_TOKENS": (256, "diffusers'"),
+    "student.families.wan.MAX_TOKENS": (512, "diffusers'"),
+    "student.families.z_image.MAX_TOKENS": (512, "diffusers'"),
+    # Rewards and exports.
+    "rewards.detector.DETECTIONS": (100, "COCO's: the likeliest of a picture"),
+    "rewards.geneval.NEAR": (0.1, "GenEval's"),
+    "rewards.imagereward.MAX_TOKENS": (35, "ImageReward's"),
+    "export.adoption.SCHNELL_TOKENS": (256, "FLUX.1-schnell was distilled with so many"),
+    "export.adoption.SPARE_BYTES": (64 * 2**20, "configurations, tokenizers, the card"),
+    "export.graph.MAX_BATCH": (63, "diffusers' upsampling branches at 64"),
+    "export.graph.HALVE_FROM": (1024, "smaller tensors are not worth a Cast"),
+    "export.graph.ONE_FILE_BYTES": (2**31 - 2**24, "protobuf ends at 2 GiB"),
+    "export.measure.PROOF_PROMPTS": (32, "of a bundle, as after training"),
+    "export.preflight.WORKING_COPIES": (3, "the module's, the program's, the file's"),
+    "export.qdq.E4M3_MOST": (448.0, "the largest number of E4M3 (FN)"),
+    "export.quantise.JUDGED": (16, "feeds that the choice is made by"),
+    "export.quantise.MARGIN": (0.8, "of the gate's tolerance, which is measured on more images"),
+    "export.calibrate.SAMPLES": (2**14, "values kept of one tensor at one feed"),
+    "export.verify.LARGEST_PSNR_DB": (200.0, "stands for equality"),
+    "export.builder.GRACE_S": (10.0, "a compiler that is told to stop is waited for"),
+    # Training.
+    "training.alarms.WINDOW": (3, "validations that a trend is read from"),
+    "training.experiment.room.SPARE_GB": (1.5, "the driver and CUDA's libraries"),
+    "training.offload.PART_BYTES": (256 * 2**20, "of parameters whose moments are on the device at once"),
+    "training.processes.BUCKET_BYTES": (100 * 2**20, "of gradients in one call"),
+    "training.prompts.MOST_COPIES": (10, "of a prompt in one pass"),
+    "training.rats.gate.SMALLEST_GAP_STD": (0.01, "of the teacher's"),
+    "training.rats.loss.STEERING": (10, "of the lab's runs"),
+    "training.rats.peers.CRITIC_STEPS": (5, "DMD2's two time scales"),
+    "training.rats.trainer.BAD_STEPS": (10, "in a row: fewer are chance"),
+    "training.result.PROOF_PROMPTS": (32, "of a bundle, as of an adopted one"),
+    "training.lab.outcome.RESAMPLES": (2_000, "of a bootstrap"),
 }
 
 
@@ -171,3 +248,9 @@ def test_limits_that_depend_on_each_other() -> None:
     pauses_s = [min(600.0, 5.0 * 3**k) for k in range(tries - 1)]
     kept_s = 7200  # WEBHOOK_KEPT_MS of _common.lua
     assert 1800 < sum(pauses_s) * 1.2 + tries * of["webhooks.deliver.LEASE_S"] < kept_s
+    connection = "service.queue.connection."
+    assert value_of(connection + "CONNECT_TIMEOUT_S") < value_of(connection + "CALL_TIMEOUT_S")
+    assert value_of(connection + "CALL_TIMEOUT_S") < value_of(connection + "LONGEST_CALL_S")
+    assert value_of(connection + "CONNECTION_WAIT_S") < value_of(connection + "LONGEST_CALL_S")
+    assert value_of("export.measure.PROOF_PROMPTS") == value_of("training.result.PROOF_PROMPTS")
+    assert value_of("student.noise.SEED_LIMIT") == value_of("service.http.schema.SEED_LIMIT")
