@@ -27,6 +27,7 @@ from rewards.interface import Network, RewardError
 from rewards.preprocess import Preprocess
 
 MASK2FORMER = Published("facebook/mask2former-swin-small-coco-instance", MODEL)
+SIZE, DIVISOR = {"shortest_edge": 800, "longest_edge": 1333}, 32  # pixels; what is padded to
 DETECTIONS = 100  # the likeliest of a picture
 GREY = (153, 153, 153)  # around an object whose colour is asked
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
@@ -44,22 +45,19 @@ class Detector(Network):
     def __init__(self, network: Mask2FormerModel, classes: nn.Linear) -> None:
         super().__init__()
         self.network, self.classes = network, classes
-        # As GenEval's detector reads pictures; the processor that is published beside the weights makes them smaller.
-        self.processor = Mask2FormerImageProcessorPil(
-            size={"shortest_edge": 800, "longest_edge": 1333}, size_divisor=32, ignore_index=255
-        )
+        # As GenEval's detector reads pictures: the published processor makes them smaller, and stretches in place of
+        # padding.
+        self.processor = Mask2FormerImageProcessorPil(size=SIZE, size_divisor=0, ignore_index=255)
         self.freeze()
 
     def found(self, picture_HWC: np.ndarray) -> list[Found]:
         """The likeliest objects of a picture in bytes, by any confidence."""
-        inputs = self.processor([picture_HWC], return_tensors="pt")
-        pixels, seen = inputs["pixel_values"], inputs["pixel_mask"][0]
-        out = self.network(
-            pixels.to(self.device, self.dtype), inputs["pixel_mask"].to(self.device), output_hidden_states=True
-        )
+        pixels = self.processor([picture_HWC], return_tensors="pt")["pixel_values"]
+        rows, columns = pixels.shape[2:]
+        pixels = F.pad(pixels, (0, -columns % DIVISOR, 0, -rows % DIVISOR))
+        out = self.network(pixels.to(self.device, self.dtype), output_hidden_states=True)
         scores_QK = self.classes(out.transformer_decoder_intermediate_states[-1].transpose(0, 1))[0]
         masks_QHW = F.interpolate(out.masks_queries_logits[-1].float(), pixels.shape[2:], mode="bilinear")[0]
-        rows, columns = int(seen[:, 0].sum()), int(seen[0].sum())
         own = F.interpolate(masks_QHW[None, :, :rows, :columns], picture_HWC.shape[:2], mode="bilinear")[0]
         return detections(scores_QK.float(), own)
 
