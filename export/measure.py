@@ -38,7 +38,10 @@ FEWEST = 8  # pictures that a distribution is made of
 CALIBRATION = "calibration.txt"
 PROOF_PROMPTS = 32  # kept in the bundle for the proof of its exports
 # Published rewards in float32, of which a checkpoint is read at a time.
-REWARD_BYTES = {"pickscore": 4 * GB, "hpsv2.1": 4 * GB, "imagereward": 2 * GB, "clip": 2 * GB, "aesthetic": 2 * GB}
+REWARD_BYTES = {
+    **{"pickscore": 4 * GB, "hpsv2.1": 4 * GB, "imagereward": 2 * GB, "clip": 2 * GB, "aesthetic": 2 * GB},
+    **{"geneval": 2 * GB, "hpsv3": 31 * GB},
+}
 Say = Callable[[str], None]
 Scores = dict[tuple[int, Size], list[float | None]]
 

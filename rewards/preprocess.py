@@ -46,6 +46,10 @@ class Preprocess:
         fit = {"crop": self._crop, "pad": self._pad, "stretch": self._stretch}[self.fit]
         return self._normalised(fit(images_BCHW.float()))
 
+    def resized(self, images_BCHW: Tensor, shape: tuple[int, int]) -> Tensor:
+        """The same to any (height, width), for towers that read pictures of more than one form."""
+        return self._normalised(self._resized(images_BCHW.float(), shape))
+
     def resampled(self, images_BCHW: Tensor, rows_SH: Tensor, columns_WS: Tensor) -> Tensor:
         """The same as two matrix products, which every runtime computes alike; the matrices include crop and padding.
 

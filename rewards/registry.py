@@ -21,6 +21,7 @@ from rewards.clip import clip_score, pickscore
 from rewards.detector import geneval
 from rewards.files import FILES
 from rewards.hps import hps
+from rewards.hpsv3 import hpsv3
 from rewards.imagereward import imagereward
 from rewards.interface import Reward, RewardError, named, said
 from rewards.tokenized import Tokenize, load
@@ -32,6 +33,7 @@ SHIPPED: Mapping[str, Callable[[Path], Reward]] = {
     "clip": clip_score,
     "aesthetic": aesthetic,
     "geneval": geneval,
+    "hpsv3": hpsv3,
 }
 SCORER = "shapes:"
 _OWN = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")

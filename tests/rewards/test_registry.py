@@ -113,7 +113,7 @@ def test_a_users_function_is_a_black_box(name: str) -> None:
         ("HPSv2", "did you mean 'hpsv2.1'?"),
         (
             "zzz",
-            r"unknown reward 'zzz': accepted are pickscore, hpsv2.1, imagereward, clip, aesthetic, geneval, shapes:F",
+            r"unknown reward 'zzz': accepted are pickscore, hpsv2.1, imagereward, clip, aesthetic, geneval, hpsv3, sha",
         ),
         ("", "unknown reward ''"),
         ("models/nowhere", "unknown reward 'models/nowhere'"),
