@@ -110,7 +110,7 @@ def test_a_users_function_is_a_black_box(name: str) -> None:
     ("name", "sentence"),
     [
         ("pikscore", "unknown reward 'pikscore': did you mean 'pickscore'? Accepted are pickscore, hpsv2.1,"),
-        ("HPSv2", "did you mean 'hpsv2.1'?"),
+        ("HPSv2", "did you mean 'hpsv2.1' or 'hpsv3'?"),
         (
             "zzz",
             r"unknown reward 'zzz': accepted are pickscore, hpsv2.1, imagereward, clip, aesthetic, geneval, hpsv3, sha",
