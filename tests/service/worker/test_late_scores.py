@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from service.worker.late_scores import LateScores
 from service.worker.scoring import ScorePolicy
 from student.runtimes.fake import FakeRuntime, fake_image
 from tests.service.http.test_events import listen
+from tests.service.late import answered, check_each_once, load, settled
 from tests.service.observe.test_metrics import NAMED, read, value
 from tests.service.support import PATIENCE_S, Queue, call, check_answer, eventually, post, running_service
 from tests.service.worker.test_worker import Bench
@@ -207,3 +209,27 @@ def test_a_worker_that_is_killed_while_it_scores_loses_the_scores_and_no_job(tmp
         again = post(live.url, prompt="after it", seed=1).json()
         eventually(lambda: scoring_of(live.url, again["id"]) == "done", "the next worker scores")
         assert int(live.redis.hget("fewstep:{fake}:n", "redelivered") or 0) == 0, "no job was drawn again"
+
+
+def test_under_load_a_killed_worker_costs_no_picture_and_each_score_comes_once_or_is_lost(tmp_path: Path) -> None:
+    bodies = [{"prompt": f"heart {k} fake:score=0.2", "seed": 7 * k, "n": 1 + k % 2} for k in range(24)]
+    with running_service(tmp_path / "data", SCORE="after", LEASE_S="2") as live:
+        with load(live.url, bodies) as asked:
+            eventually(lambda: answered(asked, 8) and _some_are_scored(live.url, asked), "some have their scores")
+            live.kill("worker")
+        answers = [one.result() for one in asked]
+        for body, answer in zip(bodies, answers, strict=True):
+            check_answer(answer, str(body["prompt"]), [int(body["seed"]) + k for k in range(int(body["n"]))])  # type: ignore[call-overload]
+        jobs = settled(live, answers)
+        ends = check_each_once(live, jobs, ("trained", "heldout"))
+        assert ends["done"] > 0 and ends["lost"] > 0 and ends["skipped"] == 0, ends
+        for job, body in zip(jobs, bodies, strict=True):
+            if job["scoring"] == "done":
+                wanted = [expected(str(body["prompt"]), image["seed"]) for image in job["data"]]
+                assert [image["reward"] for image in job["data"]] == wanted
+
+
+def _some_are_scored(url: str, asked: Sequence[Future[Any]]) -> bool:
+    done = [one.result()["id"] for one in asked if one.done()]
+    ends = {scoring_of(url, id) for id in done}
+    return {"pending", "done"} <= ends
