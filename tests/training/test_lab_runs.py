@@ -5,14 +5,17 @@ from __future__ import annotations
 import multiprocessing.synchronize
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer
 
 from tests.training.shapes import small
 from training.config import changed
 from training.experiment.setup import prepare
-from training.lab import cells, outcome, references, report, run, stops, teachers
+from training.lab import __main__ as command
+from training.lab import cells, references, run, stops, teachers
 from training.lab.gates import OTHERS, SWAPPED, RecordedGate
 from training.progress import quiet
 from training.rats.config import RatsConfig
@@ -86,7 +89,8 @@ def test_teachers_are_made_and_cells_run_kept_shared_and_reported(
     chosen = [run.shortened(cell, 2) for cell in run.only(plan, wanted)]
     assert len(chosen) == 2
     with run.alone(lab / chosen[0].key):
-        pass
+        assert run.run_all(chosen, lab, 2) == 1, "what another process trains is left to it"
+    assert [one.key for one in run.results(lab)] == [chosen[1].key]
     assert run.run_all(chosen, lab, 2) == 0
     stamps = {path: path.stat().st_mtime_ns for path in [*lab.glob("*/result.json"), lab / references.FILE]}
     assert run.run_all(chosen, lab, 2) == 0 and len(stamps) == 3
@@ -102,8 +106,10 @@ def test_teachers_are_made_and_cells_run_kept_shared_and_reported(
     first = run.shortened(cells.check(lab / run.TEACHERS), 2)
     watched = run.check(replace(first, config=changed(first.config, {"data.validation": 2})), lab)
     assert [stop.step for stop in watched] == [0, 0, 1, 1, 2, 2] and run.results(lab) == found
-    report.write(outcome.Outcome(found, prompts, known, resamples=50), tmp_path / "docs", 1, made)
-    assert "disagreement gate | 1 |" in (tmp_path / "docs" / "README.md").read_text()
+    for part in ("teachers", "check", "report"):  # all of it is done: nothing but the report is written
+        command.main(part, out=lab, report=tmp_path / "docs", cell=["good"], steps=0, threads=0, plan=False)
+    text = (tmp_path / "docs" / "README.md").read_text()
+    assert "disagreement gate | 1 |" in text and f"{len(plan) - 2} of the planned runs are missing" in text
     assert (tmp_path / "docs" / "gates.png").stat().st_size > 5_000
 
 
@@ -130,3 +136,12 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path: Path, monkey
     run._run(cell, prepare(cell.config), tmp_path / "cut")
     whole, cut = ((tmp_path / name / run.RESULT).read_text() for name in ("whole", "cut"))
     assert whole.split('"stops"')[1] == cut.split('"stops"')[1]
+
+
+@pytest.mark.parametrize("wrong", [{"part": "everything"}, {"cell": ["no such run"]}])
+def test_what_the_command_does_not_know_ends_in_a_sentence(
+    wrong: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as error:
+        command.main(**{"part": "all", "out": tmp_path, "plan": True, "cell": None, **wrong})
+    assert error.value.exit_code == 2 and not list(tmp_path.iterdir())
