@@ -42,6 +42,10 @@ def test_the_files_that_the_runtime_reads_count(tmp_path: Path) -> None:
     assert memory.needed_bytes(bundle, "onnx") == memory.needed_bytes(bundle, "auto") == (64 + 2 * (5 + 1)) * MB
     assert memory.needed_bytes(bundle, "tensorrt_rtx") == (64 + 2 * (50 + 1)) * MB
     assert memory.check_memory(bundle, student, "onnx", 0, 0) == 76 * MB
+    (bundle / "runtimes" / "onnx-fused-fp32" / "profile.json").write_bytes(bytes(9 * MB))
+    assert memory.needed_bytes(bundle, "onnx") == 76 * MB, "no weights"
+    (bundle / "runtimes" / "onnx-fused-fp32" / "graph.onnx.data").write_bytes(bytes(1 * MB))
+    assert memory.needed_bytes(bundle, "onnx") == 78 * MB
 
 
 def test_what_does_not_fit_is_refused_with_the_figures(thousand_mb: Path, tmp_path: Path) -> None:
