@@ -209,6 +209,7 @@ def test_the_report_says_what_is_known_and_what_is_missing(tmp_path: Path) -> No
     assert "3 of the planned runs are missing" in text and "right swapped 0.400" in text
     assert "| A | RATS beats constant gate | heterogeneous | +0.200 ± " in text and "**holds**" in text
     assert "| *rendered truth* |  | 1.000 | 1.000 | 1.000 |" in text
+    assert "| *truth through the autoencoder* |  |  |  | 0.960 |" in text
     assert "| heterogeneous | " in text.split("until it gets worse")[1]
     assert (tmp_path / "curves-heterogeneous.png").stat().st_size > 10_000
     assert len((tmp_path / "areas.csv").read_text().splitlines()) == 1 + 4 + 20

@@ -147,7 +147,11 @@ def _overoptimised(outcome: Outcome, found: Sequence[str]) -> str:
                 cells = [f"{right[at]:.3f}", str(steps[at]), f"{right[-1]:.3f}", str(steps[-1])]
                 rows.append([run.teacher, run.strength, str(run.seed), str(nfe), *cells])
     head = ["teacher", "strength", "seed", "steps", "best: right", "after", "last: right", "after"]
-    return _markdown(head, rows) if rows else "No run of it yet."
+    known = [
+        [f"*{name}*", "", "", "", f"{np.mean(outcome.references[name].right):.3f}", "", "", ""]
+        for name in (TRUTH, AUTOENCODER, *map(teacher_name, found))
+    ]
+    return _markdown(head, [*known, *rows]) if rows else "No run of it yet."
 
 
 def _gates(outcome: Outcome, found: Sequence[str]) -> str:
