@@ -13,6 +13,7 @@ from pathlib import Path
 from student.bundle import BundleError
 
 BASE, ADAPTER = "base.json", "adapter"
+NETWORKS = ("transformer", "transformer_2")  # that may have an adapter; Wan 2.2 14B has the second
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,10 @@ def pipeline_folder(bundle: Path) -> Path:
     """
     base = read_base(bundle)
     return bundle if base is None else base.folder()
+
+
+def adapter_folder(adapter: Path, network: str) -> Path:
+    """Where the adapter of a network of this name lies: that of a second expert (``transformer_2``) has its own folder,
+    since diffusers reads one file of a folder.
+    """
+    return adapter if network == NETWORKS[0] else adapter / network

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_log
 
-from student.base import ADAPTER, pipeline_folder
+from student.base import ADAPTER, NETWORKS, adapter_folder, pipeline_folder
 from student.bundle import BundleError, Student
 from student.noise import noise
 from student.sampler import pack
@@ -64,11 +64,20 @@ def _adapted(bundle: Path, pipe: Any, has_transformer: bool) -> Any:
     shift_no_more(pipe)
     if has_transformer:
         with _quiet(), _opening(bundle):
-            pipe.load_lora_weights(bundle / ADAPTER)
-            pipe.fuse_lora(components=["transformer"])
-            pipe.unload_lora_weights()
-        pipe.transformer.requires_grad_(False).eval()
+            merge_adapter(pipe, bundle / ADAPTER)
     return pipe
+
+
+def merge_adapter(pipe: Any, adapter: Path, file: str | None = None, networks: Sequence[str] = NETWORKS) -> None:
+    """Merge a folder's LoRA into the pipeline's transformer, and that of a second expert, if there is one, into it."""
+    for name in networks:
+        folder = adapter_folder(adapter, name)
+        if name == NETWORKS[0] or folder.is_dir():
+            second = {} if name == NETWORKS[0] else {"load_into_transformer_2": True}
+            pipe.load_lora_weights(folder, weight_name=file, **second)
+            pipe.fuse_lora(components=[name])
+            pipe.unload_lora_weights()
+            getattr(pipe, name).requires_grad_(False).eval()
 
 
 def open_parts(source: str | Path, parts: Sequence[str], dtype: torch.dtype) -> Any:

@@ -10,8 +10,10 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from student.base import NETWORKS, adapter_folder
 from student.bundle import BundleError
-from student.pipeline import open_parts
+from student.families.two_experts import transformer_of
+from student.pipeline import merge_adapter, open_parts
 from training.config import ConfigError
 
 ADAPTER = "pytorch_lora_weights.safetensors"
@@ -29,11 +31,11 @@ def beginning(init: str, teacher: str, like: Any, dtype: torch.dtype) -> Any:
         ConfigError: a transformer of another form, or a LoRA that fits nothing of it.
     """
     adapter = _adapter(init)
-    pipe = open_parts(teacher if adapter else init, ("transformer", "scheduler"), dtype)
+    pipe = open_parts(teacher if adapter else init, (*NETWORKS, "scheduler"), dtype)
     if adapter is not None:
         _merge(pipe, adapter, init)
-    own = pipe.transformer
-    differing = ["its class"] if type(own) is not type(like) else _differing(own.config, like.config)
+    own = transformer_of(pipe)
+    differing = ["its class"] if type(own) is not type(like) else _differing(_form(own), _form(like))
     if differing:
         raise ConfigError(
             f"student.init is {init!r}, whose transformer differs from that of {teacher} ({', '.join(differing)}): "
@@ -55,12 +57,23 @@ def _adapter(init: str) -> Path | None:
 
 
 def _merge(pipe: Any, adapter: Path, init: str) -> None:
+    is_folder, has_two = Path(init).is_dir(), getattr(pipe, NETWORKS[1], None) is not None
+    named = NETWORKS if is_folder and adapter_folder(adapter.parent, NETWORKS[1]).is_dir() else NETWORKS[:1]
+    if has_two and not is_folder:
+        raise ConfigError(
+            f"student.init is {init!r}, one file for a model of two experts: accepted is a folder with {ADAPTER} for "
+            f"the first and {NETWORKS[1]}/{ADAPTER} for the second"
+        )
+    if len(named) > 1 and not has_two:
+        raise ConfigError(f"student.init is {init!r}, an adapter of two experts: accepted is one for one transformer")
     try:
-        pipe.load_lora_weights(adapter.parent, weight_name=adapter.name)
-        pipe.fuse_lora(components=["transformer"])
-        pipe.unload_lora_weights()
+        merge_adapter(pipe, adapter.parent, adapter.name, named)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(f"student.init is {init!r}, which cannot be read as a LoRA: {error}") from error
+
+
+def _form(network: Any) -> dict[str, Any]:
+    return {**network.config, "boundary_ratio": getattr(network, "boundary", None)}
 
 
 def _differing(one: Any, other: Any) -> list[str]:

@@ -10,7 +10,9 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from student.base import NETWORKS
 from student.bundle import Student
+from student.families.two_experts import called_at
 from training.evaluate import DIVERSITY, Evaluation, mean_error, paired
 from training.origin import Origin
 from training.rats.config import RatsConfig
@@ -54,7 +56,7 @@ def card(
             _front_matter(student, teacher),
             f"# {student.id}: a {' or '.join(map(str, config.student.nfe))}-step student {title}\n",
             f"{_untrained(student)}{_short(config, num)}Student of `{student.teacher}`, {how}. "
-            f"{_beginning(config)}{_guidance(student)}\n",
+            f"{_beginning(config)}{_guidance(student)}{_experts(student, index)}\n",
             f"{_licence(teacher)}\n",
             "![teacher and student on the same prompts and seeds](grid.png)\n",
             "## Evidence\n",
@@ -120,6 +122,21 @@ def _guidance(student: Student) -> str:
 
 def _further(row: Evaluation) -> str:
     return "".join(f", {SPREAD[name]} that on its features of the same pictures" for name in row.diversities)
+
+
+def _experts(student: Student, index: Mapping[str, Any]) -> str:
+    """Which of two experts each step belongs to, and which were trained."""
+    boundary = index.get("boundary_ratio")
+    if boundary is None:
+        return ""
+    first = {
+        nfe: sum(called_at([s], boundary) == NETWORKS[:1] for s in sigmas) for nfe, sigmas in student.sigmas.items()
+    }
+    shares = ", ".join(f"{high} of {nfe} steps" for nfe, high in first.items())
+    said = f" The expert for high noise takes {shares} (sigmas from {boundary:g} on), that for low noise the others"
+    if all(high == nfe for nfe, high in first.items()):
+        return f"{said}: none, so it has its teacher's weights."
+    return f"{said}; both were trained."
 
 
 def _licence(teacher: Origin) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from student.families.two_experts import networks
 from training.config import ConfigError
 from training.offload import OffloadedAdamW
 
@@ -35,12 +36,11 @@ def require(setting: str, value: str, packages: Mapping[str, str] = PACKAGES) ->
 
 def quantise(transformer: Any, form: str) -> None:
     """Narrow the linear layers of a transformer's blocks: ``nf4`` when they are put on a device, ``fp8`` at once."""
-    if transformer is None:
-        return
-    if form == "nf4":
-        _to_nf4(transformer)
-    elif form == "fp8":
-        _to_fp8(transformer)
+    for part in networks(transformer).values() if transformer is not None else ():
+        if form == "nf4":
+            _to_nf4(part)
+        elif form == "fp8":
+            _to_fp8(part)
 
 
 def _to_nf4(transformer: Any) -> None:

@@ -19,6 +19,7 @@ from student import within_prompt
 from student.base import BASE, Base
 from student.bundle import RewardReference, Scorer, Student, WithinPrompt
 from student.families.family import Family
+from student.families.two_experts import networks
 from student.files import sha256, write_student
 from student.pipeline import open_pipeline, read_index, save_pipeline, shift_no_more
 from student.prompts import TOKENIZERS
@@ -40,19 +41,19 @@ FP16_MAX = torch.finfo(torch.float16).max
 
 
 def save(out: Path, teacher: str, model: Family, weights: str) -> None:
-    """Write the student's pipeline to ``out``: the teacher's, with another transformer and scheduler.
+    """Write the student's pipeline to ``out``: the teacher's, with another transformer (or two experts) and scheduler.
 
     The encoders may have been dropped during training, so the parts that were not trained are read again from the
     teacher. A run with bf16 weights is saved in the types that it was evaluated in; one with fp32 weights in fp16, if
     every weight is in fp16's range.
     """
-    transformer = model.transformer
+    trained = networks(model.transformer)
     if weights == "bf16":
         types = {"default": torch.bfloat16, **dict.fromkeys(model.in_float32, torch.float32)}
-        pipe = open_pipeline(teacher, types, local_files_only=False, transformer=transformer)
+        pipe = open_pipeline(teacher, types, local_files_only=False, **trained)
         stored = None
     else:
-        pipe = open_pipeline(teacher, local_files_only=False, transformer=transformer)
+        pipe = open_pipeline(teacher, local_files_only=False, **trained)
         stored = torch.float16 if _fit_fp16(pipe) else None
     shift_no_more(pipe)
     save_pipeline(pipe, out, stored)

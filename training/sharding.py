@@ -18,6 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from student.families.two_experts import TwoExperts, networks
+
 
 def shard(network: Any, processes: int, in_bf16: bool = False) -> None:
     """Shard a diffusers transformer over ``processes``, block by block (the classes that it calls unsplittable).
@@ -42,9 +44,7 @@ def clone(network: Any, processes: int, in_bf16: bool = False) -> Any:
     """A copy of a diffusers transformer; of a sharded one without ever holding all of it."""
     if processes == 1:
         return copy.deepcopy(network)
-    other = (
-        without_weights(type(network), network.config).to(network.dtype).train(network.training).requires_grad_(False)
-    )
+    other = without_weights(network).to(network.dtype).train(network.training).requires_grad_(False)
     shard(other, processes, in_bf16)
     device = next(network.parameters()).device
     other.to_empty(device=device)
@@ -123,7 +123,11 @@ def shard_like(value: Tensor, like: Tensor) -> Tensor:
     return value.to(like.device)
 
 
-def without_weights(plain_class: Any, config: Any) -> Any:
-    """A diffusers transformer without memory for its parameters; its buffers are real."""
+def without_weights(network: Any) -> Any:
+    """A diffusers transformer, or two experts, like ``network`` without memory for parameters; buffers are real."""
+    if isinstance(network, TwoExperts):
+        first, second = map(without_weights, networks(network).values())
+        return TwoExperts(first, second, network.boundary)
+    kind: Any = next(one for one in type(network).__mro__ if not issubclass(one, FSDPModule))
     with init_empty_weights(include_buffers=False):
-        return plain_class.from_config(config)
+        return kind.from_config(network.config)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from student.base import ADAPTER
+from student.base import ADAPTER, NETWORKS, adapter_folder
 from student.bundle import Student
+from student.families.two_experts import called_at
 
 PROMPT = "a red heart above a blue star"
 FPS = 16  # of Wan's training videos
@@ -90,7 +92,11 @@ def _opening(student: Student, index: Mapping[str, Any], weights: str, base: str
     if not base:
         return opened
     schedule = "pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)  # the sigmas are shifted already"
-    return [*opened, f"pipe.load_lora_weights({json.dumps(f'{place}/{ADAPTER}')})", schedule]
+    loads = []
+    for name in called_at([s for sigmas in student.sigmas.values() for s in sigmas], index.get("boundary_ratio")):
+        second = "" if name == NETWORKS[0] else f", load_into_{name}=True"
+        loads.append(f"pipe.load_lora_weights({json.dumps(str(adapter_folder(Path(place, ADAPTER), name)))}{second})")
+    return [*opened, *loads, schedule]
 
 
 def _served(student: Student) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from student.bundle import BundleError
 from student.families.family import Condition, Family, SizeError, by_channel, check_size
+from student.families.two_experts import TIMESTEPS, by_time, called
 
 MAX_TOKENS = 512  # WanPipeline's default
 FPS, FPS_5B = 16, 24
@@ -30,7 +31,7 @@ class Wan(Family):
     """A WanPipeline. Euler steps for teacher and student, whatever scheduler was published.
 
     Wan 2.2 5B is called with a time for each token, which for text to video is the same for all. Wan 2.2 14B has a
-    second transformer for sigmas below ``boundary``: both are sampled from, but only the first can be trained.
+    second transformer for sigmas below ``boundary``; training joins the two (``student.families.two_experts``).
 
     Raises:
         BundleError: the transformer for high noise is missing.
@@ -100,17 +101,9 @@ class Wan(Family):
 
     def _predict(self, x: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
         if self.boundary is None:
-            return _called(self.transformer, x, sigma_B, condition)
-        high_B = sigma_B * 1000 >= self.boundary * 1000  # in diffusers' own arithmetic
-        if bool(high_B.all()):
-            return _called(self.transformer, x, sigma_B, condition)
-        if not bool(high_B.any()):
-            return _called(self.transformer_2, x, sigma_B, condition)
-        v_BCFHW = torch.empty_like(x)
-        for rows_B, expert in ((high_B, self.transformer), (~high_B, self.transformer_2)):
-            chosen = condition.take(rows_B.nonzero().flatten().tolist())
-            v_BCFHW[rows_B] = _called(expert, x[rows_B], sigma_B[rows_B], chosen)
-        return v_BCFHW
+            return called(self.transformer, x, sigma_B * TIMESTEPS, condition.tokens_BLE)
+        experts = (self.transformer, self.transformer_2)
+        return by_time(experts, self.boundary, x, sigma_B * TIMESTEPS, condition.tokens_BLE)
 
     def experts(self) -> tuple[Family, ...]:
         """See ``Family.experts``."""
@@ -134,10 +127,3 @@ class Wan(Family):
 
     def _num_tokens(self, shape: Sequence[int]) -> int:
         return math.prod(size // patch for size, patch in zip(shape[-3:], self._patch, strict=True))
-
-
-def _called(transformer: Any, x: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
-    v_BCFHW: Tensor = transformer(
-        hidden_states=x, timestep=sigma_B * 1000, encoder_hidden_states=condition.tokens_BLE, return_dict=False
-    )[0]
-    return v_BCFHW

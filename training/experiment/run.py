@@ -8,9 +8,10 @@ from typing import Any
 import diffusers
 from torch import Tensor
 
-from student.base import ADAPTER
+from student.base import ADAPTER, NETWORKS
 from student.families.family import Family
 from student.families.find import open_family
+from student.families.two_experts import joined, transformer_of
 from student.pipeline import open_parts, read_index
 from training import checkpoint, environment
 from training.decoder import decode_tiles
@@ -78,7 +79,7 @@ def _save(setup: Setup, out: Path) -> None:
 def _whole_base(setup: Setup) -> Any:
     """What the adapters of a quantised base were trained on, as it was before."""
     config = setup.config
-    own = open_parts(config.model, ("transformer", "scheduler"), DTYPES[config.compute.weights]).transformer
+    own = transformer_of(open_parts(config.model, (*NETWORKS, "scheduler"), DTYPES[config.compute.weights]))
     return student_start(config, own) or own
 
 
@@ -93,7 +94,7 @@ def reopened(setup: Setup, out: Path) -> Family:
     options: dict[str, Any] = {"max_tokens": setup.model.max_tokens}
     if takes_guidance(setup.model):
         options["guidance"] = setup.model.guidance
-    model = open_family(out, DTYPES[compute.weights], local_files_only=True, **options)
+    model = joined(open_family(out, DTYPES[compute.weights], local_files_only=True, **options))
     setup.model.transformer = model.transformer
     if setup.prompts.of_file:
         remember(setup.config, model, setup.rewards, setup.prompts.test)

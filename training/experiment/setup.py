@@ -18,6 +18,7 @@ from student.bundle import ImageSize, Latents
 from student.families.family import Family
 from student.families.find import open_family
 from student.families.flux import Flux
+from student.families.two_experts import TwoExperts, called_at, joined
 from training import evaluate, tracker
 from training.beginning import beginning
 from training.conditions import Conditions
@@ -115,11 +116,11 @@ def prepare(config: RatsConfig) -> Setup:
     # Where a run computes in bf16, what autocast leaves in fp32 may use the tensor cores too.
     torch.backends.cuda.matmul.allow_tf32 = config.compute.precision == "bf16"
     options: dict[str, Any] = {"max_tokens": config.data.max_tokens} if config.data.max_tokens else {}
-    model = open_family(config.model, DTYPES[config.compute.weights], **options)
+    model = joined(open_family(config.model, DTYPES[config.compute.weights], **options))
     if isinstance(model, Flux) and model.guidance is not None:
         model.guidance = teacher.guidance
-    if getattr(model, "transformer_2", None) is not None:
-        raise ConfigError(f"{config.model} has two transformers: a run trains one, so accepted are models with one")
+    if config.compute.shard and config.method != "rats" and isinstance(model.transformer, TwoExperts):
+        raise ConfigError(f"compute.shard is true: {config.model} has two experts, so accepted is only method=rats")
     if model.is_distilled and teacher.guidance != 1.0:
         raise ConfigError(f"teacher.guidance is {teacher.guidance}: {config.model} is distilled, so accepted is 1")
     latents = model.geometry(image.height_px, image.width_px, image.frames)
@@ -141,7 +142,7 @@ def prepare(config: RatsConfig) -> Setup:
     place(config, model)
     if begin is not None and not config.compute.shard:
         begin.to(_device(config))
-    roles = Roles.of(config, model, begin)
+    roles = Roles.of(config, model, begin, learning(config, model, latents.shape))
     sigmas = model.sigmas(teacher.reference_nfe, latents.shape)
     sampler = Sampler(model, sigmas, teacher.guidance, teacher.negative_prompt, config.compute.precision)
     plan = Plan(prompts.calibration, [], latents.shape, config.validation.batch)
@@ -152,6 +153,13 @@ def prepare(config: RatsConfig) -> Setup:
     rewards = calibrated(rewards, base.scores)
     highest = float(np.percentile(rewards[TRAINED].of_raw(base.scores), 99.9))
     return Setup(config, roles, latents, prompts, measure, rewards, reward, highest, weights)
+
+
+def learning(config: RatsConfig, model: Family, shape: Sequence[int]) -> tuple[str, ...]:
+    """The transformers that a run trains: of two experts those that the student's steps call."""
+    counts = (config.teacher.nfe,) if config.method == "consistency" else config.student.nfe  # it learns at every point
+    sigmas = [sigma for nfe in counts for sigma in model.sigmas(nfe, shape)]
+    return called_at(sigmas, getattr(model.transformer, "boundary", None))
 
 
 def student_start(config: RatsConfig, teacher: Any) -> Any:

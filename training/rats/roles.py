@@ -8,42 +8,26 @@ sharded (training/sharding.py); whole tensors go in and out.
 from __future__ import annotations
 
 import gc
-import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from student.base import NETWORKS, adapter_folder
 from student.families.family import Family
+from student.families.two_experts import networks
 from training.decoder import decode_tiles, recompute_blocks
 from training.processes import Processes
+from training.rats.adapters import Lora, add_adapters, pairs, switch, write_adapter
 from training.rats.config import RatsConfig
 from training.sharding import calls, clone, gathered, reduce_gradients, shard, shard_like, without_weights
 
 ROLES = ("student", "teacher", "start")
-# Attention and feed-forward of every family's blocks, and nothing outside of them; what a model lacks is not missed.
-LORA_TARGETS = (
-    r"(.*\.)?((\w*blocks|layers|\w*refiner)\.\d+\.(.*\.)?"
-    r"(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|proj_mlp|proj_out|net\.0\.proj|net\.2"
-    r"|to_qkv_mlp_proj|linear_in|linear_out"  # FLUX.2
-    r"|feed_forward\.w[123])"  # Z-Image
-    r"|single_transformer_blocks\.\d+\.attn\.to_out)"  # FLUX.2
-)
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Rank and scale of the adapters, and the seed of their initial weights: the same in every process and restart."""
-
-    rank: int
-    alpha: float
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,8 +43,9 @@ class Sharding:
 class Roles:
     """One family's transformer in its three roles; ``model.transformer`` is the student outside of ``role``.
 
-    ``trainable`` are the student's parameters that learn. The student, and the average of it, begin as ``begin`` where
-    that is given; the start is then the family's own transformer, apart.
+    ``trainable`` are the student's parameters that learn: those of its ``learning`` networks, which of two experts are
+    the ones that its steps call. The student, and the average of it, begin as ``begin`` where that is given; the start
+    is then the family's own transformer, apart.
     """
 
     def __init__(
@@ -72,16 +57,14 @@ class Roles:
         compile_with: str = "",
         sharding: Sharding = Sharding(),
         begin: Any = None,
+        learning: Collection[str] = NETWORKS,
     ) -> None:
-        self.model = model
-        self.lora = lora
+        self.model, self.lora, self._learning = model, lora, learning
         self._ema, self.sharded, self._frugal, self._reduce = ema, processes > 1, sharding.frugal, True
         start = model.transformer.requires_grad_(False)
         base = model.transformer = start if begin is None else begin.requires_grad_(False)
-        self._class = type(base)
         if lora is not None:
-            _add_adapters(base, lora)
-            _equalise(base)
+            add_adapters(self._parts(base), lora)
         for network in {id(one): one for one in (base, start)}.values() if self.sharded else ():
             shard(network, processes, sharding.in_bf16)  # before any is copied: none is ever whole in a process
         self._student = self._teacher = base
@@ -89,26 +72,29 @@ class Roles:
         if lora is None:
             copies = [clone(base, processes, sharding.in_bf16) for _ in range(2 if begin is None else 1)]
             self._teacher, self._start = copies[0], copies[-1] if begin is None else start
-            base.requires_grad_(True)
-            self.trainable, self._following = list(self._student.parameters()), list(self._teacher.parameters())
+            self.trainable, self._following = self._parameters(self._student), self._parameters(self._teacher)
+            for parameter in self.trainable:
+                parameter.requires_grad_(True)
         else:
-            self.trainable, self._following = _pairs(base)
+            self.trainable, self._following = pairs(base)
         if compile_with:
             for network in {id(one): one for one in (self._student, self._teacher, self._start)}.values():
-                network.compile_repeated_blocks(backend=compile_with)
+                for part in networks(network).values():
+                    part.compile_repeated_blocks(backend=compile_with)
 
     @classmethod
-    def of(cls, config: RatsConfig, model: Family, begin: Any = None) -> Roles:
+    def of(cls, config: RatsConfig, model: Family, begin: Any = None, learning: Collection[str] = NETWORKS) -> Roles:
         """Those of a run: adapters, checkpointing, tiles and sharding as the configuration says."""
         compute = config.compute
         if compute.checkpointing:
-            (model.transformer if begin is None else begin).enable_gradient_checkpointing()
+            for part in networks(model.transformer if begin is None else begin).values():
+                part.enable_gradient_checkpointing()
             recompute_blocks(model.vae)
         decode_tiles(model.vae, compute.tile_px)
         lora = Lora(config.lora.rank, config.lora.alpha, config.seed) if config.lora.rank else None
         processes = Processes().size if compute.shard else 1
         sharding = Sharding(compute.precision == "bf16", compute.shard_frugal)
-        return cls(model, config.teacher.ema, lora, processes, compute.compile, sharding, begin)
+        return cls(model, config.teacher.ema, lora, processes, compute.compile, sharding, begin, learning)
 
     @contextmanager
     def role(self, name: str) -> Iterator[Any]:
@@ -179,9 +165,9 @@ class Roles:
             return
         state = gathered(self._student.state_dict(), keep)
         if keep:
-            self._student = without_weights(self._class, self._student.config)
+            self._student = without_weights(self._student)
             if self.lora:
-                _add_adapters(self._student, self.lora)
+                add_adapters(self._parts(self._student), self.lora)
             self._student.load_state_dict(state, assign=True)
             self.model.transformer = self._student
             self.trainable = []
@@ -191,33 +177,23 @@ class Roles:
         assert self.lora is not None
         state = self.student_state()
         self._student = self.model.transformer = transformer.requires_grad_(False)
-        _add_adapters(transformer, self.lora)
-        _equalise(transformer)
-        self.trainable, self._following = _pairs(transformer)
+        add_adapters(self._parts(transformer), self.lora)
+        self.trainable, self._following = pairs(transformer)
         self.load_student(state)
 
     def write_adapter(self, adapter: Path, pipeline: Any) -> None:
-        """At the end: write a LoRA student's adapter to the folder ``adapter``.
-
-        The pipeline class's own saver writes it, so that ``pipe.load_lora_weights(adapter)`` and programs that read the
-        same format can open it. Some of these ignore alpha and assume the rank: the scale is in the weights.
-        """
-        if self.lora is None:
-            return
-        self._switch("student")
-        scale = self.lora.alpha / self.lora.rank
-        state = {
-            name: (value * scale if ".lora_B." in name else value).detach().cpu().contiguous()
-            for name, value in get_peft_model_state_dict(self._student, adapter_name="student").items()
-        }
-        pipeline.save_lora_weights(adapter, transformer_lora_layers=state)
+        """At the end: write a LoRA student's adapter to the folder ``adapter``, a second expert's to one inside it."""
+        if self.lora is not None:
+            self._switch("student")
+            for name, part in self._parts_by_name(self._student).items():
+                write_adapter(adapter_folder(adapter, name), part, self.lora, pipeline)
 
     def merge(self, adapter: Path, pipeline: Any) -> None:
         """At the end: ``write_adapter``, and merge it into its base."""
         self.write_adapter(adapter, pipeline)
-        if self.lora is not None:
-            self._student.fuse_lora(adapter_names=["student"])
-            self._student.unload_lora()
+        for part in self._parts(self._student) if self.lora is not None else ():
+            part.fuse_lora(adapter_names=["student"])
+            part.unload_lora()
 
     def student_state(self) -> dict[str, Tensor]:
         """The student's trained weights by parameter name, in main memory; this process's part of a sharded student."""
@@ -255,46 +231,23 @@ class Roles:
         self.model.transformer = getattr(self, f"_{name}")
         if self.lora is None or (name == "start" and apart):
             return
-        if name == "start":
-            self._student.disable_adapters()
-        else:
-            self._student.enable_adapters()
-            self._student.set_adapter(name)
+        switch(self._parts(self._student), name)
+        if name != "start":
             for parameter in self.trainable:  # peft switches the gradient of an adapter off with the adapter
                 parameter.requires_grad_(True)
+
+    def _parts_by_name(self, network: Any) -> dict[str, Any]:
+        """The transformers of a network that learn."""
+        return {name: part for name, part in networks(network).items() if name in self._learning}
+
+    def _parts(self, network: Any) -> list[Any]:
+        return list(self._parts_by_name(network).values())
+
+    def _parameters(self, network: Any) -> list[nn.Parameter]:
+        return [parameter for part in self._parts(network) for parameter in part.parameters()]
 
 
 def _kept(parameter: nn.Parameter) -> Tensor:
     """A copy in main memory; of a sharded parameter one where it is."""
     value = parameter.detach()
     return value.clone() if isinstance(value, DTensor) else value.to("cpu", copy=True)
-
-
-def _add_adapters(base: Any, lora: Lora) -> None:
-    """Two adapters, ``teacher`` and ``student``."""
-    scale: Any = lora.alpha  # any number will do, whatever the annotation says
-    config = LoraConfig(r=lora.rank, lora_alpha=scale, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
-    device = next(base.parameters()).device
-    with warnings.catch_warnings(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted
-        torch.manual_seed(lora.seed)
-        for name in ("teacher", "student"):
-            base.add_adapter(config, adapter_name=name)
-
-
-def _equalise(base: Any) -> None:
-    """Give both adapters the same weights.
-
-    They are fp32 on a base of any type: in bf16 updates with a small learning rate round to nothing.
-    """
-    for student, teacher in zip(*_pairs(base), strict=True):
-        student.data = student.data.float()
-        teacher.data = student.data.clone()
-        teacher.requires_grad_(False)
-
-
-def _pairs(base: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The student's and the teacher's adapter, in the same order."""
-    named = dict(base.named_parameters())
-    pairs = [(p, named[name.replace(".student.", ".teacher.")]) for name, p in named.items() if ".student." in name]
-    return [student for student, _ in pairs], [teacher for _, teacher in pairs]

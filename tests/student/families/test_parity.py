@@ -17,6 +17,7 @@ from student.bundle import ImageSize
 from student.families.family import Family
 from student.families.find import family_of
 from student.families.flux import Flux
+from student.families.two_experts import joined
 from student.noise import noise
 from student.pipeline import reproduce, shift_no_more, steps_at
 from student.sampler import denoise, pack, unpack
@@ -116,8 +117,11 @@ def test_wan(make: Callable[[], Any], nfe: int, guidance: float) -> None:
         "latents": start,
     }
     with steps_at(pipe, family.sigmas(nfe, start.shape[1:])):
-        close(end, pipe(output_type="latent", **call).frames)
+        theirs = pipe(output_type="latent", **call).frames
+        close(end, theirs)
         close(video, pipe(output_type="pt", **call).frames)
+    if family.boundary is not None:
+        close(ours(joined(family), nfe, guidance, frames)[1], theirs)
     assert video.shape == (3, frames, 3, HEIGHT_PX, WIDTH_PX)
 
 

@@ -36,13 +36,13 @@ from training.experiment.presets import preset
 from training.experiment.setup import DTYPES, prepare
 from training.progress import read_log
 from training.prompts import from_files
+from training.rats.adapters import LORA_TARGETS
 from training.rats.config import RatsConfig
-from training.rats.roles import LORA_TARGETS
 from training.sampler import Sampler
 from training.usage import plain
 
 OWN, OTHERS = "tests.training.rats.own_reward", "tests.rewards.own"
-PIPELINES = {name: make for name, make in tiny.MAKERS.items() if name != "wan_14b"}  # which trains not: see below
+PIPELINES = tiny.MAKERS
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +125,7 @@ PRESETS = {
     "sd35-medium": "sd3",
     "wan-1.3b": "wan",
     "wan-2.2-5b": "wan_5b",
+    "wan-14b": "wan_14b",
     "flux2-klein": "flux2",
     "qwen-image": "qwen_image",
     "z-image-turbo": "z_image",
@@ -354,13 +355,6 @@ def test_a_black_box_may_only_measure(tmp_path: Path) -> None:
     more = {"reward": f"{OWN}:Counted", "reward_weight": 0}
     code, text = run("--out", str(tmp_path / "out"), *settings(tmp_path, "flux", **more))
     assert code == 0, text
-
-
-def test_two_transformers_are_not_trained(tmp_path: Path) -> None:
-    arguments = settings(tmp_path, "wan")
-    tiny.wan_14b().save_pretrained(tmp_path / "wan")
-    code, text = run("--out", str(tmp_path / "out"), *arguments)
-    assert code == 2 and "has two transformers: a run trains one" in text, text
 
 
 @pytest.mark.parametrize("distilled", [True, False])
