@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
@@ -52,8 +53,10 @@ def open_pipeline(
         check_files(Path(bundle), index, given)
     variant = variant_of(bundle, index, local_files_only)
     options = {"dtype": dtype, "local_files_only": local_files_only, "use_safetensors": True, "variant": variant}
+    # DiffusionPipeline itself would read WanPipeline's transformers again in place of those that are given.
+    kind: Any = getattr(diffusers, str(index.get("_class_name")), DiffusionPipeline)
     with _quiet(), _opening(bundle):
-        pipe = DiffusionPipeline.from_pretrained(bundle, **options, **given)  # type: ignore[no-untyped-call]
+        pipe = kind.from_pretrained(bundle, **options, **given)
     pipe.set_progress_bar_config(disable=True)
     for module in (part for part in pipe.components.values() if isinstance(part, torch.nn.Module)):
         module.requires_grad_(False).eval()

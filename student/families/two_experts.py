@@ -86,6 +86,7 @@ def joined(model: Family) -> Family:
         boundary: Any = model.boundary
         model.transformer = TwoExperts(model.transformer, second, boundary)
         setattr(model, NETWORKS[1], None)
+        model.boundary = None
     return model
 
 

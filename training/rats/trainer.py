@@ -240,8 +240,8 @@ class Trainer:
     def _write(self, step: int) -> None:
         plain: dict[str, Any] = {"step": step, "best_score": self.best_score, "best_at": self.best_at}
         if self.config.compute.shard:
-            tensors, adam_step = self._slices()
-            plain |= {"adam_step": adam_step, "method": self.method.state()}
+            tensors, adam_steps = self._slices()
+            plain |= {"adam_steps": adam_steps, "method": self.method.state()}
             checkpoint.save_slices(self._checkpoint.with_suffix(""), tensors, plain)
         elif self.is_first:
             state = {"roles": self.roles.state(), "optimizer": self.optimizer.state_dict(), "best": self.best}
@@ -264,18 +264,18 @@ class Trainer:
     def _checkpoint(self) -> Path:
         return self.run_dir / CHECKPOINT
 
-    def _slices(self) -> tuple[dict[str, dict[str, Tensor]], float]:
-        """All tensors of a sharded run, in groups, and how many steps its optimizer has made."""
+    def _slices(self) -> tuple[dict[str, dict[str, Tensor]], list[float]]:
+        """All tensors of a sharded run, in groups, and how many steps its optimizer has made with each parameter."""
         moments: dict[str, dict[str, Tensor]] = {name: {} for name in MOMENTS}
-        adam_step, far = 0.0, self.config.optim.state == "offload"
+        adam_steps, far = [], self.config.optim.state == "offload"
         for i, parameter in enumerate(self.roles.trainable):
             slot = self.optimizer.state[parameter]
             if not slot:  # no step was made yet, which is the same as one of zeros
                 slot.update(first_slot(parameter, far))
-            adam_step = float(slot["step"])
+            adam_steps.append(float(slot["step"]))
             for name, kept in moments.items():
                 kept[str(i)] = slot[name].detach()
-        return {**self.roles.live(), **moments, "best": self.best}, adam_step
+        return {**self.roles.live(), **moments, "best": self.best}, adam_steps
 
     def _load_slices(self) -> dict[str, Any] | None:
         self.best = self.roles.student_state()
@@ -285,8 +285,8 @@ class Trainer:
             self.best = {}
             self.optimizer.state.clear()
             return None
-        for slot in self.optimizer.state.values():
-            slot["step"].fill_(saved["adam_step"])
+        for parameter, step in zip(self.roles.trainable, saved["adam_steps"], strict=True):
+            self.optimizer.state[parameter]["step"].fill_(step)
         return saved
 
 

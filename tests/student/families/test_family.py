@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from student.bundle import BundleError, ImageSize, Student, read_student
 from student.families.family import Condition, Family, SizeError
 from student.families.find import FAMILIES, family_of, open_family
+from student.families.two_experts import networks, transformer_of
 from student.files import hash_files, write_student
 from student.noise import noise
 from student.pipeline import open_pipeline, reproduce, save_pipeline, shift_no_more
@@ -271,10 +272,12 @@ def test_t5_may_be_left_out_on_opening(tmp_path: Path) -> None:
     assert tokens_BLE[:, tiny.CLIP_TOKENS :].abs().max() == 0
 
 
-def test_the_trained_transformer_takes_the_place_of_the_saved_one(tmp_path: Path) -> None:
-    save_pipeline(tiny.flux(), tmp_path)
-    trained = tiny.flux(seed=1).transformer
-    assert open_pipeline(tmp_path, transformer=trained).transformer is trained
+@pytest.mark.parametrize("name", ["flux", "wan", "wan_14b"])
+def test_the_trained_transformer_takes_the_place_of_the_saved_one(name: str, tmp_path: Path) -> None:
+    save_pipeline(tiny.MAKERS[name](), tmp_path)
+    trained = networks(transformer_of(tiny.MAKERS[name](seed=1)))
+    opened = open_pipeline(tmp_path, **trained)
+    assert all(getattr(opened, part) is transformer for part, transformer in trained.items())
 
 
 def test_wan_decodes_in_float32_whatever_is_asked(tmp_path: Path) -> None:

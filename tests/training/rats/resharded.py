@@ -59,8 +59,8 @@ def trainer(folder: Path, run_dir: Path, kind: str) -> Trainer:
 
 def everything(running: Trainer) -> dict[str, Any]:
     """All that a checkpoint must bring back, whole, in the first process."""
-    tensors, adam_step = running._slices()
-    scalars = {"adam_step": adam_step, "best_at": running.best_at, "method": running.method.state()}
+    tensors, adam_steps = running._slices()
+    scalars = {"adam_steps": adam_steps, "best_at": running.best_at, "method": running.method.state()}
     return {**gathered(tensors, keep=running.is_first), **scalars}
 
 
@@ -89,7 +89,9 @@ def go_on(running: Trainer, reference: Path) -> None:
                 assert all(torch.equal(tensor, state[group][name]) for name, tensor in value.items()), group
             else:
                 assert state[group] == value, group
-        assert any(tensor.abs().sum() > 0 for tensor in expected["exp_avg"].values()) and expected["adam_step"] == 2
+        assert any(tensor.abs().sum() > 0 for tensor in expected["exp_avg"].values()) and set(
+            expected["adam_steps"]
+        ) == {2.0}
     assert running._step(2)["grad_norm"] > 0
     running._save(3)
     state = everything(running)

@@ -93,10 +93,10 @@ def test_three_steps_move_both_experts_and_their_average_and_not_the_start(
         assert running._step(step)["grad_norm"] > 0
     for name in NETWORKS:
         changed = moved(before["student"][name], weights(running, "student")[name])
-        assert len(changed) > 10 and all(not more or ".student." in key for key in changed)
+        assert len(changed) > 10 and all(not more or ".lora_" in key for key in changed)
         assert more or len(moved(before["teacher"][name], weights(running, "teacher")[name])) == len(changed)
         assert more or not moved(before["start"][name], weights(running, "start")[name])
-    experts = [value for value in weights(running, "student").values()]
+    experts = list(weights(running, "student").values())
     assert all(
         not torch.equal(value, experts[1][key]) for key, value in experts[0].items() if key.endswith("to_q.weight")
     )
@@ -124,6 +124,7 @@ def test_the_gradient_is_that_of_the_expert_which_was_called() -> None:
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_samples_of_both_sides_are_each_drawn_by_their_own_expert(dtype: str) -> None:
     model, times = opened(), torch.tensor([0.2, 0.95, 0.6])
@@ -132,8 +133,8 @@ def test_samples_of_both_sides_are_each_drawn_by_their_own_expert(dtype: str) ->
         together = model.velocity(x, times, condition)
         alone = [model.velocity(x[i, None], float(times[i]), condition.take(i)) for i in range(3)]
         swapped = model.velocity(x, times.flip(0), condition)
-    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5 if dtype == "fp32" else 0.1)
-    assert (together - swapped).abs().max() > 0.2
+    close = 1e-4 if dtype == "fp32" else 0.25
+    assert (together - torch.cat(alone)).abs().max() < close * (together - swapped).abs().max()
 
 
 @pytest.mark.parametrize("more", [{}, LORA])
@@ -166,6 +167,7 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bits(more: dict[str, Any], 
     assert counts == {1.0, 3.0}
     for step in range(3):
         first._step(step)
+    first._validate(0)
     first._save(3)
     assert second._resume() == 3
     for step in range(3, 6):
@@ -186,7 +188,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("training.evaluate.CACHE", found / "cache")
         for kind in ("whole", "adapter"):
-            more = {"lora_rank": 2, "lr": 0.05, "warmup": 1, "student.bundle": kind, "steps": 2}
+            more = {"lora_rank": 2, "lr": 0.05, "warmup": 1, "student.bundle": kind, "steps": 2, "alpha": 0.1}
+            more |= {"heldout": "tests.training.rats.test_families:Same"}  # which chooses a step of the run's
             code, text = run("--out", str(found / kind), *settings(found, "wan_14b", **more))
             assert code == 0, text
     return found
@@ -201,7 +204,8 @@ def test_the_adapters_draw_the_students_own_picture_in_diffusers(folder: Path) -
         inside = folder / "whole" / "adapter"
         pipe.load_lora_weights(inside / "transformer_2" if arguments else inside, **arguments)
         found.append(drawn(pipe, folder / "whole"))
-    assert np.abs(found[1] - expected).max() < 2e-3 < 5e-3 < np.abs(found[0] - expected).max()
+    without, close = (np.abs(one - expected).max() for one in found)
+    assert close < 5e-3 < 0.02 < without, "the whole bundle is kept in fp16"
     before, after = (
         [load_file(next((folder / kind / name).glob("*.safetensors"))) for name in NETWORKS]
         for kind in ("wan_14b", "whole")
@@ -224,7 +228,7 @@ def test_the_torch_runtime_serves_what_diffusers_draws_and_the_card_says_so(kind
     names: dict[str, Any] = {}
     exec(lines, names)
     shift_no_more(names["pipe"])
-    assert np.abs(drawn(names["pipe"], bundle) - expected).max() < 2e-3
+    assert np.abs(drawn(names["pipe"], bundle) - expected).max() < 1e-4
 
 
 def test_another_run_begins_from_both_adapters_and_half_of_them_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -247,7 +251,8 @@ def test_another_run_begins_from_both_adapters_and_half_of_them_is_refused(folde
     config = with_settings(preset("shapes"), [*settings(folder, "wan_14b")[1::2], f"student.init={folder / 'whole'}"])
     setup = prepare(config)
     with setup.roles.role("student") as model:
-        assert torch.equal(model.transformer.state_dict()[key], whole.state_dict()[key])
+        begun = model.transformer.state_dict()
+    assert all(torch.equal(begun[key], value) for key, value in whole.state_dict().items())
 
 
 def test_both_experts_are_quantised(monkeypatch: pytest.MonkeyPatch) -> None:
