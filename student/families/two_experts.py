@@ -81,12 +81,10 @@ def called(transformer: Any, x: Tensor, timestep_B: Tensor, tokens_BLE: Tensor) 
 
 def joined(model: Family) -> Family:
     """The family itself; where it has two experts, they become its ``transformer`` as one network."""
-    second: Any = getattr(model, NETWORKS[1], None)
-    if second is not None:
-        boundary: Any = model.boundary
-        model.transformer = TwoExperts(model.transformer, second, boundary)
-        setattr(model, NETWORKS[1], None)
-        model.boundary = None
+    whole: Any = model
+    if getattr(whole, NETWORKS[1], None) is not None:
+        whole.transformer = TwoExperts(whole.transformer, whole.transformer_2, whole.boundary)
+        whole.transformer_2 = whole.boundary = None
     return model
 
 
