@@ -82,6 +82,8 @@ class Processes:
 
     def mean_gradients(self, parameters: Sequence[nn.Parameter], micro_batches: int) -> None:
         """Average every gradient over the processes' micro-batches; FSDP2 has already averaged sharded ones."""
+        if self.size > 1:
+            self._fill([p for p in parameters if not isinstance(p, DTensor)])
         gradients = [p.grad for p in parameters if p.grad is not None]
         for gradient in gradients:
             gradient /= micro_batches
@@ -90,6 +92,15 @@ class Processes:
                 flat = reduce(torch.cat([gradient.flatten() for gradient in bucket]), "mean")
                 for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
                     gradient.copy_(part.view_as(gradient))
+
+    def _fill(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Zeros where only other processes have a gradient: of two experts they may have called another one."""
+        if not parameters:
+            return
+        here = torch.tensor([float(p.grad is not None) for p in parameters], device=self._state.device)
+        for parameter, num in zip(parameters, reduce(here, "sum").tolist(), strict=True):
+            if num and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def any(self, here: bool) -> bool:
         """Whether ``here`` is true in at least one process."""

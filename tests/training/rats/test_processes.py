@@ -71,6 +71,22 @@ def test_two_processes_are_one_with_twice_the_accumulation(
     assert all(torch.allclose(value, weights[1][name], atol=2e-3) for name, value in weights[0].items())
 
 
+@pytest.mark.parametrize("kind", ["spread", "tuned"])
+def test_two_processes_train_two_experts_as_one_process_does(kind: str, tmp_path: Path) -> None:
+    """Spread: slices of experts that some backward calls leave out. Tuned: each process calls an expert of its own."""
+    shared = {"validate_every": 3, **({**LORA, "gradient": "detached"} if kind == "spread" else {"batch": 1})}
+    way = ["--tune"] if kind == "tuned" else []
+    launch(1, tmp_path / "one", [*way, *settings(tmp_path, "wan_14b", accumulate=2, **shared)])
+    launch(2, tmp_path / "two", [*way, *settings(tmp_path, "wan_14b", shard=str(kind == "spread").lower(), **shared)])
+    one, two = (read_log(tmp_path / name / "run" / "log.jsonl") for name in ("one", "two"))
+    for a, b in zip(one[1:], two[1:], strict=True):
+        close = 1e-5 if a["step"] == 0 else 1e-2
+        assert all(a[name] == pytest.approx(b[name], rel=close, abs=1e-6) for name in ("loss", "grad_norm")), a["step"]
+    for expert in ("transformer", "transformer_2"):
+        weights = [load_file(next((tmp_path / name / expert).glob("*.safetensors"))) for name in ("one", "two")]
+        assert all(torch.allclose(value, weights[1][name], atol=2e-3) for name, value in weights[0].items())
+
+
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_network_spread_over_two_processes_learns_saves_and_ends_like_a_whole_one(kind: str, tmp_path: Path) -> None:
     small.write_models(tmp_path)
