@@ -42,7 +42,10 @@ FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "num_trai
 
 @dataclass(frozen=True)
 class Model:
-    """How one model is made (on the meta device), and how long and wide its conditions are."""
+    """How one model is made (on the meta device), and how long and wide its conditions are.
+
+    With a ``boundary`` it has two transformers of the same size.
+    """
 
     family: type[Family]
     transformer: Callable[[], nn.Module]
@@ -51,6 +54,7 @@ class Model:
     pooled: int = 0
     scheduler: Callable[[], Any] = lambda: FlowMatchEulerDiscreteScheduler(**DYNAMIC)
     cell_px: int = 8
+    boundary: float | None = None  # of two experts
     baked: ClassVar[Mapping[str, Any]] = {}
 
 
@@ -88,9 +92,10 @@ def _sd35_medium() -> SD3Transformer2DModel:
     )
 
 
-def _wan(heads: int, width: int, channels: int) -> Callable[[], WanTransformer3DModel]:
+def wan_transformer(heads: int, width: int, channels: int, layers: int = 30) -> Callable[[], WanTransformer3DModel]:
+    """How a transformer of Wan is made."""
     return lambda: WanTransformer3DModel(
-        num_attention_heads=heads, ffn_dim=width, in_channels=channels, out_channels=channels, num_layers=30
+        num_attention_heads=heads, ffn_dim=width, in_channels=channels, out_channels=channels, num_layers=layers
     )
 
 
@@ -115,7 +120,8 @@ def _klein() -> Flux2Transformer2DModel:
     )
 
 
-def _unipc() -> UniPCMultistepScheduler:
+def unipc() -> UniPCMultistepScheduler:
+    """The scheduler that Wan is published with."""
     return UniPCMultistepScheduler(flow_shift=3.0, **FLOW)
 
 
@@ -129,8 +135,13 @@ MODELS: Mapping[str, Model] = {
         2048,
         lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
     ),
-    "wan-1.3b": Model(Wan, _wan(12, 8960, 16), AutoencoderKLWan, (512, 4096), scheduler=_unipc),
-    "wan-2.2-5b": Model(Wan, _wan(24, 14336, 48), _wan_22_autoencoder, (512, 4096), scheduler=_unipc, cell_px=16),
+    "wan-1.3b": Model(Wan, wan_transformer(12, 8960, 16), AutoencoderKLWan, (512, 4096), scheduler=unipc),
+    "wan-2.2-5b": Model(
+        Wan, wan_transformer(24, 14336, 48), _wan_22_autoencoder, (512, 4096), scheduler=unipc, cell_px=16
+    ),
+    "wan-14b": Model(
+        Wan, wan_transformer(40, 13824, 16, 40), AutoencoderKLWan, (512, 4096), scheduler=unipc, boundary=0.875
+    ),
     "flux2-klein": Model(Flux2, _klein, AutoencoderKLFlux2, (512, 7680)),
     "qwen-image": Model(QwenImage, QwenImageTransformer2DModel, AutoencoderKLQwenImage, (512, 3584)),
     "z-image-turbo": Model(
@@ -158,6 +169,7 @@ def without_weights(model: Model) -> Family:
     """The family around its networks on the meta device; it has no encoders, and is told no prompts yet."""
     with torch.device("meta"):
         transformer, vae = (make().requires_grad_(False).eval() for make in (model.transformer, model.vae))
+        second = None if model.boundary is None else model.transformer().requires_grad_(False).eval()
     encoders = dict.fromkeys(model.family.encoders)
     names = ("tokenizer", "tokenizer_2", "tokenizer_3")
     pipe = SimpleNamespace(
@@ -167,8 +179,8 @@ def without_weights(model: Model) -> Family:
         vae_scale_factor=model.cell_px,
         vae_scale_factor_spatial=model.cell_px,
         vae_scale_factor_temporal=4,
-        transformer_2=None,
-        config=SimpleNamespace(boundary_ratio=None, expand_timesteps=model.cell_px == 16, is_distilled=False),
+        transformer_2=second,
+        config=SimpleNamespace(boundary_ratio=model.boundary, expand_timesteps=model.cell_px == 16, is_distilled=False),
         **encoders,
         **dict.fromkeys(names, _Chat(model.family.name)),
     )

@@ -35,7 +35,9 @@ from benchmarks.nf4 import to_nf4
 from benchmarks.train_step import words
 from rewards.clip import ClipReward
 from rewards.hps import vit_h_14
-from student.families.family import Family
+from student.families import two_experts
+from student.families.family import Condition, Family
+from student.families.two_experts import joined, networks
 from training import offload, sharding
 from training.config import changed
 from training.experiment.presets import preset
@@ -86,6 +88,9 @@ CASES = (
     Case("Qwen-Image, LoRA on nf4", "qwen-image", NF4),
     Case("Wan 2.2 5B, LoRA", "wan-2.2-5b"),
     Case("Wan 2.2 5B, LoRA, tiles of 256 px", "wan-2.2-5b", TILES),
+    Case("Wan 2.2 14B, LoRA", "wan-14b"),
+    Case("Wan 2.2 14B, LoRA on nf4", "wan-14b", NF4),
+    Case("Wan 2.2 14B, all weights, 8 GPUs", "wan-14b", FULL, 8),
 )
 
 
@@ -104,7 +109,7 @@ def measure(case: Case) -> Row:
         },
     )
     device = DEVICE if case.processes == 1 else "cpu"  # FSDP knows no make-believe device
-    with _divided(case.processes), fake_device() as mode, unread(), Peak(device) as peak:
+    with _divided(case.processes), fake_device() as mode, unread(), _by_sigma(), Peak(device) as peak:
         model = opened(case.preset, counted, mode, device)
         reward = _reward(counted, mode, device)
         for network in (model, reward):
@@ -152,12 +157,30 @@ def _divided(processes: int) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _by_sigma() -> Iterator[None]:
+    """Experts are called as the sigmas say that a family is asked for: a fake tensor has no number to choose by."""
+    asked: list[float] = []
+    velocity = Family.velocity
+
+    def noted(self: Family, x: Tensor, sigma: float, condition: Condition) -> Tensor:
+        asked[:] = [sigma]
+        return velocity(self, x, sigma, condition)
+
+    def chosen(experts: Sequence[Any], boundary: float, *inputs: Tensor) -> Tensor:
+        return two_experts.called(experts[0 if asked[0] >= boundary else 1], *inputs)
+
+    with patch.object(Family, "velocity", noted), patch.object(two_experts, "by_time", chosen):
+        yield
+
+
 def opened(name: str, config: RatsConfig, mode: FakeTensorMode, device: str = DEVICE) -> Family:
     """The preset's family on the make-believe device, in the types of a run, with prompts that are encoded already."""
-    model = without_weights(MODELS[name])
+    model = joined(without_weights(MODELS[name]))
     put(model.transformer, mode, DTYPES[config.compute.weights], device)
     if config.compute.quantise == "nf4":
-        to_nf4(model.transformer, mode)
+        for part in networks(model.transformer).values():
+            to_nf4(part, mode)
     put(model.vae, mode, torch.float32 if "vae" in model.in_float32 else DTYPES[config.compute.weights], device)
     model.encode = lambda prompts: condition(MODELS[name], prompts, model.device)  # type: ignore[method-assign]
     return model
@@ -195,12 +218,13 @@ def _roles(case: Case, config: RatsConfig, model: Family, mode: FakeTensorMode) 
         return Roles.of(config, model)
 
     def clone(network: Any, processes: int, in_bf16: bool = False) -> Any:
-        other = without_weights(MODELS[case.preset]).transformer
+        other = joined(without_weights(MODELS[case.preset])).transformer
         put(other, mode, DTYPES[config.compute.weights], "cpu")
         sharding.shard(other, processes, in_bf16)
         return other
 
-    model.transformer.enable_gradient_checkpointing()
+    for part in networks(model.transformer).values():
+        part.enable_gradient_checkpointing()
     model.vae.enable_gradient_checkpointing()
     lora = Lora(config.lora.rank, config.lora.alpha) if config.lora.rank else None
     spread = Sharding(config.compute.precision == "bf16", config.compute.shard_frugal)
