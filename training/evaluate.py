@@ -226,6 +226,7 @@ def fingerprint(weights: str, sampler: Sampler, plan: Plan, measure: str) -> str
     device, precision and library versions."""
     model = sampler.model
     asked = [sampler.sigmas, sampler.guidance, sampler.negative, getattr(model, "guidance", None), model.max_tokens]
+    asked += [second] if (second := getattr(model, "guidance_2", None)) else []
     parts = [weights, asked, plan.key(), measure, computed_with(sampler)]
     return fingerprint_of(parts)
 

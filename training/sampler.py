@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from student.base import NETWORKS
 from student.families.family import Condition, Family
+from student.families.two_experts import called_at
 from student.noise import noise
 from student.sampler import denoise
 from training.rats.trajectory import Trajectory, rollout
@@ -38,9 +41,17 @@ def velocity_of(model: Family, condition: Condition, empty: Condition | None = N
 
     def guided(x: Tensor, sigma: float) -> Tensor:
         without, v = model.velocity(torch.cat([x, x]), sigma, both).float().chunk(2)
-        return model.guided(v, without, guidance)
+        return model.guided(v, without, _guidance_at(model, sigma, guidance))
 
     return guided
+
+
+def _guidance_at(model: Family, sigma: float, guidance: float) -> float:
+    """That of the expert which a sigma belongs to: a family of two may have a second one (``guidance_2``)."""
+    second: Any = getattr(model, "guidance_2", 0.0)
+    if second and called_at([sigma], model.transformer.boundary) == NETWORKS[1:]:
+        return float(second)
+    return guidance
 
 
 def precision(name: str, device: torch.device) -> AbstractContextManager[object]:

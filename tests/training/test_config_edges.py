@@ -49,6 +49,7 @@ EDGES: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
     "teacher.nfe": (16, COUNT),
     "teacher.reference_nfe": (50, COUNT),
     "teacher.guidance": (1.0, NUMBER),
+    "teacher.guidance_2": (0.0, ([0], [math.inf, math.nan])),
     "teacher.negative_prompt": ("", TEXT),
     "teacher.guided_steps": (0, OR_NONE),
     "teacher.ema": (0.999, SHARE),

@@ -184,6 +184,7 @@ def wan_14b() -> RatsConfig:
             "model": "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
             "student.id": "wan-2.2-14b",
             "teacher.guidance": 4.0,
+            "teacher.guidance_2": 3.0,
         },
     )
 

@@ -119,8 +119,7 @@ def prepare(config: RatsConfig) -> Setup:
     model = joined(open_family(config.model, DTYPES[config.compute.weights], **options))
     if isinstance(model, Flux) and model.guidance is not None:
         model.guidance = teacher.guidance
-    if config.compute.shard and config.method != "rats" and isinstance(model.transformer, TwoExperts):
-        raise ConfigError(f"compute.shard is true: {config.model} has two experts, so accepted is only method=rats")
+    _check_experts(config, model)
     if model.is_distilled and teacher.guidance != 1.0:
         raise ConfigError(f"teacher.guidance is {teacher.guidance}: {config.model} is distilled, so accepted is 1")
     latents = model.geometry(image.height_px, image.width_px, image.frames)
@@ -153,6 +152,17 @@ def prepare(config: RatsConfig) -> Setup:
     rewards = calibrated(rewards, base.scores)
     highest = float(np.percentile(rewards[TRAINED].of_raw(base.scores), 99.9))
     return Setup(config, roles, latents, prompts, measure, rewards, reward, highest, weights)
+
+
+def _check_experts(config: RatsConfig, model: Any) -> None:
+    """Raises ConfigError for what only one transformer, or only two experts, can do; sets the second's guidance."""
+    has_two, second = isinstance(model.transformer, TwoExperts), config.teacher.guidance_2
+    if has_two and config.compute.shard and config.method != "rats":
+        raise ConfigError(f"compute.shard is true: {config.model} has two experts, so accepted is only method=rats")
+    if second and not has_two:
+        raise ConfigError(f"teacher.guidance_2 is {second}: {config.model} has one transformer, so accepted is 0")
+    if second:
+        model.guidance_2 = second
 
 
 def learning(config: RatsConfig, model: Family, shape: Sequence[int]) -> tuple[str, ...]:

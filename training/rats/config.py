@@ -91,6 +91,7 @@ class TeacherConfig:
     nfe: int = 16
     reference_nfe: int = 50  # the step count at which the teacher is evaluated
     guidance: float = 1.0
+    guidance_2: float = 0.0  # of a second expert, at sigmas below its boundary; 0: as ``guidance``
     negative_prompt: str = ""  # what the guidance points away from
     guided_steps: int = 0
     restart: bool = True  # the average begins, after guided_steps, as the student; else it goes on from the start
@@ -98,10 +99,14 @@ class TeacherConfig:
     batch: int = 0  # samples that it rolls out at once, across micro-batches; 0: one micro-batch
 
     def __post_init__(self) -> None:
-        finite("teacher", self, "guidance", "ema")
+        finite("teacher", self, "guidance", "guidance_2", "ema")
         at_least(1, "teacher", self, "nfe", "reference_nfe")
         at_least(0, "teacher", self, "guided_steps", "batch")
         share("teacher", self, "ema")
+        check(
+            not self.guidance_2 or self.guidance != 1.0,
+            f"teacher.guidance_2 is {self.guidance_2} with teacher.guidance 1: accepted with another teacher.guidance",
+        )
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,11 @@ def test_wan(make: Callable[[], Any], nfe: int, guidance: float) -> None:
         theirs = pipe(output_type="latent", **call).frames
         close(end, theirs)
         close(video, pipe(output_type="pt", **call).frames)
+        second = {"guidance_scale_2": 3.0} if family.boundary is not None and guidance != 1.0 else {}
+        theirs = pipe(output_type="latent", **call, **second).frames
     if family.boundary is not None:
-        close(ours(joined(family), nfe, guidance, frames)[1], theirs)
+        joined(family).guidance_2 = second.get("guidance_scale_2", 0.0)
+        close(ours(family, nfe, guidance, frames)[1], theirs)
     assert video.shape == (3, frames, 3, HEIGHT_PX, WIDTH_PX)
 
 
