@@ -56,7 +56,7 @@ def card(
             _front_matter(student, teacher),
             f"# {student.id}: a {' or '.join(map(str, config.student.nfe))}-step student {title}\n",
             f"{_untrained(student)}{_short(config, num)}Student of `{student.teacher}`, {how}. "
-            f"{_beginning(config)}{_guidance(student)}{_experts(student, index)}\n",
+            f"{_beginning(config)}{_guidance(student)}{_experts(student, config, index)}\n",
             f"{_licence(teacher)}\n",
             "![teacher and student on the same prompts and seeds](grid.png)\n",
             "## Evidence\n",
@@ -124,7 +124,7 @@ def _further(row: Evaluation) -> str:
     return "".join(f", {SPREAD[name]} that on its features of the same pictures" for name in row.diversities)
 
 
-def _experts(student: Student, index: Mapping[str, Any]) -> str:
+def _experts(student: Student, config: RatsConfig, index: Mapping[str, Any]) -> str:
     """Which of two experts each step belongs to, and which were trained."""
     boundary = index.get("boundary_ratio")
     if boundary is None:
@@ -134,8 +134,8 @@ def _experts(student: Student, index: Mapping[str, Any]) -> str:
     }
     shares = ", ".join(f"{high} of {nfe} steps" for nfe, high in first.items())
     said = f" The expert for high noise takes {shares} (sigmas from {boundary:g} on), that for low noise the others"
-    if all(high == nfe for nfe, high in first.items()):
-        return f"{said}: none, so it has its teacher's weights."
+    if config.method != "consistency" and all(high == nfe for nfe, high in first.items()):
+        return f"{said}: none, so it was not trained."
     return f"{said}; both were trained."
 
 
