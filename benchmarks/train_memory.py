@@ -28,6 +28,7 @@ from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import CLIPModel
 
+from benchmarks.by_sigma import by_sigma
 from benchmarks.full_size import MODELS, condition, without_weights
 from benchmarks.make_believe import DEVICE, Peak, fake_device, num_bytes, put, unread
 from benchmarks.memory_figures import Row, keep, line
@@ -35,8 +36,7 @@ from benchmarks.nf4 import to_nf4
 from benchmarks.train_step import words
 from rewards.clip import ClipReward
 from rewards.hps import vit_h_14
-from student.families import two_experts
-from student.families.family import Condition, Family
+from student.families.family import Family
 from student.families.two_experts import joined, networks
 from training import offload, sharding
 from training.config import changed
@@ -109,7 +109,7 @@ def measure(case: Case) -> Row:
         },
     )
     device = DEVICE if case.processes == 1 else "cpu"  # FSDP knows no make-believe device
-    with _divided(case.processes), fake_device() as mode, unread(), _by_sigma(), Peak(device) as peak:
+    with _divided(case.processes), fake_device() as mode, unread(), by_sigma(), Peak(device) as peak:
         model = opened(case.preset, counted, mode, device)
         reward = _reward(counted, mode, device)
         for network in (model, reward):
@@ -154,23 +154,6 @@ def _divided(processes: int) -> Iterator[None]:
         patch("torch.optim.optimizer._get_foreach_kernels_supported_devices", lambda: ["cpu"]),
         patch.object(ShardingPropagator, "_propagate_tensor_meta_non_cached", apart),
     ):
-        yield
-
-
-@contextlib.contextmanager
-def _by_sigma() -> Iterator[None]:
-    """Experts are called as the sigmas say that a family is asked for: a fake tensor has no number to choose by."""
-    asked: list[float] = []
-    velocity = Family.velocity
-
-    def noted(self: Family, x: Tensor, sigma: float, condition: Condition) -> Tensor:
-        asked[:] = [sigma]
-        return velocity(self, x, sigma, condition)
-
-    def chosen(experts: Sequence[Any], boundary: float, *inputs: Tensor) -> Tensor:
-        return two_experts.called(experts[0 if asked[0] >= boundary else 1], *inputs)
-
-    with patch.object(Family, "velocity", noted), patch.object(two_experts, "by_time", chosen):
         yield
 
 
