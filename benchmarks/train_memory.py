@@ -98,14 +98,13 @@ def measure(case: Case) -> Row:
     """One step of the case after the optimizer has its state, and a validation's pictures."""
     config = changed(preset(case.preset), dict(case.settings))
     joint = max(2, config.teacher.batch // config.optim.batch)
-    guided = min(1, config.teacher.guided_steps)
     counted = changed(
         config,
         {
             "teacher.nfe": COUNTED_NFE,
             "student.nfe": (COUNTED_NFE,),
             "optim.accumulate": joint,
-            "teacher.guided_steps": guided,
+            "teacher.guided_steps": min(1, config.teacher.guided_steps),
         },
     )
     device = DEVICE if case.processes == 1 else "cpu"  # FSDP knows no make-believe device
@@ -161,9 +160,8 @@ def opened(name: str, config: RatsConfig, mode: FakeTensorMode, device: str = DE
     """The preset's family on the make-believe device, in the types of a run, with prompts that are encoded already."""
     model = joined(without_weights(MODELS[name]))
     put(model.transformer, mode, DTYPES[config.compute.weights], device)
-    if config.compute.quantise == "nf4":
-        for part in networks(model.transformer).values():
-            to_nf4(part, mode)
+    for part in networks(model.transformer).values() if config.compute.quantise == "nf4" else ():
+        to_nf4(part, mode)
     put(model.vae, mode, torch.float32 if "vae" in model.in_float32 else DTYPES[config.compute.weights], device)
     model.encode = lambda prompts: condition(MODELS[name], prompts, model.device)  # type: ignore[method-assign]
     return model
@@ -177,7 +175,6 @@ def _reward(config: RatsConfig, mode: FakeTensorMode, device: str) -> ClipReward
 
 
 def _trainer(case: Case, config: RatsConfig, model: Family, reward: ClipReward, mode: FakeTensorMode) -> Any:
-    image = config.image
 
     def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
         if images.ndim == 4:
@@ -192,7 +189,7 @@ def _trainer(case: Case, config: RatsConfig, model: Family, reward: ClipReward, 
         prompts=lambda step, num: ["a prompt"] * num,
         reward=score,
         validate=lambda samplers, step: {},
-        latent_shape=model.latent_shape(image.height_px, image.width_px, image.frames),
+        latent_shape=model.latent_shape(config.image.height_px, config.image.width_px, config.image.frames),
     )
 
 
@@ -206,9 +203,8 @@ def _roles(case: Case, config: RatsConfig, model: Family, mode: FakeTensorMode) 
         sharding.shard(other, processes, in_bf16)
         return other
 
-    for part in networks(model.transformer).values():
+    for part in (*networks(model.transformer).values(), model.vae):
         part.enable_gradient_checkpointing()
-    model.vae.enable_gradient_checkpointing()
     lora = Lora(config.lora.rank, config.lora.alpha) if config.lora.rank else None
     spread = Sharding(config.compute.precision == "bf16", config.compute.shard_frugal)
     with patch.object(roles, "clone", clone):
