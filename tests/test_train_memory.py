@@ -30,6 +30,7 @@ PUBLISHED = {
     "sd35-medium": 2.24,
     "wan-1.3b": 1.42,
     "wan-2.2-5b": 5.00,
+    "wan-14b": 14.29,  # each of its two experts
     "flux2-klein": 3.88,
     "qwen-image": 20.43,
     "z-image-turbo": 6.15,
