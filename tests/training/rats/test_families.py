@@ -98,9 +98,11 @@ def settings(tmp_path: Path, family: str, **others: object) -> list[str]:
 @pytest.mark.parametrize("family", PIPELINES)
 def test_a_run_writes_a_bundle_that_diffusers_draws_like_us(family: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, text = run("--out", str(out), *settings(tmp_path, family))
+    more = {"heldout": f"{__name__}:Same", "alpha": 0.1, "warmup": 1}  # a step of the run is kept
+    code, text = run("--out", str(out), *settings(tmp_path, family, **more))
     assert code == 0, text
     student = read_student(out)
+    assert student.chosen_at > 0
     verify_files(out, student)
     model = open_family(out, max_tokens=tiny.MAX_TOKENS)
     assert (student.steps, student.id) == ((3,), f"tiny-{family}") and student.family == model.name
