@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from service.models import controller as controller_module
+from service.models.choice import Choice, Served
 from service.models.controller import ModelController, Version
 from service.models.folder import Folder, Name
 from service.models.registry import Entry, ModelRegistry, ModelState, ModelStates
@@ -19,6 +20,7 @@ from service.queue.producer import Producer
 from service.queue.status import WorkerState
 from service.settings import Settings
 from student.bundle import BundleError
+from student.runtimes.fake import fake_student
 
 NAME = "cats/1"
 
@@ -207,6 +209,27 @@ def test_what_this_process_cannot_score_it_does_not_promote(
     monkeypatch.setattr(controller_module, "judge", lambda *_: Verdict(Decision.ROLL_BACK, "it is worse"))
     runner.run(around.controller.refresh())
     assert around.of("end_canary") == [(canary, "rolled_back", "it is worse")]
+
+
+def test_a_canary_is_judged_by_the_scorers_that_both_versions_have(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canary = Canary("cats", "1", "2", "e", 0.05, Plan(margin=0.3))
+    around = Registered(ModelStates(SERVED, {"cats": "1"}, {"cats": canary}))
+    student = fake_student()
+    alone = replace(student, scorers={"trained": student.scorers["trained"]})
+    asked: list[tuple[Any, ...]] = []
+
+    def judge(*args: Any) -> Verdict:
+        asked.append(args)
+        return Verdict(Decision.PROMOTE, "all is well")
+
+    monkeypatch.setattr(controller_module, "judge", judge)
+    both = {Name("cats", "1"): Served(student, len), Name("cats", "2"): Served(alone, len)}
+    monkeypatch.setattr(around.controller, "choice", Choice(both, {"cats": "1"}, {"cats": canary}))
+    runner.run(around.controller.refresh())
+    assert asked == [(Sums(pairs=7), Plan(margin=0.3), frozenset({"trained"}))]
+    assert around.of("end_canary") == [(canary, "promoted", "all is well")]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""What a job gets of the calls that its pictures were drawn in: its own rows, their times, and what went wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.queue.job import Claimed
+from service.queue.rounds import first_round
+from service.worker.batch import Batch
+from service.worker.batching import Slot
+from service.worker.execution import Drawn, Executed, Failure
+from service.worker.finishing import Scored, _outcome, _reports
+from service.worker.scoring import Judged
+from service.worker.settling import DROPPED, Drawing
+from student.runtimes.fake import FakeRuntime
+from tests.service.support import a_job
+
+
+def slots(*rows: tuple[int, int]) -> tuple[Slot, ...]:
+    return tuple(Slot(job, index, "a red heart", 10 * job + index) for job, index in rows)
+
+
+def images(*values: float) -> Any:
+    return np.stack([np.full((3, 2, 2), value, np.float32) for value in values])
+
+
+def judged(*scores: float) -> tuple[Judged, ...]:
+    return tuple(Judged({"trained": score}) for score in scores)
+
+
+# Three jobs of one, two and one image: the second one's are drawn in two calls, and the third one's with its last.
+JOBS = [a_job(seeds=(0,)), a_job(seeds=(10, 11), rank_by="trained", min_reward=0.5), a_job(seeds=(20,))]
+FIRST = Drawn(slots((0, 0), (1, 0)), images(0.0, 0.1), 2.0)
+LAST = Drawn(slots((1, 1), (2, 0)), images(0.2, 0.3), 3.0, splits=1)
+SCORED = [Scored(FIRST, judged(0.0, 1.0), 0.25), Scored(LAST, judged(2.0, 3.0), 0.5)]
+CLAIMED = tuple(Claimed(job.id, "17", job.to_payload(), 1, float(k)) for k, job in enumerate(JOBS))
+BATCH = Batch(FakeRuntime(), CLAIMED, tuple(map(first_round, JOBS)), claimed_at=100.0)
+
+
+def outcome(number: int, **fields: Any) -> Drawing | Failure:
+    return _outcome(BATCH, number, fields.pop("executed", Executed((FIRST, LAST))), SCORED, 104.0, **fields)
+
+
+@pytest.mark.parametrize(
+    ("number", "values", "scores", "waited_s", "drawn_s", "scored_s"),
+    [
+        (0, [0.0], [0.0], 4.0, 2.0, 0.25),
+        (1, [0.1, 0.2], [1.0, 2.0], 5.0, 5.0, 0.75),
+        (2, [0.3], [3.0], 6.0, 3.0, 0.5),
+    ],
+)
+def test_each_job_gets_its_own_pictures_scores_and_times(
+    number: int, values: list[float], scores: list[float], waited_s: float, drawn_s: float, scored_s: float
+) -> None:
+    found = outcome(number)
+    assert isinstance(found, Drawing)
+    assert [float(image.mean()) for image in found.images] == pytest.approx(values)
+    assert [one.reward["trained"] for one in found.judged] == scores
+    assert (found.queue_s, found.inference_s, found.score_s) == (waited_s, drawn_s, scored_s)
+    assert found.batch_size == 2 and (found.floor is not None) == (number == 1) and found.scoring == ""
+
+
+def test_whether_scores_follow_is_said() -> None:
+    for scoring in ("pending", "skipped"):
+        found = outcome(0, scoring=scoring)
+        assert isinstance(found, Drawing) and found.scoring == scoring
+
+
+def test_a_job_that_failed_or_was_not_drawn_to_its_end_has_no_pictures() -> None:
+    failure = Failure("out_of_memory", "Too large.")
+    assert outcome(0, executed=Executed((FIRST, LAST), {0: failure})) is failure
+    assert outcome(1, executed=Executed((FIRST,))) is DROPPED
+
+
+def test_a_call_is_reported_with_its_images_time_and_splits() -> None:
+    assert _reports(Executed((FIRST, LAST))) == (
+        {"images": 2, "inference_s": 2.0, "splits": 0},
+        {"images": 2, "inference_s": 3.0, "splits": 1},
+    )
+
+
+def test_a_batch_is_the_sum_of_its_jobs() -> None:
+    assert (BATCH.images, BATCH.token, BATCH.chooses, BATCH.suspect) == (4, "17", True, False)
+    assert BATCH.waiting_since == 98.0, "of its oldest job"
+    assert BATCH.shape == ("fake", "1", 64, 64, 0, 4) and BATCH.prompts == ("a red heart",) * 3
+    assert BATCH.maker.runtime == "fake" and (BATCH.maker.origin.model, BATCH.maker.origin.version) == ("fake", "1")
+    alone = Batch(FakeRuntime(), (CLAIMED[0], Claimed("b", "17", "", 2, 0.0)), (BATCH.rounds[0], BATCH.rounds[2]))
+    assert alone.suspect and not alone.chooses, "one of them was lost before"
