@@ -44,7 +44,7 @@ def adopt(
         from export.adoption import Adoption
         from export.adoption import adopt as make
         from export.lora import Lora
-        from export.measure import read_prompt_file
+        from export.measure import check_rewards, read_prompt_file
         from export.single_file import find_model
         from student.runtimes.sizes import read_size
 
@@ -56,6 +56,8 @@ def adopt(
         wanted = read_size(size) if size else None
         loras = tuple(Lora.parse(text) for text in lora or [])
         asked = Adoption(find_model(model, config), counts, out, loras, wanted, frames, guidance, typer.echo)
+        if not out.exists():
+            check_rewards(names)
         student = make(asked)
         if names:
             student = _measured(out, student, names, lines, images, lines[:within] if seeds else (), seeds, threads)

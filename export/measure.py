@@ -85,6 +85,17 @@ def add_scorers(bundle: Path, asked: Measurement) -> Student:
     return student
 
 
+def check_rewards(rewards: Sequence[str]) -> None:
+    """Open each reward once, before the time that a model takes.
+
+    Raises:
+        ExportError: one cannot be opened.
+    """
+    for reward in rewards:
+        _name(reward)
+        _open(reward)
+
+
 def check_memory(bundle: Path, asked: Measurement) -> None:
     """Refuse if the student and its rewards together do not fit into main memory.
 

@@ -163,6 +163,8 @@ def inspect(folder: Path, name: str, given: Collection[str] = ()) -> Source:
         if is_pointer(file):
             raise ExportError(f"{file} is a Git LFS pointer, not the file itself: run git lfs pull in {folder}")
     found = Source(name, folder, index, {})
+    if missing := [part for part in _required(kind) if part not in found.parts]:
+        raise ExportError(f"{name} has no {missing[0]}, which a {kind} needs")
     weights = {part: find_weights(folder, part) for part, _ in _networks(found) if part not in given}
     for part, (_, kind) in found.parts.items():
         if part not in weights and not (folder / part).is_dir():
@@ -170,6 +172,13 @@ def inspect(folder: Path, name: str, given: Collection[str] = ()) -> Source:
         if "Tokenizer" in kind and not any((folder / part / file).is_file() for file in VOCABULARIES):
             raise ExportError(f"{folder / part} has no tokenizer file: accepted are {', '.join(VOCABULARIES)}")
     return Source(name, folder, index, weights)
+
+
+def _required(kind: str) -> tuple[str, ...]:
+    """What a pipeline of this kind cannot do without; the third encoder of Stable Diffusion 3 is optional."""
+    encoders = FAMILIES[kind].encoders[:2]
+    tokenizers = (encoder.replace("text_encoder", "tokenizer") for encoder in encoders)
+    return ("transformer", "vae", "scheduler", *encoders, *tokenizers)
 
 
 def _networks(source: Source) -> Iterator[tuple[str, type]]:

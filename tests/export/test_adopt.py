@@ -175,6 +175,14 @@ REFUSED: list[tuple[Callable[[Path], object], str]] = [
         "is a StableDiffusionPipeline: supported are FluxPipeline,",
     ),
     (lambda f: (f / "model_index.json").write_text("{"), "model_index.json"),
+    (
+        lambda f: edit(f / "model_index.json", lambda d: d.update(vae=[None, None])),
+        "has no vae, which a FluxPipeline needs",
+    ),
+    (
+        lambda f: edit(f / "model_index.json", lambda d: d.pop("tokenizer_2")),
+        "has no tokenizer_2, which a FluxPipeline needs",
+    ),
     (_pickled("vae"), "has its weights only as pickles (diffusion_pytorch_model.bin): accepted are safetensors"),
     (_pickled("text_encoder"), "text_encoder has its weights only as pickles (model.bin): accepted are safetensors"),
     (_evicted, "model.safetensors is a link to a file that does not exist: download the model again"),
@@ -234,6 +242,7 @@ def test_what_cannot_be_served_is_refused_in_one_sentence_with_nothing_written(
         (["--lora", "a:0"], "with a weight other than 0"),
         (["--config", "x"], "--config goes with a single .safetensors file"),
         (["--reward", "nobody", "--prompts", "PROMPTS"], "unknown reward 'nobody'"),
+        (["--reward", "tests.rewards.small:Nobody", "--prompts", "PROMPTS"], "tests.rewards.small has no 'Nobody'"),
         (["--reward", "aesthetic", "--prompts", "missing.txt"], "missing.txt cannot be read as a file of prompts"),
     ],
 )
@@ -244,7 +253,7 @@ def test_a_wrong_argument_is_one_sentence(
     arguments = [str(tmp_path / "prompts.txt") if part == "PROMPTS" else part for part in arguments]
     rest = [] if "--size" in arguments else ["--size", "32x64"]
     code, said = run(sources("schnell"), *arguments, *rest, "--out", tmp_path / "out")
-    assert code == 1 and sentence in said, said
+    assert code == 1 and sentence in said and not (tmp_path / "out").exists(), said
 
 
 def test_disk_and_memory_are_counted_before_anything_is_loaded(
