@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any, cast
 
 from redis.exceptions import ConnectionError
 
+from service.observe.background import Background
 from service.queue.consumer import Consumer
+from service.queue.job import Claimed
 from service.worker.heartbeat import Heartbeat
 
 
@@ -67,3 +70,83 @@ def test_however_often_news_are_asked_for_there_are_ten_beats_a_second() -> None
             time.sleep(0.002)
     _, first, *others = queue.beats
     assert others and all(after - before >= 0.1 for before, after in zip([first, *others], others, strict=False))
+
+
+class Heard(Told):
+    """One that also notes what is said, and answers with ``news`` of held jobs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[tuple[dict[str, Any], list[tuple[str, str]], dict[str, int]]] = []
+        self.news: dict[str, str] = {}
+
+    def beat(self, *args: Any) -> dict[str, str]:
+        super().beat()
+        self.said.append(args)  # type: ignore[arg-type]
+        return self.news
+
+
+def of(id: str, token: str = "1") -> Claimed:
+    return Claimed(id, token, "", 1, 0.0)
+
+
+def test_what_is_held_is_renewed_until_it_is_let_go() -> None:
+    queue = Heard()
+    heartbeat = Heartbeat(cast(Consumer, queue), {"runtime": "fake"}, 60.0)
+    heartbeat.hold([of("b", "2"), of("a")])
+    heartbeat.beat()
+    heartbeat.let_go(of("b", "1"))
+    heartbeat.beat()
+    heartbeat.let_go(of("b", "2"))
+    heartbeat.beat()
+    both, alone = [("a", "1"), ("b", "2")], [("a", "1")]
+    assert [held for _, held, _ in queue.said] == [both, both, alone] and heartbeat.held() == alone
+    assert queue.said[0][0] == {"runtime": "fake", "gpus": {}, "jobs": 2} and queue.said[2][0]["jobs"] == 1
+
+
+def test_news_of_a_job_are_kept_while_it_is_held_and_are_of_that_claim_alone() -> None:
+    queue = Heard()
+    heartbeat = Heartbeat(cast(Consumer, queue), {}, 60.0)
+    heartbeat.hold([of("a"), of("b")])
+    assert heartbeat.dropped(of("a")) is None
+    queue.news = {"a": "cancelled", "c": "lost"}
+    heartbeat.beat()
+    queue.news = {}
+    heartbeat.beat()
+    assert heartbeat.dropped(of("a")) == "cancelled" and heartbeat.dropped(of("b")) is None
+    assert heartbeat.dropped(of("a", "2")) is None and heartbeat.dropped(of("c")) is None
+    heartbeat.let_go(of("a"))
+    heartbeat.hold([of("a")])
+    assert heartbeat.dropped(of("a")) is None
+
+
+def test_failures_are_reported_once_and_again_where_the_beat_did_not_arrive() -> None:
+    queue, background = Heard(), Background()
+    heartbeat = Heartbeat(cast(Consumer, queue), {}, 60.0, background=background)
+    duty = background.duty("probe")
+    for away in (False, True, False, False):
+        queue.away = away
+        if len(queue.beats) < 2:
+            duty.failed(OSError())
+        try_said = len(queue.said)
+        heartbeat.beat()
+        assert len(queue.said) == try_said + (not away)
+    assert [failed for *_, failed in queue.said] == [{"probe": 1}, {"probe": 1}, {"probe": 0}]
+
+
+def test_what_an_operator_wants_is_said_back() -> None:
+    queue = Heard()
+    heartbeat = Heartbeat(cast(Consumer, queue), {"state": "ready"}, 60.0)
+    for order in ("paused", "", ""):
+        queue.order = order
+        heartbeat.beat()
+    assert [about["state"] for about, *_ in queue.said] == ["ready", "paused", "ready"]
+
+
+def test_the_gpus_are_measured_at_the_start_and_said() -> None:
+    queue = Heard()
+    gpus = {"GPU-1": {"busy": 0.5}}
+    accelerators: Any = SimpleNamespace(measure=lambda: gpus)
+    with Heartbeat(cast(Consumer, queue), {}, 60.0, accelerators):
+        pass
+    assert queue.said[0][0]["gpus"] == gpus
