@@ -78,7 +78,6 @@ CASES = (
     Case("FLUX.1-dev, all weights, optimizer offloaded, 8 GPUs", "flux-dev", {**FULL, **OFFLOAD}, 8, 80),
     Case("FLUX.1-dev, all weights, optimizer offloaded, 4 GPUs", "flux-dev", {**FULL, **OFFLOAD}, 4, 80),
     Case("Stable Diffusion 3.5 medium, LoRA", "sd35-medium", limit_gb=16),
-    Case("Stable Diffusion 3.5 medium, all weights", "sd35-medium", ALL),
     Case("Stable Diffusion 3.5 medium, all weights, optimizer offloaded", "sd35-medium", {**ALL, **OFFLOAD}),
     Case("Wan 2.1 1.3B, LoRA", "wan-1.3b", limit_gb=23),
     Case("FLUX.2 klein 4B, LoRA", "flux2-klein"),
