@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import run_calls
 from benchmarks.memory_figures import read, table
 from service.errors import CODES
 from service.queue.states import diagram
@@ -49,6 +50,11 @@ def memory() -> str:
     return table(read())
 
 
+def calls() -> str:
+    """The table of how often a run calls its transformer (benchmarks/run_calls.py)."""
+    return run_calls.table()
+
+
 def states() -> str:
     """The diagram of a job's states."""
     return f"```mermaid\n{diagram()}\n```"
@@ -58,6 +64,7 @@ PARTS: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/operate.md", "settings"): settings,
     ("docs/api.md", "errors"): errors,
     ("docs/cost.md", "memory"): memory,
+    ("docs/cost.md", "calls"): calls,
     ("docs/reliability.md", "states"): states,
 }
 
