@@ -147,6 +147,7 @@ def test_the_presets_of_real_models_run_with_their_own_settings(preset: str, tmp
         tiny.flux2(is_distilled=False).save_pretrained(tmp_path / family)
     dotted = {RatsConfig.MOVED.get(key, key) for key in SMALLER}
     chosen = [part for key, value in given.items() if key in dotted for part in ("--set", f"{key}={value}")]
+    chosen += ["--set", "validation.dinov2="]  # which would be fetched
     code, text = run("--preset", preset, "--out", str(tmp_path / "out"), *chosen)
     assert code == 0, text
     rows = [row for row in read_log(tmp_path / "out" / "run" / "log.jsonl") if row["step"] >= 0]
