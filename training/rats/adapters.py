@@ -32,10 +32,7 @@ class Lora:
 
 
 def add_adapters(transformers: Sequence[Any], lora: Lora) -> None:
-    """Two adapters, ``teacher`` and ``student``, on each of the transformers; both begin alike, in fp32.
-
-    In bf16, which the base may have, updates with a small learning rate would round to nothing.
-    """
+    """Two adapters, ``teacher`` and ``student``, on each of the transformers."""
     scale: Any = lora.alpha  # any number will do, whatever the annotation says
     config = LoraConfig(r=lora.rank, lora_alpha=scale, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
     device = next(transformers[0].parameters()).device
@@ -45,6 +42,13 @@ def add_adapters(transformers: Sequence[Any], lora: Lora) -> None:
         for transformer in transformers:
             for name in ("teacher", "student"):
                 transformer.add_adapter(config, adapter_name=name)
+
+
+def equalise(transformers: Sequence[Any]) -> None:
+    """Give both adapters the same weights.
+
+    They are fp32 on a base of any type: in bf16 updates with a small learning rate round to nothing.
+    """
     for transformer in transformers:
         for student, teacher in zip(*pairs(transformer), strict=True):
             student.data = student.data.float()

@@ -23,7 +23,7 @@ from student.families.family import Family
 from student.families.two_experts import networks
 from training.decoder import decode_tiles, recompute_blocks
 from training.processes import Processes
-from training.rats.adapters import Lora, add_adapters, pairs, switch, write_adapter
+from training.rats.adapters import Lora, add_adapters, equalise, pairs, switch, write_adapter
 from training.rats.config import RatsConfig
 from training.sharding import calls, clone, gathered, reduce_gradients, shard, shard_like, without_weights
 
@@ -65,6 +65,7 @@ class Roles:
         base = model.transformer = start if begin is None else begin.requires_grad_(False)
         if lora is not None:
             add_adapters(self._parts(base), lora)
+            equalise(self._parts(base))
         for network in {id(one): one for one in (base, start)}.values() if self.sharded else ():
             shard(network, processes, sharding.in_bf16)  # before any is copied: none is ever whole in a process
         self._student = self._teacher = base
@@ -178,6 +179,7 @@ class Roles:
         state = self.student_state()
         self._student = self.model.transformer = transformer.requires_grad_(False)
         add_adapters(self._parts(transformer), self.lora)
+        equalise(self._parts(transformer))
         self.trainable, self._following = pairs(transformer)
         self.load_student(state)
 
