@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from fewstep.cli import app
 from fewstep.client import Client
 from fewstep.commands.generate import _floor, _format, _steps
 from fewstep.commands.jobs import _sentence
+from fewstep.commands.models import canary
 from fewstep.errors import WrongUse
 from fewstep.output import job_line
+from service.quality.canary import Plan
 
 JOB: dict[str, Any] = {
     "id": "j", "status": "done", "created": 0, "model": "m", "model_version": "1", "prompt": "p", "seeds": [1],
@@ -200,3 +204,11 @@ def test_a_job_is_one_sentence(fields: dict[str, Any], sentence: str) -> None:
 )
 def test_an_event_is_one_line(name: str, data: dict[str, Any], sentence: str) -> None:
     assert _sentence(Event(name=name, number=None, data=data)) == sentence
+
+
+def test_what_a_canary_must_show_is_by_default_what_the_service_says() -> None:
+    said = {name: one.default for name, one in inspect.signature(canary).parameters.items()}
+    assert {name: said[name] for name in ("margin", "failures", "slowdown")} == {
+        name: value for name, value in asdict(Plan()).items() if name != "alpha"
+    }
+    assert said["share"] == 0.05, "as the service's own, and docs/reward-serving.md"

@@ -94,3 +94,14 @@ def test_a_worker_that_falls_silent_counts_no_more_after_two_leases(queue: Queue
     assert count() == 1
     eventually(lambda: count() == 0, "it is gone", 10)
     assert time.monotonic() - began >= 2 * LEASE_S
+
+
+def test_a_lease_that_has_run_out_is_looked_at_once(queue: Queue) -> None:
+    leases = f"{queue.prefix}l"
+    call = begin(queue, CALL_S)
+    queue.client.zadd(leases, {call.id: 0})
+    assert [queue.reap(), queue.reap()] == [1, 0] and queue.state(call.id) == "queued"
+    assert queue.client.zcard(leases) == 0, "whoever claims it begins a lease of its own"
+    assert queue.draw() == [call.id] and queue.client.zcard(leases) == 0
+    queue.client.zadd(leases, {call.id: 0})  # as of a server that lost its last second
+    assert [queue.reap(), queue.reap()] == [1, 0] and queue.state(call.id) == "done"
