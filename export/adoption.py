@@ -26,6 +26,7 @@ from student.families.family import Family, SizeError
 from student.families.find import family_of
 from student.files import write_student
 from student.runtimes.machine import free_bytes
+from student.runtimes.placement import TRANSFORMERS
 from student.schedule import by_size
 
 ORIGIN = "origin.json"
@@ -73,6 +74,7 @@ def adopt(asked: Adoption) -> Student:
         asked.say(f"{asked.out} already exists")
         return found
     pipe = hollow_pipeline(asked.source)
+    check_shapes(asked.source, pipe)
     student = manifest(asked, pipe)
     check_room(asked)
     with whole_folder(asked.out) as unfinished:
@@ -84,6 +86,26 @@ def adopt(asked: Adoption) -> Student:
                 shutil.copyfile(asked.source.folder / name, unfinished / name)
         asked.say("hashing every file")
         return write_student(unfinished, student)
+
+
+def check_shapes(source: Source, pipe: Any) -> None:
+    """Refuse weights of a transformer that are not those of its config: diffusers would start from random ones.
+
+    Raises:
+        ExportError: a weight is missing or has another shape.
+    """
+    for part in TRANSFORMERS:
+        network = getattr(pipe, part, None)
+        if source.base or network is None or network.config.get("quantization_config"):
+            continue  # a single file's names are its authors' own, and it was held to the pipeline's already
+        rows = {key: row for file in source.weights[part].files for key, row in header(file).items()}
+        for key, value in network.named_parameters():
+            shape = rows[key]["shape"] if key in rows else "missing"
+            if shape != list(value.shape):
+                raise ExportError(
+                    f"{source.folder / part} has other weights than its config.json says: {key} is {shape}, not "
+                    f"{list(value.shape)}"
+                )
 
 
 def _already(asked: Adoption) -> Student | None:

@@ -195,6 +195,14 @@ REFUSED: list[tuple[Callable[[Path], object], str]] = [
         lambda f: (f / "text_encoder" / "config.json").write_text("{"),
         "text_encoder cannot be opened as a CLIPTextModel",
     ),
+    (
+        lambda f: edit(f / "transformer" / "config.json", lambda d: d.update(num_layers=2)),
+        "has other weights than its config.json says: transformer_blocks.1.norm1.linear.weight is missing, not [",
+    ),
+    (
+        lambda f: edit(f / "transformer" / "config.json", lambda d: d.update(joint_attention_dim=48)),
+        "has other weights than its config.json says: context_embedder.weight is [32, 32], not [32, 48]",
+    ),
     (lambda f: (f / "vae" / "config.json").unlink(), "vae cannot be opened as a AutoencoderKL"),
     (lambda f: shutil.rmtree(f / "tokenizer"), "lacks the folder 'tokenizer'"),
     (lambda f: shutil.rmtree(f / "text_encoder_2"), "lacks the folder 'text_encoder_2'"),
