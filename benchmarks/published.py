@@ -98,4 +98,5 @@ CASES = (
     Case("Z-Image", MODELS["z-image-turbo"], (lambda: Qwen3Model(Qwen3Config(**QWEN3_4B)),), _chat("z_image")),
     Case("Wan 2.1 1.3B", MODELS["wan-1.3b"], (_umt5,), (512, 512), 480, 832, 81),
     Case("Wan 2.2 5B", MODELS["wan-2.2-5b"], (_umt5,), (512, 512), 704, 1280, 121),
+    Case("Wan 2.2 14B", MODELS["wan-14b"], (_umt5,), (512, 512), 720, 1280, 81),
 )

@@ -33,7 +33,7 @@ from rewards.clip import ClipReward
 from rewards.hps import vit_h_14
 from rewards.interface import scored
 from student.families.family import Family
-from student.runtimes.placement import OFFLOADS, Placement
+from student.runtimes.placement import OFFLOADS, TRANSFORMERS, Placement
 from student.runtimes.torch import TorchModel
 
 GB = 1e9
@@ -65,7 +65,7 @@ def measure(case: Case, offloads: Sequence[str] = OFFLOADS[1:], batches: Sequenc
         with fake_device() as mode, unread(), kernels(), Peak() as peak:
             model = opened(case, offload, mode)
             row.weights.update(_weights(model.family))  # type: ignore[attr-defined]
-            for part in (model.family.transformer, model.family.vae, *_encoders(model.family)):
+            for part in (*_transformers(model.family), model.family.vae, *_encoders(model.family)):
                 peak.hold(part)
             row.peak[offload] = _drawn(case, model, peak, 1, steps)  # type: ignore[index]
             for batch in batches if offload == offloads[-1] else ():
@@ -90,7 +90,8 @@ def whole(case: Case) -> Family:
 def placed(case: Case, offload: str, mode: FakeTensorMode) -> Family:
     """The family's parts on the fake device, or where the offload lets them wait."""
     family, place = whole(case), DEVICE if offload == "off" else "cpu"
-    for name in ("transformer", "vae", *family.encoders):
+    experts = [name for name in TRANSFORMERS if getattr(family, name, None) is not None]
+    for name in (*experts, "vae", *family.encoders):
         dtype = torch.float32 if name in family.in_float32 else DTYPE
         _put(getattr(family, name), mode, dtype, place if name in family.encoders else DEVICE)
     return family
@@ -113,10 +114,14 @@ def _encoders(family: Family) -> tuple[nn.Module, ...]:
     return tuple(getattr(family, name) for name in family.encoders)
 
 
+def _transformers(family: Family) -> tuple[nn.Module, ...]:
+    return tuple(expert.transformer for expert in family.experts())
+
+
 def _weights(family: Family) -> dict[str, int]:
     return {
         "encoders": sum(num_bytes(encoder) for encoder in _encoders(family)),
-        "transformer": num_bytes(family.transformer),
+        "transformer": sum(map(num_bytes, _transformers(family))),
         "autoencoder": num_bytes(family.vae),
     }
 
@@ -142,6 +147,9 @@ def _drawn(case: Case, model: TorchModel, peak: Peak, batch: int, steps: int) ->
             call = getattr(owner, calls[stage])
             stack.enter_context(patch.object(owner, calls[stage], watched(stage, call)))
         images = model.draw(ids_BL, x, tuple(1 - k / steps for k in range(steps)))
+        for expert in family.experts()[1:]:  # a fake sigma has no number to choose by: each is called once more
+            with torch.no_grad():
+                watched("draw", expert.velocity)(x.to(DEVICE), 0.5, model.encode(ids_BL))
     frames = (case.frames,) if case.frames > 1 or family.name == "wan" else ()
     expected = (batch, *frames, 3, case.height, case.width)
     if tuple(images.shape) != expected or images.dtype != torch.float32 or images.device.type != DEVICE:

@@ -16,6 +16,7 @@ from benchmarks import serving_memory
 from benchmarks.make_believe import DEVICE, fake_device, kernels, put, unread
 from benchmarks.published import CASES, Case
 from benchmarks.serving_memory import GB, Row, opened, table
+from student.families.family import Condition
 from student.runtimes.placement import ACTIVATIONS
 from tests.alone import alone
 
@@ -31,6 +32,7 @@ OFFLOADS = {  # every published model; the script does all three offloads of eac
     "Z-Image": ("off",),
     "Wan 2.1 1.3B": ("off",),
     "Wan 2.2 5B": ("encoders",),
+    "Wan 2.2 14B": ("cpu",),
 }
 # Parameters of the encoders, as the headers of the published files have them.
 ENCODERS = {
@@ -109,6 +111,22 @@ def test_the_document_says_what_is_measured(rows: dict[str, Row], case: Case) ->
         assert most.rpartition("**")[0].endswith(f"**{row.most(offload) / GB:.1f}")
     if len(row.peak) == 3:
         assert serving_memory.line(row) == line
+
+
+def test_both_experts_lie_on_the_device(rows: dict[str, Row]) -> None:
+    """As many parameters as the published indexes of weights say, twice, in bf16."""
+    assert rows["Wan 2.2 14B"].weights["transformer"] == pytest.approx(2 * 2 * 14_288_901_184, rel=1e-4)
+
+
+def test_an_expert_that_lies_elsewhere_is_noticed() -> None:
+    with fake_device() as mode, unread(), kernels(), torch.no_grad():
+        family = opened(BY_NAME["Wan 2.2 14B"], "cpu", mode).family
+        put(family.transformer_2, mode, torch.bfloat16, "cpu")
+        x, condition = torch.ones(1, *family.latent_shape(64, 64)), Condition(torch.ones(1, 512, 4096, device=DEVICE))
+        first, second = family.experts()
+        assert first.velocity(x.to(DEVICE), 0.5, condition).shape == x.shape
+        with pytest.raises(RuntimeError, match=f"(?s)(device.*{DEVICE}|{DEVICE}.*device)"):
+            second.velocity(x.to(DEVICE), 0.5, condition)
 
 
 def test_a_part_that_lies_elsewhere_is_noticed() -> None:
