@@ -53,6 +53,7 @@ EDGES: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
     "teacher.negative_prompt": ("", TEXT),
     "teacher.guided_steps": (0, OR_NONE),
     "teacher.ema": (0.999, SHARE),
+    "teacher.restart": (True, SWITCH),
     "teacher.batch": (0, OR_NONE),
     "reward.trained": ("models/shapes-scorers/trained", TEXT),
     "reward.heldout": ("models/shapes-scorers/heldout", TEXT),
