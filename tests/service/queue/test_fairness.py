@@ -152,6 +152,43 @@ def test_who_is_given_up_between_two_rounds_has_paid_for_the_one_that_was_drawn(
     assert queue.ask(queue.job(key="k")).quota_left == 8 * COST, "the first round, and this"
 
 
+def test_who_gave_up_while_a_round_was_drawn_pays_for_no_other(make_queue: Callable[..., Queue]) -> None:
+    queue = make_queue(quota=10 * COST)
+    worker = queue.consumer("w")
+    id = queue.add(key="k")
+    [claimed] = worker.claim({queue.lane: 1})
+    assert queue.cancel(id) == "running"
+    best = {"images": [], "runtime": "fake"}
+    assert worker.advance(id, claimed.token, best, shape="64x64|8", images=1, cost=2 * COST) == "done"
+    assert queue.client.zscore(f"{queue.prefix}f", "k") == COST and queue.record(id).short == "cancelled"
+    assert queue.ask(queue.job(key="k")).quota_left == 8 * COST, "the first round, and this"
+
+
+def test_a_round_is_late_where_it_would_end_after_the_deadline(make_queue: Callable[..., Queue]) -> None:
+    queue = make_queue()
+    worker = queue.consumer("w")
+    id, others = queue.add(), [queue.add() for _ in range(3)]
+    worker.claim({queue.lane: 1})
+    assert worker.load(id, COST) == (0.0, False), "nothing is known"
+    lane = {"means": [1e6], "jobs": 0, "work": 0, "busy": 0}  # a second a cost
+    queue.client.hset(f"{queue.prefix}rt", queue.lane, json.dumps(lane))
+    left_s = queue.timeout_s
+    assert worker.load(id, int(left_s) - 2)[1] is False and worker.load(id, int(left_s) + 1)[1] is True
+    assert worker.load(others[2], int(left_s) - 3 * COST - 2)[1] is False, "its place is the fourth"
+    assert worker.load("f" * 32, 1)[1] is True, "a job that is gone needs no round"
+
+
+def test_jobs_that_another_release_put_in_uncounted_are_counted_again(make_queue: Callable[..., Queue]) -> None:
+    queue = make_queue()
+    ids = [queue.add(key="k") for _ in range(3)]
+    order, work, counts = (f"{queue.prefix}{name}" for name in ("o", "wl", "kc"))
+    before = [queue.client.zrange(order, 0, -1), queue.client.hgetall(work), queue.client.hgetall(counts)]
+    queue.client.zrem(order, ids[1])
+    queue.client.delete(work, counts)
+    queue.reap()
+    assert [queue.client.zrange(order, 0, -1), queue.client.hgetall(work), queue.client.hgetall(counts)] == before
+
+
 def test_a_key_cannot_fill_the_queue_for_others(make_queue: Callable[..., Queue]) -> None:
     queue = make_queue(max_pending=100)
     waiting = [queue.add(key="greedy") for _ in range(10)]
