@@ -41,7 +41,8 @@ class OffloadedAdamW(torch.optim.AdamW):
     def _update(self, part: list[Tensor]) -> None:
         kept = {parameter: self.state[parameter] or first_slot(parameter) for parameter in part}
         for parameter, slot in kept.items():
-            near = {name: slot[name].to(parameter.device, non_blocking=True) for name in MOMENTS}
+            # A copy on a CPU too, so that what is brought back there is what a GPU would bring back.
+            near = {name: slot[name].to(parameter.device, non_blocking=True, copy=True) for name in MOMENTS}
             self.state[parameter] = {**slot, **near}
         super().step()
         for parameter, slot in kept.items():
