@@ -2,8 +2,8 @@
 
 The released checkpoint holds all weights, in the layout of transformers 4.45, with which it was trained: its text
 positions count every token, picture or not. Instruction, picture size and head are those of github.com/MizzenAI/HPSv3
-(MIT), hpsv3/dataset/data_collator_qwen.py and hpsv3/config/HPSv3_7B.yaml. The score is the mean of the two numbers
-(mean, spread) that the head gives at the token for the reward.
+(MIT License, Copyright (c) 2024 HPSv3 Team), hpsv3/dataset/data_collator_qwen.py and hpsv3/config/HPSv3_7B.yaml. The
+score is the first of the two numbers (mean, spread) that the head gives at the token for the reward.
 Shape suffixes: B batch, C channels, H/W pixels, L tokens, D feature width, P patches.
 """
 
