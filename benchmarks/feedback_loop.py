@@ -1,12 +1,14 @@
 """The loop from served prompts to the next student, in the starter world: traffic, its log, and what retraining gains.
 
-python -m benchmarks.feedback_loop traffic      serves the starter, asks as users do, exports the log (minutes)
-python -m benchmarks.feedback_loop compare      shipped against retrained, paired by prompt and seed
-python -m benchmarks.feedback_loop compare --write    also into docs/reward-serving.md
+python -m benchmarks.feedback_loop narrow       writes prompts without stars and hearts, for a student with a weakness
+python -m benchmarks.feedback_loop traffic      serves a student, asks as users do, exports the log (minutes)
+python -m benchmarks.feedback_loop compare      the served student against the retrained, paired by prompt and seed
+python -m benchmarks.feedback_loop compare --write "feedback loop"    also into docs/reward-serving.md
 
-``traffic`` writes into out/loop: feedback.jsonl (the prompts whose pictures ranked low), mixed.jsonl (these and the
-others, for --set data.prompts) and measuring.txt (for --set data.measuring). ``compare`` needs the retrained student's
-bundle, compiled. Errors are standard errors clustered by prompt: several pictures of one prompt count as one.
+``traffic`` writes into the folder: feedback.jsonl (the prompts whose pictures ranked low), mixed.jsonl (these and the
+others, for --set data.prompts), even.jsonl (all of them without a rank) and measuring.txt (for --set data.measuring).
+``compare`` needs the retrained student's bundle, compiled. Errors are standard errors clustered by prompt: several
+pictures of one prompt count as one.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ USERS = 16
 LOW = 20.0  # the service's FEWSTEP_FEEDBACK_PERCENTILE
 TRAFFIC, FRESH, OTHERS, LOGGED = 8_000, 3_000, 600, 300
 TRAFFIC_KEY, FRESH_KEY = (20261205, 1), (20261206,)
+NARROW, NARROW_KEY, UNSEEN = 6_000, (20261207,), ("star", "heart")
 TRAINED, STEPS = "trained", (4, 1, 2, 8)
 MEASURES = {"right": "judge: right", "but shape": "right but shape", "heldout": "held-out", "trained": "trained"}
 FIRST_SEED, SELECTING_SEED, PRIME = 40_000_000, 50_000_000, 7_919
@@ -85,12 +88,31 @@ async def ask(url: str, prompts: Sequence[str]) -> None:
         await asyncio.gather(*(user() for _ in range(USERS)))
 
 
-def traffic(requests: int, folder: Path) -> None:
-    """Serve the starter student, ask, and write the files that training reads."""
+def narrow(folder: Path) -> None:
+    """The prompts of a student that has never been trained on some shapes, and the prompts to evaluate on."""
+    asked = dict.fromkeys(asked_prompts(5 * NARROW, *NARROW_KEY))
+    kept = [prompt for prompt in asked if not unseen(prompt)][:NARROW]
+    _write(folder / "narrow.txt", kept)
+    _write(folder / "measuring.txt", [prompt for part in measuring_prompts() for prompt in part])
+
+
+def unseen(prompt: str) -> bool:
+    """Whether a prompt asks for a shape that the narrow student was not trained on."""
+    return any(thing.shape in UNSEEN for thing in parse(prompt).things)
+
+
+def _write(file: Path, prompts: Sequence[str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{prompt}\n" for prompt in prompts), "utf-8")
+
+
+def traffic(requests: int, folder: Path, bundle: Path) -> None:
+    """Serve a student, ask, and write the files that training reads."""
     folder.mkdir(parents=True, exist_ok=True)
     asked = asked_prompts(requests, *TRAFFIC_KEY)
     # One key may fill a tenth of the log, and here all requests are of one.
     os.environ.update(FEWSTEP_FEEDBACK_MAX=str(10 * requests), FEWSTEP_FEEDBACK_PERCENTILE=str(LOW))
+    os.environ["FEWSTEP_MODEL"] = str(bundle.resolve())
     with started_service() as url:
         asyncio.run(ask(url, asked))
         with Client(url) as service:
@@ -99,8 +121,8 @@ def traffic(requests: int, folder: Path) -> None:
     others = [{"prompt": prompt} for prompt in dict.fromkeys(asked) if prompt not in low]
     (folder / "feedback.jsonl").write_text(lines(kept), "utf-8")
     (folder / "mixed.jsonl").write_text(lines([*kept, *others]), "utf-8")
-    measuring = [prompt for part in measuring_prompts() for prompt in part]
-    (folder / "measuring.txt").write_text("".join(f"{prompt}\n" for prompt in measuring), "utf-8")
+    (folder / "even.jsonl").write_text(lines([{"prompt": prompt} for prompt in dict.fromkeys(asked)]), "utf-8")
+    _write(folder / "measuring.txt", [prompt for part in measuring_prompts() for prompt in part])
     print(f"{requests} requests, {len(low) + len(others)} prompts, {len(low)} of them rank below {LOW:.0f}")
 
 
@@ -188,9 +210,9 @@ def report(found: Sequence[tuple[Group, int, Sequence[Row]]]) -> str:
     return table(head, rows)
 
 
-def compare(retrained: Path, folder: Path, steps: Sequence[int]) -> str:
+def compare(served: Path, retrained: Path, folder: Path, steps: Sequence[int]) -> str:
     """Draw what is missing with both students, and make the table."""
-    before, after = load(BUNDLE, "auto", 1), load(retrained, "auto", 1)
+    before, after = load(served, "auto", 1), load(retrained, "auto", 1)
     found: list[tuple[Group, int, list[Row]]] = []
     for group in groups(before, folder):
         for count in steps:
@@ -202,17 +224,22 @@ def compare(retrained: Path, folder: Path, steps: Sequence[int]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("traffic", "compare"))
+    parser.add_argument("what", choices=("narrow", "traffic", "compare"))
     parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--served", type=Path, default=BUNDLE, help="the served student's bundle")
     parser.add_argument("--retrained", type=Path, default=FOLDER / "retrained", help="the retrained student's bundle")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
-    parser.add_argument("--write", action="store_true", help="write the table into docs/reward-serving.md")
+    parser.add_argument(
+        "--write", metavar="NAME", help='write docs/reward-serving.md\'s table between the marks "NAME"'
+    )
     arguments = parser.parse_args()
+    if arguments.what == "narrow":
+        return narrow(arguments.folder)
     if arguments.what == "traffic":
-        return traffic(TRAFFIC, arguments.folder)
-    text = compare(arguments.retrained, arguments.folder, arguments.steps)
+        return traffic(TRAFFIC, arguments.folder, arguments.served)
+    text = compare(arguments.served, arguments.retrained, arguments.folder, arguments.steps)
     if arguments.write:
-        write_between(DOCUMENT, text, "<!-- feedback loop: begin -->", "<!-- feedback loop: end -->")
+        write_between(DOCUMENT, text, f"<!-- {arguments.write}: begin -->", f"<!-- {arguments.write}: end -->")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import feedback_loop
+from benchmarks.serving.engine import BUNDLE
 from student.runtimes.fake import FakeRuntime, fake_student
 from training.prompts import from_files
+from training.shapes.grammar import SHAPES
 from training.shapes.prompts import asked_prompts, fresh_prompts, measuring_prompts
 
 MEASURING = {prompt for part in measuring_prompts() for prompt in part}
@@ -86,9 +89,10 @@ def test_the_traffic_goes_over_http_and_training_reads_what_ranked_low(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEWSTEP_RUNTIME", "fake")
-    for name in ("FEWSTEP_FEEDBACK_MAX", "FEWSTEP_FEEDBACK_PERCENTILE"):  # what it sets ends with this test
+    for name in ("FEWSTEP_FEEDBACK_MAX", "FEWSTEP_FEEDBACK_PERCENTILE", "FEWSTEP_MODEL"):  # what it sets ends here
         monkeypatch.setenv(name, "20")
-    feedback_loop.traffic(60, tmp_path)
+    feedback_loop.traffic(60, tmp_path, BUNDLE)
+    assert os.environ["FEWSTEP_MODEL"] == str(BUNDLE)
     asked = asked_prompts(60, *feedback_loop.TRAFFIC_KEY)
     steps, low = fake_student().steps[0], dict[str, bool]()
     for seed, prompt in enumerate(asked):
@@ -103,3 +107,15 @@ def test_the_traffic_goes_over_http_and_training_reads_what_ranked_low(
     passed = [prompt for step in range(200) for prompt in prompts.train(step, 8)]
     ordinary = max(passed.count(prompt) for prompt, is_low in low.items() if not is_low)
     assert set(passed) == set(asked) and all(passed.count(row["prompt"]) > 4 * ordinary for row in rows)
+    even = from_files(tmp_path / "even.jsonl", tmp_path / "measuring.txt", 1)
+    assert sorted(even.train(0, len(set(asked)))) == sorted(set(asked))
+
+
+def test_the_narrow_student_is_trained_on_every_shape_but_two(tmp_path: Path) -> None:
+    feedback_loop.narrow(tmp_path)
+    narrow = (tmp_path / "narrow.txt").read_text("utf-8").splitlines()
+    assert len(set(narrow)) == feedback_loop.NARROW and not MEASURING & set(narrow)
+    words = {word for prompt in narrow for word in prompt.split()}
+    assert {shape for shape in SHAPES if shape in words} == {*SHAPES} - {"star", "heart"}
+    assert set((tmp_path / "measuring.txt").read_text("utf-8").splitlines()) == MEASURING
+    assert feedback_loop.unseen("a red star left of a blue ring") and not feedback_loop.unseen("a red ring")
