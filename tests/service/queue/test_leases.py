@@ -105,3 +105,17 @@ def test_a_lease_that_has_run_out_is_looked_at_once(queue: Queue) -> None:
     assert queue.draw() == [call.id] and queue.client.zcard(leases) == 0
     queue.client.zadd(leases, {call.id: 0})  # as of a server that lost its last second
     assert [queue.reap(), queue.reap()] == [1, 0] and queue.state(call.id) == "done"
+
+
+def test_a_worker_that_is_gone_counts_for_two_leases_while_others_live(queue: Queue) -> None:
+    """The set of workers as a whole expires only where nobody is left; a dead one among others has its own time."""
+    gone, other = (queue.consumer(name, lease_s=LEASE_S) for name in ("gone", "other"))
+    gone.beat({}, [])
+    began = time.monotonic()
+    while time.monotonic() - began < 3 * LEASE_S:
+        other.beat({}, [])
+        counted = set(queue.client.zrange(f"{queue.prefix}wk", 0, -1))
+        if time.monotonic() - began < LEASE_S:
+            assert counted == {"gone", "other"}
+        time.sleep(LEASE_S / 6)
+    assert counted == {"other"}
