@@ -218,7 +218,7 @@ def test_a_run_measures_on_as_many_prompts_as_it_asks_for(tmp_path: Path) -> Non
 def test_what_ranks_low_comes_more_often_in_each_pass(tmp_path: Path) -> None:
     rows = [
         {"prompt": "lowest", "percentile": 0}, {"prompt": "half", "percentile": 50.0}, {"prompt": "usual"},
-        {"prompt": "disliked", "percentile": 40, "rejected": 2, "chosen": 1},
+        {"prompt": "disliked", "percentile": 40, "rejected": 1, "rerolled": 1, "chosen": 1},
         {"prompt": "liked", "percentile": 100, "rejected": 1, "chosen": 1},
     ]  # fmt: skip
     path = write(tmp_path / "feedback.jsonl", *(json.dumps(row) for row in rows))
