@@ -89,7 +89,6 @@ CASES = (
     Case("Wan 2.2 5B, LoRA, tiles of 256 px", "wan-2.2-5b", TILES),
     Case("Wan 2.2 14B, LoRA", "wan-14b"),
     Case("Wan 2.2 14B, LoRA on nf4", "wan-14b", NF4),
-    Case("Wan 2.2 14B, all weights, 8 GPUs", "wan-14b", FULL, 8),
 )
 
 
