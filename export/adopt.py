@@ -35,6 +35,8 @@ def adopt(
     within: Annotated[
         int, typer.Option(min=2, help="Number of prompts for which --seeds pictures are generated.")
     ] = 16,
+    id: Annotated[str, typer.Option(help="The model's name in requests; by default the folder's name.")] = "",
+    version: Annotated[str, typer.Option(help="Its version.")] = "1",
     threads: Annotated[int, typer.Option(min=1, help="Number of CPU threads.")] = 1,
 ) -> None:
     """Make a student from a published few-step model: linked weights, its own sigmas and guidance, measured rewards."""
@@ -55,7 +57,9 @@ def adopt(
         lines = read_prompt_file(prompts) if prompts else ()
         wanted = read_size(size) if size else None
         loras = tuple(Lora.parse(text) for text in lora or [])
-        asked = Adoption(find_model(model, config), counts, out, loras, wanted, frames, guidance, typer.echo)
+        asked = Adoption(
+            find_model(model, config), counts, out, loras, wanted, frames, guidance, id, version, typer.echo
+        )
         if not out.exists():
             check_rewards(names)
         student = make(asked)

@@ -37,7 +37,11 @@ SPARE_BYTES = 64 * 2**20  # configurations, tokenizers, the card
 
 @dataclass(frozen=True)
 class Adoption:
-    """A request to adopt a model; ``size`` is (height, width) in pixels, None for the model's own."""
+    """A request to adopt a model; ``size`` is (height, width) in pixels, None for the model's own.
+
+    Raises:
+        ExportError: a name that no student may have.
+    """
 
     source: Source
     steps: tuple[int, ...]
@@ -46,7 +50,17 @@ class Adoption:
     size: tuple[int, int] | None = None
     frames: int = 1
     guidance: float | None = None
+    id: str = ""  # empty: the folder's name
+    version: str = "1"
     say: Say = print
+
+    def __post_init__(self) -> None:
+        for option, name in (("--id", self.id or "student"), ("--version", self.version)):
+            if not NAME.fullmatch(name):
+                raise ExportError(
+                    f"{option} is {name!r}: accepted are up to 64 characters out of a to z, digits, '.', '_' and '-', "
+                    "starting with a letter or digit"
+                )
 
     def identity(self) -> str:
         """sha256 of all that determines the student, so that the same command recognises it."""
@@ -56,7 +70,9 @@ class Adoption:
             for file in weights.files
         }
         loras = [asdict(lora) for lora in self.loras]
-        facts = [files, loras, self.steps, self.size, self.frames, self.guidance, dict(self.source.index)]
+        facts: list[Any] = [files, loras, self.steps, self.size, self.frames, self.guidance, dict(self.source.index)]
+        if (self.id, self.version) != ("", "1"):
+            facts.append([self.id, self.version])
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -137,8 +153,8 @@ def manifest(asked: Adoption, pipe: Any) -> Student:
         raise ExportError(f"{asked.source.name} cannot generate {width}x{height}: {error}") from error
     frames = None if latents.frames is None else asked.frames
     return Student(
-        id=_id(asked.out),
-        version="1",
+        id=asked.id or _id(asked.out),
+        version=asked.version,
         family=family.name,
         steps=asked.steps,
         sigmas={steps: own_sigmas(family, steps, latents.shape) for steps in asked.steps},

@@ -458,3 +458,16 @@ def test_memory_for_measuring_is_counted_before_anything_is_opened(
     assert read_student(out).scorers == {} and not (out / "scorers").exists()
     code, said = run(*arguments, "--reward", "tests.rewards.own:Redness")
     assert code == 0, said
+
+
+def test_a_student_has_the_name_and_version_that_it_is_given(sources: Callable[[str], Path], tmp_path: Path) -> None:
+    source, out = sources("schnell"), tmp_path / "students" / "fast" / "2"
+    named = ("--size", "32x64", "--out", out, "--id", "fast", "--version", "2")
+    assert run(source, *named)[0] == 0
+    assert (read_student(out).id, read_student(out).version) == ("fast", "2")
+    assert run(source, *named)[1].startswith(f"{out} already exists")
+    assert "choose another --out" in run(source, *named[:-1], "3")[1]
+    for option in ("--id", "--version"):
+        code, said = run(source, "--out", tmp_path / "none", option, "../x")
+        assert code == 1 and f"{option} is '../x': accepted are up to 64 characters" in said
+    assert not (tmp_path / "none").exists()
