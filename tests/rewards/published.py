@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,9 +41,9 @@ def write_vocabulary(folder: Path) -> None:
 
 
 def encode(prompt: str) -> list[int]:
-    """Byte pair encoding by hand, for words of letters and digits that need no cleaning."""
+    """Byte pair encoding by hand, for words of letters and digits that need no cleaning; digits stand alone."""
     known, ids = vocabulary(), []
-    for word in prompt.split():
+    for word in re.findall(r"[a-z]+|[0-9]", prompt):
         parts = [*word[:-1], f"{word[-1]}</w>"]
         for pair in MERGES:
             at = 0

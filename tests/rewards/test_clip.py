@@ -59,9 +59,8 @@ def reward(tmp_path_factory: pytest.TempPathFactory) -> ClipReward:
 
 
 def test_words_become_the_ids_that_byte_pair_encoding_gives(reward: ClipReward) -> None:
-    assert reward.words.tokenizer(published.PROMPTS).input_ids == [
-        published.encode(prompt) for prompt in published.PROMPTS
-    ]
+    prompts = [*published.PROMPTS, "12 red hearts in 2026"]
+    assert reward.words.tokenizer(prompts).input_ids == [published.encode(prompt) for prompt in prompts]
 
 
 def test_a_prompt_too_long_keeps_its_end_token_and_what_is_cut_does_not_count(reward: ClipReward) -> None:
