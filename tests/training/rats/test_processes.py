@@ -82,9 +82,6 @@ def test_two_processes_train_two_experts_as_one_process_does(kind: str, tmp_path
     for a, b in zip(one[1:], two[1:], strict=True):
         close = 1e-3 if a["step"] == 0 else 1e-2  # a gap in spreads is the difference of two that are nearly the same
         assert all(a[name] == pytest.approx(b[name], rel=close, abs=1e-6) for name in ("loss", "grad_norm")), a["step"]
-    for expert in ("transformer", "transformer_2"):
-        weights = [load_file(next((tmp_path / name / expert).glob("*.safetensors"))) for name in ("one", "two")]
-        assert all(torch.allclose(value, weights[1][name], atol=2e-3) for name, value in weights[0].items())
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
