@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,12 @@ from student.runtimes.manifest import read_manifest
 from tests.export.adopting import published as save
 from tests.export.adopting import run as adopt
 from tests.rewards import published, small
-from tests.service.support import Service, call, eventually, post, running_service
+from tests.service.late import answered, check_each_once, load, settled
+from tests.service.support import PATIENCE_S, Service, call, eventually, post, running_service
 from tests.student.families import tiny
 
 SEED = secrets.randbelow(2**31)
+GATE = "TESTS_ADOPTED_GATE"
 PROMPTS = ("a red heart above a blue star", "a blue ring", "star on red", "x", "heart, ring and circle", "a b c")
 ASKED = (*PROMPTS[:2], "a green circle", "something that was not measured")
 NAMES = {kind: f"tests.service.models.test_adopted-{kind}" for kind in ("Pick", "Hps", "Moody")}
@@ -62,7 +66,14 @@ class Hps(ClipReward):
 
 
 class Moody(small.EveryThird):
-    """Raises on each third picture."""
+    """Raises on each third picture; while a file is there, it waits."""
+
+    def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        gate, deadline = Path(os.environ.get(GATE, os.devnull) + ".shut"), time.monotonic() + PATIENCE_S
+        while gate.exists() and time.monotonic() < deadline:
+            gate.with_suffix(".waits").touch()
+            time.sleep(0.01)
+        return super().score(images, prompts)
 
 
 def theirs(kind: str, picture: Image.Image, prompt: str) -> float:
@@ -155,6 +166,38 @@ def test_scores_that_no_answer_waits_for_are_the_same(models: Path, tmp_path: Pa
                 raw = theirs(kind, picture(answer["data"][0]), ASKED[0])
                 expected = scaled(scorers[NAMES[kind]], raw)
                 assert job["data"][0]["reward"][NAMES[kind]] == pytest.approx(expected, abs=1e-3), SEED
+
+
+def test_a_worker_that_is_killed_while_it_scores_under_load_costs_no_picture_and_no_score_comes_twice(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(GATE, str(tmp_path / "gate"))
+    shut, waits = tmp_path / "gate.shut", tmp_path / "gate.waits"
+    bodies = [{"model": sorted(MODELS)[k % 2], "prompt": ASKED[k % 4], "seed": k, "n": 1 + k % 2} for k in range(24)]
+    settings = {"MODELS": str(models), "THREADS": "1", "RUNTIME": "torch", "SCORE": "after", "LEASE_S": "2"}
+    with running_service(tmp_path / "data", **settings) as live:
+        with load(live.url, bodies) as asked:
+            eventually(lambda: answered(asked, 6), "some answers have come")
+            shut.touch()
+            eventually(lambda: waits.exists() and answered(asked, 12), "answers come while a scorer waits")
+            live.kill("worker")
+            shut.unlink()
+        answers = [one.result() for one in asked]
+        jobs = settled(live, answers)
+        ends = check_each_once(live, jobs, [NAMES["Pick"], NAMES["Hps"]])
+        assert ends["done"] > 0 and ends["lost"] > 0, ends
+        for answer, job, body in zip(answers, jobs, bodies, strict=True):
+            assert [image["seed"] for image in answer["data"]] == [body["seed"] + k for k in range(body["n"])]  # type: ignore[operator, arg-type]
+            for image, late in zip(answer["data"], job["data"], strict=True):
+                check_late_score(models, job, picture(image), late)
+
+
+def check_late_score(models: Path, job: dict[str, Any], drawn: Image.Image, late: dict[str, Any]) -> None:
+    assert drawn.size == (32, 64)
+    scorers = read_student(models / job["model"] / "1").scorers
+    for kind in ("Pick", "Hps") if job["scoring"] == "done" else ():
+        wanted = scaled(scorers[NAMES[kind]], theirs(kind, drawn, job["prompt"]))
+        assert late["reward"][NAMES[kind]] == pytest.approx(wanted, abs=1e-3), SEED
 
 
 def _scored(live: Service, id: str) -> Any:
