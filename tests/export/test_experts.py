@@ -99,8 +99,9 @@ def test_steps_on_one_side_of_the_boundary_need_one_graph(
     tmp_path: Path, sigmas: dict[int, tuple[float, ...]], step: str
 ) -> None:
     bundle = tmp_path / "tiny"
-    student = tiny.build(bundle, tiny.wan_14b(seed=8), steps=(2,), height_px=32, frames=5)
+    student = tiny.build(bundle, tiny.wan_14b(seed=8), steps=(2,), height_px=32)
     student = write_student(bundle, replace(student, steps=tuple(sigmas), sigmas=sigmas))
+    (bundle / "calibration.txt").write_text("a heart\na ring\n")
     command.run(student=bundle, to="onnx")
     folder = bundle / "runtimes" / STAGED_FP32
     assert set(read_manifest(folder).stages) == {"text", step, "decoder"} == set(stages_of(student, BOUNDARY))

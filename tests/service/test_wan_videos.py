@@ -30,6 +30,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     9 frames too."""
     folder = tmp_path_factory.mktemp("wan") / "wan"
     tiny.build(folder, tiny.wan(), steps=(2, MANY_STEPS), height_px=32, width_px=48, frames=FRAMES)
+    (folder / "calibration.txt").write_text("a heart\na ring\n")  # in each bucket the proof draws 30 steps of each
     export.run(student=folder, to="onnx", size=["32x64"], frames="9")
     return folder
 

@@ -17,7 +17,7 @@ from tests.student.families import tiny
 
 PROMPT, SEED, STEPS, FRAMES, FPS = "a red heart", 7, 2, 9, 8
 HEIGHT_PX, WIDTH_PX = 48, 64
-LEAST_DB = 22.0  # in the worst frame: random weights draw noise, which a codec keeps least of; another frame has 15
+LEAST_DB = 21.0  # in the worst frame, found 22.8: random weights draw noise, which a codec keeps least of
 SHOWN = """(async () => {
   const video = document.querySelector('#viewer video');
   video.pause();
@@ -84,7 +84,6 @@ def test_what_the_page_plays_and_saves_is_what_the_pipeline_draws(
     by_the_browser = np.asarray(shown, np.uint8).reshape(FRAMES, HEIGHT_PX, WIDTH_PX, 4)[..., :3]
     link = browser.value("document.querySelector('#viewer .save').href")
     saved = decode_mp4(base64.b64decode(link.removeprefix("data:video/mp4;base64,")))
-    print(psnr(by_the_browser, wanted), psnr(saved.frames_FHWC, wanted))
     check(saved.frames_FHWC, wanted)
     assert saved.codec == "h264" and saved.seconds == pytest.approx([1 / FPS] * FRAMES, abs=2e-3)
     check(by_the_browser, wanted)
