@@ -98,7 +98,7 @@ def settings(tmp_path: Path, family: str, **others: object) -> list[str]:
 @pytest.mark.parametrize("family", PIPELINES)
 def test_a_run_writes_a_bundle_that_diffusers_draws_like_us(family: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    more = {"heldout": f"{__name__}:Same", "alpha": 0.1, "warmup": 1}  # a step of the run is kept
+    more = {"heldout": f"{__name__}:Later", "alpha": 0.1, "warmup": 1}  # the run's last step is kept
     code, text = run("--out", str(out), *settings(tmp_path, family, **more))
     assert code == 0, text
     student = read_student(out)
@@ -227,6 +227,19 @@ def test_a_held_out_scorer_that_agrees_keeps_a_step(tmp_path: Path) -> None:
 
 class Same(Redness):
     """The trained one by another name."""
+
+
+class Later:
+    """It likes each picture better than the ones before it, so that the last checkpoint is the best."""
+
+    differentiable = False
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def score(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.seen += len(images_BCHW)
+        return torch.arange(self.seen - len(images_BCHW), self.seen, dtype=torch.float32)
 
 
 def test_what_is_measured_is_guided_as_what_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
