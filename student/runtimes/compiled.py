@@ -114,7 +114,8 @@ class CompiledRuntime:
     ) -> None:  # fmt: skip
         self.name = name
         self.cpu_sharing = cpu_sharing
-        self.max_batch = max_batch or cpu_batch(student)
+        videos = any((bucket.frames or 1) > 1 for bucket in others)
+        self.max_batch = max_batch or (1 if videos else cpu_batch(student))
         self.student = student
         self._graphs = graphs
         self._others = others
