@@ -41,7 +41,7 @@ def test_each_kind_has_its_weights(kind: str) -> None:
 
 
 def test_every_kind_is_here() -> None:
-    assert {*EXPECTED, "shuffled"} == set(GATES)
+    assert {*EXPECTED, "shuffled", "disagreement"} == set(GATES)  # of two rewards: test_method.py
 
 
 def test_a_shuffled_gate_has_the_same_weights_at_other_samples_as_the_step_says() -> None:
