@@ -27,7 +27,7 @@ class OpenVinoSession:
 
     def __init__(self, compiled: Any) -> None:
         self._request = compiled.create_infer_request()
-        self._ports = {port.get_any_name(): port for port in compiled.outputs}
+        self._ports = {name: port for port in compiled.outputs for name in port.get_names()}
 
     def run(self, output_names: Sequence[str], feed: Mapping[str, Any], /) -> list[Any]:
         """See ``Session``."""

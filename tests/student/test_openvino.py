@@ -100,3 +100,24 @@ def test_one_beyond_its_floor_is_refused(both: Path) -> None:
     with pytest.raises(BundleError, match="has a PSNR of 29.0 dB at 4 steps: accepted is 30.0 or more"):
         load(both, "openvino-fused-bf16")
     assert read_student(both).id == "tiny"
+
+
+def test_an_output_has_its_own_name_where_openvino_knows_others_for_it_too(tmp_path: Path) -> None:
+    """OpenVINO drops an Identity before an output, and may then name the output after what went in (FLUX's prompts)."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [
+        helper.make_node("Relu", ["x"], ["hidden"]),
+        helper.make_node("Identity", ["hidden"], ["tokens"]),
+        helper.make_node("Neg", ["tokens"], ["pooled"]),
+    ]
+    values = [helper.make_tensor_value_info(name, kind, [2]) for name in ("x", "tokens", "pooled")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "text", values[:1], values[1:]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    onnx.save(model, tmp_path / "text.onnx")
+    session = openvino.open_openvino(tmp_path / "text.onnx", 1, "fp32")
+    pooled, tokens = session.run(["pooled", "tokens"], {"x": np.array([-1.0, 2.0], np.float32)})
+    np.testing.assert_array_equal(tokens, [0.0, 2.0])
+    np.testing.assert_array_equal(pooled, [0.0, -2.0])
