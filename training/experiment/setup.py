@@ -133,6 +133,7 @@ def prepare(config: RatsConfig) -> Setup:
     calibration = with_windows(measure, rewards[TRAINED], windows)
     weights = hash_model(model) + config.compute.quantise  # now, with the text encoders, and without adapters
     weights += f"tiles of {config.compute.tile_px}" if config.compute.tile_px else ""
+    weights += "teacher in bf16" if config.teacher.weights == "bf16" else ""
     if prompts.of_file:
         remember(config, model, rewards, prompts_of_run(config, prompts))
     begin = student_start(config, model.transformer)

@@ -84,8 +84,7 @@ class StudentConfig:
 class TeacherConfig:
     """While ``step < guided_steps`` the teacher is the frozen start, guided; afterwards the student's EMA, unguided.
 
-    For a model that takes guidance as an input (FLUX.1-dev), ``guidance`` is that input, for the student too, and no
-    second velocity is computed.
+    Where a model takes guidance as an input (FLUX.1-dev), ``guidance`` is that, for the student too, in one velocity.
     """
 
     nfe: int = 16
@@ -97,8 +96,10 @@ class TeacherConfig:
     restart: bool = True  # the average begins, after guided_steps, as the student; else it goes on from the start
     ema: float = 0.999  # 1 freezes the teacher at its start
     batch: int = 0  # samples that it rolls out at once, across micro-batches; 0: one micro-batch
+    weights: str = "fp32"  # of the frozen start where all weights are trained; bf16 takes half of its memory
 
     def __post_init__(self) -> None:
+        one_of(DTYPES, "teacher", self, "weights")
         finite("teacher", self, "guidance", "guidance_2", "ema")
         at_least(1, "teacher", self, "nfe", "reference_nfe")
         at_least(0, "teacher", self, "guided_steps", "batch")
@@ -263,14 +264,17 @@ class RatsConfig:
         )
         quantised, sharded = self.compute.quantise, self.compute.shard
         check(
+            self.teacher.weights == "fp32" or (self.compute.precision == "bf16" and not (self.lora.rank or sharded)),
+            "teacher.weights is 'bf16': accepted with compute.precision=bf16, lora.rank=0, and without compute.shard",
+        )
+        check(
             not quantised or (self.lora.rank > 0 and self.compute.weights == "bf16" and not sharded),
             f"compute.quantise is {quantised!r}: accepted with a lora.rank of 1 or more, compute.weights=bf16, and "
             "without compute.shard",
         )
         check(
             not quantised or self.method != "matching",
-            f"compute.quantise is {quantised!r}: accepted with every method but matching, whose critic trains all "
-            "weights",
+            f"compute.quantise is {quantised!r}: accepted with every method but matching, which trains all weights",
         )
         check(
             self.optim.state in ("fp32", "offload") or not sharded,
@@ -280,9 +284,8 @@ class RatsConfig:
             self.student.bundle == "whole" or (self.lora.rank > 0 and not self.student.init),
             "student.bundle is 'adapter': accepted with a lora.rank of 1 or more, and without student.init",
         )
-        steerable = self.method == "rats" and self.shaping.alpha > 0 and self.reward.weight > 0
         check(
-            not self.shaping.steer or steerable,
+            not self.shaping.steer or (self.method == "rats" and self.shaping.alpha > 0 and self.reward.weight > 0),
             f"shaping.steer is {self.shaping.steer}: it adjusts shaping.alpha, so it needs method=rats and a "
             "reward.weight and shaping.alpha above 0",
         )
@@ -290,10 +293,7 @@ class RatsConfig:
             self.gate.kind != "disagreement" or (self.method == "rats" and not self.reward.frames),
             "gate.kind is 'disagreement': accepted with method=rats and reward.frames=0",
         )
-        check(
-            self.method != "tune" or self.reward.weight > 0,
-            "reward.weight is 0: method tune learns from the reward alone",
-        )
+        check(self.method != "tune" or self.reward.weight > 0, "reward.weight is 0: tune learns from the reward alone")
         check(
             self.reward.weight > 0 or self.shaping.alpha > 0,
             "reward.weight and shaping.alpha are both 0: there is nothing to train on",

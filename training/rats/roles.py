@@ -45,7 +45,7 @@ class Roles:
 
     ``trainable`` are the student's parameters that learn: those of its ``learning`` networks, which of two experts are
     the ones that its steps call. The student, and the average of it, begin as ``begin`` where that is given; the start
-    is then the family's own transformer, apart.
+    is then the family's own transformer, apart. The start only generates, so it may have another type (``start_in``).
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Roles:
         sharding: Sharding = Sharding(),
         begin: Any = None,
         learning: Collection[str] = NETWORKS,
+        start_in: torch.dtype | None = None,
     ) -> None:
         self.model, self.lora, self._learning = model, lora, learning
         self._ema, self.sharded, self._frugal, self._reduce = ema, processes > 1, sharding.frugal, True
@@ -73,6 +74,8 @@ class Roles:
         if lora is None:
             copies = [clone(base, processes, sharding.in_bf16) for _ in range(2 if begin is None else 1)]
             self._teacher, self._start = copies[0], copies[-1] if begin is None else start
+            if start_in is not None:
+                nn.Module.to(self._start, start_in)  # diffusers' own warns of what no transformer here has
             self.trainable, self._following = self._parameters(self._student), self._parameters(self._teacher)
             for parameter in self.trainable:
                 parameter.requires_grad_(True)
@@ -95,7 +98,8 @@ class Roles:
         lora = Lora(config.lora.rank, config.lora.alpha, config.seed) if config.lora.rank else None
         processes = Processes().size if compute.shard else 1
         sharding = Sharding(compute.precision == "bf16", compute.shard_frugal)
-        return cls(model, config.teacher.ema, lora, processes, compute.compile, sharding, begin, learning)
+        start_in = torch.bfloat16 if config.teacher.weights == "bf16" else None
+        return cls(model, config.teacher.ema, lora, processes, compute.compile, sharding, begin, learning, start_in)
 
     @contextmanager
     def role(self, name: str) -> Iterator[Any]:

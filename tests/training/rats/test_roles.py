@@ -1,15 +1,19 @@
 """Student, teacher and start on a real small FLUX transformer, with weights of their own and as LoRA adapters."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from student.families.find import open_family
 from student.families.flux import Flux
 from student.pipeline import open_pipeline
+from tests.student.families import tiny
 from tests.training.shapes import small
-from training.rats.roles import Lora, Roles
+from training.rats.config import RatsConfig, TeacherConfig
+from training.rats.roles import ROLES, Lora, Roles
 
 LORA = Lora(rank=2, alpha=4.0)
 
@@ -59,6 +63,38 @@ def test_the_teacher_follows_as_an_exponential_average(model: Flux, lora: Lora |
     assert not torch.equal(look(roles, "teacher"), look(roles, "student"))
     roles.restart_teacher()
     assert torch.equal(look(roles, "teacher"), look(roles, "student"))
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # as training.progress.quiet does
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_start_in_bf16_takes_half_the_memory_and_draws_almost_the_same(model: Flux, begun: bool) -> None:
+    begin = copy.deepcopy(model.transformer) if begun else None
+    config = RatsConfig(teacher=TeacherConfig(weights="bf16"))
+    before = look(Roles(copy.deepcopy(model), 0.9), "start")
+    roles = Roles.of(config, model, begin)
+    types = {name: {p.dtype for p in getattr(roles, f"_{name}").parameters()} for name in ROLES}
+    assert types == {"student": {torch.float32}, "teacher": {torch.float32}, "start": {torch.bfloat16}}
+    with torch.autocast("cpu", torch.bfloat16):
+        start, student = look(roles, "start"), look(roles, "student")
+    assert (start - before).norm() < 0.02 * before.norm() and (student - before).norm() < 0.02 * before.norm()
+    assert torch.equal(start, student), "autocast rounds the weights of FLUX's products anyway"
+    assert all(p.dtype == torch.float32 for p in roles.trainable), "what is trained is what it was"
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # as training.progress.quiet does
+@pytest.mark.parametrize("name", tiny.MAKERS)
+def test_a_start_in_bf16_draws_in_every_family(name: str, tmp_path: Path) -> None:
+    tiny.MAKERS[name]().save_pretrained(tmp_path)
+    model = open_family(tmp_path, max_tokens=tiny.MAX_TOKENS)
+    shape = model.geometry(32, 64, 5 if name.startswith("wan") else 1).shape
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+    roles = Roles.of(RatsConfig(teacher=TeacherConfig(weights="bf16")), model)
+    drawn = {}
+    for role in ("start", "student"):
+        with roles.role(role), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            condition = model.encode(["a red heart", "a blue star"])
+            drawn[role] = torch.stack([model.velocity(x, sigma, condition).float() for sigma in (1.0, 0.3)])
+    assert (drawn["start"] - drawn["student"]).norm() < 0.03 * drawn["student"].norm()
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
