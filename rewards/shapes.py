@@ -1,15 +1,16 @@
 """Learned preference scorers of the starter world: (image, prompt) -> how well they match.
 
-There are two of different architectures: ``QueryScorer`` is the one that RATS may train on, ``ClipScorer`` the held-out
-one. Both are differentiable down to the pixels and return scores that are not standardised.
+There are three of different make: ``QueryScorer`` is the one that RATS may train on, ``ClipScorer`` the held-out one,
+and ``TokenReader`` only reports. All are differentiable down to the pixels and return scores that are not standardised.
 
-Shape suffixes: B batch, P prompts per image, L tokens, T text width, M map positions, D feature width, Q queries, C
-channels, H/W pixels.
+Shape suffixes: B batch, P prompts per image, L tokens, V vocabulary, T text width, M map positions, D feature width, Q
+queries, C channels, H/W pixels.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 @dataclass(frozen=True)
 class ScorerConfig:
-    """``kind`` is "query" or "clip"; widths of the text tower and of the image tower's map."""
+    """``kind`` is "query", "clip" or "reader"; widths of the text tower and of the image tower's map."""
 
     kind: str
     vocab_size: int
@@ -200,20 +201,70 @@ class ClipScorer(nn.Module):
         return score
 
 
-Scorer = QueryScorer | ClipScorer
+class TokenReader(nn.Module):
+    """It reads the picture alone: the probability of each word of the vocabulary, and of being well drawn.
+
+    The score is the product of those that a prompt asks for, so it is a probability, and there is no text tower.
+    Padding, end and unknown tokens ask for nothing.
+    """
+
+    no_words = 3
+
+    def __init__(self, config: ScorerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width // 2, 4, 2, 1),
+            Residual(width // 2),
+            nn.Conv2d(width // 2, width, 2, 2),
+            Residual(width),
+            nn.Conv2d(width, width, 2, 2),
+            Residual(width),
+            nn.GroupNorm(8, width),
+            nn.GELU(),
+            nn.Conv2d(width, width // 4, 1),
+        )
+        self.read = nn.Sequential(
+            nn.Linear(16 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, config.vocab_size + 1)
+        )
+
+    def encode_text(self, ids_BL: Tensor) -> Tensor:
+        """Token ids -> which words are asked for, and at the end a 1 for "well drawn": (B, V + 1)."""
+        words_V = torch.arange(self.config.vocab_size, device=ids_BL.device)
+        asked_BV = (ids_BL[:, :, None] == words_V).any(1) & (words_V >= self.no_words)
+        return torch.cat([asked_BV.float(), torch.ones_like(asked_BV[:, :1], dtype=torch.float32)], 1)
+
+    def encode_image(self, images_BCHW: Tensor) -> Tensor:
+        """Images in [0, 1] -> logits of the words and of "well drawn": (B, V + 1)."""
+        logits_BV: Tensor = self.read(self.stem(images_BCHW * 2 - 1).flatten(1))
+        return logits_BV
+
+    def compare(self, logits_BV: Tensor, asked_BPV: Tensor) -> Tensor:
+        """The logarithm of the score, (B, P), of P prompts for each image."""
+        log_BV = nn.functional.logsigmoid(logits_BV)
+        return torch.einsum("bv,bpv->bp", log_BV, asked_BPV.to(log_BV.dtype))
+
+    def forward(self, images_BCHW: Tensor, ids_BL: Tensor) -> Tensor:
+        """Score of each image for its own prompt: (B, 3, 64, 64) in [0, 1] and (B, L) -> (B,), in (0, 1)."""
+        asked_BPV = self.encode_text(ids_BL)[:, None]
+        return self.compare(self.encode_image(images_BCHW), asked_BPV)[:, 0].exp()
+
+
+Scorer = QueryScorer | ClipScorer | TokenReader
 
 
 def build(config: ScorerConfig) -> Scorer:
     """A scorer with fresh weights.
 
     Raises:
-        ValueError: ``config.kind`` is neither "query" nor "clip".
+        ValueError: ``config.kind`` is unknown.
     """
-    if config.kind == "query":
-        return QueryScorer(config)
-    if config.kind == "clip":
-        return ClipScorer(config)
-    raise ValueError(f"scorer kind {config.kind!r}: accepted are 'query' and 'clip'")
+    kinds: Mapping[str, Callable[[ScorerConfig], Scorer]]
+    kinds = {"query": QueryScorer, "clip": ClipScorer, "reader": TokenReader}
+    if config.kind not in kinds:
+        raise ValueError(f"scorer kind {config.kind!r}: accepted are {', '.join(map(repr, kinds))}")
+    return kinds[config.kind](config)
 
 
 def save(model: Scorer, path: Path) -> None:

@@ -18,7 +18,7 @@ from training.progress import console, quiet
 from training.rundir import claim
 
 PRESETS = ("shapes",)
-STAGES = ("autoencoder", "trained", "heldout", "teacher", "decoder", "failures", "scorers")
+STAGES = ("autoencoder", "trained", "heldout", "teacher", "decoder", "failures", "scorers", "reader")
 
 
 def main(

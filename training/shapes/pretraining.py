@@ -13,8 +13,11 @@ from diffusers import AutoencoderTiny
 from rewards import shapes as rewards
 from student.pipeline import open_pipeline, save_pipeline
 from training.evaluate import mean_error
-from training.shapes import autoencoder, failures, refine, scorer, sharpen, teacher, teacher_card
+from training.shapes import autoencoder, failures, reader, refine, scorer, sharpen, teacher, teacher_card
 from training.shapes.preset import ShapesPretraining
+
+PAIRS = "pairs that the world generates without labels"
+LEARNED = {"query": PAIRS, "clip": PAIRS, "reader": "scenes whose words the world knows, and on generators' pictures"}
 
 
 def run(config: ShapesPretraining, run_dir: Path, models: Path, stages: Sequence[str]) -> dict[str, float]:
@@ -45,6 +48,12 @@ def run(config: ShapesPretraining, run_dir: Path, models: Path, stages: Sequence
             path = models / "shapes-scorers" / training.name
             model = refine.train(config.refine, training, path, vae, drawn, run_dir)
             write_scorer(model, training, scorer.accuracy(model), path)
+    if "reader" in stages:
+        failures.draw(config.students, run_dir / "failures-students.pt")
+        vae = AutoencoderTiny.from_pretrained(place / "vae")
+        model = reader.train(config.reader, vae, failures.read([run_dir / "failures-students.pt"]), run_dir)
+        path = models / "shapes-scorers" / config.reader.name
+        write_scorer(model, config.reader, scorer.accuracy(model), path)
     if "teacher" in stages or "scorers" in stages:
         figures |= _measure_teacher(config, models)
     return figures
@@ -66,15 +75,17 @@ def _write_decoder(vae: AutoencoderTiny, place: Path) -> None:
     save_pipeline(pipe, place)
 
 
-def write_scorer(model: rewards.Scorer, training: scorer.ScorerTraining, table: dict[str, float], path: Path) -> None:
+def write_scorer(
+    model: rewards.Scorer, training: scorer.ScorerTraining | reader.ReaderConfig, table: dict[str, float], path: Path
+) -> None:
     """The scorer's weights, with its pairwise accuracies and how it was trained in its card."""
     rewards.save(model, path)
     rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in sorted(table.items()))
     settings = json.dumps(asdict(training))
     (path / "README.md").write_text(
         f"---\nlicense: apache-2.0\n---\n# Starter scorer: {training.name}\n\n"
-        f"A learned preference scorer of (image, prompt) for the starter world ({training.kind}), trained on pairs\n"
-        "that the world generates without labels. Pairwise accuracy on 1,024 fresh scenes, by kind of pair:\n\n"
+        f"A learned scorer of (image, prompt) for the starter world ({model.config.kind}), trained on\n"
+        f"{LEARNED[model.config.kind]}. Pairwise accuracy on 1,024 fresh scenes, by kind of pair:\n\n"
         f"| kind | accuracy |\n|---|---|\n{rows}\n\nTraining: `{settings}`\n"
     )
 
@@ -97,4 +108,6 @@ def shortened(config: ShapesPretraining, steps: int) -> ShapesPretraining:
         decoder=replace(config.decoder, steps=steps, batch=4),
         failures=replace(config.failures, pictures=64),
         refine=replace(config.refine, steps=steps, scenes=2, pictures=4),
+        students=replace(config.students, pictures=64),
+        reader=replace(config.reader, steps=steps, scenes=2, pictures=4),
     )

@@ -16,7 +16,7 @@ def _small(kind: str) -> rewards.Scorer:
     return rewards.build(rewards.ScorerConfig(kind, len(TOKENIZER), vocabulary.MAX_TOKENS, 1, 0, width=32))
 
 
-@pytest.mark.parametrize("kind", ["query", "clip"])
+@pytest.mark.parametrize("kind", ["query", "clip", "reader"])
 def test_a_scorer_is_what_its_file_says(kind: str, tmp_path: Path) -> None:
     model = _small(kind)
     rewards.save(model, tmp_path)
@@ -28,7 +28,7 @@ def test_a_scorer_is_what_its_file_says(kind: str, tmp_path: Path) -> None:
     assert torch.equal(rewards.load(tmp_path)(images, ids), first(images, ids))
 
 
-@pytest.mark.parametrize("kind", ["query", "clip"])
+@pytest.mark.parametrize("kind", ["query", "clip", "reader"])
 def test_one_ascent_step_on_pixels_raises_the_score(kind: str) -> None:
     model = _small(kind).eval()
     images = world.render_NCHW(world.sample(4, 2)).requires_grad_()
