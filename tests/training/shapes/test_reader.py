@@ -35,8 +35,12 @@ def test_the_score_is_the_product_of_what_the_prompt_asks_for() -> None:
     expected = probability_V[-1]  # well drawn
     for word in asked:
         expected = expected * probability_V[VOCABULARY[word]]
-    for text in ("a red heart above a blue star on a navy background", "a blue star below a red heart on navy background",
-                 "please draw a red heart above a blue star on a navy background"):  # fmt: skip
+    for text in (
+        "a red heart above a blue star",
+        "a blue star below a red heart",
+        "please draw red heart above blue star",
+    ):
+        text = f"{text} on a navy background"
         torch.testing.assert_close(model(image, _ids(text))[0], expected)
     assert model(image, _ids("something else"))[0] == probability_V[-1]
     assert model(image, _ids("a red heart"))[0] == pytest.approx(
@@ -118,3 +122,11 @@ def test_training_teaches_and_resumes(tmp_path: Path, monkeypatch: pytest.Monkey
     case = (scenes.take(np.arange(8)), drawn.images(np.arange(8)), _ids(*drawn.texts[:8]))
     with torch.no_grad():
         assert reader.loss(whole, _vae(), scenes, 1, case) < 0.8 * reader.loss(start, _vae(), scenes, 1, case)
+
+
+def test_a_student_s_failures_are_of_its_own_step_counts() -> None:
+    ways = failures.samplers("models/shapes")
+    assert [len(way.sigmas) for way in ways] == [1, 2, 4, 8] and {way.guidance for way in ways} == {1.0}
+    assert len({id(way.model) for way in ways}) == 1
+    teachers = failures.samplers("models/shapes-teacher")
+    assert [(len(way.sigmas), way.guidance) for way in teachers] == list(failures.WAYS)
