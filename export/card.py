@@ -96,7 +96,13 @@ def adopted_card(source: Source, loras: Sequence[Lora], student: Student) -> str
     lines += [f"| {steps} | {row} |" for steps, row in sigmas.items()]
     size = f"{student.image.width}x{student.image.height}"
     baked = ", ".join(f"{name} {value:g}" for name, value in student.baked.items()) or "no guidance"
-    lines += ["", f"It generates {size} pixels, with {baked} and prompts of up to {student.max_tokens} tokens.", ""]
+    frames, fps = student.image.frames, student.image.fps
+    length = "" if frames is None else f" and {frames} frame{'s' * (frames > 1)}, played at {fps} a second"
+    lines += [
+        "",
+        f"It generates {size} pixels{length}, with {baked} and prompts of up to {student.max_tokens} tokens.",
+        "",
+    ]
     return "\n".join(lines)
 
 

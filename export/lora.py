@@ -70,6 +70,11 @@ def merge(pipe: Any, lora: Lora) -> int:
     """
     if not hasattr(type(pipe), "lora_state_dict"):
         raise ExportError(f"a {type(pipe).__name__} does not support LoRA")
+    if getattr(pipe, "transformer_2", None) is not None:
+        raise ExportError(
+            f"the LoRA {lora.name} cannot be merged into a model of two experts, each of which has LoRAs of its own: "
+            "accepted is a pipeline into which diffusers has fused them (pipe.fuse_lora, pipe.save_pretrained)"
+        )
     where, options = lora.where()
     try:
         with _quiet():

@@ -41,7 +41,7 @@ class VideoLengths(Strict):
     """Numbers of frames that can be asked for: the shortest, or a multiple of ``step`` more, up to the longest."""
 
     shortest: int = Field(description="Frames; 1 where an image can be had, too.")
-    longest: int = Field(description="As long as its workers have memory for.")
+    longest: int = Field(description="As long as its workers have memory for, or were compiled for.")
     step: int = Field(description="Frames of each latent frame but the first.")
     compiled: list[int] | None = Field(
         None, description="Of a student that is served compiled: the lengths that it was compiled for, and no others."

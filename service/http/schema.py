@@ -147,7 +147,7 @@ class GenerateRequest(Strict):
         ge=1,
         le=MAX_FRAMES,
         description="Of a student of videos: frames of each video, of which the autoencoder takes 1 plus a multiple "
-        "(Wan: of 4). Unset: the student's own length. A compiled student generates no other.",
+        "(Wan: of 4). Unset: the student's own length. A compiled student generates the lengths it was compiled for.",
     )
     fps: int | None = Field(
         None,

@@ -49,8 +49,11 @@ def test_a_pipeline_of_every_family_is_adopted_and_drawn_with(name: str, tmp_pat
         ("flux", "FluxControlNetPipeline"),
         ("flux2", "Flux2Pipeline"),
         ("qwen_image", "QwenImageEditPipeline"),
+        ("qwen_image", "QwenImageLayeredPipeline"),
         ("sd3", "StableDiffusion3InpaintPipeline"),
+        ("sd3", "StableDiffusion3ControlNetPipeline"),
         ("wan", "WanImageToVideoPipeline"),
+        ("wan", "WanVACEPipeline"),
         ("z_image", "ZImageImg2ImgPipeline"),
     ],
 )

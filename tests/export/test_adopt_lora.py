@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from student.runtimes.load import load
 from tests.export.adopting import MODELS, PROMPTS, a_lora, own_picture, run, schnell
+from tests.student.families import tiny
 
 
 def _by_hand(pipe: Any, state: dict[str, torch.Tensor], weight: float) -> None:
@@ -107,3 +108,16 @@ def test_a_lora_of_another_model_and_unknown_keys_are_named(
         )
         assert code == 1 and sentence in said, said
         assert not (tmp_path / "out").exists() and "Loading merged" not in capfd.readouterr().err
+
+
+def test_a_lora_for_a_model_of_two_experts_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    """diffusers would put it into the first expert alone."""
+    pipe = tiny.wan_14b()
+    factors = {"A": torch.ones(2, 4), "B": torch.ones(4, 2)}
+    state = {f"transformer.blocks.0.attn1.to_q.lora_{name}.weight": value for name, value in factors.items()}
+    save_file(state, tmp_path / "light.safetensors")
+    pipe.save_pretrained(tmp_path / "published")
+    asked = ("--size", "32x64", "--lora", tmp_path / "light.safetensors", "--out", tmp_path / "out")
+    code, said = run(tmp_path / "published", *asked)
+    assert code == 1 and "light.safetensors cannot be merged into a model of two experts" in said
+    assert not (tmp_path / "out").exists()

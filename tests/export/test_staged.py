@@ -21,6 +21,7 @@ from student.noise import noise
 from student.pipeline import open_pipeline, reproduce
 from student.runtimes.load import load
 from student.runtimes.onnx import STAGED_FP32, onnx_runtime
+from student.runtimes.openvino import open_openvino
 from student.runtimes.runtime import StepwiseRuntime
 from student.runtimes.session import open_session
 from student.runtimes.stages import text_outputs
@@ -37,8 +38,10 @@ def staged(request: pytest.FixtureRequest, compile_family: Compile) -> Path:
     return compile_family(request.param)
 
 
-def sessions(bundle: Path) -> dict[str, Any]:
-    return {path.stem: open_session(path, 1) for path in (bundle / "runtimes" / STAGED_FP32).glob("*.onnx")}
+def sessions(bundle: Path, library: str) -> dict[str, Any]:
+    """The graphs in ONNX Runtime or in OpenVINO."""
+    opened = {"onnx": lambda path: open_session(path, 1), "openvino": lambda path: open_openvino(path, 1, "fp32")}
+    return {path.stem: opened[library](path) for path in (bundle / "runtimes" / STAGED_FP32).glob("*.onnx")}
 
 
 def test_diffusers_draws_the_same_pictures_at_every_step_count(staged: Path) -> None:
@@ -52,10 +55,12 @@ def test_diffusers_draws_the_same_pictures_at_every_step_count(staged: Path) -> 
         np.testing.assert_allclose(images, reproduce(pipe, student, PROMPTS, SEEDS, steps), atol=1e-4)
 
 
-def test_each_stage_is_that_of_torch(staged: Path) -> None:
+@pytest.mark.parametrize("library", ["onnx", "openvino"])
+def test_each_stage_is_that_of_torch(staged: Path, library: str) -> None:
+    pytest.importorskip("onnxruntime" if library == "onnx" else library)
     student = read_student(staged)
     model = family_of_student(open_pipeline(staged), student)
-    stages, x = sessions(staged), torch.from_numpy(noise(SEEDS, student.latents.shape))
+    stages, x = sessions(staged, library), torch.from_numpy(noise(SEEDS, student.latents.shape))
     with torch.no_grad():
         condition = model.encode(PROMPTS)
         sigma_B = torch.tensor([1.0, 0.9, 0.5, 0.2, 0.01])

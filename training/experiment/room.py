@@ -27,7 +27,17 @@ CHEAPER = (
     "compute.quantise",
 )  # what rows of one preset may differ in, in the order of its price
 BATCHES = ("teacher.batch", "validation.batch")
-MATTER = ("image", "lora", "compute", "gradient", "optim", "reward.weights", "reward.frames", *BATCHES)
+MATTER = (
+    "image",
+    "lora",
+    "compute",
+    "gradient",
+    "optim",
+    "reward.weights",
+    "reward.frames",
+    "teacher.weights",
+    *BATCHES,
+)
 MATTERS_NOT = ("compute.device", "compute.save_minutes", "compute.compile", "optim.lr", "optim.warmup", "optim.decay")
 PARTS_OF_A_BATCH = ("teacher", "validation")  # what draws several pictures at once
 
@@ -64,7 +74,8 @@ def _ways(
 ) -> Iterator[tuple[str, float]]:
     """What takes less, and how much, in the order of its price: time, precision, GPUs, size of the picture."""
     learning = max(gb for part, gb in row["peak"].items() if part not in PARTS_OF_A_BATCH)
-    yield "validation.batch=1 and teacher.batch=1", learning
+    if (config.validation.batch, config.teacher.batch) != (1, 1):
+        yield "validation.batch=1 and teacher.batch=1", learning
     for key in CHEAPER:
         for other in (one for one in rows if one["processes"] == row["processes"]):
             if key in other["settings"] and other["settings"] == {key: other["settings"][key], **row["settings"]}:

@@ -129,7 +129,6 @@ class Trainer:
     def _step(self, step: int) -> dict[str, float]:
         """One optimizer step over this process's micro-batches."""
         timer = StepTimer(self.roles.model.device)
-        self.optimizer.zero_grad()
         with timer.part("teacher"):
             batches = self.method.teach([replace(batch, timer=timer) for batch in self._batches(step)])
         rows = []
@@ -143,6 +142,7 @@ class Trainer:
         log = step_statistics(self.processes.mean(means(rows)))
         with timer.part("update"):
             norm = self._update(step) if math.isfinite(log["loss"]) else math.nan
+            self.optimizer.zero_grad()  # a validation that follows has their memory
         samples = (step + 1) * self.config.optim.batch * self.config.optim.accumulate * self.processes.size
         log |= {"lr": self.optimizer.param_groups[0]["lr"], "samples": float(samples), **timer.seconds(), **_memory()}
         if not self._finite(norm):

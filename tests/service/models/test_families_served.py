@@ -19,7 +19,7 @@ from tests.service.support import Service, pixels, post, running_service
 from tests.service.video_files import as_bytes, decode_webp
 from tests.student.families import tiny
 
-NAMES = ("flux2", "qwen_image", "wan_14b", "z_image")
+NAMES = ("flux2", "qwen_image", "wan_5b", "wan_14b", "z_image")
 PROMPT, SEED = "a red heart", 7
 
 
@@ -28,7 +28,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("families")
     for name in NAMES:
         tiny.MAKERS[name]().save_pretrained(work / name / "published")
-        length = ("--frames", "5") if name == "wan_14b" else ()
+        length = ("--frames", "5") if name.startswith("wan") else ()
         code, said = adopt(
             work / name / "published", "--steps", "2", "--size", "32x64", *length, "--out", work / "out" / name
         )
@@ -60,13 +60,13 @@ def test_both_experts_of_wan_14b_are_served_compiled(models: Path, tmp_path: Pat
 
 
 def check_sent(service: Service, bundle: Path, name: str, runtime: str) -> None:
-    form = {"output_format": "webp", "output_compression": 100} if name == "wan_14b" else {"output_format": "png"}
+    form = {"output_format": "webp", "output_compression": 100} if name.startswith("wan") else {"output_format": "png"}
     response = post(service.url, model=name, prompt=PROMPT, seed=SEED, **form)
     assert response.status_code == 200, response.text
     answer = response.json()
     data = base64.b64decode(answer["data"][0]["b64_json"])
     drawn = reproduce(open_pipeline(bundle), read_student(bundle), [PROMPT], [SEED], 2)
-    if name == "wan_14b":
+    if name.startswith("wan"):
         sent, wanted = decode_webp(data).frames_FHWC, as_bytes(drawn[0])
     else:
         sent, wanted = pixels(data)[None], as_bytes(drawn)

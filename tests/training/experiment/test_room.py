@@ -84,8 +84,26 @@ def test_what_does_not_fit_names_what_would_the_cheapest_first() -> None:
     assert "but the GPU has only 2: no single setting makes it fit (computed" in room.too_large("flux-dev", narrow, 2.0)
 
 
+def test_what_a_run_has_already_is_not_advised() -> None:
+    ones = changed(preset("flux-dev"), {"compute.quantise": "nf4", "validation.batch": 1, "teacher.batch": 1})
+    rows = json.loads(room.FIGURES.read_text())
+    for row in rows:
+        row["settings"] |= {"validation.batch": 1, "teacher.batch": 1}
+    room.FIGURES.write_text(json.dumps(rows))
+    sentence = room.too_large("flux-dev", ones, 20.0)
+    assert sentence.startswith("preset flux-dev needs 21 GB") and "batch=1" not in sentence
+    half = changed(ones, {"validation.batch": 2})
+    assert room.too_large("flux-dev", half, 20.0) == "", "that was not counted"
+
+
 def test_what_changes_no_memory_is_counted_all_the_same_and_what_does_is_not_judged() -> None:
     assert room.too_large("flux-dev", changed(preset("flux-dev"), {"optim.lr": 1e-3, "steps": 7}), 24.0)
     assert room.too_large("flux-dev", changed(preset("flux-dev"), {"lora.rank": 64}), 24.0) == ""
     assert room.too_large("flux-dev", changed(preset("flux-dev"), {"image.height_px": 1024}), 24.0) == ""
     assert room.too_large("flux-dev", changed(preset("flux-dev"), {"validation.batch": 1}), 24.0) == ""
+    whole = {"lora.rank": 0, "compute.weights": "fp32"}
+    rows = json.loads(room.FIGURES.read_text())
+    room.FIGURES.write_text(json.dumps([{**rows[0], "settings": whole}]))
+    config = changed(preset("flux-dev"), whole)
+    assert room.too_large("flux-dev", config, 2.0) != ""
+    assert room.too_large("flux-dev", changed(config, {"teacher.weights": "bf16"}), 2.0) == "", "that was not counted"

@@ -44,6 +44,18 @@ def test_a_checkpoint_is_written_after_so_many_minutes_beside_those_of_validatio
     assert saved == saved_after
 
 
+def test_a_validation_has_the_memory_of_the_gradients(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def validate(samplers: object, at: int) -> dict[str, float]:
+        seen.append(any(parameter.grad is not None for parameter in trainer.roles.trainable))
+        return figures()
+
+    trainer = make(tmp_path, {"validation.every": 2}, validate)
+    trainer.run()
+    assert seen == [False] * 3, "before the run, in it and at its end"
+
+
 def test_a_step_tells_what_decoding_and_scoring_take_wherever_they_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
