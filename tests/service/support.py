@@ -242,6 +242,13 @@ def running_service(data_dir: Path, **settings: str) -> Iterator[Service]:
     assert not [pid for pid in pids if alive(pid)]
 
 
+def wait_for_models(live: Service, models: Path) -> None:
+    """A service of several students is ready with the first; this waits for all in the directory ``models``."""
+    wanted = {folder.name for folder in models.iterdir()}
+    listed = f"{live.url}/v1/models"
+    eventually(lambda: {one["id"] for one in call("GET", listed).json()["data"]} >= wanted, "every model is served")
+
+
 class Api:
     """``python -m service.run api`` alone, on a server of the test's choice: nobody draws."""
 

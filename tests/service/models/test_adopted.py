@@ -33,7 +33,7 @@ from tests.export.adopting import published as save
 from tests.export.adopting import run as adopt
 from tests.rewards import published, small
 from tests.service.late import answered, check_each_once, load, settled
-from tests.service.support import PATIENCE_S, Service, call, eventually, post, running_service
+from tests.service.support import PATIENCE_S, Service, call, eventually, post, running_service, wait_for_models
 from tests.student.families import tiny
 
 SEED = secrets.randbelow(2**31)
@@ -113,6 +113,7 @@ def service(request: pytest.FixtureRequest, models: Path, tmp_path_factory: pyte
             command.run(student=models / name / "1", to="onnx")
     folder = tmp_path_factory.mktemp("adopted")
     with running_service(folder / "data", MODELS=str(models), THREADS="1", **settings) as live:
+        wait_for_models(live, models)
         yield live, request.param
 
 
@@ -157,6 +158,7 @@ def test_what_best_of_buys_is_predicted(service: tuple[Service, str], model: str
 def test_scores_that_no_answer_waits_for_are_the_same(models: Path, tmp_path: Path) -> None:
     settings = {"MODELS": str(models), "THREADS": "1", "RUNTIME": "torch", "SCORE": "after"}
     with running_service(tmp_path / "data", **settings) as live:
+        wait_for_models(live, models)
         answers = {name: post(live.url, model=name, prompt=ASKED[0], seed=7).json() for name in MODELS}
         for name, answer in answers.items():
             scorers = read_student(models / name / "1").scorers
@@ -176,6 +178,7 @@ def test_a_worker_that_is_killed_while_it_scores_under_load_costs_no_picture_and
     bodies = [{"model": sorted(MODELS)[k % 2], "prompt": ASKED[k % 4], "seed": k, "n": 1 + k % 2} for k in range(24)]
     settings = {"MODELS": str(models), "THREADS": "1", "RUNTIME": "torch", "SCORE": "after", "LEASE_S": "2"}
     with running_service(tmp_path / "data", **settings) as live:
+        wait_for_models(live, models)
         with load(live.url, bodies) as asked:
             eventually(lambda: answered(asked, 6), "some answers have come")
             shut.touch()

@@ -15,7 +15,7 @@ from student.bundle import read_student
 from student.pipeline import open_pipeline, reproduce
 from student.runtimes.onnx import STAGED_FP32
 from tests.export.adopting import run as adopt
-from tests.service.support import Service, pixels, post, running_service
+from tests.service.support import Service, pixels, post, running_service, wait_for_models
 from tests.service.video_files import as_bytes, decode_webp
 from tests.student.families import tiny
 
@@ -42,6 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     data_dir = tmp_path_factory.mktemp("served") / "data"
     with running_service(data_dir, MODELS=str(models), THREADS="1", RUNTIME="torch") as live:
+        wait_for_models(live, models)
         yield live
 
 
