@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,11 @@ from safetensors.torch import load_file, save_file
 
 from export import adoption, measure
 from export import source as source_module
+from export.adoption import Adoption
 from export.errors import ExportError
+from export.lora import Lora
 from export.measure import KEPT
+from export.single_file import find_model
 from export.within import FIRST_SEED
 from export.within import KEPT as KEPT_WITHIN
 from student.bundle import read_student
@@ -471,3 +475,24 @@ def test_a_student_has_the_name_and_version_that_it_is_given(sources: Callable[[
         code, said = run(source, "--out", tmp_path / "none", option, "../x")
         assert code == 1 and f"{option} is '../x': accepted are up to 64 characters" in said
     assert not (tmp_path / "none").exists()
+
+
+def test_the_same_command_is_one_with_the_same_of_everything(sources: Callable[[str], Path], tmp_path: Path) -> None:
+    """Whatever differs makes another student, but for where it lies and who listens."""
+    asked = Adoption(find_model(str(sources("dev")), ""), (4,), tmp_path / "out", size=(32, 64))
+    others = {
+        "source": find_model(str(sources("turbo")), ""),
+        "steps": (4, 2),
+        "loras": (Lora.parse("some/lora:0.5"),),
+        "size": (64, 64),
+        "frames": 5,
+        "guidance": 2.0,
+        "id": "other",
+        "version": "2",
+    }
+    same = {"out": tmp_path / "elsewhere", "say": print}
+    assert {field.name for field in fields(Adoption)} == {*others, *same}
+    for name, value in same.items():
+        assert replace(asked, **{name: value}).identity() == asked.identity(), name
+    for name, value in others.items():
+        assert replace(asked, **{name: value}).identity() != asked.identity(), name

@@ -82,6 +82,15 @@ def test_a_cancelled_job_stays_cancelled(make_api: Callable[..., Api]) -> None:
             client.wait(client.submit("a red heart").id, timeout_s=0.05)
 
 
+def test_waiting_on_asyncio_ends_in_time_too(make_api: Callable[..., Api]) -> None:
+    async def wait(url: str) -> None:
+        async with fewstep.AsyncClient(url) as client:
+            await client.wait((await client.submit("a red heart")).id, timeout_s=0.05)
+
+    with pytest.raises(TooLate, match="had not ended after 0.05 s"):
+        asyncio.run(asyncio.wait_for(wait(make_api().url), 20))
+
+
 def test_an_answer_that_was_lost_is_fetched_and_not_drawn_again(client: Client, live: Service) -> None:
     prompt = unique()
     with breaking(live.url, 0) as proxy, Client(proxy.url, retries=EAGER) as broken:

@@ -110,6 +110,18 @@ def test_erasing_a_key_leaves_nothing_of_it_and_all_of_the_others(log: Log) -> N
     assert not log.queue.client.exists(*(f"{log.queue.prefix}{name}" for name in ("fb", "fz", "fc")))
 
 
+def test_what_was_accepted_before_everything_is_erased_leaves_nothing_either(log: Log) -> None:
+    before = log.queue.add(key="ann")
+    log.erase()
+    worker = log.queue.consumer("w")
+    (claimed,) = worker.claim({log.queue.lane: 1})
+    assert worker.finish(before, claimed.token, "done", {"images": []}, notes=low("a late prompt of ann")) == "done"
+    log.note(before, "rejected", "a late prompt of ann")
+    assert log.prompts() == []
+    finish(log.queue, low("a new prompt of ann"), key="ann")
+    assert [row["prompt"] for row in log.prompts()] == ["a new prompt of ann"]
+
+
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, dict[str, str]]]:
     """A service that keeps every prompt, and keys: of one who consents, of one who does not, of the operator."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -44,3 +47,24 @@ def test_a_short_run_measures_the_diversity_of_few_prompts(steps: int, varied: i
     setup = setup_of(steps)
     assert setup.config.data.validation_diversity == 32
     assert validation._plan(setup).varied == setup.prompts.validation[:varied]
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [
+        ({"validation.min_diversity": 0.0, "shaping.steer": 0.0}, 0),
+        ({"validation.min_diversity": 0.9, "shaping.steer": 0.0}, 1),
+        ({"validation.min_diversity": 0.0, "shaping.steer": 0.85}, 1),
+    ],
+)
+def test_the_teachers_diversity_is_measured_where_it_is_asked_for(
+    changes: dict[str, float], asked: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the limit below which no checkpoint is chosen, and by alpha, which is steered by it."""
+    measured: list[Setup] = []
+    monkeypatch.setattr(validation, "_teacher_diversity", lambda setup: measured.append(setup) or 2.5)
+    monkeypatch.setattr(validation, "Trainer", lambda *arguments, **named: named)
+    setup, scored = setup_of(100), cast(Any, SimpleNamespace(score=None))
+    setup = replace(setup, config=changed(setup.config, changes), reward=scored, rewards={"heldout": scored})
+    given = cast(Any, validation.trainer(setup, tmp_path))
+    assert given["teacher_diversity"] == 2.5 * asked and len(measured) == asked

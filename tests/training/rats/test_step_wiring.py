@@ -186,6 +186,14 @@ def test_a_run_asks_each_role_what_the_method_says(precision: str, tmp_path: Pat
     assert not torch.allclose(seen.students[GUIDED_STEPS], seen.students[config.steps])
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+def test_distribution_matching_is_guided_away_from_the_negative_prompt(tmp_path: Path) -> None:
+    config = config_of(**{"method": "matching", "compute.precision": "fp32", "reward.weight": 0.0, "steps": 1})
+    _, seen, _ = trained(config, tmp_path)
+    starts = [call for call in seen.calls if call.role == "start" and call.step == 0]
+    assert starts and all(call.negative and len(call.x) == 4 for call in starts)
+
+
 def test_the_second_phase_begins_after_a_skipped_step_too(tmp_path: Path) -> None:
     config = config_of(**{"compute.precision": "fp32"})
     _, seen, _ = trained(config, tmp_path, bad_step=GUIDED_STEPS - 1)
