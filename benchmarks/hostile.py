@@ -7,6 +7,7 @@ contradictory headers; addresses with every trick. Nothing of it may be answered
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import socket
@@ -95,7 +96,8 @@ def send(address: tuple[str, int], request: bytes) -> int:
         try:
             connection.sendall(request)
             if any(word in request for word in UNFINISHED):
-                connection.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):  # the service may have refused and closed already
+                    connection.shutdown(socket.SHUT_WR)
             answer = connection.recv(65536)
             while data := connection.recv(65536):
                 answer = (answer + data)[:65536]

@@ -131,6 +131,23 @@ def card(bundle: Path, gib: float, scorers: dict[str, Scorer] | None = None) -> 
         yield found
 
 
+# These two come before the fixture below: its card counts what lies on any other from then on.
+def test_scorers_on_the_card_are_there_before_its_batches_are_measured(tmp_path: Path) -> None:
+    """Else the largest batch would be four, and take the memory that they need."""
+    with card(tmp_path, 24, {"hps": HPS}) as gpu:
+        runtime = gpu.serve(gpu.reward)
+        resident = gpu.peak.now
+        images = runtime.draw(["a"], [1], 2)
+        scores = runtime.score(images, ["a"])
+        assert runtime.scorers.names == ("hps",) and scores["hps"].shape == (1,) and np.isfinite(scores["hps"]).all()
+        assert runtime.max_batch == largest(gpu, resident) == 2
+
+
+def test_a_card_without_room_beside_the_scorers_is_refused(tmp_path: Path) -> None:
+    with card(tmp_path, 12, {"hps": HPS}) as gpu, pytest.raises(BundleError, match="beside the 3.7 GiB of its scorers"):
+        gpu.serve(gpu.reward)
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Card, TorchRuntime]]:
     """A card on which two pictures in one call fit, and four do not."""
@@ -171,19 +188,3 @@ def test_a_size_that_was_not_measured_is_drawn_one_by_one(served: tuple[Card, To
     gpu, runtime = served
     gpu.decoded.clear()
     assert runtime.draw(["a", "b"], [1, 2], 1, (1280, 768)).shape == (2, 3, 1280, 768) and gpu.decoded == [1, 1]
-
-
-def test_scorers_on_the_card_are_there_before_its_batches_are_measured(tmp_path: Path) -> None:
-    """Else the largest batch would be four, and take the memory that they need."""
-    with card(tmp_path, 24, {"hps": HPS}) as gpu:
-        runtime = gpu.serve(gpu.reward)
-        resident = gpu.peak.now
-        images = runtime.draw(["a"], [1], 2)
-        scores = runtime.score(images, ["a"])
-        assert runtime.scorers.names == ("hps",) and scores["hps"].shape == (1,) and np.isfinite(scores["hps"]).all()
-        assert runtime.max_batch == largest(gpu, resident) == 2
-
-
-def test_a_card_without_room_beside_the_scorers_is_refused(tmp_path: Path) -> None:
-    with card(tmp_path, 12, {"hps": HPS}) as gpu, pytest.raises(BundleError, match="beside the 3.7 GiB of its scorers"):
-        gpu.serve(gpu.reward)
