@@ -70,10 +70,19 @@ function showChosen() {
     $(`${name}-field`).hidden = $(name).disabled = !video;
     $(name).value = value ?? "";
   }
-  const { shortest, longest, step } = video?.lengths ?? {};
-  Object.assign($("frames"), { min: shortest ?? 1, max: longest ?? "", step: step ?? 1 });
+  const { shortest, longest, step, compiled } = video?.lengths ?? {};
+  Object.assign($("frames"), { min: shortest ?? 1, max: longest ?? "", step: compiled ? 1 : step ?? 1 });
   $("frames").readOnly = Boolean(video) && shortest === longest;
+  $("lengths").replaceChildren(...(compiled ?? []).map((count) => option(count, count)));
+  checkFrames();
   showSteps();
+}
+
+/** A compiled student has some lengths and none between them. */
+function checkFrames() {
+  const { compiled } = chosen()?.video?.lengths ?? {};
+  const absent = compiled && !compiled.includes(Number($("frames").value));
+  $("frames").setCustomValidity(absent ? `This model generates ${compiled.join(", ")} frames` : "");
 }
 
 function showSteps() {
@@ -183,6 +192,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 $("model").addEventListener("change", showChosen);
+$("frames").addEventListener("input", checkFrames);
 for (const id of ["steps", "best-of", "floor", "more-steps"]) $(id).addEventListener("change", showHints);
 $("compare").addEventListener("change", () => {
   $("variants").hidden = !$("compare").checked;

@@ -81,3 +81,35 @@ def test_the_code_asks_for_the_same_video(page: Page) -> None:
     page.value("[...document.querySelectorAll('#snippet .tabs button')].at(-1).click()")
     assert 'picture.save(f"{picture.seed}.mp4")' in page.value("document.querySelector('#snippet pre').textContent")
     page.value("document.querySelector('#snippet .close').click()")
+
+
+COMPILED = """
+const plain = window.fetch;
+window.fetch = async (...asked) => {
+  const answer = await plain(...asked);
+  if (!String(asked[0]).endsWith("v1/models")) return answer;
+  const models = await answer.json();
+  for (const one of models.data.flatMap((entry) => entry.versions)) one.lengths.compiled = [5, 17, 21];
+  return new Response(JSON.stringify(models), { headers: answer.headers });
+};
+"""
+
+
+def test_of_a_compiled_student_only_its_lengths_can_be_asked_for(browser: Page, videos: Service) -> None:
+    script = browser.call("Page.addScriptToEvaluateOnNewDocument", source=COMPILED)["identifier"]
+    try:
+        browser.show(videos.url + "/")
+        browser.wait_for("document.getElementById('lengths').options.length === 3")
+        assert browser.value("[...document.getElementById('lengths').options].map(one => one.value)") == [
+            "5",
+            "17",
+            "21",
+        ]
+        for frames, said in ((5, ""), (9, "This model generates 5, 17, 21 frames"), (17, "")):
+            found = browser.value(
+                f"(field => {{ field.value = '{frames}'; field.dispatchEvent(new Event('input'));"
+                " return [field.checkValidity(), field.validationMessage]; })(document.getElementById('frames'))"
+            )
+            assert found == [not said, said]
+    finally:
+        browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
