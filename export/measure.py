@@ -89,8 +89,9 @@ def check_rewards(rewards: Sequence[str]) -> None:
     """Open each reward once, before the time that a model takes.
 
     Raises:
-        ExportError: one cannot be opened.
+        ExportError: there is too little memory for them, or one cannot be opened.
     """
+    _require_memory(rewards, 0, "opening")
     for reward in rewards:
         _name(reward)
         _open(reward)
@@ -102,10 +103,14 @@ def check_memory(bundle: Path, asked: Measurement) -> None:
     Raises:
         ExportError: they do not; the message says how much they need and how much is free.
     """
-    free, needed = free_bytes(), sum(REWARD_BYTES.get(name, 0) for name in asked.rewards) + drawing_bytes(bundle)
+    _require_memory(asked.rewards, drawing_bytes(bundle), "measuring", f" on {bundle}")
+
+
+def _require_memory(rewards: Sequence[str], beside: int, doing: str, where: str = "") -> None:
+    free, needed = free_bytes(), sum(REWARD_BYTES.get(reward, 0) for reward in rewards) + beside
     if free is not None and needed > free:
         raise ExportError(
-            f"measuring {', '.join(asked.rewards)} on {bundle} needs about {needed / 1e9:.2f} GB of memory, and "
+            f"{doing} {', '.join(rewards)}{where} needs about {needed / 1e9:.2f} GB of memory, and "
             f"{free / 1e9:.2f} GB are free"
         )
 

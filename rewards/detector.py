@@ -149,7 +149,7 @@ def open_detector(folder: Path) -> Detector:
     """
     config = Mask2FormerConfig.from_pretrained(folder)
     if config.num_labels != len(OBJECTS):
-        raise RewardError(f"{folder} tells {config.num_labels} classes apart: accepted are COCO's {len(OBJECTS)}")
+        raise RewardError(f"{folder} has {config.num_labels} classes: accepted are COCO's {len(OBJECTS)}")
     state = load_file(folder / MODEL[1])
     loaded: Any = Mask2FormerModel.from_pretrained(
         None, config=config, state_dict=_below(state, _MODEL), dtype=torch.float32, output_loading_info=True

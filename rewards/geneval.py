@@ -77,7 +77,7 @@ def read(prompt: str) -> Task:
             return Task(tuple(both))
     raise RewardError(
         f"prompt {prompt!r} is none of GenEval's: accepted are those of its six tasks, such as 'a photo of two clocks' "
-        "or 'a photo of a red car left of a bench' without the colour"
+        "or 'a photo of a car left of a bench'"
     )
 
 

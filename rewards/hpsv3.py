@@ -77,7 +77,7 @@ class Head(nn.Sequential):
 
 
 class HpsV3(Network):
-    """About 0 to 15; it may be trained on, for a GPU with room for 7 B more."""
+    """About 0 to 15; it has a gradient; training on it needs a GPU with room for 7 B more weights."""
 
     def __init__(self, network: Any, head: Head, tokenizer: Any) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from pathlib import Path
 from student.bundle import BundleError
 
 BASE, ADAPTER = "base.json", "adapter"
-NETWORKS = ("transformer", "transformer_2")  # that may have an adapter; Wan 2.2 14B has the second
+NETWORKS = ("transformer", "transformer_2")  # of a pipeline; Wan 2.2 14B has the second
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from student.base import pipeline_folder
+from student.base import NETWORKS, pipeline_folder
 from student.bundle import BundleError
 from student.runtimes.machine import Gpu
 
@@ -22,7 +22,7 @@ BF16_FROM = (8, 0)  # compute capability
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 ACTIVATIONS = 2 * 2**30  # at least, of a picture of 1024 px; see benchmarks/serving_memory.py
 USABLE = 0.92  # of the GPU's memory: the driver and the library take the rest
-TRANSFORMERS = ("transformer", "transformer_2")  # Wan 2.2 14B has two experts
+TRANSFORMERS = NETWORKS
 DENOISING = (*TRANSFORMERS, "vae")
 
 

@@ -496,3 +496,15 @@ def test_the_same_command_is_one_with_the_same_of_everything(sources: Callable[[
         assert replace(asked, **{name: value}).identity() == asked.identity(), name
     for name, value in others.items():
         assert replace(asked, **{name: value}).identity() != asked.identity(), name
+
+
+def test_rewards_that_do_not_fit_into_memory_are_refused_before_one_is_opened(
+    sources: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "free_bytes", lambda: 30 * measure.GB)
+    monkeypatch.setattr(measure, "_open", lambda reward: pytest.fail(f"{reward} is opened"))
+    (tmp_path / "prompts.txt").write_text("a heart\na ring\n")
+    asked = ("--reward", "hpsv3,clip", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "out")
+    code, said = run(sources("schnell"), "--size", "32x64", *asked)
+    assert code == 1 and "opening hpsv3, clip needs about 33.00 GB of memory, and 30.00 GB are free" in said
+    assert not (tmp_path / "out").exists()

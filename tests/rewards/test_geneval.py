@@ -228,7 +228,7 @@ def test_the_reward_is_1_where_the_task_is_met_and_reads_one_picture_after_the_o
 
 def test_another_model_is_refused(files: Path, tmp_path: Path) -> None:
     model(classes=3).save_pretrained(tmp_path)
-    with pytest.raises(RewardError, match="tells 3 classes apart: accepted are COCO's 80"):
+    with pytest.raises(RewardError, match="has 3 classes: accepted are COCO's 80"):
         open_detector(tmp_path)
     folder = files / "mask2former-swin-small-coco-instance"
     state: dict[str, Tensor] = load_file(folder / "model.safetensors")

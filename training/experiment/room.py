@@ -21,11 +21,8 @@ from training.rats.config import RatsConfig
 FIGURES = Path(__file__).with_name("memory_gb.json")
 SPARE_GB = 1.5  # the driver, CUDA's libraries, and what a heap loses
 WAYS = 3
-CHEAPER = (
-    "compute.tile_px",
-    "optim.state",
-    "compute.quantise",
-)  # what rows of one preset may differ in, in the order of its price
+# What rows of one preset may differ in, cheapest first.
+CHEAPER = ("compute.tile_px", "optim.state", "compute.quantise")
 BATCHES = ("teacher.batch", "validation.batch")
 MATTER = (
     "image",

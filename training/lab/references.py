@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from student.writing import write_atomically
 from training.config import changed
 from training.experiment.setup import Setup, prepare
 from training.lab.cells import SEEDS, base
@@ -40,9 +41,8 @@ def measure(path: Path, configs: Mapping[str, RatsConfig]) -> dict[str, Figures]
             with setup.roles.role("start"):
                 found[teacher_name(name)] = drawn(setup, sampler)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({"prompts": setup.prompts.test, **{k: asdict(v) for k, v in found.items()}}))
-        part.replace(path)
+        kept = {"prompts": setup.prompts.test, **{name: asdict(value) for name, value in found.items()}}
+        write_atomically(path, json.dumps(kept).encode())
     return read(path)[1]
 
 

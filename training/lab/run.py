@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from student.writing import write_atomically
 from training.config import changed, to_json
 from training.experiment.setup import Setup, prepare
 from training.experiment.validation import trainer
@@ -135,9 +136,7 @@ def watched(setup: Setup, place: Path) -> Trainer:
 
 
 def _keep(place: Path, result: Result) -> None:
-    part = place / f"{RESULT}.part"
-    part.write_text(json.dumps(asdict(result)))
-    part.replace(place / RESULT)
+    write_atomically(place / RESULT, json.dumps(asdict(result)).encode())
 
 
 def results(folder: Path) -> list[Result]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from student.writing import write_atomically
 from training.evaluate import FloatArray, over_pictures, vendi
 from training.experiment.setup import Setup
 from training.sampler import Sampler
@@ -90,9 +91,7 @@ def _figures(parts: Sequence[Measured]) -> Figures:
 def write(stops: Sequence[Stop], path: Path) -> None:
     """The stops of one step; whole, or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps([asdict(stop) for stop in stops]))
-    part.replace(path)
+    write_atomically(path, json.dumps([asdict(stop) for stop in stops]).encode())
 
 
 def read(folder: Path) -> list[Stop]:
