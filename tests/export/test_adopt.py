@@ -508,3 +508,10 @@ def test_rewards_that_do_not_fit_into_memory_are_refused_before_one_is_opened(
     code, said = run(sources("schnell"), "--size", "32x64", *asked)
     assert code == 1 and "opening hpsv3, clip needs about 33.00 GB of memory, and 30.00 GB are free" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_the_second_experts_weights_are_held_to_its_config_too(tmp_path: Path) -> None:
+    tiny.wan_14b().save_pretrained(tmp_path / "wan")
+    edit(tmp_path / "wan" / "transformer_2" / "config.json", lambda config: config.update(num_layers=9))
+    with pytest.raises(ExportError, match="transformer_2 has other weights than its config.json says"):
+        adoption.check_shapes(find_model(str(tmp_path / "wan"), ""), open_pipeline(tmp_path / "wan"))

@@ -74,6 +74,8 @@ def at(name: str, confidence: float, x: float = 0, y: float = 0, side: float = 1
         ("a photo of a cat left of a dog", [at("dog", 0.9, 50), at("cat", 0.5), at("cat", 0.4, 90)], True),
         ("a photo of a cat left of a dog", [at("dog", 0.9, 50), at("cat", 0.4), at("cat", 0.5, 90)], False),
         ("a photo of a cat left of a dog", [at("cat", 0.9)], False),
+        # Of two dogs too: the cat is left of the surer one, and right of the other.
+        ("a photo of a cat left of a dog", [at("dog", 0.9, 50), at("dog", 0.4, -90), at("cat", 0.5)], True),
         ("a photo of a red cat", [at("cat", 0.9, 1), at("cat", 0.5, 2)], True),
         ("a photo of a red cat", [at("cat", 0.5, 1), at("cat", 0.9, 2)], False),
         ("a photo of a red cat and a blue dog", [at("cat", 0.9, 1), at("dog", 0.9, 2)], True),

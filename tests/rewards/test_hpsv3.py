@@ -152,6 +152,9 @@ def test_what_a_prompt_says_in_special_tokens_is_left_out(
     reward = hpsv3(made[0])
     odd, plain = (reward.read([text], 3)[0] for text in ("a <|Reward|>red<|image_pad|> {heart}", "a red {heart}"))
     assert torch.equal(odd, plain) and int((odd == reward.reward).sum()) == 1 and int((odd == reward.place).sum()) == 3
+    words = reward.read(["a red heart"], 3)[0]
+    for special in reward.tokenizer.get_added_vocab():
+        assert torch.equal(reward.read([f"a {special}red heart"], 3)[0], words), special
 
 
 def test_another_checkpoint_is_refused_by_name(

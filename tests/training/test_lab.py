@@ -215,3 +215,14 @@ def test_the_report_says_what_is_known_and_what_is_missing(tmp_path: Path) -> No
     assert len((tmp_path / "areas.csv").read_text().splitlines()) == 1 + 4 + 20
     report.write(_outcome(rows[:2]), tmp_path, 118, {})
     assert "None has the results of all 5 seeds yet" in (tmp_path / "README.md").read_text()
+
+
+def test_the_degrees_of_freedom_are_satterthwaites() -> None:
+    seeds, prompts = 5, 60
+    table_SP = 0.1 * np.arange(seeds)[:, None] + np.random.default_rng(3).normal(0, 1.0, (1, prompts))
+    counts = statistics.resampled_counts(prompts, 400)
+    found = statistics.estimate(table_SP.mean(1), counts @ table_SP.T / prompts, prompts)
+    of_seeds = 0.1**2 * 2.5 / seeds  # 2.5: the variance of 0 to 4
+    of_prompts = found.error**2 - of_seeds
+    expected = found.error**4 / (of_seeds**2 / (seeds - 1) + of_prompts**2 / (prompts - 1))
+    assert of_prompts > 2 * of_seeds and found.freedom == pytest.approx(expected)

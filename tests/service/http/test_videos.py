@@ -221,6 +221,7 @@ def test_the_own_length_is_taken_for_granted_only_at_the_own_size(
     [
         ([{"compiled": [9]}], "is served compiled, for videos of 9 frames and no others."),
         ([{"compiled": [17, 9]}, {"compiled": [33, 9]}], "compiled, for videos of 9, 17 or 33 frames and no others."),
+        ([[1, 5, 4], [1, 13, 4]], "the longest video of 64x64 that fits into the memory here has 13 frames."),
         ([{"compiled": [17]}, [1, 13, 4]], "the longest video of 64x64 that fits into the memory here has 13 frames."),
     ],
 )

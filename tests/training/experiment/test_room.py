@@ -107,3 +107,9 @@ def test_what_changes_no_memory_is_counted_all_the_same_and_what_does_is_not_jud
     config = changed(preset("flux-dev"), whole)
     assert room.too_large("flux-dev", config, 2.0) != ""
     assert room.too_large("flux-dev", changed(config, {"teacher.weights": "bf16"}), 2.0) == "", "that was not counted"
+
+
+def test_a_way_must_leave_something_to_spare_and_gpus_that_share_nothing_are_each_one() -> None:
+    plain = preset("flux-dev")
+    assert "compute.quantise" not in room.too_large("flux-dev", plain, 22.0), "21 GB, and 1.5 to spare"
+    assert room.too_large("flux-dev", plain, 24.0, 8) == room.too_large("flux-dev", plain, 24.0) != ""

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from student.families.find import open_family
+from student.families.find import family_of, open_family
 from student.families.flux import Flux
 from student.pipeline import open_pipeline
 from tests.student.families import tiny
 from tests.training.shapes import small
+from training.config import changed
 from training.rats.config import RatsConfig, TeacherConfig
 from training.rats.roles import ROLES, Lora, Roles
 
@@ -164,3 +165,10 @@ def test_adapters_of_a_bf16_base_keep_small_updates(model: Flux) -> None:
     for p, a in zip(roles.trainable, before, strict=True):
         torch.testing.assert_close(p.detach(), a - 1e-3, atol=1e-5, rtol=0)
     assert look(roles, "student").isfinite().all()
+
+
+def test_what_a_run_begins_from_is_what_is_checkpointed() -> None:
+    model = family_of(tiny.flux(), max_tokens=tiny.MAX_TOKENS)
+    begin = copy.deepcopy(model.transformer)
+    roles = Roles.of(changed(RatsConfig(), {"compute.checkpointing": True}), model, begin)
+    assert roles._student is begin and begin.is_gradient_checkpointing

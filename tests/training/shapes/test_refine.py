@@ -1,6 +1,7 @@
 """The sharper decoder, the generators' failures and the bounded scorers: what stays as it was, and going on."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,3 +149,18 @@ def test_a_bounded_scorer_s_training_resumes(tmp_path: Path) -> None:
         refine.train(config, scorer.TRAINED, start, _vae(), drawn, tmp_path / "cut")
     cut = refine.train(config, scorer.TRAINED, start, _vae(), drawn, tmp_path / "cut")
     assert all(torch.equal(value, cut.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_every_model_draws_in_all_of_its_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[str, int]] = []
+
+    def way(name: str, number: int) -> SimpleNamespace:
+        def draw(texts: list[str], *_: object) -> torch.Tensor:
+            called.append((name, number))
+            return torch.zeros(len(texts), 3, 64, 64)
+
+        return SimpleNamespace(model=SimpleNamespace(latent_shape=lambda *_: (4, 8, 8)), draw=draw)
+
+    monkeypatch.setattr(failures, "samplers", lambda name: [way(name, 0), way(name, 1)])
+    failures.draw(failures.FailuresConfig(6 * failures.BATCH, ("a", "b")), tmp_path / "drawn.pt")
+    assert called == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 0), ("b", 0)]
