@@ -251,11 +251,11 @@ def test_every_size_and_batch_is_compiled_beyond_torchs_own_limit(monkeypatch: p
     monkeypatch.setattr(
         nn.Module, "compile", lambda self, mode, dynamic: compile(self, backend=backend, dynamic=dynamic)
     )
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     family = nn.Module()
     family.transformer = Doubled()
-    TorchModel(family, Placement("cpu", "float32"), "on")  # type: ignore[arg-type]
     asked = [torch.Size([batch, rows, 2]) for rows in (3, 5) for batch in (1, 2, 4, 8, 16)]
-    for shape in (*asked, *asked):
-        family.transformer(torch.ones(shape))
+    with torch._dynamo.config.patch(recompile_limit=8):  # monkeypatch would delete torch's own value afterwards
+        TorchModel(family, Placement("cpu", "float32"), "on")  # type: ignore[arg-type]
+        for shape in (*asked, *asked):
+            family.transformer(torch.ones(shape))
     assert shapes == asked, "each once"
