@@ -46,7 +46,7 @@ def main(
         if dry_run:
             print(to_json(config))
             return
-        claim(out, to_json(config))
+        claim(out, config)
         if threads:
             torch.set_num_threads(threads)
         table = Table("figure", "value", title="starter models")

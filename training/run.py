@@ -73,7 +73,7 @@ def main(
         require_room(preset, config)
         processes = Processes()
         if processes.is_first:
-            refuse_others(out / "run", to_json(config), out)
+            refuse_others(out / "run", config, out)
         if (out / "run" / FINISHED).exists():
             if processes.is_first:
                 console.print(f"{out} already holds the finished student of this run")
@@ -85,7 +85,7 @@ def main(
         from training.experiment.setup import prepare
 
         setup = prepare(config)  # before anything is written: a typo leaves nothing behind
-        claim_together(processes, out / "run", to_json(config), out)
+        claim_together(processes, out / "run", config, out)
         run(setup, out)
         if processes.is_first:
             _push(out, push_to)

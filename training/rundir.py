@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.config import to_json
+
 if TYPE_CHECKING:
     from training.processes import Processes
 
@@ -30,43 +32,44 @@ class RunDiverged(RuntimeError):
     """The loss was not finite for many steps in a row; the message is one sentence."""
 
 
-def claim(path: Path, config_json: str, owner: Path | None = None) -> None:
+def claim(path: Path, config: Any, owner: Path | None = None) -> None:
     """Make ``path`` the directory of the run with this configuration, or accept it if it already is.
 
-    Until a run is finished its student may be given another name, and the run more steps. Where the run's files lie
-    inside the directory that it writes to, ``owner`` is the latter.
+    Until a run is finished its student may be given another name, and the run more steps; a setting that an earlier
+    release did not have yet counts as its default. Where the run's files lie inside the directory that it writes to,
+    ``owner`` is the latter.
 
     Raises:
         RunDirError: it holds other files, or a run with another configuration.
     """
-    refuse_others(path, config_json, owner)
+    refuse_others(path, config, owner)
     path.mkdir(parents=True, exist_ok=True)
     part = path / f"{CONFIG}.part"
-    part.write_text(config_json + "\n")
+    part.write_text(to_json(config) + "\n")
     part.replace(path / CONFIG)
 
 
-def claim_together(processes: Processes, path: Path, config_json: str, owner: Path | None = None) -> None:
+def claim_together(processes: Processes, path: Path, config: Any, owner: Path | None = None) -> None:
     """``claim`` in the first process; the others wait, since a half-made directory looks like another run's.
 
     Raises:
         RunDirError: see ``claim``.
     """
     if processes.is_first:
-        claim(path, config_json, owner)
+        claim(path, config, owner)
     processes.wait()
 
 
-def refuse_others(path: Path, config_json: str, owner: Path | None = None) -> None:
+def refuse_others(path: Path, config: Any, owner: Path | None = None) -> None:
     """Refuse what ``claim`` refuses, without writing anything."""
     kept = path / CONFIG
     if kept.is_file():
-        before, now = json.loads(kept.read_text()), json.loads(config_json)
-        differing, finished = _differing(before, now), (path / FINISHED).exists()
+        before, now = _kept(kept, config), _settings(config)
+        differing = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+        finished, longer = (path / FINISHED).exists(), _longer(before, now)
         if not finished:
-            differing -= set(BESIDE)
-            differing -= _longer(before, now)
-        if finished and differing and differing == _longer(before, now):
+            differing -= {*BESIDE, *longer}
+        if finished and differing and differing == longer:
             raise RunDirError(
                 f"{owner or path} has a finished run of {before[LENGTH]} steps: to continue from it, use "
                 f"--init {owner or path} and another --out"
@@ -80,17 +83,21 @@ def refuse_others(path: Path, config_json: str, owner: Path | None = None) -> No
         raise RunDirError(f"{place} already holds something that is not an unfinished run: choose another --out")
 
 
-def _differing(before: dict[str, Any], now: dict[str, Any]) -> set[str]:
-    old, new = dict(_flat(before)), dict(_flat(now))
-    return {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
+def _settings(config: Any) -> dict[str, Any]:
+    """Every value by its dotted key, as it is read back from a file."""
+    return dict(_flat(json.loads(to_json(config))))
+
+
+def _kept(file: Path, config: Any) -> dict[str, Any]:
+    """What a run was configured to be; what its release did not know yet has the default of ``config``'s class."""
+    return {**_settings(type(config)()), **dict(_flat(json.loads(file.read_text())))}
 
 
 def _longer(before: dict[str, Any], now: dict[str, Any]) -> set[str]:
     """What changes where a run is made longer: its length, and what lasts as long as it does."""
     if now.get(LENGTH, 0) <= before.get(LENGTH, 0):
         return set()
-    old, new = dict(_flat(before)), dict(_flat(now))
-    return {key for key in AS_LONG if old.get(key) == before[LENGTH] and new.get(key) == now[LENGTH]}
+    return {key for key in AS_LONG if before.get(key) == before[LENGTH] and now.get(key) == now[LENGTH]}
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from training.config import ConfigError, changed, leaves, to_json, with_settings
 from training.experiment.presets import preset
+from training.lab.teachers import TeachersConfig
 from training.rats.config import RatsConfig
 from training.rundir import FINISHED, RunDirError, claim
 from training.shapes.preset import ShapesPretraining
@@ -86,27 +88,63 @@ def test_a_name_that_the_bundle_would_refuse_is_refused_at_the_start(name: str, 
 
 def test_until_it_is_finished_a_run_may_be_gone_on_with_under_another_name(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    claim(run, to_json(RatsConfig()))
-    claim(run, to_json(changed(RatsConfig(), {"student.id": "other", "student.version": "2"})))
+    claim(run, RatsConfig())
+    claim(run, changed(RatsConfig(), {"student.id": "other", "student.version": "2"}))
     kept = json.loads((run / "config.json").read_text())
     assert (kept["student"]["id"], kept["student"]["version"]) == ("other", "2")
     with pytest.raises(RunDirError, match=r"another configuration \(steps\)"):
-        claim(run, to_json(changed(RatsConfig(), {"student.id": "third", "steps": 7})))
+        claim(run, changed(RatsConfig(), {"student.id": "third", "steps": 7}))
     (run / FINISHED).touch()
     with pytest.raises(RunDirError, match=r"another configuration \(student.id, student.version\)"):
-        claim(run, to_json(RatsConfig()))
+        claim(run, RatsConfig())
 
 
 def test_a_run_directory_is_new_or_its_own(tmp_path: Path) -> None:
-    ours, other = to_json(RatsConfig()), to_json(changed(RatsConfig(), {"steps": 7}))
+    ours, other = RatsConfig(), changed(RatsConfig(), {"steps": 7})
     claim(tmp_path / "out" / "run", ours, tmp_path / "out")
     claim(tmp_path / "out" / "run", ours, tmp_path / "out")
     with pytest.raises(RunDirError, match=r"another configuration \(steps\)"):
         claim(tmp_path / "out" / "run", other, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("config", "key", "another"),
+    [
+        (RatsConfig(), "shaping.steer", 0.5),
+        (RatsConfig(), "reward.hinge", 2.0),  # whose default is infinite
+        (RatsConfig(), "tracker", "wandb"),
+        (ShapesPretraining(), "teacher.swapped", 0.5),
+        (ShapesPretraining(), "students.models", ("a",)),
+        (TeachersConfig(), "guidance", 2.0),
+    ],
+)
+def test_a_setting_that_an_earlier_release_did_not_have_counts_as_its_default(
+    config: Any, key: str, another: Any, tmp_path: Path
+) -> None:
+    """Its run goes on; with any other value than the default it would be another run."""
+    kept = json.loads(to_json(config))
+    *groups, name = key.split(".")
+    inner = kept
+    for group in groups:
+        inner = inner[group]
+    inner.pop(name)
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    claim(tmp_path, config)
+    assert (tmp_path / "config.json").read_text() == to_json(config) + "\n"
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    other = changed(config, {key: another})
+    if key == "tracker":
+        return claim(tmp_path, other)
+    with pytest.raises(RunDirError, match=rf"holds a run with another configuration \({key}\): choose another --out$"):
+        claim(tmp_path, other)
+    kept["gone"] = 1  # which a later release dropped: nobody knows what it meant
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    with pytest.raises(RunDirError, match=r"another configuration \(gone\)"):
+        claim(tmp_path, config)
+
+
 def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunDirError, match="already holds"):
-        claim(tmp_path / "run", to_json(RatsConfig()), tmp_path)
+        claim(tmp_path / "run", RatsConfig(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from student.writing import write_atomically
-from training.config import changed, to_json
+from training.config import changed
 from training.experiment.setup import Setup, prepare
 from training.experiment.validation import trainer
 from training.lab import references, stops, teachers
@@ -98,7 +98,7 @@ def check(cell: Cell, folder: Path) -> list[Stop]:
 
 def _run(cell: Cell, setup: Setup, place: Path) -> None:
     begun = time.process_time()
-    claim(place, to_json(cell.config))
+    claim(place, cell.config)
     training = watched(setup, place)
     try:
         training.run()

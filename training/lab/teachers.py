@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ def make(folder: Path, config: TeachersConfig) -> dict[str, dict[str, float]]:
     Returns the figures of both by the exact judge on validation prompts.
     """
     if not (folder / "config.json").exists() or any(not (folder / name).exists() for name in TEACHERS):
-        claim(folder, json.dumps(asdict(config), indent=2))
+        claim(folder, config)
     for name in TEACHERS:
         if not (folder / name).exists():
             source = _swapped(folder, config) if name == HETEROGENEOUS else Path(config.start)

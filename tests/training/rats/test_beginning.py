@@ -16,7 +16,7 @@ from student.families.find import family_of
 from tests.student.families import tiny
 from tests.training.rats.test_families import run, settings
 from training.beginning import beginning
-from training.config import ConfigError, changed
+from training.config import ConfigError, changed, to_json
 from training.progress import read_log
 from training.rats.config import RatsConfig
 from training.rats.method import Batch
@@ -107,17 +107,17 @@ def test_a_run_goes_on_from_a_finished_student_with_a_teacher_of_its_own(tmp_pat
 
 
 def test_a_run_is_made_longer_until_it_is_finished_and_then_it_is_said_how(tmp_path: Path) -> None:
-    def written(steps: int, guided_steps: int = 2, every: int = 4, tracker: str = "wandb") -> str:
-        inner = {"teacher": {"guided_steps": guided_steps}, "validation": {"every": every}}
-        return json.dumps({"steps": steps, "tracker": tracker, **inner})
+    def written(steps: int, guided_steps: int = 2, every: int = 4, tracker: str = "wandb") -> RatsConfig:
+        inner = {"teacher.guided_steps": guided_steps, "validation.every": every}
+        return changed(RatsConfig(), {"steps": steps, "tracker": tracker, **inner})
 
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(written(4))
+    (tmp_path / "run" / "config.json").write_text(to_json(written(4)))
     refuse_others(tmp_path / "run", written(6, tracker="mlflow"), tmp_path)
     for other in (written(3), written(6, guided_steps=6), written(6, every=6)):
         with pytest.raises(RunDirError, match="another configuration"):
             refuse_others(tmp_path / "run", other, tmp_path)
-    (tmp_path / "run" / "config.json").write_text(written(4, guided_steps=4))
+    (tmp_path / "run" / "config.json").write_text(to_json(written(4, guided_steps=4)))
     refuse_others(tmp_path / "run", written(6, guided_steps=6), tmp_path)
     (tmp_path / "run" / "finished").write_text("")
     with pytest.raises(RunDirError, match="a finished run of 4 steps: to continue from it, use --init"):

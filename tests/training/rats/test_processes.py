@@ -124,10 +124,12 @@ def test_two_killed_processes_are_gone_on_with_by_one_and_by_four(tmp_path: Path
 
 
 CLAIMS = """
-import json, sys, time
+import sys, time
 from pathlib import Path
 from training import rundir
+from training.config import to_json
 from training.processes import Processes, process_group
+from training.rats.config import RatsConfig
 
 processes, out = Processes(), Path(sys.argv[1])
 write_text = Path.write_text
@@ -141,8 +143,8 @@ processes.wait()
 if not processes.is_first:
     time.sleep(1)
 with process_group():
-    rundir.claim_together(processes, out / "run", json.dumps({"seed": 1}), out)
-assert json.loads((out / "run" / rundir.CONFIG).read_text()) == {"seed": 1}
+    rundir.claim_together(processes, out / "run", RatsConfig(seed=1), out)
+assert (out / "run" / rundir.CONFIG).read_text() == to_json(RatsConfig(seed=1)) + "\n"
 """
 
 
