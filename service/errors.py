@@ -73,7 +73,11 @@ class StartupError(Exception):
 
 
 class ServiceError(Exception):
-    """An answer other than 200; ``code`` is a key of STATUS, ``default_message`` stands in for a missing message."""
+    """An answer other than 200; ``default_message`` stands in for a missing message.
+
+    A ``code`` that is not in the table is a later release's: a worker may be newer than this process. It is passed on,
+    and the rest of the answer is that of the class's own code.
+    """
 
     code = "internal_error"
     default_message = "The service failed unexpectedly."
@@ -96,16 +100,20 @@ class ServiceError(Exception):
 
     @property
     def status(self) -> int:
-        return STATUS[self.code]
+        return STATUS[self._known]
 
     @property
     def headers(self) -> dict[str, str]:
         """Its own headers and Retry-After in whole seconds: the measured wait, or one second for a short outage."""
-        if self._retry_after_s is None and self.code in NOT_WORTH_A_RETRY:
+        if self._retry_after_s is None and self._known in NOT_WORTH_A_RETRY:
             return {**self._headers, "x-should-retry": "false"}
         if self._retry_after_s is None and self.status != 503:
             return self._headers
         return {**self._headers, "Retry-After": str(max(RETRY_AFTER_S, math.ceil(self._retry_after_s or 0)))}
+
+    @property
+    def _known(self) -> str:
+        return self.code if self.code in STATUS else type(self).code
 
 
 class InvalidRequest(ServiceError):

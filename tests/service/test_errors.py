@@ -121,3 +121,20 @@ def test_each_error_has_its_code() -> None:
         "QueueFull": "queue_full", "Unavailable": "unavailable", "StoreUnavailable": "unavailable",
         "DeadlineExceeded": "deadline_exceeded", "Cancelled": "cancelled", "GenerationFailed": "generation_failed",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind", "headers"),
+    [
+        (GenerationFailed("m", code="of_a_later_release"), 500, "server_error", {"x-should-retry": "false"}),
+        (Unavailable("m", code="of_a_later_release"), 503, "server_error", {"Retry-After": "1"}),
+        (ServiceError("m", code="of_a_later_release"), 500, "server_error", {}),
+        (QuotaExceeded("m", code="of_a_later_release"), 429, "rate_limit_error", {}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_code_that_only_a_later_release_knows_is_passed_on_in_the_answer_of_its_kind(
+    error: ServiceError, status: int, kind: str, headers: dict[str, str]
+) -> None:
+    assert (error.status, error.headers) == (status, headers)
+    assert error_detail(error) == {"message": "m", "type": kind, "param": None, "code": "of_a_later_release"}

@@ -68,6 +68,30 @@ def test_neither_the_last_nor_the_promoted_one_can_be_unloaded(queue: Queue) -> 
     assert models.run(models.registry.read()).promoted == {"b": "1"}
 
 
+def test_a_version_that_is_not_served_is_no_other_one_to_fall_back_on(queue: Queue) -> None:
+    models = Models(queue)
+    models.serve("a/1")
+    models.run(models.registry.init(ModelStates({"a/2": LOADING, "ab/1": LOADING})))
+    assert models.run(models.registry.unload("a/1")) == "last"
+    models.run(models.registry.promote_first("ab", "1"))
+    assert models.run(models.registry.read()).promoted == {"a": "1"}, "it still loads"
+    assert models.run(models.registry.transition("ab/1", ["loading"], SERVING))
+    assert models.run(models.registry.unload("a/1")) == "ok"
+    found = models.run(models.registry.read())
+    assert found.entries["a/1"] == Entry(ModelState.UNLOADING) and found.promoted == {}
+
+
+def test_a_refusal_keeps_its_reason_and_its_attempt(queue: Queue) -> None:
+    models = Models(queue)
+    models.run(models.registry.init(ModelStates({"a/1": LOADING})))
+    refused = Entry(ModelState.REFUSED, "try", "no room")
+    assert models.run(models.registry.transition("a/1", ["none", "loading"], refused))
+    assert models.worker.read() == ModelStates({"a/1": refused})
+    keys = [f"{queue.prefix}m", f"{queue.prefix}ma"]
+    models.serve("b/1")
+    assert [queue.client.ttl(key) for key in keys] == [-1, -1], "what an operator decided does not expire"
+
+
 def test_no_job_is_taken_for_a_model_from_the_moment_when_it_is_unloaded(queue: Queue) -> None:
     models = Models(queue)
     models.serve("a/1", "a/2")

@@ -122,6 +122,42 @@ def test_what_was_accepted_before_everything_is_erased_leaves_nothing_either(log
     assert [row["prompt"] for row in log.prompts()] == ["a new prompt of ann"]
 
 
+def test_what_clients_say_keeps_to_the_bounds_of_the_log(log: Log) -> None:
+    """A tenth of the prompts for each key, and each for as many days as the policy says."""
+    ids = [finish(log.queue, {}, key="ann")[0] for _ in range(3)]
+    assert (POLICY.most_per_key, POLICY.kept_ms) == (2, 86_400_000)
+    assert [log.note(id, "rejected", f"prompt {k}") for k, id in enumerate(ids)] == ["ok"] * 3
+    assert [row["prompt"] for row in log.prompts()] == ["prompt 0", "prompt 1"]
+    kept = {name: log.queue.client.pttl(log.queue.prefix + name) for name in ("fb", "fz", "fc")}
+    assert all(POLICY.kept_ms - 60_000 < kept_ms <= POLICY.kept_ms for kept_ms in kept.values()), kept
+
+
+def test_a_prompt_that_is_too_old_makes_room_for_the_next(log: Log) -> None:
+    for prompt in ("old", "young"):
+        finish(log.queue, low(prompt), key="ann")
+    fields = {
+        json.loads(text)["prompt"]: name for name, text in log.queue.client.hgetall(log.queue.prefix + "fb").items()
+    }
+    now_us = log.queue.client.time()[0] * 1e6
+    ages = {fields["old"]: now_us - 86_460e6, fields["young"]: now_us - 86_340e6}
+    log.queue.client.zadd(f"{log.queue.prefix}fz", ages)
+    finish(log.queue, low("new"), key="ben")
+    assert {row["prompt"] for row in log.prompts()} == {"young", "new"}
+    assert log.queue.client.hgetall(f"{log.queue.prefix}fc") == {"ann": "1", "ben": "1"}
+
+
+def test_an_erasure_is_remembered_for_as_long_as_a_job_from_before_may_last(log: Log) -> None:
+    assert log.erase("a|b") == 0
+    assert 8 * 86_400 - 60 < log.queue.client.ttl(f"{log.queue.prefix}fe") <= 8 * 86_400
+    at_once, _ = finish(log.queue, {}, key="a|b")
+    log.queue.client.hset(f"{log.queue.prefix}fe", "a|b", log.queue.field(at_once, "created_us"))
+    log.note(at_once, "rejected", "of the same moment")
+    assert log.prompts() == []
+    finish(log.queue, low("later"), key="a|b")
+    assert [row["prompt"] for row in log.prompts("a|b")] == ["later"] and log.prompts("a") == []
+    assert log.erase("a") == 0 and log.erase("a|b") == 1
+
+
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, dict[str, str]]]:
     """A service that keeps every prompt, and keys: of one who consents, of one who does not, of the operator."""

@@ -168,6 +168,20 @@ def test_the_outbox_gives_each_delivery_to_one_and_counts_its_tries(queue: Queue
     run(outbox._scripts._client.aclose())
 
 
+def test_what_was_delivered_meanwhile_or_is_gone_is_not_put_back(queue: Queue) -> None:
+    outbox, run = Outbox(connect_async(queue.url), queue.model), queue.runner.run
+    job = queue.job()
+    queue.enqueue(job, webhook=json.dumps({"url": "https://a.example/", "events": [], "base_url": ""}))
+    queue.cancel(job.id)
+    assert [each.id for each in run(outbox.take(9, 0.0))] == [job.id]
+    run(outbox.complete(job.id))
+    run(outbox.postpone(job.id, 0.0))
+    assert run(outbox.take(9, 0.0)) == []
+    run(outbox.put_back("0" * 32, 0.0))
+    assert not queue.client.exists(f"{queue.prefix}j:{'0' * 32}"), "a record without a state, for ever"
+    run(outbox._scripts._client.aclose())
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [
