@@ -129,3 +129,57 @@ def test_text_for_people_fits_its_place() -> None:
     assert shortened("a  b\nc") == "a b c" and shortened("x" * 48) == "x" * 48
     assert shortened("x" * 49) == "x" * 47 + "…" and len(shortened("x" * 99, 10)) == 10
     assert table(["a", "bb"], [["ccc", ""], ["d", "e"]]) == "a    bb\nccc\nd    e"
+
+
+@pytest.mark.parametrize(
+    ("variables", "url", "proxy"),
+    [
+        ({"HTTP_PROXY": "http://a:1", "HTTPS_PROXY": "http://b:2"}, "http://h", "http://a:1"),
+        ({"HTTP_PROXY": "http://a:1", "HTTPS_PROXY": "http://b:2"}, "https://h", "http://b:2"),
+        ({"HTTPS_PROXY": "http://b:2", "ALL_PROXY": "c:3"}, "http://h", "http://c:3"),
+        ({"HTTPS_PROXY": "http://b:2"}, "http://h", None),
+        ({"HTTP_PROXY": "http://a:1"}, "http://127.9.9.9:80", None),
+        ({"HTTP_PROXY": "http://a:1"}, "http://10.0.0.1", "http://a:1"),
+    ],
+)
+def test_a_proxy_is_that_of_the_scheme_and_else_of_all(
+    variables: dict[str, str], url: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert connection(url, None, 1.0).proxy == proxy
+
+
+@pytest.mark.parametrize("key", ["a b", "a\tb", "caf\u00e9", "a\n"])
+def test_what_is_no_key_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(errors.WrongUse, match="printable ASCII characters without spaces") as refused:
+        connection("http://h", key, 1.0)
+    assert key not in str(refused.value)
+    assert connection("http://h", None, 1.0).headers == {"User-Agent": "fewstep-python"}
+    assert connection("http://h/v1/", "!~", 1.0).headers["Authorization"] == "Bearer !~"
+
+
+def test_an_address_may_have_any_port_and_no_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEWSTEP_URL", raising=False)
+    known = {
+        None: "http://127.0.0.1:8000/",
+        "http://h:65535/": "http://h:65535/",
+        "http://h:1/base/v1": "http://h:1/base/",
+    }
+    assert {url: connection(url, None, 1.0).base_url for url in known} == known
+    for url in ("http://h:0", "http://h?a=1", "http://h#a", "ws://h", "http://h h"):
+        with pytest.raises(errors.WrongUse):
+            connection(url, None, 1.0)
+
+
+def test_what_goes_wrong_on_the_way_is_late_only_where_somebody_was_reached() -> None:
+    kinds = {
+        kind: type(protocol.error_of(kind("x")))
+        for kind in (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout, httpx.ConnectTimeout, httpx.ReadError)
+    }
+    late = [kind.__name__ for kind, error in kinds.items() if error is errors.TooLate]
+    assert late == ["ReadTimeout", "WriteTimeout", "PoolTimeout"]
+    assert str(protocol.error_of(httpx.ReadError(""))) == "The service cannot be reached: ReadError."
