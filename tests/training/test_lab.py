@@ -36,7 +36,7 @@ def test_methods_differ_in_what_they_say_and_nothing_else() -> None:
     shuffled = next(cell for cell in plan if cell.key == "heterogeneous-shuffled-gate-alpha-8-seed401")
     assert changed(shuffled.config, {"gate.kind": "reward"}) == rats.config
     rates = [cell.config.optim.lr for cell in plan if cell.key.startswith("good-reward-only") and "401" in cell.key]
-    assert rates == [1.5e-4, 3e-4, 6e-4]
+    assert rates == [2e-4, 4e-4, 8e-4]
     config = rats.config
     assert config.model == "teachers/heterogeneous" and config.student.nfe == (1, 2) and config.optim.batch == 64
     assert (

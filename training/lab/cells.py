@@ -14,7 +14,7 @@ from training.rats.config import RatsConfig
 
 NFES, SEEDS = (1, 2), (401, 402, 403, 404, 405)
 ALPHAS, RATES = (2.0, 8.0, 20.0), (0.5, 1.0, 2.0)
-STEPS, EVERY, LR = 100, 20, 3e-4
+STEPS, EVERY, LR = 150, 30, 4e-4
 EVALUATED = 128  # of the test prompts, at every validation
 
 RATS, CONSTANT, SHUFFLED, REWARD_ONLY = "RATS", "constant gate", "shuffled gate", "reward only"
@@ -33,7 +33,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 MAIN = (RATS, CONSTANT, SHUFFLED, REWARD_ONLY)
 GATES = (RATS, SHUFFLED, "batch-mean gate", "signed weight", "disagreement gate")  # of which the third claim takes one
 # Seconds of one core, measured with 64 samples: the teacher's rollout and reward, the student's step, one validation.
-TEACHER_S, STUDENT_S, VALIDATION_S, SETUP_S = 0.4, 0.75, 12.5, 8.0
+TEACHER_S, STUDENT_S, VALIDATION_S, SETUP_S = 0.25, 0.5, 11.0, 8.0
 
 
 @dataclass(frozen=True)
