@@ -1,12 +1,18 @@
 """The scorers: their loss, their file form, their gradient down to the pixels."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from rewards import shapes as rewards
-from training.shapes import scorer, vocabulary, world
+from training.shapes import pairs, scorer, vocabulary, world
+from training.shapes.degrade import KINDS as DEFECTS
 
 TOKENIZER = vocabulary.tokenizer()
 
@@ -112,3 +118,89 @@ def test_the_two_halves_share_no_scene() -> None:
     first, second = scorer.in_half(scenes, 0), scorer.in_half(scenes, 1)
     assert not (first & second).any() and (first | second).all()
     assert 0.4 < first.mean() < 0.6
+
+
+def scored(right: list[list[float]], altered: list[list[float]], degraded: list[list[float]]) -> Callable[..., Any]:
+    def scores(model: object, batch: object, shared: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        assert shared, "the captions of all other scenes count too"
+        return torch.tensor(right), torch.tensor(altered), torch.tensor(degraded)
+
+    return scores
+
+
+def test_a_scorers_loss_is_of_captions_on_two_pictures_and_of_pictures_for_one_caption(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right, altered, degraded = (
+        [[2.0, 0.5, 1.0], [0.0, 1.0, -1.0]],
+        [[1.0, 9, 9], [3.0, 9, 9]],
+        [[0.0, 1, 2], [1.0, 1, 1]],
+    )
+    monkeypatch.setattr(scorer, "scores", scored(right, altered, degraded))
+
+    def unlikely(rows: list[list[float]]) -> float:
+        return float(np.mean([math.log(sum(map(math.exp, row))) - row[0] for row in rows]))
+
+    def softplus(x: float) -> float:
+        return math.log1p(math.exp(x))
+
+    gaps = [softplus(bad[k][0] - right[k][0]) for bad in (altered, degraded) for k in range(2)]
+    expected = unlikely(right) + 0.5 * unlikely(degraded) + sum(gaps) / 2
+    nothing: Any = None
+    assert float(scorer.loss(nothing, nothing)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_accuracy_is_counted_by_kind_of_caption_picture_and_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scorer that is wrong about colours in captions, shapes in pictures and blur, and right about all else."""
+    drawn: list[tuple[Any, ...]] = []
+    real = scorer.draw_pairs
+
+    def draw_pairs(*arguments: Any) -> scorer.PairBatch:
+        drawn.append(arguments)
+        return real(*arguments)
+
+    def scores(model: object, batch: scorer.PairBatch) -> tuple[Tensor, Tensor, Tensor]:
+        wrong = batch.caption_kind_NP == pairs.KINDS.index("color")
+        right = np.where(wrong, 1.0, -1.0)
+        right[:, 0] = 0
+        altered = np.where(batch.altered_kind_N == pairs.KINDS.index("shape"), 1.0, -1.0)
+        degraded = np.where(batch.degraded_kind_N == DEFECTS.index("blur"), 1.0, -1.0)
+        return torch.from_numpy(right), torch.from_numpy(altered)[:, None], torch.from_numpy(degraded)[:, None]
+
+    monkeypatch.setattr(scorer, "draw_pairs", draw_pairs)
+    monkeypatch.setattr(scorer, "scores", scores)
+    found = scorer.accuracy(nn.Identity(), num=130, seed=5)  # type: ignore[arg-type]
+    assert [(a[0], a[1], a[2], a[4:]) for a in drawn] == [(64, 4, None, (5, 0)), (64, 4, None, (5, 1))]
+    names = {f"caption:{kind}" for kind in pairs.KINDS} | {f"image:{kind}" for kind in pairs.KINDS}
+    assert set(found) == {"all", *names, *(f"degraded:{kind}" for kind in DEFECTS)}
+    wrong = {"caption:color", "image:shape", "degraded:blur"}
+    assert all(value == (name not in wrong) for name, value in found.items() if name != "all")
+    batches = [real(*arguments) for arguments in drawn]
+    missed = sum(
+        (b.caption_kind_NP == 1).sum() + (b.altered_kind_N == 2).sum() + (b.degraded_kind_N == 4).sum() for b in batches
+    )
+    assert found["all"] == pytest.approx(1 - missed / (128 * 6))
+
+
+def test_a_batch_of_pairs_is_of_one_half_and_each_picture_is_what_its_name_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scorer.degrade, "photograph", lambda images, gen: images)
+    monkeypatch.setattr(
+        scorer.degrade, "draw", lambda scenes, seed: (1 - world.render_NCHW(scenes), np.arange(len(scenes)))
+    )
+    batch = scorer.draw_pairs(5, 3, 1, TOKENIZER, 7, 8)
+    drawn = world.sample(20, 7, 8)
+    scenes = drawn.take(np.flatnonzero(scorer.in_half(drawn, 1))[:5])
+    truth = world.render_NCHW(scenes)
+    assert torch.equal(batch.right_NCHW, truth) and torch.equal(batch.degraded_NCHW, 1 - truth)
+    apart = (batch.altered_NCHW - truth).abs().flatten(1).amax(1)
+    assert (apart > 0.05).all() and batch.ids_NPL.shape == (5, 4, vocabulary.MAX_TOKENS)
+    assert (batch.caption_kind_NP[:, 0] == -1).all() and (batch.caption_kind_NP[:, 1:] >= 0).all()
+    named = [pairs.captions(scenes, pairs.full_styles(5))]
+    said = torch.tensor([vocabulary.encode(TOKENIZER, texts) for texts in named])[0]
+    words = [{int(i) for i in row if i > 2} for row in said]
+    for k in range(5):
+        own = {int(i) for i in batch.ids_NPL[k, 0] if i > 2}
+        assert own <= words[k] and len(own) >= 2, "the first caption is the scene's, with parts left out"
+        assert all(not torch.equal(batch.ids_NPL[k, p], batch.ids_NPL[k, 0]) for p in range(1, 4))
