@@ -1,0 +1,276 @@
+"""What the operator's addresses and those about the service itself answer, field by field, for a queue that is known.
+
+An HTTP process in this process, on a real server; nobody draws.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from service.http.app import build_app
+from service.http.models import VideoLengths, _lengths, _probe
+from service.http.routes.canaries import _report
+from service.models.folder import Name
+from service.quality.canary import Canary, Plan, Sum, Sums
+from service.queue.connection import connect
+from service.queue.consumer import Consumer
+from service.queue.scripts import prefix
+from service.queue.status import Worker
+from service.settings import Settings
+from service.supervise.redis_server import EmbeddedServer
+from student.runtimes.fake import fake_video_student
+from tests.service.support import a_job
+
+PREFIX = prefix("fake")
+HOLDS = {"fake/1": {"runtime": "onnx-fused-fp32", "shows_steps": True, "probe": {"outcome": "same", "at_s": 50}}}
+READY = {
+    "runtime": "onnx", "host": "b", "max_batch": 8, "shows_steps": True, "models": HOLDS, "load_s": 3.0,
+    "warm_up_s": 1.5, "state": "ready", "jobs": 2,
+}  # fmt: skip
+IDLE = {"runtime": "", "host": "a", "max_batch": 4, "models": {}, "state": "loading", "jobs": 0}
+
+
+class Process:
+    """An HTTP process of the fake student, asked one thing at a time."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.redis: redis.Redis = connect(url)
+        self.settings = Settings(runtime="fake", redis_url=url, data_dir=folder, result_ttl_s=600.0)
+
+    def ask(self, *calls: tuple[str, str], **settings: Any) -> list[httpx.Response]:
+        async def run() -> list[httpx.Response]:
+            app = build_app(self.settings.model_copy(update=settings))
+            transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+            async with app.router.lifespan_context(app):
+                async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                    return [await client.request(method, path) for method, path in calls]
+
+        return asyncio.run(run())
+
+    def get(self, *paths: str, **settings: Any) -> list[Any]:
+        answers = self.ask(*(("GET", path) for path in paths), **settings)
+        assert {answer.status_code for answer in answers} == {200}, answers
+        return [answer.json() for answer in answers]
+
+    def beat(self, name: str, said: dict[str, Any]) -> Consumer:
+        worker = Consumer(self.redis, "fake", name, lease_s=60, max_attempts=1)
+        worker.beat(said, [])
+        return worker
+
+    def put(self, state: str, **fields: Any) -> str:
+        """A record as the scripts write it."""
+        job = a_job(prompt="a canary", seeds=(1, 2), key="ann")
+        at_us = int(time.time() * 1e6)
+        row = {"state": state, "key": "ann", "payload": job.to_payload(), "created_us": at_us, **fields}
+        self.redis.hset(f"{PREFIX}j:{job.id}", mapping=row)
+        return job.id
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    server = EmbeddedServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def process(server: EmbeddedServer, tmp_path: Path) -> Iterator[Process]:
+    found = Process(server.url, tmp_path)
+    yield found
+    found.redis.flushall()
+    found.redis.close()
+
+
+def test_workers_are_listed_by_host_with_what_they_hold(process: Process) -> None:
+    process.beat("w", READY), process.beat("v", IDLE)
+    [listed] = process.get("/admin/workers")
+    assert listed["data"] == [
+        {"id": "v", "host": "a", "state": "loading", "models": [], "runtime": "", "jobs": 0},
+        {"id": "w", "host": "b", "state": "ready", "models": ["fake/1"], "runtime": "onnx", "jobs": 2},
+    ]
+
+
+def test_a_worker_is_paused_resumed_and_drained_and_each_is_answered_as_it_is_now(process: Process) -> None:
+    process.beat("w", READY)
+    verbs = ("pause", "resume", "drain", "resume", "pause")
+    answers = process.ask(*(("POST", f"/admin/workers/w/{verb}") for verb in verbs), ("POST", "/admin/workers/x/pause"))
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 409, 409, 404]
+    assert [answer.json()["state"] for answer in answers[:3]] == ["paused", "ready", "draining"]
+    draining, _, unknown = (answer.json()["error"] for answer in answers[3:])
+    assert (draining["code"], unknown["code"]) == ("conflict", "not_found")
+    assert draining["message"] == "The worker is draining: it ends when it has generated what it holds."
+
+
+def test_the_service_is_described_with_its_workers_and_is_ready_when_one_claims(process: Process) -> None:
+    process.beat("w", READY)
+    info, ready = process.get("/info", "/readyz")
+    assert (info["model"], info["model_version"], info["config"]["result_ttl_s"]) == ("fake", "1", 600.0)
+    wanted = ("host", "runtime", "models", "max_batch", "shows_steps", "state", "load_s", "warm_up_s")
+    assert info["workers"] == [{name: READY[name] for name in wanted}]
+    assert ready == {
+        "status": "ready", "model": "fake", "model_version": "1", "runtime": "onnx-fused-fp32", "workers": 1,
+        "load_s": 3.0, "warm_up_s": 1.5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (None, "No worker is alive."),
+        (IDLE, "No worker has loaded fake/1 yet."),
+        ({**READY, "state": "paused"}, "Every worker that has loaded fake/1 is paused or draining."),
+        ({**READY, "state": "draining"}, "Every worker that has loaded fake/1 is paused or draining."),
+    ],
+)
+def test_it_is_not_ready_and_says_why(said: dict[str, Any] | None, reason: str, process: Process) -> None:
+    if said:
+        process.beat("w", said)
+    [answer] = process.ask(("GET", "/readyz"))
+    assert (answer.status_code, answer.json()["error"]["message"]) == (503, reason)
+    assert answer.headers["Retry-After"] == "1"
+
+
+def test_a_model_says_what_can_be_asked_of_it_and_who_holds_it(process: Process) -> None:
+    process.beat("w", READY), process.beat("v", IDLE)
+    probes = {"fake/1": {"runtime": "torch", "shows_steps": False, "probe": {"outcome": "failed", "at_s": 40}}}
+    process.beat("u", {**READY, "models": probes})
+    every, one, named = process.get("/v1/models", "/v1/models/fake", "/v1/models/fake@1")
+    [model] = every["data"]
+    [version] = model.pop("versions")
+    assert model == {"id": "fake", "object": "model", "created": 0, "owned_by": "fewstep", "latest": "1"}
+    assert one["versions"] == named["versions"] == [version]
+    assert {name: value for name, value in version.items() if name not in ("best_of", "runtime")} == {
+        "version": "1", "latest": True, "steps": [1, 2, 4], "width": 64, "height": 64, "num_frames": None, "fps": None,
+        "lengths": None, "max_prompt_tokens": version["max_prompt_tokens"], "scorers": ["heldout", "trained"],
+        "shows_steps": True, "workers": 2, "probe": {"outcomes": {"same": 1, "failed": 1}, "oldest_s": 40},
+    }  # fmt: skip
+    assert version["runtime"] in ("torch", "onnx-fused-fp32")
+    [unknown] = process.ask(("GET", "/v1/models/fake@2"))
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_what_workers_say_of_probes_and_lengths_is_put_together() -> None:
+    holding: list[dict[str, Any]] = [{"probe": {"outcome": "same", "at_s": 9}}, {"probe": {"outcome": "same"}}, {}]
+    report = _probe(holding)
+    assert (report.outcomes, report.oldest_s) == ({"same": 2, "none": 1}, 9) and _probe([]).oldest_s is None
+    student = fake_video_student()
+    name, size = Name(student.id, student.version), f"{student.image.width}x{student.image.height}"
+
+    def worker(lengths: Any) -> Worker:
+        return Worker("w", "r", "h", 8, False, {str(name): {"lengths": {size: lengths}}})
+
+    assert _lengths(name, student, []) is None
+    free = [worker([1, most, 4]) for most in (9, 17)]
+    assert _lengths(name, student, free) == VideoLengths(shortest=1, longest=17, step=4, compiled=None)
+    compiled = [worker({"compiled": counts}) for counts in ([5, 9], [9, 17])]
+    assert _lengths(name, student, compiled) == VideoLengths(shortest=5, longest=17, step=4, compiled=[5, 9, 17])
+
+
+def test_dead_letters_are_listed_newest_first_and_their_prompts_only_where_it_is_said(process: Process) -> None:
+    created_us, died_us = 1_500_000_000_000_000, 1_600_000_000_000_000
+    old, new = (process.put("failed", created_us=created_us, attempts=3, worker="w") for _ in range(2))
+    process.redis.zadd(f"{PREFIX}dead", {old: died_us - 1e6, new: died_us})
+    row = {
+        "id": new, "model": "fake", "model_version": "1", "key": "ann", "attempts": 3, "worker": "w",
+        "created": 1_500_000_000, "died": 1_600_000_000, "steps": 4, "images": 2, "prompt": None, "prompt_chars": 8,
+    }  # fmt: skip
+    [whole, short] = process.get("/admin/dlq", "/admin/dlq?limit=1")
+    listed = whole["data"]
+    assert len(listed[0].pop("prompt_sha256")) > 4 and listed[0] == row and listed[1]["id"] == old
+    assert [one["id"] for one in short["data"]] == [new]
+    [shown] = process.get("/admin/dlq", log_prompts=True)
+    assert shown["data"][0]["prompt"] == "a canary"
+
+
+def test_a_dead_letter_is_retried_within_the_time_of_jobs_that_are_fetched_later(process: Process) -> None:
+    id = process.put("failed", attempts=3, worker="w")
+    process.redis.zadd(f"{PREFIX}dead", {id: time.time() * 1e6})
+    [answer] = process.ask(("POST", f"/admin/dlq/{id}/retry"), job_timeout_s=1234.0, quota=0.000001)
+    assert answer.status_code == 200 and answer.json()["id"] == id
+    other = process.redis.hgetall(f"{PREFIX}j:{answer.json()['retried_as']}")
+    assert (int(other["deadline_us"]) - int(other["created_us"])) / 1e6 == 1234.0  # type: ignore[index]
+    assert str(other["bucket"]).endswith("|solo") and "charged" not in other  # type: ignore[index,operator]
+    refused = process.ask(("POST", f"/admin/dlq/{id}/retry"), ("POST", f"/admin/dlq/{id}/drop"))
+    assert [one.status_code for one in refused] == [404, 404]
+
+
+def test_usage_is_by_day_and_key_in_megapixel_steps(process: Process) -> None:
+    today = int(time.time() // 86_400)
+    for day, work in ((today, 1500), (today - 29, 500), (today - 30, 7)):
+        row = {"ann|jobs": 2, "ann|images": 3, "ann|work": work}
+        process.redis.hset(f"{PREFIX}u:{day}", mapping=row)
+    month, more = process.get("/admin/usage", "/admin/usage?days=31")
+    rows = month["data"]
+    assert [(row["megapixel_steps"], row["jobs"], row["images"], row["key"]) for row in rows] == [
+        (1.5, 2, 3, "ann"), (0.5, 2, 3, "ann"),
+    ]  # fmt: skip
+    assert rows[0]["day"] == time.strftime("%Y-%m-%d", time.gmtime(today * 86_400))
+    assert len(more["data"]) == 3
+
+
+def test_drifts_are_told_with_their_evidence_and_whose_fault_it_is(process: Process) -> None:
+    process.beat("w", {**READY, "models": {"fake/1": {**HOLDS["fake/1"], "probe": {"outcome": "pixels_changed"}}}})
+    at_us = str(int(time.time() * 1e6))
+    quiet = {"n": 7, "mean": 0.5, "low": 0.25, "at_us": at_us}
+    process.redis.hset(f"{PREFIX}dr", "fake/1|4|64x64|heldout|selected", json.dumps(quiet))
+    alarm = {**quiet, "e": [30.0, 0.0, 0.0, 0.0], "limit": 5.0}
+    process.redis.hset(f"{PREFIX}dr", "fake/1|4|64x64|trained|raw", json.dumps(alarm))
+    [report] = process.get("/admin/drift")
+    selected, raw = report["data"]
+    assert (selected["selected"], selected["evidence"], selected["cause"]) == (True, 0.0, None)
+    assert raw["evidence"] >= 1 and raw.pop("direction") and raw["cause"] == "engine"
+    assert {name: raw[name] for name in raw.keys() - {"evidence", "cause"}} == {
+        "model": "fake", "version": "1", "steps": 4, "size": "64x64", "scorer": "trained", "selected": False, "jobs": 7,
+        "mean": 0.5, "low_share": 0.25,
+    }  # fmt: skip
+
+
+def test_a_canary_is_reported_with_the_width_that_its_figures_share() -> None:
+    sums = Sums(100, 1, 2, 3, 4, {"reward:t": Sum(100, 10.0, 6.0), "reward:h": Sum(3, 1.0, 1.0)})
+    canary = Canary("m", "1", "2", "e", 0.25, Plan(alpha=0.08), "running", "", 5.5, None)
+    report = _report(canary, sums).model_dump()
+    trained = report["rewards"].pop("t")
+    assert trained["half_width"] == pytest.approx(sums.rewards["t"].half_width(0.02)), "two scorers, failures, time"
+    assert (trained["mean"], trained["pairs"]) == (pytest.approx(0.1), 100)
+    assert report == {
+        "model": "m", "base": "1", "candidate": "2", "state": "running", "reason": "", "share": 0.25, "started": 5.5,
+        "ended": None, "pairs": 100, "base_failed": 1, "candidate_failed": 2,
+        "rewards": {"h": {"mean": pytest.approx(1 / 3), "half_width": None, "pairs": 3}},
+        "slowdown": {"mean": 0.0, "half_width": None, "pairs": 0},
+    }  # fmt: skip
+    ended = _report(replace(canary, state="stopped", reason="r", ended_s=9.0), sums)
+    assert (ended.state, ended.reason, ended.ended) == ("stopped", "r", 9.0)
+
+
+def test_a_service_of_one_student_has_no_models_to_operate(process: Process) -> None:
+    calls = [("GET", "/admin/models"), ("GET", "/admin/canaries"), ("POST", "/admin/models/fake/1/load"),
+             ("POST", "/admin/canaries/fake/1/stop")]  # fmt: skip
+    for answer in process.ask(*calls):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "conflict")
+        assert "FEWSTEP_MODELS serves several" in answer.json()["error"]["message"]
+
+
+def test_a_scrape_counts_who_holds_what_and_goes_on_without_the_queue(process: Process) -> None:
+    process.beat("w", READY), process.beat("v", IDLE)
+    process.redis.hset(f"{PREFIX}n", "finished", 4)
+    [answer] = process.ask(("GET", "/metrics"))
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    lines = set(answer.text.splitlines())
+    assert {
+        'fewstep_model_workers{model="fake",version="1"} 1.0', "fewstep_ready_workers 1.0", "fewstep_workers 2.0",
+        'fewstep_worker_states{state="loading"} 1.0', "fewstep_queue_up 1.0", "fewstep_jobs_finished_total 4.0",
+        'fewstep_probe_workers{model="fake",outcome="same",version="1"} 1.0', "fewstep_redis_append_ok 1.0",
+    } <= lines  # fmt: skip
+    [away] = process.ask(("GET", "/metrics"), redis_url="unix:///nowhere.sock")
+    assert away.status_code == 200 and "fewstep_queue_up 0.0" in away.text.splitlines()
