@@ -205,3 +205,72 @@ def test_what_a_student_of_images_cannot_do_is_refused_by_its_field(fields: dict
         checked({}, **fields)
     assert refused.value.param == param and refused.value.status == 422
     checked({}, response_format="file", n=1, output_format="jpeg", output_compression=50, seed=[1], size="64x64")
+
+
+WIDE = {"image": ImageSize(96, 64), "baked": {"guidance_scale": 3.5}}  # height, width
+
+
+@pytest.mark.parametrize(
+    ("fields", "message", "param"),
+    [
+        ({"n": 2, "best_of": 3}, "6 x 64x96 are 36864 pixels; one request may ask for 36863.", "n"),
+        ({"width": 640, "height": 96}, "1 x 640x96 are 61440 pixels; one request may ask for 36863.", "width"),
+        ({"seed": [1, 2, 3, 4, 5, 6]}, "6 x 64x96 are 36864 pixels; one request may ask for 36863.", "seed"),
+        ({"width": 64, "height": 64}, "height: fake generates 64x96 pixels and no other size.", "height"),
+        ({"width": 96, "height": 96}, "width: fake generates 64x96 pixels and no other size.", "width"),
+        ({"height": 64}, "height: fake generates 64x96 pixels and no other size.", "height"),
+        ({"size": "96x64"}, "size: fake generates 64x96 pixels and no other size.", "size"),
+        ({"num_inference_steps": 3}, "num_inference_steps is 3: fake was trained for 1, 2, 4.", "num_inference_steps"),
+        (
+            {"guidance_scale": 3.25},
+            "guidance_scale cannot be chosen: the guidance of fake is fixed at 3.5. Leave it out.",
+            "guidance_scale",
+        ),
+        (
+            {"negative_prompt": "p"},
+            "negative_prompt has no effect on fake, which runs without the network pass that would read it. "
+            "Leave it out.",
+            "negative_prompt",
+        ),
+        (
+            {"n": 1, "num_images_per_prompt": 1},
+            "n is another name for num_images_per_prompt: send only one of them.",
+            "n",
+        ),
+        (
+            {"size": "64x96", "width": 64},
+            "size sets both width and height: send either size or width and height.",
+            "size",
+        ),
+        ({"seed": [1, 2], "n": 3}, "seed has 2 entries for 3 images: send one each.", "seed"),
+        (
+            {"response_format": "file", "num_images_per_prompt": 2},
+            "response_format file returns one image: num_images_per_prompt must be 1.",
+            "num_images_per_prompt",
+        ),
+        (
+            {"response_format": "file", "seed": [1, 2]},
+            "response_format file returns one image: seed must be 1.",
+            "seed",
+        ),
+        (
+            {"response_format": "file", "stream": True},
+            "response_format file and stream cannot be combined: choose one.",
+            "response_format",
+        ),
+        ({"output_compression": 1}, "output_compression is for jpeg and webp: png is lossless.", "output_compression"),
+        ({"num_frames": 1}, "num_frames is for videos, and fake generates images. Leave it out.", "num_frames"),
+        (
+            {"output_format": "mp4"},
+            "output_format mp4 is for videos, and fake generates images: use png, jpeg or webp.",
+            "output_format",
+        ),
+        ({"rank_by": "h"}, "rank_by has no effect without best_of or min_reward: send both, or neither.", "rank_by"),
+        ({"cascade": [1, 2]}, "cascade has no effect without min_reward: send both, or neither.", "cascade"),
+    ],
+)
+def test_every_refusal_says_exactly_what_is_wrong(fields: dict[str, Any], message: str, param: str) -> None:
+    student = replace(fake_student(), **WIDE)
+    with pytest.raises((InvalidRequest, TooLarge)) as refused:
+        check(student, GenerateRequest(prompt="p", **fields), lambda prompt: 1, 6 * 64 * 96 - 1)
+    assert (str(refused.value), refused.value.param) == (message, param)

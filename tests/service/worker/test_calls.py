@@ -84,6 +84,8 @@ def test_a_call_without_memory_is_halved_and_each_call_says_how_often() -> None:
     assert [call.slots[0].seed for call in executed.calls] == [1, 3, 4] and executed.failures == {}
     rows = drawn_of(executed, 0)
     assert [call.slots[row].index for call, row in rows] == [0, 1, 2, 3, 4]
+    alone = execute(Noted(room=1), [a_job(seeds=(1, 2, 3, 4, 5))]).calls  # four halvings
+    assert [(call.slots[0].seed, call.splits) for call in alone] == [(1, 2), (2, 0), (3, 1), (4, 1), (5, 0)]
 
 
 def test_one_image_without_memory_is_not_halved() -> None:
