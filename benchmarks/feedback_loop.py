@@ -4,6 +4,7 @@ python -m benchmarks.feedback_loop narrow       writes prompts without stars and
 python -m benchmarks.feedback_loop traffic      serves a student, asks as users do, exports the log (minutes)
 python -m benchmarks.feedback_loop compare      the served student against the retrained, paired by prompt and seed
 python -m benchmarks.feedback_loop compare --write "feedback loop"    also into docs/reward-serving.md
+python -m benchmarks.feedback_loop picture      what both students draw for stars and hearts, to docs/feedback_loop.png
 
 ``traffic`` writes into the folder: feedback.jsonl (the prompts whose pictures ranked low), mixed.jsonl (these and the
 others, for --set data.prompts), even.jsonl (all of them without a rank) and measuring.txt (for --set data.measuring).
@@ -222,9 +223,24 @@ def compare(served: Path, retrained: Path, folder: Path, steps: Sequence[int]) -
     return report(found)
 
 
+def picture(served: Path, retrained: Path, path: Path) -> None:
+    """What both students draw with their most steps for every colour of the shapes in UNSEEN, with the same seeds."""
+    import torch
+
+    from training.figures import grid
+
+    runtimes = {"served": load(served, "auto", 1), "retrained": load(retrained, "auto", 1)}
+    rows = {}
+    for shape in UNSEEN:
+        for name, runtime in runtimes.items():
+            images = [runtime.draw([f"a {color} {shape}"], [i], STEPS[0])[0] for i, color in enumerate(COLORS)]
+            rows[f"{name}: a {', '.join(COLORS)} {shape}"] = torch.from_numpy(np.stack(images))
+    grid(rows, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("narrow", "traffic", "compare"))
+    parser.add_argument("what", choices=("narrow", "traffic", "compare", "picture"))
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--served", type=Path, default=BUNDLE, help="the served student's bundle")
     parser.add_argument("--retrained", type=Path, default=FOLDER / "retrained", help="the retrained student's bundle")
@@ -237,6 +253,8 @@ def main() -> None:
         return narrow(arguments.folder)
     if arguments.what == "traffic":
         return traffic(TRAFFIC, arguments.folder, arguments.served)
+    if arguments.what == "picture":
+        return picture(arguments.served, arguments.retrained, DOCUMENT.with_name("feedback_loop.png"))
     text = compare(arguments.served, arguments.retrained, arguments.folder, arguments.steps)
     if arguments.write:
         write_between(DOCUMENT, text, f"<!-- {arguments.write}: begin -->", f"<!-- {arguments.write}: end -->")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import feedback_loop
 from benchmarks.serving.engine import BUNDLE
 from student.runtimes.fake import FakeRuntime, fake_student
 from training.prompts import from_files
-from training.shapes.grammar import SHAPES
+from training.shapes.grammar import COLORS, SHAPES
 from training.shapes.prompts import asked_prompts, fresh_prompts, measuring_prompts
 
 MEASURING = {prompt for part in measuring_prompts() for prompt in part}
@@ -119,3 +121,24 @@ def test_the_narrow_student_is_trained_on_every_shape_but_two(tmp_path: Path) ->
     assert {shape for shape in SHAPES if shape in words} == {*SHAPES} - {"star", "heart"}
     assert set((tmp_path / "measuring.txt").read_text("utf-8").splitlines()) == MEASURING
     assert feedback_loop.unseen("a red star left of a blue ring") and not feedback_loop.unseen("a red ring")
+
+
+def test_the_picture_shows_both_students_with_the_same_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = dict[str, torch.Tensor]()
+    monkeypatch.setattr(feedback_loop, "load", lambda bundle, *_: Tinted(0.25 if bundle.name == "after" else 0.0))
+    monkeypatch.setattr("training.figures.grid", lambda rows, path: shown.update(rows))
+    feedback_loop.picture(tmp_path / "before", tmp_path / "after", tmp_path / "picture.png")
+    assert [name.split(":")[0] for name in shown] == ["served", "retrained"] * 2
+    for shape, at in (("star", 0), ("heart", 2)):
+        before, after = list(shown.values())[at : at + 2]
+        plain = [FakeRuntime().draw([f"a {color} {shape}"], [i], 4)[0] for i, color in enumerate(COLORS)]
+        assert np.array_equal(before.numpy(), np.stack(plain)) and np.array_equal(after.numpy(), np.stack(plain) + 0.25)
+
+
+class Tinted(FakeRuntime):
+    def __init__(self, tint: float) -> None:
+        super().__init__()
+        self.tint = tint
+
+    def draw(self, *arguments: Any, **others: Any) -> Any:
+        return super().draw(*arguments, **others) + self.tint
