@@ -39,7 +39,9 @@ class RefineConfig:
 
 
 def bounded(old: rewards.Scorer) -> rewards.Scorer:
-    """The same scorer with its score as a probability, and its logits small enough to be trained."""
+    """The same scorer with its score as a probability, its logits small enough to train; a bounded one as it is."""
+    if old.config.bounded:
+        return old
     model = rewards.build(replace(old.config, bounded=True))
     state = dict(old.state_dict())
     if old.config.kind == "query":

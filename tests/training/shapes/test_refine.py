@@ -113,6 +113,15 @@ class _Knows(torch.nn.Module):
         return self.confidence * (2 * known.float() - 1)
 
 
+@pytest.mark.parametrize("kind", ["query", "clip"])
+def test_a_scorer_that_is_bounded_already_goes_on_as_it_is(kind: str) -> None:
+    once = refine.bounded(_scorer(kind))
+    before = {name: value.clone() for name, value in once.state_dict().items()}
+    again = refine.bounded(once)
+    assert again.config == once.config
+    assert all(torch.equal(value, before[name]) for name, value in again.state_dict().items())
+
+
 def test_the_loss_falls_to_zero_for_a_scorer_that_knows_and_rises_for_one_that_is_wrong() -> None:
     batch = scorer.draw_pairs(2, 2, None, TOKENIZER, 3)
     truth = world.render_NCHW(world.sample(3, 5))
