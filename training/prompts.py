@@ -21,7 +21,7 @@ from training.evaluate import JudgeFn
 LONGEST = 2_000  # characters; text encoders cut a prompt long before
 JSON_ENDINGS, TABLES = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv", ".parquet", ".xlsx")
 UNPRINTABLE, KEPT = ("Cc", "Cs", "Zl", "Zp"), "\t\x85\u2028\u2029"  # of control characters those that part words
-MOST_COPIES = 10  # of a prompt in one pass, where its pictures rank lowest
+MOST_COPIES = 10  # of a prompt in one pass, where its pictures rank lowest, by default
 NAMED = 10  # lines that a message names
 MEASURED = {"calibration": 128, "validation": 256, "test": 512}
 
@@ -47,7 +47,7 @@ class Prompts:
         )
 
 
-def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
+def from_files(path: Path, measuring: Path | None, seed: int, most: int = MOST_COPIES) -> Prompts:
     """Prompts from a text file (one a line), JSON lines with a ``prompt`` key, or a JSON list.
 
     Without a file to evaluate on, up to half of the prompts are held out, chosen by hash; with one, that file is split.
@@ -59,7 +59,7 @@ def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
         ConfigError: lines that cannot be used; too few prompts; a prompt in both files.
     """
     prompts = read(path)
-    wanted_of = dict(zip(prompts, copies(path), strict=True))
+    wanted_of = dict(zip(prompts, copies(path, most), strict=True))
     if measuring is None:
         ranked = sorted(prompts, key=lambda prompt: hashlib.sha256(same(prompt).encode()).digest())
         held_out = ranked[: min(sum(MEASURED.values()), len(ranked) // 2)]
@@ -96,10 +96,10 @@ def from_files(path: Path, measuring: Path | None, seed: int) -> Prompts:
     return Prompts(train, held_out[:first], held_out[first:second], held_out[second:], of_file=True)
 
 
-def copies(path: Path) -> list[int]:
+def copies(path: Path, most: int = MOST_COPIES) -> list[int]:
     """How often each prompt of a file that ``read`` accepts occurs in one pass: once, or more if its pictures rank low.
 
-    ``fewstep feedback export`` writes the rank as ``percentile``: 100 means once, 0 means ``MOST_COPIES`` times. The
+    ``fewstep feedback export`` writes the rank as ``percentile``: 100 means once, 0 means ``most`` times. The
     percentile of a prompt that was rejected or rerolled more often than chosen is halved.
 
     Raises:
@@ -110,16 +110,16 @@ def copies(path: Path) -> list[int]:
     lines = _lines(path.expanduser())
     if b"".join(lines[:1]).lstrip().startswith(b"["):
         lines = _json_list(path, b"\n".join(lines))
-    return [_copies(path, number, json.loads(line)) for number, line in enumerate(lines, 1)]
+    return [_copies(path, number, json.loads(line), most) for number, line in enumerate(lines, 1)]
 
 
-def _copies(path: Path, number: int, row: dict[str, Any]) -> int:
+def _copies(path: Path, number: int, row: dict[str, Any], most: int) -> int:
     percentile = row.get("percentile", 100.0)
     if not isinstance(percentile, int | float) or isinstance(percentile, bool) or not 0 <= percentile <= 100:
         raise ConfigError(f"{path} line {number} has the percentile {percentile!r}: accepted is a number from 0 to 100")
     if row.get("rejected", 0) + row.get("rerolled", 0) > row.get("chosen", 0):
         percentile /= 2
-    return 1 + round((MOST_COPIES - 1) * (1 - percentile / 100))
+    return 1 + round((most - 1) * (1 - percentile / 100))
 
 
 def same(prompt: str) -> str:

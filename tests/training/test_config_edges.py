@@ -31,6 +31,7 @@ EDGES: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
     "seed": (401, ([0, 2**32 - 1], [-1, 2**32])),
     "tracker": ("tensorboard", (["tensorboard", "wandb", "mlflow"], ["", "paper"])),
     "data.prompts": ("shapes", TEXT),
+    "data.copies": (10, COUNT),
     "data.measuring": ("", TEXT),
     "data.calibration": (128, ([2], [1])),
     "data.validation": (256, COUNT),

@@ -8,8 +8,10 @@ import pytest
 
 from student.families.find import family_of
 from tests.student.families import tiny
-from training.config import ConfigError
+from training.config import ConfigError, changed
+from training.experiment.setup import _prompts
 from training.prompts import copies, cut_lines, from_files, read, same
+from training.rats.config import RatsConfig
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -231,6 +233,19 @@ def test_what_ranks_low_comes_more_often_in_each_pass(tmp_path: Path) -> None:
         turns = prompts.train(turn, 25)
         assert Counter(turns) == {"lowest": 10, "half": 5, "usual": 1, "disliked": 8, "liked": 1}
     assert prompts.train(0, 25) != prompts.train(1, 25)
+    assert copies(path, 3) == [3, 1 + 1, 1, 1 + 2, 1] and copies(path, 1) == [1] * 5
+    assert Counter(from_files(path, measuring, 1, most=1).train(0, 5)) == Counter(row["prompt"] for row in rows)
+
+
+def test_a_run_draws_what_ranks_low_as_often_as_its_configuration_says(tmp_path: Path) -> None:
+    write(tmp_path / "feedback.jsonl", '{"prompt": "lowest", "percentile": 0}', '{"prompt": "usual"}')
+    files = {
+        "data.prompts": str(tmp_path / "feedback.jsonl"),
+        "data.measuring": str(write(tmp_path / "measuring.txt", *(f"m{k}" for k in range(6)))),
+    }
+    for most in (1, 4):
+        prompts = _prompts(changed(RatsConfig(), {**files, "data.copies": most}))
+        assert Counter(prompts.train(0, most + 1)) == {"lowest": most, "usual": 1}
 
 
 def test_what_users_asked_for_is_not_trained_on_if_it_is_measured(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def _prompts(config: RatsConfig) -> Prompts:
         prompts = source(config.seed)
     else:
         measuring = Path(data.measuring) if data.measuring else None
-        prompts = from_files(Path(data.prompts), measuring, config.seed)
+        prompts = from_files(Path(data.prompts), measuring, config.seed, data.copies)
     validation, test = data.validation, data.test
     if config.steps < SHORT_RUN_STEPS:
         validation, test = min(validation, SHORT_RUN_PROMPTS), min(test, SHORT_RUN_PROMPTS)

@@ -30,6 +30,7 @@ class DataConfig:
     """Prompts: where they come from, and how many (at most: a file may hold fewer) are used for which measurement."""
 
     prompts: str = SHAPES  # the starter world's, or a file: text with one a line, or .jsonl with a "prompt" key
+    copies: int = 10  # of a prompt of lowest ``percentile`` in one pass; 1 draws all prompts equally often
     measuring: str = ""  # a second file to evaluate on; without it some of ``prompts`` are held out
     calibration: int = 128
     validation: int = 256
@@ -40,7 +41,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         at_least(2, "data", self, "calibration")
-        at_least(1, "data", self, "validation", "validation_diversity", "test", "test_diversity")
+        at_least(1, "data", self, "copies", "validation", "validation_diversity", "test", "test_diversity")
         at_least(0, "data", self, "max_tokens")
 
 
