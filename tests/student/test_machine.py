@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -40,3 +42,39 @@ def test_another_machine_is_refused_with_what_differs(tmp_path: Path) -> None:
         check_machine(tmp_path, {"os": "Linux", "gpu": "NVIDIA H100"}, here)
     with pytest.raises(BundleError, match="was compiled for cuda 13.0, and this machine has none"):
         check_machine(tmp_path, {"cuda": "13.0"}, here)
+
+
+def _driver(devices: int = 1, status: int = 0) -> SimpleNamespace:
+    """CUDA's driver as its header describes it: attributes 75 and 76 are the compute capability, 12080 is 12.8."""
+
+    def put(pointer: Any, value: Any) -> None:
+        pointer._obj.value = value
+
+    def name(buffer: Any, length: int, device: int) -> None:
+        buffer.value = b"NVIDIA H200"[: length - 1]
+
+    return SimpleNamespace(
+        cuInit=lambda flags: status,
+        cuDeviceGetCount=lambda count: put(count, devices),
+        cuDriverGetVersion=lambda version: put(version, 12080),
+        cuDeviceGetAttribute=lambda number, attribute, device: put(number, {75: 9, 76: 1}[attribute]),
+        cuDeviceGetName=name,
+        cuDeviceTotalMem_v2=lambda memory, device: put(memory, 150 * 2**30),
+    )
+
+
+def test_a_gpu_is_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: _driver())
+    assert find_gpu() == (Gpu("NVIDIA H200", "9.1", 150 * 2**30, "12.8"), "")
+    assert facts() == {**facts(), "gpu": "NVIDIA H200", "compute_capability": "9.1", "cuda": "12.8"}
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: _driver(devices=0))
+    assert find_gpu() == (None, "the NVIDIA driver reports no GPU")
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: _driver(status=100))
+    assert find_gpu() == (None, "the NVIDIA driver does not start (cuInit returns 100)")
+
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(machine.ctypes, "CDLL", missing)
+    assert find_gpu() == (None, "no NVIDIA driver is installed (libcuda.so.1 is missing)")
+    assert facts().keys() == {"os", "arch"}

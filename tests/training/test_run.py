@@ -19,6 +19,7 @@ from student.runtimes.load import load
 from tests.training.shapes import small
 from training import checkpoint
 from training.progress import read_log
+from training.shapes.prompts import measuring_prompts
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,10 @@ def test_the_manifest_holds_the_evidence(student: Path) -> None:
         ("student", 4, 64),
     ]
     assert {"trained", "heldout", "judge_right", "judge_right_but_shape", "diversity"} <= evaluation[0].keys()
+
+
+def test_exports_of_it_are_proven_with_prompts_of_its_own_world(student: Path) -> None:
+    assert (student / "calibration.txt").read_text().splitlines() == measuring_prompts()[0][:32]
 
 
 def test_a_finished_run_is_not_done_again(student: Path, models: Path) -> None:
