@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -41,6 +42,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 CLIENTS, ANSWERS = 8, 20  # clients that ask without a pause; answers to wait for before and after the kill
 REQUEST_TIMEOUT_S = 90.0
 DEBOOTSTRAP = "debootstrap"
+GENERATED = re.compile(r"\bgenerated [1-9]\d* of \d+ jobs\b")  # in a worker's log
 
 
 def main() -> None:
@@ -146,9 +148,13 @@ def check_shared_load(stack: Stack, key: str) -> None:
     with ThreadPoolExecutor(CLIENTS) as pool:
         for seed, answer in enumerate(pool.map(lambda seed: draw(seed, key), range(3 * ANSWERS))):
             check_picture(answer, seed)
-    lines = stack.compose("logs", "--no-color", "worker").splitlines()
-    drew = {line.split("|")[0].strip() for line in lines if '"drew ' in line or " drew " in line}
+    drew = who_drew(stack.compose("logs", "--no-color", "worker"))
     expect(len(drew) == WORKERS, f"only {sorted(drew)} drew")
+
+
+def who_drew(logs: str) -> set[str]:
+    """The containers whose workers say in their logs that they have drawn something."""
+    return {line.split("|")[0].strip() for line in logs.splitlines() if GENERATED.search(line)}
 
 
 def check_kill(docker: Engine, stack: Stack, key: str) -> None:

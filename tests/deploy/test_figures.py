@@ -5,13 +5,23 @@ Prometheus' own test of the rules (``test_observability``) needs promtool; this 
 
 from __future__ import annotations
 
+import io
+import logging
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from deploy.dashboard import panels, queries
+from deploy.docker_test import who_drew
+from service.observe.logs import configure_logging
+from service.settings import Settings
+from service.worker.execution import execute
+from service.worker.worker import Worker
+from student.runtimes.fake import FakeRuntime
 from tests.deploy.test_observability import rules
+from tests.service.support import a_job
 
 BURN = "fewstep:errors:ratio_rate"
 PROBE = 'max by (model, version) (fewstep_probe_workers{outcome="%s"}) > 0'
@@ -108,3 +118,26 @@ def test_a_quantile_is_drawn_under_its_own_name_and_rates_are_of_a_minute() -> N
     medians = [("{{model}}", 0.5)] * 2  # of scores, and of what choosing has gained: their titles say what they are
     p50, p90, p99 = ("p50", 0.5), ("p90", 0.9), ("p99", 0.99)
     assert sorted(named) == sorted([p50, p90, p99, p50, p99, p90, *medians])
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_the_test_of_the_containers_finds_who_drew_in_the_workers_own_words(form: Any) -> None:
+    """Compose puts the container's name before each line."""
+    runtime, jobs = FakeRuntime(), [a_job(), a_job(prompt="fake:raise")]
+    batch: Any = SimpleNamespace(token="7", shape=(), jobs=jobs)
+    worker: Any = SimpleNamespace(device=SimpleNamespace(measured=lambda *_: None))
+    root = logging.getLogger()
+    before, root.handlers, level = root.handlers, [], root.level
+    configure_logging(Settings(log_format=form), stream := io.StringIO())
+    try:
+        Worker._report(worker, batch, execute(runtime, jobs))
+        Worker._report(worker, batch, execute(runtime, jobs[1:]))
+        logging.getLogger("service").info("student loaded")
+    finally:
+        root.handlers = before
+        root.setLevel(level)
+    words = ("generated 1 of 2", "generated 0 of 2", "loaded")
+    lines = [line for line in stream.getvalue().splitlines() if any(word in line for word in words)]
+    assert len(lines) == 3
+    logs = "\n".join(f"worker-{k}  | {line}" for k, line in enumerate(lines, 1))
+    assert who_drew(logs) == {"worker-1"}, "the second has drawn nothing, and the third has only loaded"

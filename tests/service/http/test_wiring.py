@@ -124,6 +124,37 @@ def test_one_process_sweeps_and_with_the_settings_bounds(
     assert asked == [("sweep", 20.0)] * 2 and swept == [(7.0, 3 * 2**20)]
 
 
+def test_failures_of_duties_are_counted_in_the_queue_once_each_and_later_where_it_was_away(
+    redis_url: str, tmp_path: Path, runner: asyncio.Runner, duties: Duties, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Any] = []
+    away = True
+
+    async def reap(_: object) -> None:
+        done.append("reap")
+
+    async def count(_: object, failures: dict[str, int]) -> None:
+        if away:
+            raise ConnectionError
+        done.append(failures)
+
+    monkeypatch.setattr(module.Producer, "reap", reap)
+    monkeypatch.setattr(module.Producer, "count_failures", count)
+    services = runner.run(open_them(Settings(runtime="fake", redis_url=redis_url, data_dir=tmp_path)))
+    once, duty = duties["reaper"][0], services.background.duty("models")
+    runner.run(once())
+    for _ in range(2):
+        duty.failed(ConnectionError("away"))
+    with pytest.raises(ConnectionError):
+        runner.run(once())
+    away = False
+    for _ in range(2):
+        runner.run(once())
+    duty.failed(ConnectionError("away"))
+    runner.run(once())
+    assert done == ["reap", "reap", "reap", {"models": 2}, "reap", "reap", {"models": 1}]
+
+
 def test_the_end_comes_when_requests_were_still_accepted_and_then_could_end(
     redis_url: str, tmp_path: Path, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

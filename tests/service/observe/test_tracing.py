@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,7 @@ from opentelemetry.trace import SpanKind
 from service.errors import StartupError
 from service.http.app import build_app
 from service.observe.spans import EXPORTER, OpenTelemetry
-from service.observe.tracer import Tracing
+from service.observe.tracer import Role, Tracing
 from service.observe.tracing import open_tracing
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
@@ -29,7 +30,7 @@ from service.supervise.redis_server import EmbeddedServer
 from service.worker.heartbeat import Heartbeat
 from service.worker.worker import Worker
 from student.runtimes.fake import FakeRuntime
-from tests.service.support import REPOSITORY, check_answer
+from tests.service.support import REPOSITORY, a_job, check_answer
 
 INCOMING = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -140,3 +141,60 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(StartupError, match=r"needs the extra otel, .* is not installed\)\.$") as caught:
         open_tracing(Settings(tracing=True), "api")
     assert "\n" not in str(caught.value)
+
+
+def provided() -> tuple[OpenTelemetry, InMemorySpanExporter]:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return OpenTelemetry(provider), exporter
+
+
+def attributes(span: ReadableSpan) -> dict[str, object]:
+    return dict(span.attributes or {})
+
+
+@pytest.mark.parametrize(("status", "error"), [(200, False), (404, False), (499, False), (500, True), (503, True)])
+def test_a_requests_span_says_how_it_was_answered(status: int, error: bool) -> None:
+    tracing, exporter = provided()
+    with tracing.request("GET", {"traceparent": INCOMING, "tracestate": "a=b"}) as trace_id:
+        tracing.answered("/jobs/{id}", "GET", status)
+    [span] = exporter.get_finished_spans()
+    assert trace_id == INCOMING.split("-")[1] and span.context and span.context.trace_state.get("a") == "b"
+    assert (span.name, span.status.is_ok) == ("GET /jobs/{id}", not error)
+    assert attributes(span) == {
+        "http.request.method": "GET", "http.route": "/jobs/{id}", "http.response.status_code": status,
+    }  # fmt: skip
+
+
+def test_spans_of_the_queue_have_the_names_that_collectors_know() -> None:
+    tracing, exporter = provided()
+    jobs = [a_job(id=letter * 32) for letter in "ab"]
+    with tracing.publish(jobs[0]) as traceparent:
+        pass
+    batch = tracing.batch("b7", [replace(jobs[0], traceparent=traceparent), replace(jobs[1], traceparent="")])
+    batch.begin("draw")()
+    batch.end()
+    named = {span.name: span for span in exporter.get_finished_spans()}
+    assert list(named) == ["send job", "draw", "process batch", "process job"], "one share: the other has no trace"
+    send = {"messaging.system": "fewstep", "messaging.operation.type": "send", "messaging.message.id": "a" * 32}
+    assert attributes(named["send job"]) == send
+    assert named["send job"].context and f"{named['send job'].context.span_id:016x}" == traceparent.split("-")[2]
+    assert attributes(named["process batch"]) == {
+        "messaging.system": "fewstep", "messaging.operation.type": "process", "messaging.batch.message_count": 2,
+        "fewstep.batch": "b7",
+    }  # fmt: skip
+    assert [dict(link.attributes or {}) for link in named["process batch"].links] == [
+        {"messaging.message.id": "a" * 32}
+    ]
+    assert attributes(named["process job"]) == {**send, "messaging.operation.type": "process"}
+    assert {named[name].kind for name in ("process batch", "process job")} == {SpanKind.CONSUMER}
+    began, drawn = named["process job"].start_time, named["draw"].start_time
+    assert began is not None and drawn is not None and began <= drawn, "its share is as long as the batch"
+
+
+@pytest.mark.parametrize("role", ["api", "worker"])
+def test_spans_say_which_process_they_are_of(role: Role) -> None:
+    tracing = open_tracing(Settings(tracing=True), role)
+    assert isinstance(tracing, OpenTelemetry)
+    assert tracing._provider.resource.attributes["service.name"] == f"fewstep-{role}"
+    tracing.close()

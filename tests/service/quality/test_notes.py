@@ -166,3 +166,60 @@ def test_the_log_is_bounded_for_a_key_and_for_all(queue: Queue, low: Callable[..
             finish(queue, low(f"{key}{k}"), key=key)
     assert set(prompts(queue)) == {"x1", "y0", "y1"}  # of each key two, of all three: the oldest goes
     assert queue.client.hgetall(f"{queue.prefix}fc") == {"x": "1", "y": "2"}
+
+
+def test_a_stream_is_of_a_size_as_it_is_named_and_tested_against_the_reference_of_that_size() -> None:
+    wide = RewardReference(5.0, 1.0, {"5": 4.0, "50": 5.0, "95": 6.0}, count=1000)
+    known = replace(REFERENCE, at={"4": REFERENCE, "4 96x32": wide})
+    student = replace(STUDENT, reward_reference={"trained": known})
+    [row] = notes_of(student, a_job(height=32, width=96), [Judged({"trained": 4.5})], TIMING, POLICY)["drift"]
+    seen = observe(wide, [4.5])
+    assert seen and row == {
+        "key": "fake/1|4|96x32|trained|raw", "score": 4.5, "low": seen.low, "by": factors(wide, seen),
+        "limit": threshold(2), "cap": CAP * threshold(2),
+    }  # fmt: skip
+    [tall] = notes_of(student, a_job(height=96, width=32), [Judged({"trained": 4.5})], TIMING, POLICY)["drift"]
+    assert tall == {"key": "fake/1|4|32x96|trained|raw", "score": 4.5, "low": 0.0}
+
+
+def test_a_prompt_is_seen_again_only_as_the_same_version_draws_it() -> None:
+    def seen(**changes: Any) -> Any:
+        return notes_of(STUDENT, a_job(**changes), [judged(0.0)], TIMING, POLICY)["seen"]
+
+    usual = seen(prompt="a red heart")
+    assert usual == seen(prompt=" a  red\theart ", seeds=(9,), key="k") and len(bytes.fromhex(usual)) == 8
+    others = [{"prompt": "b"}, {"model": "m"}, {"version": "2"}, {"steps": 2}, {"height": 32}, {"width": 32}]
+    found = {seen(**{"prompt": "a red heart", **changes}) for changes in others}
+    assert len(found) == len(others) and usual not in found
+
+
+@pytest.mark.parametrize(
+    ("ranks", "percentile"),
+    [
+        ([{"trained": 19.9}], 19.9),
+        ([{"trained": 20.0}], None),
+        ([{"trained": 10.0}, {"trained": 30.0}], None),
+        ([{"trained": 10.0}, {"trained": 29.0}], 19.5),
+        ([{"trained": 10.0}, {}], 10.0),
+        ([{"heldout": 1.0}], None),
+        ([{"trained": 10.0, "heldout": 1.0, "another": 2.0}], 10.0),
+        ([{}], None),
+    ],
+)
+def test_how_low_a_prompt_ranks_is_the_mean_of_its_pictures_that_have_a_rank(
+    ranks: list[dict[str, float]], percentile: float | None
+) -> None:
+    said = [Judged({}, one) for one in ranks]
+    low = notes_of(STUDENT, a_job(may_train=True), said, TIMING, POLICY).get("low")
+    assert (low and low["entry"]["percentile"]) == percentile
+
+
+def test_of_several_trained_scorers_the_lowest_rank_counts() -> None:
+    trained = STUDENT.scorers["trained"]
+    student = replace(STUDENT, scorers={**STUDENT.scorers, "another": trained})
+    said = [
+        Judged({}, {"trained": 15.0, "another": 5.0, "heldout": 1.0}),
+        Judged({}, {"trained": 9.0, "another": 90.0}),
+    ]
+    low = notes_of(student, a_job(may_train=True), said, TIMING, POLICY)["low"]
+    assert low["entry"]["percentile"] == 7.0

@@ -226,3 +226,57 @@ def test_one_changed_weight_of_a_compiled_student_is_caught_within_one_probe(
 
 def _name(runtime: Runtime) -> str:
     return f"{runtime.student.id}/{runtime.student.version}"
+
+
+def test_what_is_told_of_a_probe_and_where_it_was_compared_with(
+    setup: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.worker.probing.time.time", lambda: 1234.9)
+    told = {"at_s": 1234, "machine": "here"}
+    one = setup()
+    assert one.whole() == {"outcome": "same", "source": "bundle", "score_shift": 0.0, **told}
+    one.runtime.shift, one.clock.now = -0.12344, one.clock.now + HOUR_S
+    assert one.whole() == {"outcome": "scores_changed", "source": "bundle", "score_shift": 0.1234, **told}
+    one.runtime.shift, one.clock.now = 1e9, one.clock.now + HOUR_S
+    assert one.whole()["score_shift"] == 1e6, "a number that JSON and the page can show"
+    one.runtime.fails = True
+    one.clock.now += HOUR_S
+    run = one.prober.next(idle=True)
+    assert run is not None
+    one.prober.failed(run)
+    assert one.report() == {"outcome": "failed", "at_s": 1234}
+    assert one.prober.counts == {"probe_same": 1, "probe_scores_changed": 2, "probe_failed": 1}
+    fresh = setup(None)
+    assert fresh.whole() == {"outcome": "recorded", "source": "recorded", "score_shift": 0.0, **told}
+
+
+def test_a_worker_that_is_told_to_never_probes(setup: Callable[..., Setup]) -> None:
+    one = setup()
+    never = Prober(one.loaded, one.prober._consumer, 0.0, one.clock)
+    one.clock.now += 1e9
+    assert never.next(idle=True) is None and one.prober.next(idle=True) is not None
+
+
+def test_of_several_students_the_one_that_is_due_for_longest_comes_first_and_one_that_left_not_at_all(
+    setup: Callable[..., Setup],
+) -> None:
+    one = setup()
+    first = one.prober.next(idle=True)
+    assert first is not None
+    one.clock.now += 5.0
+    later = Bent("another")
+    one.loaded.put(later, 0.0, replace(one.probe, student="another"))
+    assert one.prober.next(idle=True) is first
+    one.prober.take(first)
+    second = one.prober.next(idle=True)
+    assert second is not None and second.runtime is later and second.due_at == one.clock.now
+    one.clock.now += HOUR_S - 1
+    assert one.prober.next(idle=True) is second
+    one.prober.take(second)
+    assert one.prober.next(idle=True) is None
+    one.clock.now += 1
+    assert one.prober.next(idle=True) is first and first.due_at == one.clock.now
+    reloaded = Bent(one.runtime.student.id)
+    one.loaded.put(reloaded, 0.0, one.probe)
+    fresh = one.prober.next(idle=True)
+    assert fresh is not None and fresh.runtime is reloaded, "loaded again, it is probed again"
