@@ -28,6 +28,9 @@ def test_the_main_comparison_comes_first_and_within_its_hours() -> None:
     assert sum(cell.expected_s for cell in main) < 3.2 * 3600
     assert sum(cell.expected_s for cell in plan) < 12 * 3600
     assert {cell.method for cell in plan} == set(cells.METHODS)
+    added = [cell for cell in plan if cell.method == cells.CONFIDENCE]
+    assert {cell.part for cell in added} == {"confidence"} and len(added) == 2 * 3 * len(cells.SEEDS)
+    assert {cell.config.gate.kind for cell in added} == {"confidence"}
 
 
 def test_methods_differ_in_what_they_say_and_nothing_else() -> None:
@@ -190,6 +193,15 @@ def test_claims_need_all_seeds_and_say_what_holds() -> None:
     assert [found[letter].verdict for letter in "ABC"] == ["holds", "is not decided", "is contradicted"]
     assert found["C"].ours == "shuffled gate" and found["A"].difference.mean == pytest.approx(0.2)
     assert found["A"].p_value > 2.9 * found["A"].difference.p_value, "corrected for three"
+    assert not _outcome(rows).added_claims("heterogeneous")
+    added = _outcome([*rows, *_seeds("confidence gate", 0.85, 0.01)])
+    later = {claim.letter: claim for claim in added.added_claims("heterogeneous")}
+    assert {letter: (claim.ours, claim.theirs) for letter, claim in later.items()} == {
+        letter: ("confidence gate", other)
+        for letter, other in {"D": "RATS", "E": "constant gate", "F": "reward only"}.items()
+    }
+    assert later["D"].difference.mean == pytest.approx(0.05) and later["F"].verdict == "is contradicted"
+    assert [claim.p_value for claim in added.claims("heterogeneous")] == [found[letter].p_value for letter in "ABC"]
     few = _outcome([row for row in rows if row.seed != 405 or row.method != "constant gate"])
     assert [claim.letter for claim in few.claims("heterogeneous")] == ["B", "C"]
 

@@ -18,7 +18,7 @@ STEPS, EVERY, LR = 150, 30, 4e-4
 EVALUATED = 128  # of the test prompts, at every validation
 
 RATS, CONSTANT, SHUFFLED, REWARD_ONLY = "RATS", "constant gate", "shuffled gate", "reward only"
-DISTILLATION = "distillation only"
+DISTILLATION, CONFIDENCE = "distillation only", "confidence gate"
 # What distinguishes a method from RATS.
 METHODS: Mapping[str, Mapping[str, Any]] = {
     RATS: {},
@@ -29,6 +29,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "signed weight": {"gate.kind": "signed"},
     "disagreement gate": {"gate.kind": "disagreement"},
     DISTILLATION: {"reward.weight": 0.0, "gate.kind": "one"},
+    CONFIDENCE: {"gate.kind": "confidence"},
 }
 MAIN = (RATS, CONSTANT, SHUFFLED, REWARD_ONLY)
 GATES = (RATS, SHUFFLED, "batch-mean gate", "signed weight", "disagreement gate")  # of which the third claim takes one
@@ -99,11 +100,12 @@ def cells(teachers: Path) -> list[Cell]:
 
     The main comparison is in the order of its seeds, so that methods can be compared after each of them.
     """
-    others = [name for name in METHODS if name not in MAIN]
+    others = [name for name in METHODS if name not in (*MAIN, CONFIDENCE)]
     plan: list[Cell] = []
     for teacher, main, more in ((HETEROGENEOUS, "main", "other methods"), (GOOD, "good teacher", "other methods")):
         for seed in SEEDS:
             plan += [cell for name in MAIN for cell in _sweep(teachers, teacher, name, main, seed)]
+        plan += [cell for seed in SEEDS for cell in _sweep(teachers, teacher, CONFIDENCE, "confidence", seed)]
         plan += [cell for name in others for cell in _sweep(teachers, teacher, name, more, SEEDS[0])]
     return plan
 

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from training.config import ConfigError
-from training.lab.cells import CONSTANT, GATES, NFES, RATS, REWARD_ONLY, SEEDS, SHUFFLED
+from training.lab.cells import CONFIDENCE, CONSTANT, GATES, NFES, RATS, REWARD_ONLY, SEEDS, SHUFFLED
 from training.lab.gates import STRATA, in_stratum
 from training.lab.references import teacher_name
 from training.lab.run import Result
@@ -119,7 +119,14 @@ class Outcome:
     def claims(self, teacher: str) -> list[Claim]:
         """The three registered claims, as far as all their seeds are there; corrected for three in any case."""
         gates = [name for name in GATES if len(self.seeds(teacher, name)) == len(SEEDS)]
-        asked = {"A": ([RATS], CONSTANT), "B": ([RATS], SHUFFLED), "C": (gates, REWARD_ONLY)}
+        return self._decided(teacher, {"A": ([RATS], CONSTANT), "B": ([RATS], SHUFFLED), "C": (gates, REWARD_ONLY)})
+
+    def added_claims(self, teacher: str) -> list[Claim]:
+        """The three claims about the confidence gate, registered later; corrected for themselves."""
+        ours = [CONFIDENCE]
+        return self._decided(teacher, {"D": (ours, RATS), "E": (ours, CONSTANT), "F": (ours, REWARD_ONLY)})
+
+    def _decided(self, teacher: str, asked: Mapping[str, tuple[Sequence[str], str]]) -> list[Claim]:
         found: dict[str, tuple[str, str, Estimate, float]] = {}
         for letter, (ours, theirs) in asked.items():
             leads = {name: lead for name in ours if (lead := self.estimate(teacher, name, minus=theirs)) is not None}
