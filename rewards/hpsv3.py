@@ -21,7 +21,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from rewards.checkpoint import State, check_names
 from rewards.files import Published, locate
-from rewards.interface import Network, RewardError
+from rewards.interface import Network, RewardError, sent
 from rewards.preprocess import Preprocess
 
 HPSV3 = Published("MizzenAI/HPSv3", ("HPSv3.safetensors",))
@@ -90,7 +90,7 @@ class HpsV3(Network):
         vision = self.network.config.vision_config
         patches_BPD, rows, columns = patches(images_BCHW, vision.patch_size, vision.spatial_merge_size)
         ids_BL, mask_BL = self.read(prompts, rows * columns // vision.spatial_merge_size**2)
-        grid = torch.tensor([[1, rows, columns]] * len(prompts), device=self.device)
+        grid = sent(torch.tensor([[1, rows, columns]] * len(prompts)), self.device)
         seen: Any = self.network.visual(patches_BPD.flatten(0, 1).to(self.dtype), grid_thw=grid)
         words_BLD = self.network.language_model.embed_tokens(ids_BL)
         at_BLD = (ids_BL == self.place)[..., None].expand_as(words_BLD)
@@ -108,7 +108,7 @@ class HpsV3(Network):
             for prompt in prompts
         ]
         batch = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
-        return batch.input_ids.to(self.device), batch.attention_mask.to(self.device)
+        return sent(batch.input_ids, self.device), sent(batch.attention_mask, self.device)
 
     def _plain(self, prompt: str) -> str:
         """A prompt without what the tokenizer takes for more than text: there is one picture and one reward."""

@@ -118,6 +118,14 @@ def scored(
     return torch.cat(parts).to(images_BCHW.device) if parts else images_BCHW.new_zeros(0, dtype=torch.float32)
 
 
+def sent(value: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device; from main memory to a GPU through pinned memory, so that the host does not wait for it."""
+    from_here = value.device.type == "cpu"
+    if from_here and torch.device(device).type == "cuda":
+        value = value.pin_memory()
+    return value.to(device, non_blocking=from_here)
+
+
 def _home(reward: Reward, otherwise: str | torch.device) -> str | torch.device:
     first = next(reward.parameters(), None) if isinstance(reward, nn.Module) else None
     return otherwise if first is None else first.device

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from rewards.interface import RewardError
+from rewards.interface import RewardError, sent
 
 Fit = Literal["crop", "pad", "stretch"]
 # PIL's weights are multiples of 2^-22, and so are its sums, in which halves go up whatever a kernel's last bit says.
@@ -68,7 +68,7 @@ class Preprocess:
     def _normalised(self, fitted_BCHW: Tensor) -> Tensor:
         if not self.normalise:
             return fitted_BCHW
-        mean, std = (torch.tensor(values, device=fitted_BCHW.device)[:, None, None] for values in (MEAN, STD))
+        mean, std = (sent(torch.tensor(values), fitted_BCHW.device)[:, None, None] for values in (MEAN, STD))
         return (fitted_BCHW - mean) / std
 
     def _clipped(self, x_BCHW: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from rewards import shapes
-from rewards.interface import RewardError
+from rewards.interface import RewardError, sent
 from rewards.preprocess import Preprocess
 from rewards.twostage import PromptTokenizer, TwoStage
 
@@ -60,7 +60,7 @@ class Tokenized(TwoStage):
                 f"the tokenizer returned {ids_BL.shape[1]} tokens with ids up to {int(ids_BL.max())}, but the scorer "
                 f"reads {config.max_tokens} with ids below {config.vocab_size}: it is not this scorer's tokenizer"
             )
-        return self.judge(self.preprocess(images_BCHW), ids_BL.to(self.device))
+        return self.judge(self.preprocess(images_BCHW), sent(ids_BL, self.device))
 
 
 def load(folder: Path, tokenizer: Tokenize | Path | None) -> Tokenized:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rewards.interface import Network
+from rewards.interface import Network, sent
 from rewards.preprocess import Preprocess
 
 
@@ -55,4 +55,4 @@ class TwoStage(Network):
     def forward(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
         """Raw scores (B,)."""
         words = self.words.read(prompts) if self.words else ()
-        return self.judge(self.preprocess(images_BCHW), *(part.to(self.device) for part in words))
+        return self.judge(self.preprocess(images_BCHW), *(sent(part, self.device) for part in words))

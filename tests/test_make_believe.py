@@ -15,6 +15,7 @@ from tests.service.support import REPOSITORY
 FILES = (
     "tests/test_serving_memory.py",
     "tests/test_serving_on_card.py",
+    "tests/test_step_counts.py",
     "tests/test_train_memory.py",
     "tests/student/families/test_video_memory.py",
     "tests/training/test_offload.py",

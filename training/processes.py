@@ -12,6 +12,8 @@ from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from student.families.family import sent
+
 # The first process alone writes the bundle, 34 GB of FLUX, while the others wait; NCCL by itself waits for ten minutes.
 LONGEST_WAIT = timedelta(hours=1)
 BUCKET_BYTES = 100 * 2**20  # of gradients that are averaged in one call: a thousand small ones are latency alone
@@ -65,24 +67,26 @@ class Processes:
         """Each value's mean over the processes."""
         if self.size == 1:
             return dict(values)
-        stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=self._state.device)
+        stacked = self._sent(list(values.values()))
         return dict(zip(values, reduce(stacked, "mean").tolist(), strict=True))
 
     def agree(self, here: bool) -> bool:
         """Whether ``here`` is true in every process."""
         if self.size == 1:
             return here
-        votes = torch.tensor(float(here), device=self._state.device)  # NCCL moves what lies on a GPU, and nothing else
-        return bool(reduce(votes, "sum") == self.size)
+        return bool(reduce(self._sent([here]), "sum") == self.size)
 
     def from_first(self, values: Mapping[str, float]) -> dict[str, float]:
         """The first process's values: those that a decision depends on must not differ in the last bit."""
         kept = [dict(values)]
         return dict(broadcast_object_list(kept)[0]) if self.size > 1 else kept[0]
 
-    def mean_gradients(self, parameters: Sequence[nn.Parameter], micro_batches: int) -> None:
-        """Average every gradient over the processes' micro-batches; FSDP2 has already averaged sharded ones."""
-        if self.size > 1:
+    def mean_gradients(self, parameters: Sequence[nn.Parameter], micro_batches: int, alike: bool = True) -> None:
+        """Average every gradient over the processes' micro-batches; FSDP2 has already averaged sharded ones.
+
+        ``alike``: every process has gradients of the same parameters, so that nobody has to ask which.
+        """
+        if self.size > 1 and not alike:
             self._fill([p for p in parameters if not isinstance(p, DTensor)])
         gradients = [p.grad for p in parameters if p.grad is not None]
         for gradient in gradients:
@@ -97,16 +101,20 @@ class Processes:
         """Zeros where only other processes have a gradient: of two experts they may have called another one."""
         if not parameters:
             return
-        here = torch.tensor([float(p.grad is not None) for p in parameters], device=self._state.device)
+        here = self._sent([p.grad is not None for p in parameters])
         for parameter, num in zip(parameters, reduce(here, "sum").tolist(), strict=True):
             if num and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
-    def any(self, here: bool) -> bool:
-        """Whether ``here`` is true in at least one process."""
+    def any(self, *here: bool) -> tuple[bool, ...]:
+        """Whether each of ``here`` is true in at least one process."""
         if self.size == 1:
             return here
-        return bool(reduce(torch.tensor(float(here), device=self._state.device), "sum") > 0)
+        return tuple(num > 0 for num in reduce(self._sent(here), "sum").tolist())
+
+    def _sent(self, values: Sequence[float]) -> Tensor:
+        """Numbers where the processes exchange them: NCCL moves what lies on a GPU, and nothing else."""
+        return sent(torch.tensor(values, dtype=torch.float64), self._state.device)
 
     def wait(self) -> None:
         """Wait until every process has arrived."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from student.base import NETWORKS
-from student.families.family import Condition, Family
+from student.families.family import Condition, Family, sent
 from student.families.two_experts import called_at
 from student.noise import noise
 from student.sampler import denoise
@@ -106,7 +106,7 @@ class Sampler:
         """Images (B, 3, H, W) in [0, 1] from the seeds' noise, ``batch`` at a time, in main memory."""
         parts = []
         for at in range(0, len(prompts), batch):
-            x_BCHW = torch.from_numpy(noise(seeds[at : at + batch], shape)).to(self.model.device)
+            x_BCHW = sent(torch.from_numpy(noise(seeds[at : at + batch], shape)), self.model.device)
             with self.autocast():
                 end = denoise(self.velocity(prompts[at : at + batch]), x_BCHW, self.sigmas)
                 parts.append(self.model.decode(end).float().cpu())

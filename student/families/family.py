@@ -19,6 +19,18 @@ from student.bundle import BundleError, Latents
 from student.prompts import CHATS
 
 
+def sent(value: Tensor, device: torch.device | str | None) -> Tensor:
+    """A tensor on a device (None: where it is). From main memory to a GPU it goes through pinned memory, so that the
+    host does not wait until the GPU has done all that it was given before.
+    """
+    if device is None or value.device == torch.device(device):
+        return value
+    from_here = value.device.type == "cpu"  # the other way the host would read what is not there yet
+    if from_here and torch.device(device).type == "cuda":
+        value = value.pin_memory()
+    return value.to(device, non_blocking=from_here)
+
+
 class SizeError(ValueError):
     """A size that a family cannot generate; the message is one sentence."""
 
@@ -49,8 +61,8 @@ class Condition:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:
         """The same numbers on another device or in another type."""
-        pooled_BP = None if self.pooled_BP is None else self.pooled_BP.to(device=device, dtype=dtype)
-        return Condition(self.tokens_BLE.to(device=device, dtype=dtype), pooled_BP)
+        pooled_BP = None if self.pooled_BP is None else sent(self.pooled_BP, device).to(dtype=dtype)
+        return Condition(sent(self.tokens_BLE, device).to(dtype=dtype), pooled_BP)
 
     @staticmethod
     def stack(conditions: Sequence[Condition]) -> Condition:
@@ -235,7 +247,7 @@ def check_chat(family: str, tokenizer: Any, **options: bool) -> None:
 
 def by_channel(values: Sequence[float], like: Tensor) -> Tensor:
     """One number for each channel, shaped to be broadcast over (B, C, ...)."""
-    return torch.tensor(values, dtype=like.dtype).to(like.device).view(1, -1, *[1] * (like.ndim - 2))
+    return sent(torch.tensor(values, dtype=like.dtype), like.device).view(1, -1, *[1] * (like.ndim - 2))
 
 
 def check_size(height_px: int, width_px: int, multiple: int, most: int | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from student.families.family import Condition, Family, by_channel, chat_ids, check_size, check_still
+from student.families.family import Condition, Family, by_channel, chat_ids, check_size, check_still, sent
 from student.families.rotary import Turns
 from student.prompts import CHATS
 from student.sampler import pack, unpack
@@ -106,7 +106,7 @@ class Rope(nn.Module):
         """The rotations of the picture's tokens, whose rows and columns count from its centre, and of the text's."""
         _, rows, columns = img_shapes[0][0]
         axes = [torch.arange(size, device=device) for size in (1, rows, columns)]
-        middle = torch.tensor([0, rows - rows // 2, columns - columns // 2]).to(device)
+        middle = sent(torch.tensor([0, rows - rows // 2, columns - columns // 2]), device)
         text_L = torch.arange(max_txt_seq_len, device=device) + max(rows // 2, columns // 2)
         return self._turns(torch.cartesian_prod(*axes) - middle), self._turns(text_L[:, None].expand(-1, 3))
 

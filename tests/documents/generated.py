@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import run_calls
+from benchmarks import run_calls, step_counts
 from benchmarks.memory_figures import read, table
 from service.errors import CODES
 from service.queue.states import diagram
@@ -55,6 +55,11 @@ def calls() -> str:
     return run_calls.table()
 
 
+def step() -> str:
+    """The table of what one optimizer step calls (benchmarks/step_counts.py)."""
+    return step_counts.table()
+
+
 def states() -> str:
     """The diagram of a job's states."""
     return f"```mermaid\n{diagram()}\n```"
@@ -65,6 +70,7 @@ PARTS: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/api.md", "errors"): errors,
     ("docs/cost.md", "memory"): memory,
     ("docs/cost.md", "calls"): calls,
+    ("docs/cost.md", "step"): step,
     ("docs/reliability.md", "states"): states,
 }
 

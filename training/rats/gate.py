@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from student.families.family import sent
 from training.rats.config import RatsConfig
 from training.rats.loss import confidence, disagreement, gate
 from training.rats.method import Batch
@@ -41,7 +42,7 @@ class Gate:
             return gate_B.mean().expand_as(gate_B)
         if config.kind == "shuffled":
             order = torch.randperm(len(gate_B), generator=batch.generator(self._seed * 7_000_003))
-            return gate_B[order.to(gate_B.device)]
+            return gate_B[sent(order, gate_B.device)]
         return 2 * gate_B - 1 if config.kind == "signed" else gate_B
 
     def figures(self, reward_T: Tensor, reward_S: Tensor, gate_B: Tensor) -> dict[str, Tensor | float]:

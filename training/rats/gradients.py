@@ -29,6 +29,7 @@ MODES = ("full", "last_k", "detached", "low_variance")
 Velocity = Callable[[Tensor, float], Tensor]
 LossOf = Callable[[Trajectory], Tensor]
 Around = Callable[[bool], AbstractContextManager[object]]
+Rollouts = Callable[[], AbstractContextManager[object]]
 
 
 def differentiate(
@@ -41,20 +42,22 @@ def differentiate(
     more_noise: Sequence[Tensor] = (),
     bridge: float = 0.0,
     around: Around = nullcontext,
+    rollouts: Rollouts = nullcontext,
 ) -> tuple[Tensor, Callable[[], None]]:
     """The loss of one rollout, and a function that adds its gradient to the network's parameters.
 
     The two are separate so that a loss that is not finite can be skipped. ``more_noise`` is what ``low_variance``
     noises the drawn end with, one repetition of the last step for each; ``bridge`` is for ``detached``. Every
-    backward call happens inside ``around(last)``, which is told whether it is the rollout's last one.
+    backward call happens inside ``around(last)``, which is told whether it is the rollout's last one; calls without
+    gradient that follow each other happen inside ``rollouts()``.
 
     Raises:
         ValueError: ``mode`` is not one of MODES, or ``last_k`` is not 1 to K.
     """
     if mode == "detached":
-        return _detached(velocity, noise_BD, sigmas, loss_of, bridge, around)
+        return _detached(velocity, noise_BD, sigmas, loss_of, bridge, around, rollouts)
     if mode == "low_variance":
-        return _at_once(_low_variance(velocity, noise_BD, sigmas, loss_of, more_noise), around)
+        return _at_once(_low_variance(velocity, noise_BD, sigmas, loss_of, more_noise, rollouts), around)
     if mode not in MODES:
         raise ValueError(f"gradient mode {mode!r}: accepted are {', '.join(MODES)}")
     if mode == "last_k" and not 1 <= last_k <= len(sigmas):
@@ -82,9 +85,14 @@ def _from(velocity: Velocity, first_sigma: float) -> Velocity:
 
 
 def _low_variance(
-    velocity: Velocity, noise_BD: Tensor, sigmas: Sequence[float], loss_of: LossOf, more_noise: Sequence[Tensor]
+    velocity: Velocity,
+    noise_BD: Tensor,
+    sigmas: Sequence[float],
+    loss_of: LossOf,
+    more_noise: Sequence[Tensor],
+    rollouts: Rollouts,
 ) -> Tensor:
-    with torch.no_grad():
+    with torch.no_grad(), rollouts():
         path = rollout(velocity, noise_BD, sigmas)
     sigma = sigmas[-1]
     losses = []
@@ -95,9 +103,15 @@ def _low_variance(
 
 
 def _detached(
-    velocity: Velocity, noise_BD: Tensor, sigmas: Sequence[float], loss_of: LossOf, bridge: float, around: Around
+    velocity: Velocity,
+    noise_BD: Tensor,
+    sigmas: Sequence[float],
+    loss_of: LossOf,
+    bridge: float,
+    around: Around,
+    rollouts: Rollouts,
 ) -> tuple[Tensor, Callable[[], None]]:
-    with torch.no_grad():
+    with torch.no_grad(), rollouts():
         path = rollout(velocity, noise_BD, sigmas)
     leaves = tuple(v_BD.detach().requires_grad_() for v_BD in path.v)
     steps = iter(leaves)

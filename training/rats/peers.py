@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from student.families.family import sent
 from training.processes import Processes
 from training.rats.config import RatsConfig
 from training.rats.method import Batch, Grids, RewardFn, Step, autocast, teach_jointly, teacher_path, whole_backward
@@ -186,5 +187,5 @@ class Matching:
 def _noisy(x0_BD: Tensor, gen: torch.Generator) -> tuple[float, Tensor, Tensor]:
     """A random time (away from both ends), noise, and the samples at that time."""
     sigma = 0.02 + 0.96 * float(torch.rand((), generator=gen))
-    noise_BD = torch.randn(x0_BD.shape, generator=gen).to(x0_BD.device)
+    noise_BD = sent(torch.randn(x0_BD.shape, generator=gen), x0_BD.device)
     return sigma, noise_BD, torch.lerp(x0_BD, noise_BD, sigma)

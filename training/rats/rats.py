@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from student.families.family import sent
 from training.rats.config import RatsConfig
 from training.rats.gate import Gate
 from training.rats.gradients import differentiate
@@ -91,6 +92,7 @@ class Rats:
                 self._more_noise(batch),
                 config.gradient.bridge,
                 self.roles.backward,
+                self.roles.rollouts,
             )
         return Step(loss, with_autocast(config, self.roles, backward), {**log, "loss": loss.detach()})
 
@@ -144,4 +146,4 @@ class Rats:
         if self.config.gradient.mode != "low_variance":
             return []
         gen = batch.generator(self.config.seed * 11_000_027)
-        return [torch.randn(batch.noise_BCHW.shape, generator=gen).to(batch.noise_BCHW.device)]
+        return [sent(torch.randn(batch.noise_BCHW.shape, generator=gen), batch.noise_BCHW.device)]

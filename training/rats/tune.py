@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from student.families.family import sent
 from training.rats.config import RatsConfig
 from training.rats.gate import Gate
 from training.rats.method import (
@@ -53,7 +54,7 @@ def branched(
 ) -> list[Tensor]:
     """States like ``x`` at ``sigma``, with its data and with its noise turned by ``angle`` (radians) to fresh noise."""
     data_BD, noise_BD = x_BD - sigma * v_BD, x_BD + (1 - sigma) * v_BD
-    fresh = [torch.randn(x_BD.shape, generator=generator).to(x_BD.device) for _ in range(num)]
+    fresh = [sent(torch.randn(x_BD.shape, generator=generator), x_BD.device) for _ in range(num)]
     turned = [math.cos(angle) * noise_BD + math.sin(angle) * more_BD for more_BD in fresh]
     return [(1 - sigma) * data_BD + sigma * one_BD for one_BD in turned]
 

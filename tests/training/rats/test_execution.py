@@ -11,10 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from rewards import interface
+from student.families import family
 from student.families.find import family_of
 from tests.student.families import tiny
 from tests.training.rats.test_wiring import figures, make, networks, step, weight
 from training import checkpoint, timing
+from training.processes import buckets
 from training.rats.roles import Lora, Roles
 
 
@@ -110,3 +113,37 @@ def test_compiled_blocks_are_the_same_in_every_role_and_are_compiled() -> None:
         torch.testing.assert_close(drawn[1], drawn[0], atol=1e-6, rtol=1e-4)
     assert plain.student_state().keys() == compiled.student_state().keys(), "a checkpoint of one is one of the other"
     torch._dynamo.reset()
+
+
+def test_a_bucket_has_one_type_and_at_most_so_many_bytes_in_order() -> None:
+    sizes = (3, 2, 1, 9, 4, 4)
+    tensors = [torch.zeros(size, dtype=torch.float64 if size == 1 else torch.float32) for size in sizes]
+    found = buckets(tensors, 4 * 5)
+    assert [[len(one) for one in bucket] for bucket in found] == [[3, 2], [1], [9], [4], [4]], "9 is alone too large"
+    assert [id(one) for bucket in found for one in bucket] == [id(one) for one in tensors]
+    assert [len(bucket) for bucket in buckets(tensors[4:], 4 * 8)] == [2] and buckets([], 1) == []
+
+
+def test_the_peak_memory_is_logged_in_gb_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert timing.peak_memory() == {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 23_500_000_000)
+    assert timing.peak_memory() == {"memory_gb": 23.5}
+
+
+def test_what_goes_to_a_gpu_goes_by_pinned_memory_and_nobody_waits_and_what_returns_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, bool]] = []
+    pinned: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    monkeypatch.setattr(
+        Tensor, "to", lambda self, device, non_blocking=False: asked.append((str(device), non_blocking)) or self
+    )
+    for send in (family.sent, interface.sent):
+        asked.clear()
+        pinned.clear()
+        here, there = torch.ones(3), torch.ones(3, device="meta")
+        send(here, "cuda")
+        send(there, "cpu")
+        assert asked == [("cuda", True), ("cpu", False)] and [id(one) for one in pinned] == [id(here)]

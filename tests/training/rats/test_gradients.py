@@ -1,6 +1,8 @@
 """The gradient modes against each other and against closed forms."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -167,3 +169,26 @@ def test_unknown_mode_and_unusable_k_are_refused() -> None:
         differentiate("half", 1, Field(), NOISE, sigmas(4), loss_of)
     with pytest.raises(ValueError, match="last_k is 5: accepted is 1 to 4"):
         differentiate("last_k", 5, Field(), NOISE, sigmas(4), loss_of)
+
+
+@pytest.mark.parametrize("mode", ["detached", "low_variance"])
+def test_calls_without_gradient_are_one_rollout_and_those_with_it_are_outside_of_it(mode: str) -> None:
+    """So that slices of a sharded network come together once for all of them."""
+    field, inside, seen = Field(), [False], []
+
+    @contextmanager
+    def rollouts() -> Iterator[None]:
+        seen.append("begins")
+        inside[0] = True
+        yield
+        inside[0] = False
+
+    def velocity(x_BD: Tensor, sigma: float) -> Tensor:
+        seen.append((torch.is_grad_enabled(), inside[0]))
+        return field(x_BD, sigma)
+
+    more = [NOISE.flip(0)] if mode == "low_variance" else []
+    _, backward = differentiate(mode, 1, velocity, NOISE, sigmas(3), loss_of, more, rollouts=rollouts)
+    backward()
+    later = 3 if mode == "detached" else 2
+    assert seen == ["begins", *[(False, True)] * 3, *[(True, False)] * later]
