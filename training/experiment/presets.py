@@ -114,7 +114,7 @@ def flux_dev() -> RatsConfig:
     8 times that (estimated: 7 h for 400 steps on an 80 GB GPU).
     """
     base = _paper("black-forest-labs/FLUX.1-dev", "flux-dev", 3, 512)
-    return changed(base, {"data.max_tokens": 512, "teacher.guidance": 3.5})
+    return changed(base, {"data.max_tokens": 512, "teacher.guidance": 3.5, "teacher.batch": 4})
 
 
 def sd35_medium() -> RatsConfig:
@@ -206,6 +206,7 @@ def qwen_image() -> RatsConfig:
         "teacher.guidance": 4.0,
         "teacher.guided_steps": 200,
         "teacher.negative_prompt": " ",
+        "teacher.batch": 2,
         "data.max_tokens": 512,
     }
     return changed(base, more)

@@ -7,7 +7,7 @@ judged.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,13 @@ import torch
 
 from training.config import ConfigError, changed, leaves
 from training.experiment.presets import preset as find_preset
+from training.experiment.ways import fitting_ways
 from training.processes import Processes
 from training.rats.config import RatsConfig
 
 FIGURES = Path(__file__).with_name("memory_gb.json")
 SPARE_GB = 1.5  # the driver, CUDA's libraries, and what a heap loses
 WAYS = 3
-# What rows of one preset may differ in, cheapest first.
-CHEAPER = ("compute.tile_px", "optim.state", "compute.quantise")
 BATCHES = ("teacher.batch", "validation.batch")
 MATTER = (
     "image",
@@ -33,10 +32,10 @@ MATTER = (
     "reward.weights",
     "reward.frames",
     "teacher.weights",
+    "student.init",
     *BATCHES,
 )
 MATTERS_NOT = ("compute.device", "compute.save_minutes", "compute.compile", "optim.lr", "optim.warmup", "optim.decay")
-PARTS_OF_A_BATCH = ("teacher", "validation")  # what draws several pictures at once
 
 
 def require_room(preset: str, config: RatsConfig) -> None:
@@ -58,42 +57,24 @@ def too_large(preset: str, config: RatsConfig, total_gb: float, processes: int =
     row = next((row for row in rows if row["processes"] == spread and _same(preset, config, row)), None)
     if row is None or _most(row) + SPARE_GB <= total_gb:
         return ""
-    fitting = [f"{way} ({gb:.0f} GB)" for way, gb in _ways(row, rows, config, total_gb) if gb + SPARE_GB <= total_gb]
-    known = f"it would fit with {'; or '.join(fitting[:WAYS])}" if fitting else "no single setting makes it fit"
+    fitting = fitting_ways(row, rows, config, total_gb - SPARE_GB)[:WAYS]
+    said = "; or ".join(f"{way} ({gb:.0f} GB)" for way, gb in fitting)
+    known = f"it would fit with {said}" if fitting else "no two settings make it fit"
     return (
         f"preset {preset} needs {_most(row):.0f} GB, but the GPU has only {total_gb:.0f}: {known} "
         f"(computed, with {SPARE_GB} GB to spare; cheapest first)"
     )
 
 
-def _ways(
-    row: Mapping[str, Any], rows: list[dict[str, Any]], config: RatsConfig, total_gb: float
-) -> Iterator[tuple[str, float]]:
-    """What takes less, and how much, in the order of its price: time, precision, GPUs, size of the picture."""
-    learning = max(gb for part, gb in row["peak"].items() if part not in PARTS_OF_A_BATCH)
-    if (config.validation.batch, config.teacher.batch) != (1, 1):
-        yield "validation.batch=1 and teacher.batch=1", learning
-    for key in CHEAPER:
-        for other in (one for one in rows if one["processes"] == row["processes"]):
-            if key in other["settings"] and other["settings"] == {key: other["settings"][key], **row["settings"]}:
-                yield f"{key}={other['settings'][key]}", _most(other)
-    held = sum(row["held"].values())
-    if not config.compute.quantise:
-        for processes in (2, 4, 8):
-            divided = held / processes + _most(row) - held
-            if divided + SPARE_GB <= total_gb:
-                yield f"compute.shard=true and compute.shard_frugal=true on {processes} GPUs, each", divided
-                break
-    for share in (2, 4):
-        height, width = config.image.height_px // share // 64 * 64, config.image.width_px // share // 64 * 64
-        rest = (_most(row) - held) * height * width / (config.image.height_px * config.image.width_px)
-        yield f"image.height_px={height} and image.width_px={width}", held + rest
-
-
 def _same(preset: str, config: RatsConfig, row: Mapping[str, Any]) -> bool:
     """Whether the row was counted of this configuration, as far as memory depends on it."""
-    counted, own = dict(leaves(changed(find_preset(preset), row["settings"]))), dict(leaves(config))
+    counted, own = (_with_init(one) for one in (changed(find_preset(preset), row["settings"]), config))
     return all(own[key] == value for key, value in counted.items() if key.startswith(MATTER) and key not in MATTERS_NOT)
+
+
+def _with_init(config: RatsConfig) -> dict[str, Any]:
+    """Every value by its key; of a student's initial weights only whether there are any: they are a second network."""
+    return {**dict(leaves(config)), "student.init": bool(config.student.init)}
 
 
 def _most(row: Mapping[str, Any]) -> float:
