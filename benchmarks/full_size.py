@@ -26,7 +26,15 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from torch import nn
+from transformers import BlipVisionModel, CLIPModel
+from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+from benchmarks.train_step import words
+from rewards import imagereward
+from rewards.aesthetic import Head
+from rewards.clip import ClipReward
+from rewards.hps import vit_h_14
+from rewards.imagereward import ImageReward
 from student.families.family import Condition, Family
 from student.families.flux import Flux
 from student.families.flux2 import Flux2
@@ -185,6 +193,20 @@ def without_weights(model: Model) -> Family:
         **dict.fromkeys(names, _Chat(model.family.name)),
     )
     return model.family(pipe, max_tokens=model.tokens[0])
+
+
+def hps() -> ClipReward:
+    """HPS v2.1, which the presets train on, on the meta device."""
+    with torch.device("meta"):
+        return ClipReward(CLIPModel(vit_h_14()), words, fit="pad")
+
+
+def image_reward() -> ImageReward:
+    """ImageReward, which the presets hold out, on the meta device."""
+    arch = imagereward.published()
+    with torch.device("meta"):
+        text, vision = BlipTextModel(arch.text, add_pooling_layer=False), BlipVisionModel(arch.vision)
+        return ImageReward(text, vision, Head(arch.text.hidden_size), words)
 
 
 def condition(model: Model, prompts: Sequence[str], device: torch.device) -> Condition:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,16 +27,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import _disable_current_modes
-from transformers import CLIPModel
 
 from benchmarks.by_sigma import by_sigma
-from benchmarks.full_size import MODELS, condition, without_weights
+from benchmarks.full_size import MODELS, condition, hps, image_reward, without_weights
 from benchmarks.make_believe import DEVICE, Peak, fake_device, num_bytes, put, unread
 from benchmarks.memory_figures import Row, keep, line
 from benchmarks.nf4 import to_nf4
-from benchmarks.train_step import words
-from rewards.clip import ClipReward
-from rewards.hps import vit_h_14
+from rewards.twostage import TwoStage
+from rewards.weighted import Term
 from student.families.family import Family
 from student.families.two_experts import joined, networks
 from training import offload, sharding
@@ -72,6 +71,8 @@ ALL = {"lora.rank": 0, "compute.weights": "fp32"}
 FULL = {**ALL, "compute.shard": True, "compute.shard_frugal": True}
 CASES = (
     Case("FLUX.1-dev, LoRA", "flux-dev", limit_gb=45),
+    Case("FLUX.1-dev, LoRA, gradient through all steps", "flux-dev", {"gradient.mode": "full"}),
+    Case("FLUX.1-dev, LoRA on another model's weights", "flux-dev", {"student.init": "another"}),
     Case("FLUX.1-dev, LoRA on nf4", "flux-dev", NF4, limit_gb=23),
     Case("FLUX.1-dev, LoRA on nf4, tiles of 256 px", "flux-dev", {**NF4, **TILES}),
     Case("FLUX.1-dev, all weights, 8 GPUs", "flux-dev", FULL, 8, 80),
@@ -96,37 +97,35 @@ def measure(case: Case) -> Row:
     """One step of the case after the optimizer has its state, and a validation's pictures."""
     config = changed(preset(case.preset), dict(case.settings))
     joint = max(2, config.teacher.batch // config.optim.batch)
-    counted = changed(
-        config,
-        {
-            "teacher.nfe": COUNTED_NFE,
-            "student.nfe": (COUNTED_NFE,),
-            "optim.accumulate": joint,
-            "teacher.guided_steps": min(1, config.teacher.guided_steps),
-        },
-    )
+    # Through all steps a gradient needs what every one of them keeps.
+    student_nfe = max(config.student.nfe) if config.gradient.mode == "full" else COUNTED_NFE
+    steps = {"teacher.nfe": COUNTED_NFE, "student.nfe": (student_nfe,), "optim.accumulate": joint}
+    counted = changed(config, {**steps, "teacher.guided_steps": min(1, config.teacher.guided_steps)})
     device = DEVICE if case.processes == 1 else "cpu"  # FSDP knows no make-believe device
-    with _divided(case.processes), fake_device() as mode, unread(), by_sigma(), Peak(device) as peak:
+    with divided(case.processes), fake_device() as mode, unread(), by_sigma(), Peak(device) as peak:
         model = opened(case.preset, counted, mode, device)
-        reward = _reward(counted, mode, device)
+        reward = _placed(hps(), counted, mode, device)
         for network in (model, reward):
             peak.hold(network)
         running = _trainer(case, counted, model, reward, mode)
+        peak.hold(running.roles._student)
         weights = num_bytes(model.vae) + num_bytes(reward) + _base_bytes(running.roles, counted)
         found = _parts(running, peak)
         latent = 4 * torch.Size(running.latent_shape).numel()
         found["teacher"] += 2 * (config.teacher.nfe - COUNTED_NFE) * latent * max(1, config.teacher.batch)
-        more = 2 * (max(config.student.nfe) - COUNTED_NFE) * latent
+        more = 2 * (max(config.student.nfe) - student_nfe) * latent
         found |= {name: found[name] + more for name in ("student", "backward")}
         held = {"weights": weights, "learnt": peak.now - weights}
-        found["validation"] = _drawn(counted, running, reward, peak)
+        heldout = _placed(image_reward(), counted, mode, device)
+        peak.hold(heldout)
+        found["validation"] = _measured(counted, running, (reward, heldout), peak)
     gb = {name: round(value / GB, 2) for name, value in found.items()}
     in_gb = {name: round(value / GB, 2) for name, value in held.items()}
     return Row(case.name, case.preset, dict(case.settings), case.processes, case.limit_gb, in_gb, gb)
 
 
 @contextlib.contextmanager
-def _divided(processes: int) -> Iterator[None]:
+def divided(processes: int) -> Iterator[None]:
     """The first of so many processes, whose others are not there; sharded networks are copied without weights.
 
     The optimizer takes all parameters at once, as it does on a GPU, and what DTensor runs to learn the shape of a
@@ -165,39 +164,36 @@ def opened(name: str, config: RatsConfig, mode: FakeTensorMode, device: str = DE
     return model
 
 
-def _reward(config: RatsConfig, mode: FakeTensorMode, device: str) -> ClipReward:
-    with torch.device("meta"):
-        clip = CLIPModel(vit_h_14())
-    put(clip, mode, DTYPES[config.reward.weights], device)
-    return ClipReward(clip, words, fit="pad")
+def _placed(reward: TwoStage, config: RatsConfig, mode: FakeTensorMode, device: str) -> TwoStage:
+    put(reward, mode, DTYPES[config.reward.weights], device)
+    return reward
 
 
-def _trainer(case: Case, config: RatsConfig, model: Family, reward: ClipReward, mode: FakeTensorMode) -> Any:
-
-    def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
-        if images.ndim == 4:
-            return reward.score(images, prompts)
-        each = [prompt for prompt in prompts for _ in range(images.shape[1])]
-        return reward.score(images.flatten(0, 1), each).reshape(len(images), -1).mean(1)
-
+def _trainer(case: Case, config: RatsConfig, model: Family, reward: TwoStage, mode: FakeTensorMode) -> Any:
     return trainer.Trainer(
         config,
         _roles(case, config, model, mode),
         Path(os.devnull),
         prompts=lambda step, num: ["a prompt"] * num,
-        reward=score,
+        reward=partial(_score, reward),
         validate=lambda samplers, step: {},
         latent_shape=model.latent_shape(config.image.height_px, config.image.width_px, config.image.frames),
     )
 
 
+def _score(reward: TwoStage, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """As ``rewards.weighted.Term`` scores pictures, and videos frame by frame."""
+    return Term("counted", reward).raw(images, prompts)
+
+
 def _roles(case: Case, config: RatsConfig, model: Family, mode: FakeTensorMode) -> Roles:
     if case.processes == 1:
-        return Roles.of(config, model)
+        begin = opened(case.preset, config, mode).transformer if config.student.init else None
+        return Roles.of(config, model, begin)
 
-    def clone(network: Any, processes: int, in_bf16: bool = False) -> Any:
+    def clone(network: Any, processes: int, in_bf16: bool = False, dtype: torch.dtype | None = None) -> Any:
         other = joined(without_weights(MODELS[case.preset])).transformer
-        put(other, mode, DTYPES[config.compute.weights], "cpu")
+        put(other, mode, dtype or DTYPES[config.compute.weights], "cpu")
         sharding.shard(other, processes, in_bf16)
         return other
 
@@ -210,11 +206,12 @@ def _roles(case: Case, config: RatsConfig, model: Family, mode: FakeTensorMode) 
 
 
 def _base_bytes(networks: Roles, config: RatsConfig) -> int:
-    """The frozen base under adapters; of a full fine-tune nothing, since all of it learns."""
+    """The frozen base under adapters, and a start apart from it; where all weights are trained there is none."""
     if not config.lora.rank:
         return 0
     learnt = sum(p.numel() * p.element_size() for p in (*networks.trainable, *networks._following))
-    return num_bytes(networks.model.transformer) - learnt
+    start = num_bytes(networks._start) if config.student.init else 0
+    return num_bytes(networks.model.transformer) - learnt + start
 
 
 class _PartPeaks(StepTimer):
@@ -260,13 +257,16 @@ def _parts(running: Any, peak: Peak) -> dict[str, int]:
     return Peaks.found
 
 
-def _drawn(config: RatsConfig, running: Any, reward: ClipReward, peak: Peak) -> int:
-    """A validation's pictures, drawn in one step, and scored."""
+def _measured(config: RatsConfig, running: Any, rewards: Sequence[TwoStage], peak: Peak) -> int:
+    """A validation's pictures, drawn in one step, and their scores by both rewards."""
     model, num = running.roles.model, config.validation.batch
-    sampler = Sampler(model, (1.0,), precision=config.compute.precision)
+    sampler, prompts = Sampler(model, (1.0,), precision=config.compute.precision), ["a prompt"] * num
     peak.restart()
-    with running.roles.rollouts():
-        sampler.draw(["a prompt"] * num, range(num), running.latent_shape, num)
+    with running.roles.rollouts(), torch.no_grad():
+        images = sampler.draw(prompts, range(num), running.latent_shape, num)
+        with sampler.autocast():
+            for reward in rewards:
+                _score(reward, images.to(model.device), prompts)
     return peak.most
 
 

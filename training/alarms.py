@@ -6,6 +6,10 @@ A row of the log is one step; only some rows have validation figures.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from student.writing import write_atomically
+from training.disk import unless_full
 
 Row = dict[str, float]
 WINDOW = 3  # validations that a trend is read from
@@ -40,6 +44,14 @@ def all_alarms(log: Sequence[Row], reward_p999: float) -> list[tuple[int, str]]:
     """The alarms of every validation in ``log``, each with the number of steps done by then."""
     validations = [i for i, row in enumerate(log) if "heldout_validation" in row]
     return [(int(log[i]["step"]) + 1, alarm) for i in validations for alarm in alarms(log[: i + 1], reward_p999)]
+
+
+def write_alarms(path: Path, log: Sequence[Row], reward_p999: float) -> list[str]:
+    """Write the alarms of every validation in ``log`` to a file; those of its last row, as they stand there."""
+    found = all_alarms(log, reward_p999)
+    with unless_full("its alarms", path):
+        write_atomically(path, "".join(f"step {at}: {alarm}\n" for at, alarm in found).encode())
+    return [f"step {at}: {alarm}" for at, alarm in found if log and at == int(log[-1]["step"]) + 1]
 
 
 def _diverging(rows: Sequence[Row]) -> str:

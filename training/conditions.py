@@ -15,6 +15,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 
 from student.families.family import Condition, Family
+from training.disk import unless_full
 
 TOKENS, POOLED = "tokens", "pooled"
 AT_ONCE = 16
@@ -25,8 +26,11 @@ class Conditions(Mapping[str, Condition]):
 
     def __init__(self, folder: Path, prompts: Sequence[str]) -> None:
         self._folder, self._prompts = folder, tuple(dict.fromkeys(prompts))
+        self._unwritten: dict[str, Condition] = {}  # the disk had no room for them
 
     def __getitem__(self, prompt: str) -> Condition:
+        if prompt in self._unwritten:
+            return self._unwritten[prompt]
         path = self._path(prompt)
         if not path.is_file():
             raise KeyError(prompt)
@@ -40,20 +44,26 @@ class Conditions(Mapping[str, Condition]):
         return sum(1 for _ in self)
 
     def __contains__(self, prompt: object) -> bool:
-        return isinstance(prompt, str) and self._path(prompt).is_file()
+        return isinstance(prompt, str) and (prompt in self._unwritten or self._path(prompt).is_file())
 
     def missing(self, first: int = 0, every: int = 1) -> list[str]:
         """Of every so many prompts, from the first of them on, those that nobody has encoded yet."""
         return [prompt for prompt in self._prompts[first::every] if prompt not in self]
 
     def encode(self, model: Family, prompts: Sequence[str]) -> None:
-        """Encode prompts and keep what comes of it."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Encode prompts and keep what comes of it; what the disk has no room for stays in this process."""
         for at in range(0, len(prompts), AT_ONCE):
             part = prompts[at : at + AT_ONCE]
             found = model.encode(part).to("cpu")
             for i, prompt in enumerate(part):
-                self._write(prompt, found.take(i))
+                self._keep(prompt, found.take(i))
+
+    def _keep(self, prompt: str, condition: Condition) -> None:
+        self._unwritten[prompt] = condition
+        with unless_full("copies of its encoded prompts", self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._write(prompt, condition)
+            del self._unwritten[prompt]
 
     def _write(self, prompt: str, condition: Condition) -> None:
         path = self._path(prompt)

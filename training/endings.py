@@ -19,6 +19,7 @@ from training.checkpoint import CheckpointError
 from training.config import ConfigError
 from training.progress import console
 from training.rundir import RunDirError, RunDiverged, RunStopped
+from training.termination import Terminated
 
 MISTAKES = (ConfigError, RunDirError, RunDiverged, CheckpointError, BundleError, RewardError, SizeError)
 OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -48,7 +49,7 @@ def one_sentence(
         if error.errno not in OUTSIDE:
             raise
         _end(f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", code)
-    except RunStopped as error:
+    except (RunStopped, Terminated) as error:
         console.print(str(error), highlight=False)
         raise typer.Exit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:

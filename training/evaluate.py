@@ -22,10 +22,12 @@ from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.processes import state
+from training.disk import unless_full
+from training.processes import Processes, state
 from training.progress import steps
 from training.sampler import Sampler
 from training.sharding import unsharded
+from training.termination import stop_if_asked
 
 FloatArray = NDArray[np.float64]
 ScoreFn = Callable[[Tensor, Sequence[str]], Tensor]
@@ -183,11 +185,17 @@ def in_turns(parts: Sequence[Part], work: Callable[[Part], Answer], label: str =
 
     Every process makes the same number of calls and repeats the last part if they do not divide evenly: what is sharded
     over the processes (FSDP2) must be computed by all of them at once. ``label`` is the title of the progress bar.
+
+    Raises:
+        RunStopped: inside a run's training, where a process of it was asked to stop (SIGTERM).
     """
-    here = state()
+    here, processes = state(), Processes()
     size, turns = here.num_processes, -(-len(parts) // here.num_processes)
     counted = steps(label, 0, turns, passing=True, shown=here.is_main_process and turns > 1)
-    mine = [work(parts[min(turn * size + here.process_index, len(parts) - 1)]) for turn in counted]
+    mine = []
+    for turn in counted:
+        stop_if_asked(processes)
+        mine.append(work(parts[min(turn * size + here.process_index, len(parts) - 1)]))
     if size == 1:
         return mine
     everyone: list[Answer] = gather_object(mine)
@@ -279,8 +287,12 @@ def cached(folder: Path, key: str, make: Callable[[], Evaluation]) -> Evaluation
         return Evaluation(**found[0])
     result = make()
     if here.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")  # several runs may write the same figures
-        part.write_text(json.dumps(asdict(result)))
-        part.replace(path)
+        with unless_full("a copy of these figures", path):
+            folder.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}.part")  # several runs may write the same figures
+            try:
+                part.write_text(json.dumps(asdict(result)))
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
     return result

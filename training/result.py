@@ -31,8 +31,8 @@ from training.card import card
 from training.evaluate import DIVERSITY, Evaluation, mean_error
 from training.experiment.setup import Setup
 from training.origin import origin
-from training.progress import read_log
 from training.scorers import HELDOUT, TRAINED
+from training.steplog import read_log
 
 ROLES = (TRAINED, HELDOUT)  # what a service may score with
 CALIBRATION = "calibration.txt"  # prompts of the model's own world, with which its exports are proven
@@ -102,7 +102,7 @@ def write(
     student = write_student(out, manifest(setup, table, chosen_at))
     figures.grid(pictures, out / "grid.png")
     figures.curves(read_log(out / "run" / "log.jsonl"), out / "curves.png")
-    alarms = (out / "run" / "alarms.txt").read_text().splitlines()
+    alarms = written.read_text().splitlines() if (written := out / "run" / "alarms.txt").exists() else []
     teacher = origin(setup.config.model)
     if teacher.terms:
         shutil.copyfile(teacher.terms, out / teacher.terms.name)

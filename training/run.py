@@ -21,6 +21,9 @@ from training.processes import Processes, process_group
 from training.progress import console, quiet
 from training.rats.config import RatsConfig
 from training.rundir import FINISHED, claim_together, refuse_others
+from training.termination import stopped_at_once
+
+STOPPED = "stopped: the same command goes on from here, or from the last checkpoint where there is one"
 
 
 def resolved(preset: str, settings: Sequence[str]) -> RatsConfig:
@@ -64,7 +67,7 @@ def main(
 ) -> None:
     """Train a few-step student with RATS, evaluate it, and write its bundle."""
     quiet()
-    with one_sentence(less_memory=LESS_MEMORY), process_group():
+    with one_sentence(less_memory=LESS_MEMORY), stopped_at_once(STOPPED), process_group():
         own = {"model": model, "student.init": init, "method": "tune" if tune else None}
         config = resolved(preset, [*(setting or []), *(f"{key}={value}" for key, value in own.items() if value)])
         if dry_run:

@@ -40,11 +40,14 @@ def shard(network: Any, processes: int, in_bf16: bool = False) -> None:
     fully_shard(network, mesh=mesh, mp_policy=policy)
 
 
-def clone(network: Any, processes: int, in_bf16: bool = False) -> Any:
-    """A copy of a diffusers transformer; of a sharded one without ever holding all of it."""
+def clone(network: Any, processes: int, in_bf16: bool = False, dtype: torch.dtype | None = None) -> Any:
+    """A copy of a diffusers transformer, in ``dtype`` where it is given; of a sharded one without ever holding all of
+    it.
+    """
     if processes == 1:
-        return copy.deepcopy(network)
-    other = without_weights(network).to(network.dtype).train(network.training).requires_grad_(False)
+        made = copy.deepcopy(network)
+        return made if dtype is None else nn.Module.to(made, dtype)  # diffusers' own warns of what none here has
+    other = nn.Module.to(without_weights(network), dtype or network.dtype).train(network.training).requires_grad_(False)
     shard(other, processes, in_bf16)
     device = next(network.parameters()).device
     other.to_empty(device=device)

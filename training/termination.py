@@ -1,4 +1,4 @@
-"""SIGTERM as a request to stop at the next suitable moment (a job scheduler sends it before it kills)."""
+"""SIGTERM as a request to stop (a job scheduler sends it before it kills): at once, or at the next suitable moment."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+from training.processes import Processes
+from training.rundir import RunStopped
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived where a program may end at once; the message is one sentence. (No ``Exception``: whoever asks
+    somebody else's code catches these.)
+    """
+
+
+_asked: list[threading.Event] = []  # those of the ``sigterm`` blocks that the program is in
 
 
 @contextmanager
@@ -20,11 +33,42 @@ def sigterm() -> Iterator[threading.Event]:
     def handle(_: int, __: FrameType | None) -> None:
         received.set()
 
+    _asked.append(received)
+    try:
+        with _handler(handle):
+            yield received
+    finally:
+        _asked.remove(received)
+
+
+@contextmanager
+def stopped_at_once(sentence: str) -> Iterator[None]:
+    """SIGTERM raises Terminated with this sentence wherever the program is: for parts that leave nothing half done."""
+
+    def handle(_: int, __: FrameType | None) -> None:
+        raise Terminated(sentence)
+
+    with _handler(handle):
+        yield
+
+
+def stop_if_asked(processes: Processes) -> None:
+    """Between two parts of something long inside ``sigterm``; every process must call it.
+
+    Raises:
+        RunStopped: one of the processes was asked to stop.
+    """
+    if _asked and processes.any(_asked[-1].is_set())[0]:
+        raise RunStopped("stopped: the same command resumes from the last checkpoint")
+
+
+@contextmanager
+def _handler(handle: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield
         return
     before = signal.signal(signal.SIGTERM, handle)
     try:
-        yield received
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)

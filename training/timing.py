@@ -37,6 +37,11 @@ class StepTimer:
         return event
 
 
+def peak_memory() -> dict[str, float]:
+    """The peak memory of the GPU so far, in GB."""
+    return {"memory_gb": torch.cuda.max_memory_allocated() / 1e9} if torch.cuda.is_available() else {}
+
+
 def _between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
     if isinstance(start, float) and isinstance(end, float):
         return end - start

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training import checkpoint, figures
 from training.alarms import all_alarms
 from training.optim import one_cycle, trapezoid
-from training.progress import StepLog, read_log
+from training.steplog import StepLog, read_log
 
 
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:

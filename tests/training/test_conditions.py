@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from student.families.family import Condition
+from student.families.family import Condition, Family
 from student.families.find import family_of
 from tests.student.families import tiny
 from tests.training.rats.test_families import run, settings
 from training.conditions import Conditions
+from training.config import with_settings
+from training.experiment import setup
+from training.experiment.presets import preset
+from training.rats.config import RatsConfig
 
 PROMPTS = ["a red heart", "a blue star", "a ring"]
 
@@ -66,3 +71,40 @@ def test_a_condition_without_a_pooled_vector_is_kept_too(tmp_path: Path) -> None
     found = kept[PROMPTS[0]]
     assert found.pooled_BP is None and found.tokens_BLE.dtype == torch.bfloat16
     assert torch.equal(found.tokens_BLE, torch.arange(6.0).view(1, 2, 3).bfloat16())
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """torch's own setting, which a monkeypatch would leave deleted."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_rewards_make_room_while_prompts_are_encoded_and_the_encoders_are_let_go_of_before_they_return(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device (``cpu:0`` here) never holds both; and products in fp32 are TF32's where a run computes in bf16."""
+    monkeypatch.setattr("training.evaluate.CACHE", tmp_path / "cache")
+    torch.backends.cuda.matmul.allow_tf32 = precision == "fp32"
+    done: list[str] = []
+    encode, place = Conditions.encode, setup.place
+
+    def encoded(self: Conditions, model: Family, prompts: list[str]) -> None:
+        done.append("encode")
+        encode(self, model, prompts)
+
+    def placed(config: RatsConfig, model: Family, names: Sequence[str] = ()) -> None:
+        done.append("encoders" if names else "transformer and decoder")
+        assert bool(names) == any(getattr(model, name) is not None for name in model.encoders), "let go of before"
+        place(config, model, names)
+
+    monkeypatch.setattr(Conditions, "encode", encoded)
+    monkeypatch.setattr(setup, "place", placed)
+    monkeypatch.setattr(setup, "move", lambda _, device: done.append(f"rewards to {device}"))
+    given = [*settings(tmp_path, "sd3", precision=precision), "--set", "compute.device=cpu:0"]
+    setup.prepare(with_settings(preset("shapes"), given[1::2]))
+    assert done == ["rewards to cpu", "encoders", "encode", "rewards to cpu:0", "transformer and decoder"]
+    assert torch.backends.cuda.matmul.allow_tf32 == (precision == "bf16")

@@ -142,7 +142,6 @@ RULES: list[tuple[list[str], list[str], str]] = [
     (["compute.shard=true", "method=consistency"], ["compute.shard=true", "method=matching"], "compute.shard"),
     (["compute.weights=bf16", "lora.rank=1"], ["compute.weights=bf16"], "compute.weights"),
     (["teacher.weights=bf16"], ["teacher.weights=bf16", "lora.rank=1"], "teacher.weights"),
-    (["teacher.weights=bf16"], ["teacher.weights=bf16", "compute.shard=true"], "teacher.weights"),
     (["teacher.weights=bf16"], ["teacher.weights=bf16", "compute.precision=fp32"], "teacher.weights"),
     ([*BF16, "compute.quantise=nf4"], [*ADAPTER, "compute.quantise=nf4"], "compute.quantise"),
     ([*BF16, "compute.quantise=fp8"], [*BF16, "compute.quantise=fp8", "compute.shard=true"], "compute.quantise"),

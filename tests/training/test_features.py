@@ -15,7 +15,7 @@ from student.families.find import family_of
 from tests.student.families import tiny
 from tests.training.rats.test_families import run, settings
 from training.features import dinov2_features, open_dinov2, source
-from training.progress import read_log
+from training.steplog import read_log
 
 # facebook/dinov2-base's preprocessor_config.json
 PUBLISHED = {

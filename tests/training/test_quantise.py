@@ -17,10 +17,10 @@ from student.pipeline import open_pipeline, reproduce, shift_no_more
 from tests.student.families import tiny
 from tests.training.rats.test_families import run, settings
 from training.config import ConfigError, with_settings
-from training.progress import read_log
 from training.quantise import adamw, linear_layers, quantise, require
 from training.rats.config import RatsConfig
 from training.rats.roles import Lora, Roles
+from training.steplog import read_log
 
 needs_bnb = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 needs_ao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")

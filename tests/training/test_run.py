@@ -18,8 +18,8 @@ from student.files import verify_files
 from student.runtimes.load import load
 from tests.training.shapes import small
 from training import checkpoint
-from training.progress import read_log
 from training.shapes.prompts import measuring_prompts
+from training.steplog import read_log
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
 from training import hub
-from training.progress import StepLog, read_log
+from training.steplog import StepLog, read_log
 from training.tracker import Remote, remote, tracking
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from student.families.family import Family
 from training import evaluate, figures
+from training.disk import unless_full
 from training.evaluate import Evaluation, Plan, cached, fingerprint, hash_model, in_turns, over_pictures
 from training.experiment.setup import SHORT_RUN_STEPS, Setup
 from training.processes import state
@@ -26,8 +27,9 @@ VALIDATION_SEED, SHOWN_PICTURES = 1_000_000, 8
 
 
 def trainer(setup: Setup, run_dir: Path) -> Trainer:
-    """The trainer of a run, with validation as the configuration says."""
+    """The trainer of a run, with validation as the configuration says; the device has the rewards that a step asks."""
     validation, shaping = setup.config.validation, setup.config.shaping
+    _put_aside(setup)
     return Trainer(
         setup.config,
         setup.roles,
@@ -77,12 +79,18 @@ def _validate(setup: Setup, run_dir: Path, samplers: Sequence[Sampler], step: in
             images, row = _validated(setup, sampler)
         rows.append(row)
         shown[f"{len(sampler.sigmas)} steps, after {step}"] = images
-    asked = (TRAINED, HELDOUT) if setup.config.gate.kind == "disagreement" else (TRAINED,)
-    move({role: reward for role, reward in setup.rewards.items() if role not in asked}, "cpu")  # no step asks them
+    _put_aside(setup)
     if state().is_main_process:
-        (run_dir / "grids").mkdir(parents=True, exist_ok=True)
-        figures.grid(shown, run_dir / "grids" / f"{step:06d}.png")
+        with unless_full("a grid of pictures", path := run_dir / "grids" / f"{step:06d}.png"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figures.grid(shown, path)
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _put_aside(setup: Setup) -> None:
+    """Move the rewards that no step asks to main memory."""
+    asked = (TRAINED, HELDOUT) if setup.config.gate.kind == "disagreement" else (TRAINED,)
+    move({role: reward for role, reward in setup.rewards.items() if role not in asked}, "cpu")
 
 
 def _validated(setup: Setup, sampler: Sampler) -> tuple[Tensor, dict[str, float]]:

@@ -265,8 +265,8 @@ class RatsConfig:
         )
         quantised, sharded = self.compute.quantise, self.compute.shard
         check(
-            self.teacher.weights == "fp32" or (self.compute.precision == "bf16" and not (self.lora.rank or sharded)),
-            "teacher.weights is 'bf16': accepted with compute.precision=bf16, lora.rank=0, and without compute.shard",
+            self.teacher.weights == "fp32" or (self.compute.precision == "bf16" and not self.lora.rank),
+            "teacher.weights is 'bf16': accepted with compute.precision=bf16 and lora.rank=0",
         )
         check(
             not quantised or (self.lora.rank > 0 and self.compute.weights == "bf16" and not sharded),

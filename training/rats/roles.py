@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from student.base import NETWORKS, adapter_folder
 from student.families.family import Family
 from student.families.two_experts import networks
+from training import offload
 from training.decoder import decode_tiles, recompute_blocks
 from training.processes import Processes
 from training.rats.adapters import Lora, add_adapters, equalise, pairs, switch, write_adapter
@@ -63,6 +63,8 @@ class Roles:
         self.model, self.lora, self._learning = model, lora, learning
         self._ema, self.sharded, self._frugal, self._reduce = ema, processes > 1, sharding.frugal, True
         start = model.transformer.requires_grad_(False)
+        if start_in is not None and begin is not None:
+            nn.Module.to(start, start_in)  # diffusers' own warns of what no transformer here has
         base = model.transformer = start if begin is None else begin.requires_grad_(False)
         if lora is not None:
             add_adapters(self._parts(base), lora)
@@ -72,10 +74,8 @@ class Roles:
         self._student = self._teacher = base
         self._start = start
         if lora is None:
-            copies = [clone(base, processes, sharding.in_bf16) for _ in range(2 if begin is None else 1)]
-            self._teacher, self._start = copies[0], copies[-1] if begin is None else start
-            if start_in is not None:
-                nn.Module.to(self._start, start_in)  # diffusers' own warns of what no transformer here has
+            self._teacher = clone(base, processes, sharding.in_bf16)
+            self._start = start if begin is not None else clone(base, processes, sharding.in_bf16, start_in)
             self.trainable, self._following = self._parameters(self._student), self._parameters(self._teacher)
             for parameter in self.trainable:
                 parameter.requires_grad_(True)
@@ -100,6 +100,11 @@ class Roles:
         sharding = Sharding(compute.precision == "bf16", compute.shard_frugal)
         start_in = torch.bfloat16 if config.teacher.weights == "bf16" else None
         return cls(model, config.teacher.ema, lora, processes, compute.compile, sharding, begin, learning, start_in)
+
+    @property
+    def alike(self) -> bool:
+        """Whether every process has gradients of the same parameters: of two experts each may call its own."""
+        return len(self._parts(self._student)) == 1
 
     @contextmanager
     def role(self, name: str) -> Iterator[Any]:
@@ -254,6 +259,5 @@ class Roles:
 
 
 def _kept(parameter: nn.Parameter) -> Tensor:
-    """A copy in main memory; of a sharded parameter one where it is."""
-    value = parameter.detach()
-    return value.clone() if isinstance(value, DTensor) else value.to("cpu", copy=True)
+    """A copy in main memory; of a sharded parameter of this process's slice."""
+    return parameter.detach().to(offload.MAIN_MEMORY, copy=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,24 +19,26 @@ import torch
 from rich.markup import escape
 from torch import Tensor
 
+from student.families.family import sent
 from training import checkpoint
-from training.alarms import all_alarms
-from training.offload import MOMENTS, first_slot
+from training.alarms import write_alarms
 from training.optim import set_lr, trapezoid
 from training.processes import Processes
-from training.progress import StepLog, console, read_log, steps
+from training.progress import console, steps
 from training.quantise import adamw
 from training.rats.config import RatsConfig
 from training.rats.method import Batch, Method, RewardFn, means, step_statistics
 from training.rats.peers import Consistency, Matching
 from training.rats.rats import Rats
 from training.rats.roles import Roles
+from training.rats.slices import slices
 from training.rats.tune import Tune
 from training.rundir import RunDiverged, RunStopped
 from training.sampler import Sampler
 from training.sharding import unsharded
+from training.steplog import StepLog
 from training.termination import sigterm
-from training.timing import StepTimer
+from training.timing import StepTimer, peak_memory
 from training.tracker import remote
 
 BAD_STEPS = 10
@@ -83,6 +85,7 @@ class Trainer:
         self.processes = Processes()
         self.best: dict[str, Tensor] = {}
         self.best_score, self.best_at, self.bad_steps = -math.inf, 0, 0
+        self.validated = 0  # after how many steps last
         self._log: StepLog | None = None
 
     @property
@@ -95,11 +98,14 @@ class Trainer:
 
         Raises:
             RunDiverged: ten steps in a row without a finite loss; the last checkpoint is kept.
-            RunStopped: SIGTERM arrived (a preempted job); everything up to here is in the checkpoint.
+            RunStopped: SIGTERM arrived (a preempted job); everything up to here is in the checkpoint. A validation that
+                was due, or under way, is made when the run resumes.
         """
         first = self._resume()
         self._log = self._opened_log(first) if self.is_first else None
-        if first == 0:
+        if self.validated < first and self._due(first):  # the run was stopped before this validation
+            self._record(first - 1, self._validate(first), amended=True)
+        elif first == 0:
             self._record(-1, self._validate(0))
         with sigterm() as asked_to_stop:
             self._train(first, asked_to_stop)
@@ -117,14 +123,26 @@ class Trainer:
             if step == max(first, config.teacher.guided_steps):
                 self.roles.offload_start()
             log = self._step(step)
-            due = (step + 1) % config.validation.every == 0 or step + 1 == config.steps
-            self._record(step, {**log, **(self._validate(step + 1) if due else {})})
-            stop = self.processes.any(asked_to_stop.is_set())
-            if due or stop or self.processes.any(time.monotonic() - saved_at > 60 * config.compute.save_minutes):
+            late = time.monotonic() - saved_at > 60 * config.compute.save_minutes
+            stop, late = self.processes.any(asked_to_stop.is_set(), late)
+            due = self._due(step + 1)
+            if due and not stop:
+                try:
+                    log |= self._validate(step + 1)
+                except RunStopped:  # nothing has come of it yet: it is made again
+                    stop = True
+            self._record(step, log)
+            if due or stop or late:
                 self._save(step + 1, must=stop)
                 saved_at = time.monotonic()
-            if stop and step + 1 < config.steps:
+            if stop:
                 raise RunStopped(f"stopped after {step + 1} steps: the same command resumes from there")
+        if self.processes.any(asked_to_stop.is_set())[0]:
+            raise RunStopped("stopped after the last step: the same command resumes from there")
+
+    def _due(self, step: int) -> bool:
+        """Whether the student is measured after so many steps."""
+        return step % self.config.validation.every == 0 or step == self.config.steps
 
     def _step(self, step: int) -> dict[str, float]:
         """One optimizer step over this process's micro-batches."""
@@ -144,7 +162,8 @@ class Trainer:
             norm = self._update(step) if math.isfinite(log["loss"]) else math.nan
             self.optimizer.zero_grad()  # a validation that follows has their memory
         samples = (step + 1) * self.config.optim.batch * self.config.optim.accumulate * self.processes.size
-        log |= {"lr": self.optimizer.param_groups[0]["lr"], "samples": float(samples), **timer.seconds(), **_memory()}
+        log |= {"lr": self.optimizer.param_groups[0]["lr"], "samples": float(samples)}
+        log |= {**timer.seconds(), **peak_memory()}
         if not self._finite(norm):
             return {**log, "skipped": 1.0}
         self.method.after_step(log)
@@ -161,7 +180,7 @@ class Trainer:
         nfe = counts[int(torch.randint(len(counts), (), generator=gen))]
         device = self.roles.model.device
         return [
-            Batch(step, at, nfe, prompts[at : at + num], noise_BCHW[at : at + num].to(device))
+            Batch(step, at, nfe, prompts[at : at + num], sent(noise_BCHW[at : at + num], device))
             for at in self.processes.share(range(0, total, num))
         ]
 
@@ -169,7 +188,7 @@ class Trainer:
         """Clip, step and let the teacher follow; the gradient's norm, and no change at all where that is not finite."""
         config, roles = self.config, self.roles
         optim = config.optim
-        self.processes.mean_gradients(roles.trainable, optim.accumulate)
+        self.processes.mean_gradients(roles.trainable, optim.accumulate, roles.alike)
         norm = float(unsharded(torch.nn.utils.clip_grad_norm_(roles.trainable, optim.clip_norm)))
         if not math.isfinite(norm):
             return norm
@@ -207,6 +226,7 @@ class Trainer:
         if values["heldout_validation"] > self.best_score and (varied or step == 0):
             self.best_score, self.best_at = values["heldout_validation"], step
             self.best = self.roles.student_state()
+        self.validated = step
         if step > 0:
             self.method.after_validation(diversity, self.teacher_diversity)
         return {**values, "best_at": float(self.best_at)}
@@ -215,16 +235,13 @@ class Trainer:
         path, say = self.run_dir / "log.jsonl", partial(console.print, style="yellow", highlight=False, markup=False)
         return StepLog(path, first, remote(self.config.tracker, path, asdict(self.config), say))
 
-    def _record(self, step: int, values: dict[str, float]) -> None:
+    def _record(self, step: int, values: dict[str, float], amended: bool = False) -> None:
         if self._log is None:
             return
-        self._log.write(step, **values)
+        (self._log.amend if amended else self._log.write)(step, **values)
         if "heldout_validation" in values:
-            found = all_alarms(read_log(self.run_dir / "log.jsonl"), self.reward_p999)
-            for at, alarm in found:
-                if at == step + 1:
-                    console.print(f"[yellow]step {at}: {alarm}[/yellow]", highlight=False)
-            (self.run_dir / "alarms.txt").write_text("".join(f"step {at}: {alarm}\n" for at, alarm in found))
+            for alarm in write_alarms(self.run_dir / "alarms.txt", self._log.rows(), self.reward_p999):
+                console.print(f"[yellow]{alarm}[/yellow]", highlight=False)
 
     def _save(self, step: int, must: bool = True) -> None:
         """A checkpoint; a full disk ends the run only where it ``must`` be written, since the run ends with it."""
@@ -238,7 +255,8 @@ class Trainer:
         self.processes.wait()
 
     def _write(self, step: int) -> None:
-        plain: dict[str, Any] = {"step": step, "best_score": self.best_score, "best_at": self.best_at}
+        at = {"best_at": self.best_at, "validated": self.validated}
+        plain: dict[str, Any] = {"step": step, "best_score": self.best_score, **at}
         if self.config.compute.shard:
             tensors, adam_steps = self._slices()
             plain |= {"adam_steps": adam_steps, "method": self.method.state()}
@@ -258,24 +276,15 @@ class Trainer:
             self.best = saved["best"]
         self.method.load_state(saved["method"])
         self.best_score, self.best_at = saved["best_score"], saved["best_at"]
+        self.validated = saved.get("validated", saved["step"])
         return int(saved["step"])
 
     @property
     def _checkpoint(self) -> Path:
         return self.run_dir / CHECKPOINT
 
-    def _slices(self) -> tuple[dict[str, dict[str, Tensor]], list[float]]:
-        """All tensors of a sharded run, in groups, and how many steps its optimizer has made with each parameter."""
-        moments: dict[str, dict[str, Tensor]] = {name: {} for name in MOMENTS}
-        adam_steps, far = [], self.config.optim.state == "offload"
-        for i, parameter in enumerate(self.roles.trainable):
-            slot = self.optimizer.state[parameter]
-            if not slot:  # no step was made yet, which is the same as one of zeros
-                slot.update(first_slot(parameter, far))
-            adam_steps.append(float(slot["step"]))
-            for name, kept in moments.items():
-                kept[str(i)] = slot[name].detach()
-        return {**self.roles.live(), **moments, "best": self.best}, adam_steps
+    def _slices(self) -> tuple[dict[str, Mapping[str, Tensor]], list[float]]:
+        return slices(self.roles, self.optimizer, self.best, self.config.optim.state == "offload")
 
     def _load_slices(self) -> dict[str, Any] | None:
         self.best = self.roles.student_state()
@@ -288,8 +297,3 @@ class Trainer:
         for parameter, step in zip(self.roles.trainable, saved["adam_steps"], strict=True):
             self.optimizer.state[parameter]["step"].fill_(step)
         return saved
-
-
-def _memory() -> dict[str, float]:
-    """The peak memory of the GPU so far, in GB."""
-    return {"memory_gb": torch.cuda.max_memory_allocated() / 1e9} if torch.cuda.is_available() else {}

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from training import checkpoint
 from training.optim import set_lr
-from training.progress import StepLog, steps
+from training.progress import steps
+from training.steplog import StepLog
 
 
 def fit(

@@ -24,9 +24,10 @@ from student.pipeline import open_pipeline
 from student.sampler import pack
 from training import checkpoint
 from training.optim import one_cycle, set_lr
-from training.progress import StepLog, steps
+from training.progress import steps
 from training.shapes import pairs, prompts, vocabulary, world
 from training.shapes.swapped import swap_some
+from training.steplog import StepLog
 
 TEXT_WIDTH = 128
 

@@ -64,7 +64,22 @@ def test_the_teachers_diversity_is_measured_where_it_is_asked_for(
     measured: list[Setup] = []
     monkeypatch.setattr(validation, "_teacher_diversity", lambda setup: measured.append(setup) or 2.5)
     monkeypatch.setattr(validation, "Trainer", lambda *arguments, **named: named)
-    setup, scored = setup_of(100), cast(Any, SimpleNamespace(score=None))
+    setup, scored = setup_of(100), cast(Any, SimpleNamespace(score=None, terms=()))
     setup = replace(setup, config=changed(setup.config, changes), reward=scored, rewards={"heldout": scored})
     given = cast(Any, validation.trainer(setup, tmp_path))
     assert given["teacher_diversity"] == 2.5 * asked and len(measured) == asked
+
+
+@pytest.mark.parametrize(("kind", "aside"), [("reward", {"heldout", "reported"}), ("disagreement", {"reported"})])
+def test_a_run_that_begins_or_resumes_has_on_the_device_what_a_step_asks(
+    kind: str, aside: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not only after a validation, of which a resumed run's next one may be hours away."""
+    moved: list[tuple[set[str], str]] = []
+    monkeypatch.setattr(validation, "move", lambda rewards, device: moved.append((set(rewards), device)))
+    monkeypatch.setattr(validation, "Trainer", lambda *arguments, **named: named)
+    scored = cast(Any, SimpleNamespace(score=None))
+    rewards = dict.fromkeys(("trained", "heldout", "reported"), scored)
+    config = changed(setup_of(100).config, {"gate.kind": kind, "validation.min_diversity": 0.0})
+    validation.trainer(replace(setup_of(100), config=config, reward=scored, rewards=rewards), tmp_path)
+    assert moved == [(aside, "cpu")]

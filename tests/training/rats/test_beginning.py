@@ -17,13 +17,13 @@ from tests.student.families import tiny
 from tests.training.rats.test_families import run, settings
 from training.beginning import beginning
 from training.config import ConfigError, changed, to_json
-from training.progress import read_log
 from training.rats.config import RatsConfig
 from training.rats.method import Batch
 from training.rats.roles import Lora, Roles
 from training.rats.tune import Tune, bounded_target
 from training.run import resolved
 from training.rundir import RunDirError, refuse_others
+from training.steplog import read_log
 
 
 @pytest.fixture(autouse=True)

@@ -34,11 +34,11 @@ from training.evaluate import DIVERSITY_SEEDS, Evaluation, Measure, Plan
 from training.experiment import validation
 from training.experiment.presets import preset
 from training.experiment.setup import DTYPES, prepare
-from training.progress import read_log
 from training.prompts import from_files
 from training.rats.adapters import LORA_TARGETS
 from training.rats.config import RatsConfig
 from training.sampler import Sampler
+from training.steplog import read_log
 from training.usage import plain
 
 OWN, OTHERS = "tests.training.rats.own_reward", "tests.rewards.own"

@@ -9,8 +9,8 @@ import torch
 from student.bundle import read_student
 from student.schedule import sigmas
 from tests.training.rats.test_families import run, settings
-from training.progress import read_log
 from training.rats.peers import Consistency, Matching, _noisy, data_of, direction, next_point
+from training.steplog import read_log
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.training.rats.test_families import settings
 from tests.training.shapes import small
-from training.progress import read_log
+from training.steplog import read_log
 
 SEVERAL = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 

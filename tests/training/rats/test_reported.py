@@ -8,7 +8,7 @@ import pytest
 
 from student.bundle import read_student
 from tests.training.rats.test_families import OWN, run, settings
-from training.progress import read_log
+from training.steplog import read_log
 
 
 @pytest.fixture(autouse=True)

@@ -16,12 +16,12 @@ from student.pipeline import open_pipeline
 from tests.training.shapes import small
 from training.config import changed
 from training.experiment.presets import shapes
-from training.progress import read_log
 from training.rats.config import RatsConfig
 from training.rats.loss import steered
 from training.rats.roles import Roles
 from training.rats.trainer import Trainer
 from training.sampler import Sampler
+from training.steplog import read_log
 
 # By step: (held-out score, diversity). The last is the best one, and has lost its variety.
 VALIDATIONS = {0: (0.0, 2.0), 1: (0.3, 1.9), 2: (0.2, 2.0), 3: (0.9, 1.0)}

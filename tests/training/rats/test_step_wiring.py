@@ -17,7 +17,6 @@ from student.pipeline import open_pipeline
 from tests.training.shapes import small
 from training.config import changed
 from training.features import latent_features
-from training.progress import read_log
 from training.rats.config import RatsConfig
 from training.rats.loss import shaping
 from training.rats.method import Batch
@@ -27,6 +26,7 @@ from training.rats.roles import Roles
 from training.rats.trainer import Trainer
 from training.rats.trajectory import rollout
 from training.sampler import Sampler, velocity_of
+from training.steplog import read_log
 
 PROMPTS, NEGATIVE = ["a red heart", "a blue star"], "a green ring"
 GUIDED_STEPS, EMA = 2, 0.75

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training import checkpoint
-from training.progress import read_log
 from training.shapes import autoencoder, loop, sharpen, vocabulary, world
+from training.steplog import read_log
 
 TOKENIZER = vocabulary.tokenizer()
 NUM = 400

@@ -13,8 +13,8 @@ from student.sampler import pack, unpack
 from tests.training.shapes import small
 from training import checkpoint
 from training.optim import one_cycle
-from training.progress import read_log
 from training.shapes import autoencoder, pairs, prompts, teacher, vocabulary, world
+from training.steplog import read_log
 
 TOKENIZER = vocabulary.tokenizer()
 

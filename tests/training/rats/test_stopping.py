@@ -1,0 +1,119 @@
+"""SIGTERM in any phase of a run: it stops soon, loses nothing, and the same command ends as if it had not been."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.rats.test_wiring import figures, make, weight
+from training import checkpoint
+from training.evaluate import in_turns
+from training.processes import Processes
+from training.rats.trainer import CHECKPOINT, Trainer
+from training.rundir import RunStopped
+from training.steplog import read_log
+from training.termination import Terminated, stop_if_asked, stopped_at_once
+
+Validate = Callable[[Sequence[Any], int], dict[str, float]]
+
+
+def asked_to_stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def measured(samplers: Sequence[Any], step: int) -> dict[str, float]:
+    """Three parts, as an evaluation has them; the middle of the run scores best."""
+    values = in_turns([0.1, 0.2, 0.3], lambda part: part)
+    return figures(heldout=sum(values) - abs(step - 2), trained=float(samplers[0].model.transformer.w.detach()))
+
+
+def ended(trainer: Trainer, folder: Path) -> tuple[Any, ...]:
+    """All that a run leaves."""
+    rows = [{k: v for k, v in row.items() if not k.endswith("_s")} for row in read_log(folder / "log.jsonl")]
+    return trainer.best_at, weight(trainer, "student"), weight(trainer, "teacher"), trainer.method.state(), rows
+
+
+def test_a_validation_that_is_due_does_not_delay_a_stop_and_is_made_by_the_same_command(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def validate(samplers: Sequence[Any], step: int) -> dict[str, float]:
+        seen.append(step)
+        return measured(samplers, step)
+
+    plain = make(tmp_path / "plain", None, validate)
+    plain.run()
+    assert seen == [0, 2, 4] and plain.best_at == 2
+    seen.clear()
+    stopped = make(tmp_path / "cut", None, validate)
+    step = stopped._step
+    stopped._step = lambda number: (asked_to_stop() if number == 1 else None, step(number))[1]  # type: ignore[method-assign]
+    with pytest.raises(RunStopped, match="stopped after 2 steps"):
+        stopped.run()
+    assert seen == [0], "the one after two steps was due"
+    resumed = make(tmp_path / "cut", None, validate)
+    resumed.run()
+    assert seen == [0, 2, 4] and ended(resumed, tmp_path / "cut") == ended(plain, tmp_path / "plain")
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_validation_that_is_under_way_is_left_and_made_again(at: int, tmp_path: Path) -> None:
+    plain = make(tmp_path / "plain", None, measured)
+    plain.run()
+    parts: list[float] = []
+
+    def interrupted(samplers: Sequence[Any], step: int) -> dict[str, float]:
+        if step == at:
+            in_turns([1.0, 2.0, 3.0], lambda part: (parts.append(part), asked_to_stop()))
+        return measured(samplers, step)
+
+    with pytest.raises(RunStopped, match=f"stopped after {at} steps"):
+        make(tmp_path / "cut", None, interrupted).run()
+    assert parts == [1.0], "it went on"
+    saved = checkpoint.load(tmp_path / "cut" / CHECKPOINT)
+    assert saved is not None and (saved["step"], saved["validated"]) == (at, at - 2)
+    resumed = make(tmp_path / "cut", None, measured)
+    resumed.run()
+    assert ended(resumed, tmp_path / "cut") == ended(plain, tmp_path / "plain")
+
+
+def test_a_stop_in_the_last_part_of_the_last_validation_is_not_forgotten(tmp_path: Path) -> None:
+    def validate(samplers: Sequence[Any], step: int) -> dict[str, float]:
+        values = measured(samplers, step)
+        if step == 4:
+            asked_to_stop()
+        return values
+
+    with pytest.raises(RunStopped, match="after the last step"):
+        make(tmp_path, None, validate).run()
+    resumed = make(tmp_path, None, lambda *_: pytest.fail("it was made"))
+    resumed.run()
+    assert resumed.best_at == 2
+
+
+def test_a_checkpoint_of_an_earlier_version_has_all_its_validations(tmp_path: Path) -> None:
+    trainer = make(tmp_path, None, measured)
+    for step in range(2):
+        trainer._step(step)
+    trainer._save(2)
+    saved = checkpoint.load(tmp_path / CHECKPOINT)
+    assert saved is not None
+    del saved["validated"]
+    checkpoint.save(tmp_path / CHECKPOINT, saved)
+    resumed = make(tmp_path)
+    assert resumed._resume() == 2 and resumed.validated == 2
+
+
+def test_where_nothing_is_half_done_a_program_ends_at_once_whatever_it_asks() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    stop_if_asked(Processes())  # nobody trains
+    with pytest.raises(Terminated, match="the same command goes on"), stopped_at_once("the same command goes on"):
+        try:
+            asked_to_stop()
+        except Exception:
+            pytest.fail("taken for a fault of a reward")
+    assert signal.getsignal(signal.SIGTERM) is before
