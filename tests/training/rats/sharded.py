@@ -88,6 +88,7 @@ def main(folder: Path, lora: Lora | None) -> None:
         # What the first three micro-batches have added up goes on its way apart from what the last one adds.
         assert [reductions(model, processes, frugal) for frugal in (False, True)] == [2 * units, 4 * units]
         assert digits(model, processes), "gradients were added up in bf16"
+        assert narrow_start(model, processes), "a start in bf16 draws something else when it is sharded"
     step(one, optimizers[0], processes, [7, 8])
     two.gather(keep=processes.is_first)
     if processes.is_first:
@@ -136,6 +137,20 @@ def digits(model: Flux, processes: Processes) -> bool:
         loss_of(roles, int(processes.is_first)).backward()
     gradients = unsharded([parameter.grad for parameter in roles.trainable if parameter.grad is not None])
     return any(not torch.equal(gradient, gradient.bfloat16().float()) for gradient in gradients)
+
+
+def narrow_start(model: Flux, processes: Processes) -> bool:
+    """Whether a frozen start in bf16 draws, sharded, what it draws whole; what learns is in fp32."""
+    pictures = []
+    for num in (1, processes.size):
+        sharding = Sharding(in_bf16=True)
+        roles = Roles(copy.deepcopy(model), 0.5, None, num, sharding=sharding, start_in=torch.bfloat16)
+        x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+        with torch.autocast("cpu", torch.bfloat16), roles.role("start") as start:
+            assert {parameter.dtype for parameter in start.transformer.parameters()} == {torch.bfloat16}
+            pictures.append(start.velocity(x, 0.5, start.encode(["a red heart", "a blue star"])).clone())
+        assert {parameter.dtype for parameter in roles.trainable} == {torch.float32}
+    return torch.equal(*pictures)
 
 
 def flat(state: dict) -> dict[str, torch.Tensor]:
