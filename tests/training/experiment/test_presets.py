@@ -48,7 +48,7 @@ DIFFERING: dict[str, dict[str, Any]] = {
     "shapes-matching": {**STARTER, "method": "matching", "optim.lr": 5e-5, "reward.weight": 0.0},
     "flux-dev": {
         **PAPER, "model": "black-forest-labs/FLUX.1-dev", "student.id": "flux-dev", "student.nfe": (3,),
-        "teacher.guidance": 3.5,
+        "teacher.guidance": 3.5, "teacher.batch": 4,
     },
     "sd35-medium": {
         **PAPER, **TWO_PHASES, "model": "stabilityai/stable-diffusion-3.5-medium", "student.id": "sd35-medium",
@@ -69,7 +69,7 @@ DIFFERING: dict[str, dict[str, Any]] = {
     },
     "qwen-image": {
         **PAPER, **TWO_PHASES, "model": "Qwen/Qwen-Image", "student.id": "qwen-image", "student.nfe": (8,),
-        "teacher.guidance": 4.0, "teacher.negative_prompt": " ",
+        "teacher.guidance": 4.0, "teacher.batch": 2, "teacher.negative_prompt": " ",
     },
     "z-image-turbo": {
         **PAPER, "model": "Tongyi-MAI/Z-Image-Turbo", "student.id": "z-image-turbo", "teacher.nfe": 8,
