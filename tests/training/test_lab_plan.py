@@ -39,7 +39,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "RATS": {}, "constant gate": {"gate.kind": "constant"}, "shuffled gate": {"gate.kind": "shuffled"},
     "reward only": {}, "batch-mean gate": {"gate.kind": "batch_mean"}, "signed weight": {"gate.kind": "signed"},
     "disagreement gate": {"gate.kind": "disagreement"},
-    "distillation only": {"reward.weight": 0.0, "gate.kind": "one"},
+    "distillation only": {"reward.weight": 0.0, "gate.kind": "one"}, "confidence gate": {"gate.kind": "confidence"},
 }  # fmt: skip
 
 
