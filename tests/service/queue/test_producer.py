@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import redis
 
 from service.queue import producer as module
-from service.queue.job import Record
+from service.queue.job import QueueOptions, Record, Verdict
 from service.queue.producer import Producer
 from service.queue.states import State
 from service.queue.status import Usage
@@ -172,3 +175,66 @@ def test_the_load_is_what_arrives_and_what_waits_and_a_further_round_ends_in_tim
     assert [worker.load(ids[0], cost)[1] for cost in (16 * 9, 16 * 11)] == [False, True]
     assert [worker.load(ids[2], cost)[1] for cost in (16 * 7, 16 * 9)] == [False, True], "two are before it"
     assert worker.load("gone", 16) == (pytest.approx(share, abs=0.01), True)
+
+
+def told(
+    monkeypatch: pytest.MonkeyPatch, *answer: Any, replicas: int = 0, copies: int = 0
+) -> tuple[Producer, list[Any]]:
+    """A producer whose queue gives this answer to a job, and what else it is asked for."""
+    asked: list[Any] = []
+
+    async def execute() -> list[Any]:
+        return [list(answer), copies]
+
+    async def run(name: str, *arguments: Any, pipeline: Any = None) -> Any:
+        if name != "enqueue":
+            asked.append((name, *arguments))
+        return list(answer)
+
+    pipeline = SimpleNamespace(execute=execute, wait=lambda *arguments: asked.append(("wait", *arguments)))
+    client: Any = SimpleNamespace(pipeline=lambda transaction: pipeline)
+    limits = {"ttl_s": 60.0, "max_pending": 9, "max_attempts": 3}
+    monkeypatch.setattr(module, "Scripts", lambda *_: SimpleNamespace(prefix="p:", run=run))
+    monkeypatch.setattr(module.random, "uniform", lambda low, high: {(1.0, 2.0): 1.5}[low, high])
+    return Producer(client, "q", "api", replicas=replicas, **limits), asked  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("word", "wait_s"),
+    [
+        ("ok", 8.0), ("known", 8.0), ("attached", 8.0), ("mismatch", 8.0), ("quota", 8.0), ("late", 8.0), ("gone", 8.0),
+        ("full", 12.0), ("key_full", 12.0), ("left", 12.0),
+    ],
+)  # fmt: skip
+def test_only_who_was_refused_for_others_sake_is_spread_over_time(
+    word: str, wait_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer, _ = told(monkeypatch, word, "id", 8000, 7)
+    verdict = asyncio.run(producer.enqueue(a_job(), QueueOptions(60.0, quota=11)))
+    assert verdict == Verdict(word, "id", wait_s, 7, 11)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("word", "copies", "accepted"),
+    [("ok", 2, True), ("ok", 3, True), ("ok", 1, False), ("ok", 0, False), ("full", 0, True), ("known", 0, True)],
+)
+def test_a_job_is_accepted_when_enough_replicas_hold_it_and_else_taken_back(
+    word: str, copies: int, accepted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer, asked = told(monkeypatch, word, "id", 0, 0, replicas=2, copies=copies)
+    enqueued = producer.enqueue(a_job(), QueueOptions(60.0))
+    if accepted:
+        assert asyncio.run(enqueued).word == word and asked == [("wait", 2, 500)]
+        return
+    with pytest.raises(redis.ConnectionError, match=f"only {copies} of 2 replicas hold the job"):
+        asyncio.run(enqueued)
+    assert asked == [("wait", 2, 500), ("cancel", "id", "cancelled")]
+
+
+def test_what_a_probe_has_measured_is_kept_for_a_year_and_more_after_it_was_last_asked_for(queue: Queue) -> None:
+    worker, name = queue.consumer("w"), f"{queue.prefix}pr"
+    assert worker.probe_record("a") is None and worker.probe_record("a", "first") == "first"
+    assert worker.probe_record("a", "second") == "first", "the first one counts"
+    queue.client.pexpire(name, 1000)
+    assert worker.probe_record("b") is None and worker.probe_record("a") == "first"
+    assert 399 * DAY_S < queue.client.ttl(name) <= 400 * DAY_S  # type: ignore[operator]
