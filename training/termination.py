@@ -19,6 +19,7 @@ class Terminated(BaseException):
     """
 
 
+_ended: list[str] = []  # sentences of ``Terminated``, which Python ignores in a callback of its garbage collection
 _asked: list[threading.Event] = []  # those of the ``sigterm`` blocks that the program is in
 
 
@@ -46,18 +47,25 @@ def stopped_at_once(sentence: str) -> Iterator[None]:
     """SIGTERM raises Terminated with this sentence wherever the program is: for parts that leave nothing half done."""
 
     def handle(_: int, __: FrameType | None) -> None:
+        _ended.append(sentence)
         raise Terminated(sentence)
 
-    with _handler(handle):
-        yield
+    try:
+        with _handler(handle):
+            yield
+    finally:
+        _ended.clear()
 
 
 def stop_if_asked(processes: Processes) -> None:
-    """Between two parts of something long inside ``sigterm``; every process must call it.
+    """Between two parts of something long; every process must call it.
 
     Raises:
         RunStopped: one of the processes was asked to stop.
+        Terminated: this one was, inside ``stopped_at_once``, and has not ended.
     """
+    if _ended:
+        raise Terminated(_ended[-1])
     if _asked and processes.any(_asked[-1].is_set())[0]:
         raise RunStopped("stopped: the same command resumes from the last checkpoint")
 

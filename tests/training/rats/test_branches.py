@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +15,13 @@ from rewards.interface import RewardError
 from rewards.weighted import require_gradient
 from student.families.find import family_of
 from tests.student.families import tiny
+from tests.training.rats.test_families import OWN, run, settings
 from training.config import ConfigError, changed
 from training.rats.config import RatsConfig
 from training.rats.method import Batch
 from training.rats.roles import Roles
 from training.rats.tune import Tune, branched, signed_direction
+from training.steplog import read_log
 
 NUM, SAMPLES, WIDTH = 6, 3, 5
 
@@ -94,3 +98,21 @@ def test_a_reward_without_gradient_is_told_where_it_may_train() -> None:
 
     with pytest.raises(RewardError, match="or for the gate, or with --tune and tune.branches"):
         require_gradient("blind", Blind())
+
+
+def test_the_command_tunes_by_branches_with_a_reward_that_has_no_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.evaluate.CACHE", tmp_path / "cache")
+    more = {"reward": f"{OWN}:Counted", "tune.branches": 2, "lora_rank": 2, "warmup": 1}
+    given = settings(tmp_path, "flux", **more)
+    kept = [at for at, name in enumerate(given[1::2]) if not name.startswith("teacher.")]
+    arguments = [part for at in kept for part in given[2 * at : 2 * at + 2]]
+    code, text = run("--tune", "--out", str(tmp_path / "out"), *arguments)
+    assert code == 0, text
+    rows = [row for row in read_log(tmp_path / "out" / "run" / "log.jsonl") if row["step"] >= 0]
+    assert len(rows) == 3 and all(row["grad_norm"] > 0 for row in rows)
+    config = json.loads((tmp_path / "out" / "run" / "config.json").read_text())
+    assert (config["method"], config["tune"]["branches"]) == ("tune", 2)
+    code, text = run("--tune", "--out", str(tmp_path / "no"), *arguments, "--set", "tune.branches=0")
+    assert code == 2 and "has no gradient" in text and "tune.branches" in text

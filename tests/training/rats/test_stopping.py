@@ -117,3 +117,11 @@ def test_where_nothing_is_half_done_a_program_ends_at_once_whatever_it_asks() ->
         except Exception:
             pytest.fail("taken for a fault of a reward")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_stop_that_python_ignored_is_found_at_the_next_part() -> None:
+    with pytest.raises(Terminated, match="now"), stopped_at_once("now"):
+        with pytest.raises(Terminated):
+            asked_to_stop()
+        in_turns([1, 2], lambda part: pytest.fail("it went on"))
+    stop_if_asked(Processes())  # and is forgotten afterwards
