@@ -18,6 +18,7 @@ from student.files import verify_files
 from student.runtimes.load import load
 from tests.training.shapes import small
 from training import checkpoint
+from training.evaluate import Measure
 from training.shapes.prompts import measuring_prompts
 from training.steplog import read_log
 
@@ -183,3 +184,35 @@ def test_kill_9_and_the_same_command_give_the_same_student(models: Path, tmp_pat
         for p in (whole, cut)
     ]
     assert rows[0] == rows[1]
+
+
+FEW: dict[str, object] = {
+    "data.calibration": 8, "data.validation": 4, "data.validation_diversity": 1, "data.test": 4,
+    "data.test_diversity": 1, "batch": 2, "reference_nfe": 4,
+}  # fmt: skip
+
+
+def test_sigterm_while_it_prepares_and_while_it_evaluates_ends_it_at_once_and_the_same_command_goes_on(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.evaluate.CACHE", tmp_path / "cache")
+    arguments = ["--out", str(tmp_path / "out"), *small.settings(models, **FEW)]
+    plain, asked = Measure.evaluate, []
+
+    def evaluate(self: Measure, label: str, *rest: object) -> object:
+        if label not in asked:
+            asked.append(label)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, label, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Measure, "evaluate", evaluate)
+    for label in ("calibration", "teacher", "student"):
+        code, text = run(*arguments)
+        assert code == 128 + signal.SIGTERM and "stopped: the same command goes on" in " ".join(text.split()), text
+        assert asked[-1] == label and not (tmp_path / "out" / "student.json").exists()
+    rows = read_log(tmp_path / "out" / "run" / "log.jsonl")
+    assert [row["step"] for row in rows] == [-1, 0, 1, 2, 3]
+    code, text = run(*arguments)
+    assert code == 0 and read_student(tmp_path / "out").steps == (4,), text
+    again = read_log(tmp_path / "out" / "run" / "log.jsonl")
+    assert again == rows, "no step was made twice"
