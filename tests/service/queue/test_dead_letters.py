@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from service.queue.connection import connect
 from service.queue.dead_letters import DeadLetterQueue
+from service.queue.job import Job, QueueOptions, Verdict
 from service.supervise.redis_server import EmbeddedServer
 from tests.service.support import Api, Queue, call, eventually, running_service
 
@@ -56,6 +57,39 @@ def test_a_dropped_letter_is_kept_no_longer_than_another_job(queue: Queue) -> No
     assert queue.runner.run(letters.drop(id)) and not queue.runner.run(letters.drop(id))
     assert queue.runner.run(letters.find(id)) is None
     assert 0 < queue.client.pttl(f"{queue.prefix}j:{id}") <= 60_000
+
+
+def test_the_newest_letters_are_listed_and_no_more_than_are_wanted(queue: Queue) -> None:
+    ids = []
+    for k in range(3):
+        ids.append(queue.add(seeds=(k,)))
+        kill(queue, ids[-1])
+    letters = DeadLetterQueue(queue.producer)
+    for limit in (1, 2, 3, 9):
+        found = queue.runner.run(letters.newest(limit))
+        assert [letter.record.id for letter in found] == ids[::-1][:limit]
+        assert [letter.died_s for letter in found] == sorted((letter.died_s for letter in found), reverse=True)
+    queue.client.delete(f"{queue.prefix}j:{ids[2]}")
+    assert [letter.record.id for letter in queue.runner.run(letters.newest(2))] == [ids[1]], "its record is gone"
+
+
+@pytest.mark.parametrize(("word", "dropped"), [("known", True), ("attached", True), ("full", False), ("gone", False)])
+def test_a_letter_is_dropped_once_its_job_is_queued_whoever_has_queued_it(
+    word: str, dropped: bool, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = queue.add()
+    kill(queue, id)
+    letters, asked = DeadLetterQueue(queue.producer), list[QueueOptions]()
+
+    async def enqueue(job: Job, options: QueueOptions) -> Verdict:
+        asked.append(options)
+        return Verdict(word, job.id, 0.0, 0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(queue.producer, "enqueue", enqueue)
+    [letter] = queue.runner.run(letters.newest(10))
+    assert queue.runner.run(letters.retry(letter, 60.0)).word == word
+    assert (queue.runner.run(letters.newest(10)) == []) is dropped
+    assert asked == [QueueOptions(60.0, quota=0, solo=True)]
 
 
 def test_a_server_that_lost_its_data_gives_no_token_a_second_time(queue: Queue) -> None:
