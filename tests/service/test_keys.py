@@ -246,3 +246,35 @@ def test_the_command_line_says_what_is_wrong_in_one_sentence(arguments: tuple[st
 def test_a_data_directory_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     assert "cannot be written" in run(tmp_path / "data", "create", "ann").stderr
+
+
+@pytest.mark.parametrize("changed", ["time", "file", "size"])
+def test_a_file_is_read_again_whatever_has_changed_of_it(changed: str, store: KeyStore, tmp_path: Path) -> None:
+    """A backup may come with its old time, an editor write into the same file, and a key be exchanged for another."""
+    _, first = store.create("ann")
+    assert store.find(first)
+    file = tmp_path / "data" / FILE_NAME
+    before, text = file.stat(), file.read_text()
+    _, second = KeyStore(tmp_path / "elsewhere").create("ann")
+    other = (tmp_path / "elsewhere" / FILE_NAME).read_text()
+    assert len(other) == len(text)
+    old_time = (before.st_atime_ns, before.st_mtime_ns)
+    if changed == "time":
+        file.write_text(other)
+        os.utime(file, ns=(old_time[0], old_time[1] + 1))
+    elif changed == "size":
+        file.write_text(other + " ")
+        os.utime(file, ns=old_time)
+    else:
+        part = file.with_name("part")
+        part.write_text(other)
+        os.utime(part, ns=old_time)
+        part.replace(file)
+    assert store.find(first) is None and store.find(second)
+
+
+def test_a_key_was_revoked_when_it_was_revoked_first(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, _ = store.create("ann")
+    for now, revoked in ((1000.9, 1000), (2000.0, 1000)):
+        monkeypatch.setattr("service.keys.time.time", lambda now=now: now)
+        assert store.revoke(key.id).revoked == revoked

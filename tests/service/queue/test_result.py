@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from service.queue.result import RESULT_VERSION, read_result, write_result
+from service.queue.result import RESULT_VERSION, read_result, with_scores, write_result
 
 IMAGE = {"file": "f", "seed": 1, "width": 64, "height": 64, "sha256": "0" * 64, "reward": {"s": 0.5}}
 TIMINGS = {"queue_s": 1.0, "inference_s": 2.0, "score_s": 0.5, "encode_s": 0.25}
@@ -48,3 +48,42 @@ def test_whatever_it_is_every_reader_finds_what_it_expects(text: str) -> None:
         assert set(call) == {"images", "inference_s", "splits"}
     if "error" in read:
         assert isinstance(read["error"]["code"], str) and isinstance(read["error"]["message"], str)
+
+
+def test_scores_that_come_later_are_each_images_own() -> None:
+    images = [{**IMAGE, "reward": {}}, {**IMAGE, "seed": 2, "reward": {}}, {**IMAGE, "seed": 3, "reward": {}}]
+    result = read_result(write_result({**RESULT, "images": images, "timings": {**TIMINGS, "score_s": 0.0}}))
+    later = [
+        {"reward": {"s": 0.5}, "reward_percentile": {"s": 60.0}},
+        {"reward": {"s": -1.0}, "reward_failed": ["h"]},
+    ]
+    found = with_scores(result, json.dumps({"images": later, "score_s": 0.75}))
+    assert [image["reward"] for image in found["images"]] == [{"s": 0.5}, {"s": -1.0}, {}]
+    assert [image["reward_percentile"] for image in found["images"]] == [{"s": 60.0}, {}, {}]
+    assert [image.get("reward_failed") for image in found["images"]] == [None, ["h"], None]
+    assert [image["seed"] for image in found["images"]] == [1, 2, 3]
+    assert found["timings"] == {**TIMINGS, "score_s": 0.75}
+    assert with_scores(found, json.dumps({"images": later}))["timings"]["score_s"] == 0.0
+    for nothing in (None, "", "{"):
+        assert with_scores(result, nothing) is result
+    assert with_scores({}, json.dumps({"images": later})) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "usual"),
+    [
+        ("batch_size", True, 1), ("batch_size", "2", 1), ("batch_size", 2.5, 1), ("runtime", 7, ""),
+        ("runtime", True, ""), ("scoring", None, ""), ("images", {}, []), ("calls", {"a": 1}, []),
+        ("version", False, 0),
+    ],
+)  # fmt: skip
+def test_what_has_a_wrong_type_counts_as_missing(name: str, wrong: object, usual: object) -> None:
+    assert read_result(write_result({**RESULT, name: wrong}))[name] == usual
+
+
+def test_numbers_of_a_wrong_type_are_left_out() -> None:
+    found = read_result(write_result({**RESULT, "timings": {"queue_s": True, "score_s": "1", "encode_s": 2}}))
+    assert found["timings"] == {"queue_s": 0.0, "inference_s": 0.0, "score_s": 0.0, "encode_s": 2}
+    image = {**IMAGE, "seed": True, "width": 64.5, "reward": {"s": 1, "t": True, "u": None}}
+    [read] = read_result(write_result({**RESULT, "images": [image]}))["images"]
+    assert (read["seed"], read["width"], read["reward"]) == (0, 0, {"s": 1})
