@@ -234,3 +234,14 @@ def test_the_command_line_exports_what_training_reads_and_erases(
     erased = CliRunner().invoke(app, ["feedback", "erase", "--all", *options])
     assert erased.output == "2 prompts were erased.\n"
     assert CliRunner().invoke(app, ["feedback", "export", *options]).output == ""
+
+
+def test_prompts_are_exported_the_lowest_first_and_equal_ones_by_their_words() -> None:
+    ranks = {"z": 1.0, "b": 2.5, "a": 2.5, "c": 10.0}
+    rows = {
+        f"k|{prompt}": json.dumps({"prompt": prompt, "percentile": rank, "count": 1}) for prompt, rank in ranks.items()
+    }
+    assert [entry["prompt"] for entry in exported(rows)] == ["z", "a", "b", "c"]
+    joined = {**rows, "other|c": json.dumps({"prompt": "C", "percentile": 0.5, "count": 2, "chosen": 3})}
+    assert exported(joined)[0] == {"prompt": "C", "percentile": 0.5, "count": 3, "chosen": 3}
+    assert [entry["prompt"] for entry in exported(joined, "other")] == ["C"]
