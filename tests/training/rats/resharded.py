@@ -11,8 +11,12 @@ from typing import Any
 
 import torch
 
+from student.families.family import Family
+from student.families.find import family_of
 from student.families.flux import Flux
+from student.families.two_experts import joined
 from student.pipeline import open_pipeline
+from tests.student.families import tiny
 from training.config import changed
 from training.offload import OffloadedAdamW
 from training.processes import process_group
@@ -29,7 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def trainer(folder: Path, run_dir: Path, kind: str) -> Trainer:
+def trainer(model: Family, run_dir: Path, more: dict[str, Any], shape: tuple[int, ...] = (4, 8, 8)) -> Trainer:
     base = {
         "steps": 4,
         "optim.batch": 1,
@@ -38,22 +42,32 @@ def trainer(folder: Path, run_dir: Path, kind: str) -> Trainer:
         "student.nfe": (2,),
         "optim.lr": 1e-3,
     }
-    config = changed(RatsConfig(), {"compute.shard": True, "compute.precision": "fp32", **base, **KINDS[kind]})
+    config = changed(RatsConfig(), {"compute.shard": True, "compute.precision": "fp32", **base, **more})
 
     def reward(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        return images.mean((1, 2, 3))
+        return images.flatten(1).mean(1)
 
     def validate(samplers: Sequence[Sampler], step: int) -> dict[str, float]:
         return {"heldout_validation": float(step)}
 
     return Trainer(
         config,
-        Roles.of(config, Flux(open_pipeline(folder), max_tokens=12)),
+        Roles.of(config, model),
         run_dir,
-        prompts=lambda step, num: ["a red heart", "a blue star"] * (num // 2),
+        prompts=lambda step, num: (["a red heart", "a blue star"] * num)[:num],
         reward=reward,
         validate=validate,
-        latent_shape=(4, 8, 8),
+        latent_shape=shape,
+    )
+
+
+def of_family(name: str, run_dir: Path) -> Trainer:
+    """A run of a tiny pipeline of the real classes; every second family's trains adapters."""
+    model = joined(family_of(tiny.MAKERS[name](), max_tokens=tiny.MAX_TOKENS))
+    shape = model.latent_shape(32, 32, 5 if name.startswith("wan") else 1)
+    lora = list(tiny.MAKERS).index(name) % 2
+    return trainer(
+        model, run_dir, {"optim.accumulate": 1, "student.nfe": (2,), **(KINDS["lora"] if lora else {})}, shape
     )
 
 
@@ -89,9 +103,9 @@ def go_on(running: Trainer, reference: Path) -> None:
                 assert all(torch.equal(tensor, state[group][name]) for name, tensor in value.items()), group
             else:
                 assert state[group] == value, group
-        assert any(tensor.abs().sum() > 0 for tensor in expected["exp_avg"].values()) and set(
-            expected["adam_steps"]
-        ) == {2.0}
+        assert any(tensor.abs().sum() > 0 for tensor in expected["exp_avg"].values())
+        # What no call reads, as of two experts the one that the student's steps do not need, has made no step.
+        assert {2.0} <= set(expected["adam_steps"]) <= {0.0, 2.0}
     assert running._step(2)["grad_norm"] > 0
     running._save(3)
     state = everything(running)
@@ -110,11 +124,13 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> None:
 def main(folder: Path, out: Path, what: str) -> None:
     torch.set_num_threads(1)
     for kind in KINDS:
-        running = trainer(folder, out / kind, kind)
+        running = trainer(Flux(open_pipeline(folder), max_tokens=12), out / kind, KINDS[kind])
         assert isinstance(running.optimizer, OffloadedAdamW) == (kind == "offload")
         (write if what == "killed" else go_on)(running, out / kind / "killed.pt")
         if kind == "offload" and running.is_first:
             same(*(torch.load(out / one / f"{what}.pt") for one in ("full", "offload")))
+    for name in tiny.MAKERS:
+        (write if what == "killed" else go_on)(of_family(name, out / name), out / name / "killed.pt")
     if what == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
 

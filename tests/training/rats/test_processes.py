@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.student.families import tiny
 from tests.training.rats.test_families import settings
 from tests.training.shapes import small
 from training.steplog import read_log
@@ -119,7 +120,7 @@ def test_two_killed_processes_are_gone_on_with_by_one_and_by_four(tmp_path: Path
         shutil.copytree(tmp_path / "two", copy)
         done = started(processes, copy, "on")
         assert done.returncode == 0, done.stderr[-3000:]
-        for kind in ("full", "offload", "lora"):
+        for kind in ("full", "offload", "lora", *tiny.MAKERS):
             assert not (copy / kind / "checkpoint.part").exists() and (copy / kind / "checkpoint").is_dir()
 
 
