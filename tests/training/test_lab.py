@@ -206,6 +206,24 @@ def test_claims_need_all_seeds_and_say_what_holds() -> None:
     assert [claim.letter for claim in few.claims("heterogeneous")] == ["B", "C"]
 
 
+def test_half_a_sweep_is_left_out_where_a_whole_one_is_there() -> None:
+    plan = cells.cells(Path("teachers"))
+    made = [
+        run.Result(cell.key, cell.teacher, cell.method, cell.strength, cell.part, cell.config.seed, 1.0, [])
+        for cell in plan
+        if (cell.teacher, cell.method) in (("heterogeneous", "RATS"), ("good", "reward only"))
+    ]
+    some = [
+        one
+        for one in made
+        if (one.method == "RATS" and (one.seed == 401 or (one.seed, one.strength) == (402, "alpha 2")))
+        or (one.method == "reward only" and (one.seed, one.strength) == (403, "rate 1"))
+    ]
+    assert len(some) == 5
+    assert [(one.method, one.seed) for one in run.complete(some, plan)] == [("RATS", 401)] * 3 + [("reward only", 403)]
+    assert run.complete(made, plan) == made
+
+
 def test_a_trial_is_not_mixed_with_the_plan() -> None:
     short = stops.Stop(2, 1, 0.0, _figures([1.0], [1.0]), {})
     with pytest.raises(ConfigError, match="different folders"):

@@ -255,7 +255,17 @@ def test_the_plot_of_gates_is_the_mean_over_the_runs_by_step(monkeypatch: pytest
     gaps = {line.get_label(): line.get_data() for line in figure.axes[1].lines if line.get_linewidth() == 2}
     assert weights[SWAPPED][0].tolist() == [30, 60] and weights[SWAPPED][1].tolist() == [0.5, 0.5]
     assert weights[OTHERS][1].tolist() == [0.75, 0.75] and gaps[SWAPPED][1].tolist() == [0.0, 0.0]
-    plt.close(figure)
+    rows = [gated("RATS", 401, POINTS, NOTED), gated("constant gate", 401, POINTS, NOTED)]
+    plots.gates(_outcome([*rows, gated("confidence gate", 401, POINTS, other)]), Path("x"))
+    both = kept[1].axes
+    assert [axis.get_title() for axis in both[:2]] == [
+        "RATS, heterogeneous teacher",
+        "confidence gate, heterogeneous teacher",
+    ]
+    [line] = [line for line in both[1].lines if line.get_linewidth() == 2]
+    assert line.get_label() == SWAPPED and line.get_ydata().tolist() == [0.75, 0.75]
+    for one in kept:
+        plt.close(one)
 
 
 def test_a_stop_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -53,6 +53,11 @@ def constant_gate() -> RatsConfig:
     return changed(shapes(), {"gate.kind": "constant"})
 
 
+def confidence_gate() -> RatsConfig:
+    """RATS that follows the teacher where the teacher's own picture scores well (docs/confidence-gate.md)."""
+    return changed(shapes(), {"gate.kind": "confidence", "gate.tau_in_std": True})
+
+
 def no_horizon() -> RatsConfig:
     """RATS that compares the last state alone."""
     return changed(shapes(), {"shaping.horizons": "end"})
@@ -239,6 +244,7 @@ PRESETS: dict[str, Callable[[], RatsConfig]] = {
     "shapes-draft-1": draft_1,
     "shapes-draft-lv": draft_lv,
     "shapes-constant-gate": constant_gate,
+    "shapes-confidence-gate": confidence_gate,
     "shapes-no-horizon": no_horizon,
     "shapes-frozen-teacher": frozen_teacher,
     "shapes-steered": steered,

@@ -84,15 +84,16 @@ def _report(out: Path, report: Path) -> None:
     from training.lab.cells import cells
     from training.lab.outcome import Outcome
     from training.lab.report import write
-    from training.lab.run import TEACHERS, results
+    from training.lab.run import TEACHERS, complete, results
     from training.lab.teachers import FIGURES
 
-    found = results(out)
+    plan = cells(out / TEACHERS)
+    found = complete(results(out), plan)
     if not found:
         console.print(f"{out} has no results yet: nothing to report")
         return
     prompts, known = references.read(out / references.FILE)
-    missing = len({one.key for one in cells(out / TEACHERS)} - {one.key for one in found})
+    missing = len({one.key for one in plan} - {one.key for one in found})
     write(Outcome(found, prompts, known), report, missing, json.loads((out / TEACHERS / FIGURES).read_text()))
     console.print(f"the report is {report / 'README.md'}")
 

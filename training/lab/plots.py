@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.lab.cells import METHODS, NFES, RATS
+from training.lab.cells import CONFIDENCE, METHODS, NFES, RATS
 from training.lab.gates import STRATA
 from training.lab.outcome import BOTH, HIGH, LOW, Outcome
 from training.lab.references import AUTOENCODER, TRUTH, teacher_name
@@ -50,21 +50,24 @@ def curves(outcome: Outcome, teacher: str, path: Path) -> None:
 
 
 def gates(outcome: Outcome, path: Path) -> None:
-    """The gate's mean weight, and how far the teacher is ahead, by stratum over each run of RATS."""
-    runs: Mapping[str, list[Mapping[int, Mapping[str, Mapping[str, float]]]]] = {
-        teacher: [
+    """The gate's mean weight, and how far the teacher is ahead, by stratum over each run of two methods."""
+    runs: Mapping[tuple[str, str], list[Mapping[int, Mapping[str, Mapping[str, float]]]]] = {
+        (teacher, method): [
             {stop.step: stop.gate for stop in run.stops if stop.gate}
             for run in outcome.results
-            if run.method == RATS and run.teacher == teacher
+            if (run.teacher, run.method) == (teacher, method)
         ]
         for teacher in dict.fromkeys(run.teacher for run in outcome.results)
+        for method in (RATS, CONFIDENCE)
+        if outcome.seeds(teacher, method)
     }
-    figure, axes = plt.subplots(2, max(1, len(runs)), figsize=(5 * max(1, len(runs)), 6), squeeze=False, sharex=True)
-    for column, (teacher, of_teacher) in enumerate(runs.items()):
+    wide = max(1, len(runs))
+    figure, axes = plt.subplots(2, wide, figsize=(5 * wide, 6), squeeze=False, sharex=True, sharey="row")
+    for column, ((teacher, method), of_method) in enumerate(runs.items()):
         for row, name in enumerate(("weight", "gap")):
             for i, stratum in enumerate(STRATA):
-                _course(axes[row][column], of_teacher, stratum, name, f"C{i}")
-        axes[0][column].set_title(teacher_name(teacher), fontsize=10)
+                _course(axes[row][column], of_method, stratum, name, f"C{i}")
+        axes[0][column].set_title(f"{method}, {teacher_name(teacher)}", fontsize=10)
         axes[1][column].axhline(0, color="black", linewidth=0.5)
         axes[1][column].set_xlabel("training step")
     axes[0][0].set_ylabel("mean weight of the gate")

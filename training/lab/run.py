@@ -144,6 +144,15 @@ def results(folder: Path) -> list[Result]:
     return [_read(path) for path in sorted(folder.glob(f"*/{RESULT}"))]
 
 
+def complete(found: Sequence[Result], plan: Sequence[Cell]) -> list[Result]:
+    """Without the seeds whose sweep is not whole, which alone makes an area smaller; all, where a method has none."""
+    keys = {one.key for one in found}
+    short = {(cell.teacher, cell.method, cell.config.seed) for cell in plan if cell.key not in keys}
+    whole = [one for one in found if (one.teacher, one.method, one.seed) not in short]
+    has = {(one.teacher, one.method) for one in whole}
+    return [one for one in found if one in whole or (one.teacher, one.method) not in has]
+
+
 def _read(path: Path) -> Result:
     row = json.loads(path.read_text())
     return Result(**{**row, "stops": [stops.of_row(stop) for stop in row["stops"]]})

@@ -39,6 +39,7 @@ DIFFERING: dict[str, dict[str, Any]] = {
     "shapes-draft-1": {**STARTER, "shaping.alpha": 0.0, "gradient.mode": "last_k"},
     "shapes-draft-lv": {**STARTER, "shaping.alpha": 0.0, "gradient.mode": "low_variance"},
     "shapes-constant-gate": {**STARTER, "gate.kind": "constant"},
+    "shapes-confidence-gate": {**STARTER, "gate.kind": "confidence", "gate.tau_in_std": True},
     "shapes-no-horizon": {**STARTER, "shaping.horizons": "end"},
     "shapes-frozen-teacher": {**STARTER, "teacher.guided_steps": 460},
     "shapes-steered": {**STARTER, "shaping.steer": 0.85, "validation.min_diversity": 0.82, "validation.every": 20},
