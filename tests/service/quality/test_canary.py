@@ -74,6 +74,7 @@ def test_the_evidence_about_failures_against_its_integral() -> None:
         (sums(60, deviation=0.5), Decision.GO_ON, "scores of heldout may still be lower by more than 0.1"),
         (sums(100), Decision.GO_ON, "more than 2% of its pictures may still fail"),
         (sums(candidate_failed=12), Decision.ROLL_BACK, "12 pictures failed with it alone, and 0 with the other"),
+        (sums(base_failed=40), Decision.PROMOTE, "no figure is worse by more than its margin"),
         (sums(candidate_failed=12, base_failed=12), Decision.GO_ON, "more than 2% of its pictures may still fail"),
         (sums(slow=1.5), Decision.ROLL_BACK, "a call takes 1.50 times as long"),
         (sums(slow=1.2), Decision.PROMOTE, "no figure"),
