@@ -15,7 +15,7 @@ VENV_AUDIT ?= .venv-audit
 PIP = -m pip --disable-pip-version-check --quiet
 RUN = $(VENV)/bin/python -m
 
-.PHONY: help install serve lint check test docs mutants bench-check chaos soak audit sbom gpu-test lock docker-test quantised-test clean
+.PHONY: help install serve lint check test docs mutants bench-check chaos soak audit sbom gpu-test gpu-train-test lock docker-test quantised-test clean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make soak         steady load with kills for SOAK_MINUTES, plotted in out/soak/"
 	@echo "make audit sbom   known vulnerabilities in the lock files; the bill of materials"
 	@echo "make gpu-test     every runtime on this machine's NVIDIA GPU, proven and timed"
+	@echo "make gpu-train-test   training on this machine's NVIDIA GPUs: resume, two processes, a step of FLUX's size"
 	@echo "make docker-test  build the images and bring docker-compose.yml up"
 	@echo "make quantised-test  the tests of quantised bases and optimizers, with bitsandbytes and torchao in out/quantised"
 	@echo "make lock         the lock files, from pyproject.toml (needs uv)"
@@ -80,6 +81,9 @@ sbom: $(VENV_AUDIT)/.installed
 
 gpu-test: $(VENV)/.installed
 	@$(RUN) benchmarks.gpu_test
+
+gpu-train-test: $(VENV)/.installed
+	@$(RUN) benchmarks.gpu_train
 
 docker-test:
 	@$(PYTHON) -m deploy.docker_test
