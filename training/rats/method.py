@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from student.families.family import Family
 from training.rats.config import RatsConfig
@@ -185,7 +186,9 @@ def reward_of_latents(config: RatsConfig, model: Family, reward: RewardFn, x_BCH
         # The detached mode takes this gradient at once, and alone: computed again it would take as much room.
         again = config.compute.checkpointing and config.method == "rats" and config.gradient.mode != "detached"
         if again and torch.is_grad_enabled():
-            value: Tensor = recompute(score, x_BCHW, use_reentrant=False)
+            # To the end: torch would stop early by an exception, which is not a reward's.
+            with set_checkpoint_early_stop(False):
+                value: Tensor = recompute(score, x_BCHW, use_reentrant=False)
             return value
         return score(x_BCHW)
 

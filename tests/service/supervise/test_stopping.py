@@ -69,7 +69,7 @@ def test_a_worker_hands_back_what_takes_too_long_and_the_attempt_is_not_counted(
 ) -> None:
     """With one attempt allowed, a job whose attempt was counted could not be drawn any more."""
     api = make_api(MAX_ATTEMPTS="1")
-    id = later(api, "fake:sleep=5 long")
+    id = later(api, "fake:sleep=12 long")
     for _ in range(3):
         process = start_worker(api.redis_url, tmp_path / "data", GRACE_S="0", MAX_ATTEMPTS="1")
         try:

@@ -4,6 +4,7 @@ compiled blocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import torch
 from torch import Tensor
 
 from rewards import interface
+from rewards.weighted import Term
 from student.families import family
 from student.families.find import family_of
 from tests.student.families import tiny
 from tests.training.rats.test_wiring import figures, make, networks, step, weight
 from training import checkpoint, timing
+from training.config import changed
 from training.processes import buckets
+from training.rats.config import RatsConfig
+from training.rats.method import Batch, reward_of_latents
 from training.rats.roles import Lora, Roles
 
 
@@ -147,3 +152,29 @@ def test_what_goes_to_a_gpu_goes_by_pinned_memory_and_nobody_waits_and_what_retu
         send(here, "cuda")
         send(there, "cpu")
         assert asked == [("cuda", True), ("cpu", False)] and [id(one) for one in pinned] == [id(here)]
+
+
+class Squares:
+    """A reward of which the gradient needs its last tensor: that is where computing it again ends."""
+
+    differentiable = True
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return images.flatten(1).square().mean(1)
+
+
+@pytest.mark.parametrize("mode", ["full", "low_variance", "detached"])
+def test_a_reward_that_is_computed_again_has_the_same_gradient(mode: str) -> None:
+    model = family_of(tiny.flux(), max_tokens=tiny.MAX_TOKENS)
+    reward = Term("squares", Squares())
+    x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(3))
+    batch = Batch(0, 0, 1, ["a red heart", "a blue star"], x)
+    found = []
+    for checkpointing in (False, True):
+        config = changed(RatsConfig(), {"gradient.mode": mode, "compute.checkpointing": checkpointing})
+        latents = x.clone().requires_grad_()
+        value = reward_of_latents(config, model, reward.raw, latents, batch)
+        found.append((value.detach(), *torch.autograd.grad(value.sum(), latents)))
+    for one, again in zip(*found, strict=True):
+        torch.testing.assert_close(one, again)
+    assert found[0][1].abs().max() > 0
