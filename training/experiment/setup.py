@@ -117,8 +117,7 @@ def prepare(config: RatsConfig) -> Setup:
     torch.backends.cuda.matmul.allow_tf32 = config.compute.precision == "bf16"
     options: dict[str, Any] = {"max_tokens": config.data.max_tokens} if config.data.max_tokens else {}
     model = joined(open_family(config.model, DTYPES[config.compute.weights], **options))
-    if isinstance(model, Flux) and model.guidance is not None:
-        model.guidance = teacher.guidance
+    _set_guidance(config, model)
     _check_experts(config, model)
     if model.is_distilled and teacher.guidance != 1.0:
         raise ConfigError(f"teacher.guidance is {teacher.guidance}: {config.model} is distilled, so accepted is 1")
@@ -153,6 +152,13 @@ def prepare(config: RatsConfig) -> Setup:
     rewards = calibrated(rewards, base.scores)
     highest = float(np.percentile(rewards[TRAINED].of_raw(base.scores), 99.9))
     return Setup(config, roles, latents, prompts, measure, rewards, reward, highest, weights)
+
+
+def _set_guidance(config: RatsConfig, model: Family) -> None:
+    """The input of a guidance-distilled FLUX; a model that is tuned (guidance 1 by default) keeps its own."""
+    if isinstance(model, Flux) and model.guidance is not None:
+        if config.method != "tune" or config.teacher.guidance != 1.0:
+            model.guidance = config.teacher.guidance
 
 
 def _check_experts(config: RatsConfig, model: Any) -> None:

@@ -145,6 +145,21 @@ def test_what_a_teachers_figures_depend_on_is_in_its_key(tmp_path: Path, monkeyp
     assert len({teachers[name] for name in apart}) == 3 and set(teachers.values()) == {teachers[n] for n in apart}
 
 
+@pytest.mark.parametrize(
+    ("method", "asked", "embeds", "expected"),
+    [
+        ("rats", 2.0, True, 2.0), ("rats", 1.0, True, 1.0), ("rats", 2.0, False, None),
+        ("tune", 1.0, True, 3.5), ("tune", 2.0, True, 2.0), ("tune", 1.0, False, None),
+    ],
+)  # fmt: skip
+def test_flux_that_is_tuned_keeps_its_own_guidance(
+    method: str, asked: float, embeds: bool, expected: float | None
+) -> None:
+    model = family_of(tiny.flux(guidance_embeds=embeds), max_tokens=tiny.MAX_TOKENS)
+    module._set_guidance(changed(RatsConfig(), {"method": method, "teacher.guidance": asked}), model)
+    assert model.guidance == expected  # type: ignore[attr-defined]
+
+
 def test_a_step_of_one_sample_has_no_deviation_to_count_in() -> None:
     config = changed(RatsConfig(), {"gate.tau_in_std": True, "optim.batch": 1, "model": "/nowhere"})
     with pytest.raises(ConfigError, match="gate.tau_in_std is true: it needs 2 or more samples per step"):
