@@ -84,6 +84,7 @@ def nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk.SPARED, "_said", set())
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread may end so
 def test_a_line_that_the_disk_does_not_take_is_left_out_whole_and_the_later_ones_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -145,7 +145,7 @@ if not processes.is_first:
     time.sleep(1)
 with process_group():
     rundir.claim_together(processes, out / "run", RatsConfig(seed=1), out)
-assert (out / "run" / rundir.CONFIG).read_text() == to_json(RatsConfig(seed=1)) + "\n"
+assert (out / "run" / rundir.CONFIG).read_text() == to_json(RatsConfig(seed=1)) + "\\n"
 """
 
 
