@@ -181,3 +181,17 @@ def test_a_compiled_scorer_is_kept_for_the_weights_that_it_was_made_of(tmp_path:
     assert measure._is_there(file, "s") and not measure._is_there(file, "t")
     file.unlink()
     assert not measure._is_there(file, "s")
+
+
+def test_scorers_whose_journals_end_at_different_pictures_all_have_every_picture(tmp_path: Path) -> None:
+    measured(tmp_path, Drawing(), 8)  # the first scorer alone
+    asked, both = (
+        Measurement(("bright", "dark"), ("a", "b", "c"), 12),
+        SimpleNamespace(names=("bright", "dark"), score=lambda images, prompts: {"bright": images, "dark": -images}),
+    )
+    runtime = Drawing()
+    found = measure._measure(tmp_path, cast(Any, runtime), cast(Any, both), asked, {"bright": "s", "dark": "t"})
+    for steps in (4, 2):
+        expected = [number + steps / 10 for number in range(12)]
+        assert found["dark"][steps, OWN] == pytest.approx([-value for value in expected])
+        assert found["bright"][steps, OWN] == pytest.approx(expected)

@@ -109,3 +109,13 @@ def test_numbers_are_those_of_the_bundles_own_files(bundle: Path) -> None:
     for part, count in numbers_of(bundle).items():
         state = getattr(pipe, part).state_dict()
         assert count >= sum(value.numel() for value in state.values()) * 0.9 and count > 0
+
+
+def test_weights_in_several_files_count_as_in_one(bundle: Path, tmp_path: Path) -> None:
+    from student.pipeline import open_pipeline
+
+    pipe = open_pipeline(bundle)
+    pipe.save_pretrained(tmp_path / "one")
+    pipe.save_pretrained(tmp_path / "several", max_shard_size="100KB")
+    assert len(list((tmp_path / "several" / "transformer").glob("*.safetensors"))) > 1
+    assert numbers_of(tmp_path / "several") == numbers_of(tmp_path / "one")

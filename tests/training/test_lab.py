@@ -206,6 +206,24 @@ def test_claims_need_all_seeds_and_say_what_holds() -> None:
     assert [claim.letter for claim in few.claims("heterogeneous")] == ["B", "C"]
 
 
+def test_the_best_of_two_gates_is_compared_as_one_of_two() -> None:
+    noisy = [0.03, -0.02, 0.05, 0.01, -0.04]
+    gates = {
+        name: [
+            _run(name, seed, [(20, level + off, 2.0, 0.0)], "heterogeneous")
+            for seed, off in zip(cells.SEEDS, noisy, strict=True)
+        ]
+        for name, level in (("RATS", 0.76), ("shuffled gate", 0.75))
+    }
+    reward = _seeds("reward only", 0.7)
+    *_, both = _outcome([*gates["RATS"], *gates["shuffled gate"], *reward]).claims("heterogeneous")
+    *_, alone = _outcome([*gates["RATS"], *reward]).claims("heterogeneous")
+    assert both.letter == alone.letter == "C"
+    p = both.difference.p_value
+    assert both.ours == alone.ours == "RATS" and alone.difference.p_value == pytest.approx(p) and 1e-6 < p < 0.1
+    assert alone.p_value == pytest.approx(3 * p) and both.p_value == pytest.approx(2 * 2 * p), "B is certain"
+
+
 def test_half_a_sweep_is_left_out_where_a_whole_one_is_there() -> None:
     plan = cells.cells(Path("teachers"))
     made = [

@@ -141,6 +141,12 @@ def test_it_is_not_ready_and_says_why(said: dict[str, Any] | None, reason: str, 
     assert answer.headers["Retry-After"] == "1"
 
 
+def test_one_worker_that_claims_is_enough(process: Process) -> None:
+    process.beat("w", READY), process.beat("v", {**READY, "state": "paused"})
+    [answer] = process.ask(("GET", "/readyz"))
+    assert (answer.status_code, answer.json()["workers"]) == (200, 2)
+
+
 def test_a_model_says_what_can_be_asked_of_it_and_who_holds_it(process: Process) -> None:
     process.beat("w", READY), process.beat("v", IDLE)
     probes = {"fake/1": {"runtime": "torch", "shows_steps": False, "probe": {"outcome": "failed", "at_s": 40}}}

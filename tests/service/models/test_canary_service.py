@@ -88,8 +88,10 @@ def test_a_worse_student_is_rolled_back_under_load_and_no_request_fails(service:
         check_drawn(answer.json(), "m", "1", prompt)
     assert {name: row["state"] for name, row in versions(service).items()} == {"m/1": "serving", "m/2": "serving"}
     assert versions(service)["m/1"]["latest"]
-    metrics = call("GET", f"{service.url}/metrics").text
-    assert 'fewstep_canary_state{base="1",candidate="2",model="m",state="rolled_back"} 1.0' in metrics
+    state = 'fewstep_canary_state{base="1",candidate="2",model="m",state="rolled_back"} 1.0'
+    eventually(
+        lambda: state in call("GET", f"{service.url}/metrics").text, "metrics have what the queue answers in time"
+    )
 
 
 def blur(values: FloatArray) -> FloatArray:

@@ -142,6 +142,17 @@ def test_every_metric_has_its_name_its_labels_and_its_value() -> None:
     assert found == set(EXPECTED.strip().splitlines())
 
 
+def test_what_is_not_there_any_more_is_not_shown_any_more() -> None:
+    metrics = everything()
+    metrics.models({("m", "2"): 1}, 1)
+    metrics.references([])
+    metrics.accelerators([])
+    shown = metrics.text().decode()
+    assert 'fewstep_model_workers{model="m",version="2"} 1.0' in shown
+    for gone in ('fewstep_model_workers{model="m",version="1"}', "fewstep_reward_reference_mean{", 'gpu="G"'):
+        assert gone not in shown and gone in everything().text().decode(), gone
+
+
 def test_buckets_are_where_dashboards_expect_them() -> None:
     buckets: dict[str, list[float]] = {}
     for family in text_string_to_metric_families(everything().text().decode()):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,6 +51,23 @@ def test_a_checkpoint_is_written_after_so_many_minutes_beside_those_of_validatio
     more = {"compute.save_minutes": minutes, "validation.every": 4}
     make(tmp_path, more, lambda samplers, at: figures()).run()
     assert saved == saved_after
+
+
+def test_the_time_between_checkpoints_is_in_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: saved.append(state["step"]))
+    trainer = make(tmp_path, {"compute.save_minutes": 1.0, "validation.every": 4}, lambda samplers, at: figures())
+    now, real = 0.0, trainer._step
+
+    def slow(at: int) -> dict[str, float]:
+        nonlocal now
+        now += 25.0
+        return real(at)
+
+    monkeypatch.setattr(trainer, "_step", slow)
+    monkeypatch.setattr("training.rats.trainer.time", SimpleNamespace(monotonic=lambda: now))
+    trainer.run()
+    assert saved == [3, 4], "after 75 seconds, and with the validation"
 
 
 def test_a_validation_has_the_memory_of_the_gradients(tmp_path: Path) -> None:
