@@ -148,9 +148,12 @@ def complete(found: Sequence[Result], plan: Sequence[Cell]) -> list[Result]:
     """Without the seeds whose sweep is not whole, which alone makes an area smaller; all, where a method has none."""
     keys = {one.key for one in found}
     short = {(cell.teacher, cell.method, cell.config.seed) for cell in plan if cell.key not in keys}
-    whole = [one for one in found if (one.teacher, one.method, one.seed) not in short]
-    has = {(one.teacher, one.method) for one in whole}
-    return [one for one in found if one in whole or (one.teacher, one.method) not in has]
+    whole = {(one.teacher, one.method) for one in found if (one.teacher, one.method, one.seed) not in short}
+    return [
+        one
+        for one in found
+        if (one.teacher, one.method, one.seed) not in short or (one.teacher, one.method) not in whole
+    ]
 
 
 def _read(path: Path) -> Result:

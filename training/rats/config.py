@@ -155,10 +155,10 @@ class ShapingConfig:
 @dataclass(frozen=True)
 class GateConfig:
     """How strongly a sample is shaped: "reward" by which of the two scores higher, "confidence" by the teacher's own
-    reward, "constant" 0.5 everywhere, "one" 1 everywhere. Controls for "reward": "batch_mean" gives every sample of a
-    micro-batch the mean weight, "shuffled" permutes the weights, "signed" is 2 g - 1: it pushes away from a worse
-    teacher. "disagreement" is large where the trained and the held-out reward differ about the student's sample: the
-    held-out one is then part of training, and ``reward.reported`` is what stays independent.
+    reward (docs/confidence-gate.md), "constant" 0.5, "one" 1. Controls for "reward": "batch_mean" gives every sample
+    of a micro-batch the mean weight, "shuffled" permutes the weights, "signed" is 2 g - 1: it pushes away from a worse
+    teacher. "disagreement" is large where the trained and the held-out reward differ about the student's sample: then
+    only ``reward.reported`` stays independent.
     """
 
     kind: str = "reward"
