@@ -156,9 +156,8 @@ class ShapingConfig:
 class GateConfig:
     """How strongly a sample is shaped: "reward" by which of the two scores higher, "confidence" by the teacher's own
     reward (docs/confidence-gate.md), "constant" 0.5, "one" 1. Controls for "reward": "batch_mean" gives every sample
-    of a micro-batch the mean weight, "shuffled" permutes the weights, "signed" is 2 g - 1: it pushes away from a worse
-    teacher. "disagreement" is large where the trained and the held-out reward differ about the student's sample: then
-    only ``reward.reported`` stays independent.
+    of a micro-batch the mean weight, "shuffled" permutes the weights, "signed" is 2 g - 1: away from a worse teacher.
+    "disagreement" is large where trained and held-out reward differ: then only ``reward.reported`` stays independent.
     """
 
     kind: str = "reward"
