@@ -89,7 +89,7 @@ def _claims(of: Callable[[str], Sequence[Claim]]) -> str:
         for claim in of(teacher)
     ]
     if not rows:
-        return f"None has the results of all {len(SEEDS)} seeds yet."
+        return f"None has the results of all {len(SEEDS)} seeds yet.\n"
     return _markdown(["", "claim", "teacher", "difference of areas", "p", "verdict"], rows)
 
 
