@@ -63,7 +63,9 @@ class Bench:
     def start(self, command: Sequence[str]) -> subprocess.Popen[str]:
         """A process of its own, whose caches are in the folder too."""
         environment = {**os.environ, "HOME": str(self.folder), "OMP_NUM_THREADS": "4", **self.environment}
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
 
     def run(self, command: Sequence[str], wanted: int = 0) -> None:
         """Run to the end."""
@@ -83,7 +85,7 @@ def finish(process: subprocess.Popen[str], limit_s: float, wanted: int = 0) -> N
     try:
         _, said = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # a launcher's own processes too, which would keep the GPU
         process.communicate()
         raise Failed(f"a run was stopped after {limit_s:.0f} s") from None
     if process.returncode != wanted:
@@ -116,7 +118,7 @@ def resume(bench: Bench) -> str:
     while len(bench.rows("cut")) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    finish(process, bench.limit_s, 128 + signal.SIGTERM)
+    finish(process, max(1.0, deadline - time.monotonic()), 128 + signal.SIGTERM)
     done = len(bench.rows("cut"))
     bench.run(bench.command("cut"))
     return f"stopped after {done} steps; {compare(bench.rows('whole'), bench.rows('cut'))}"

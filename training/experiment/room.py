@@ -62,7 +62,7 @@ def too_large(preset: str, config: RatsConfig, total_gb: float, processes: int =
     known = f"it would fit with {said}" if fitting else "no two settings make it fit"
     return (
         f"preset {preset} needs {_most(row):.0f} GB, but the GPU has only {total_gb:.0f}: {known} "
-        f"(computed, with {SPARE_GB} GB to spare; cheapest first)"
+        f"(computed, with {SPARE_GB} GB to spare; single settings first, the cheapest of them first)"
     )
 
 

@@ -33,7 +33,7 @@ def gate(reward_teacher_B: Tensor, reward_student_B: Tensor, tau: float) -> Tens
 
 
 def confidence(reward_teacher_B: Tensor, tau: float) -> Tensor:
-    """sigmoid(R_T / tau), detached: near 1 where the teacher scores above its own mean, near 0 where it is unsure.
+    """sigmoid(R_T / tau), detached: near 1 where the teacher scores above its own mean, near 0 where below.
 
     Ours; no source. R_T is standardised, so 0 is the teacher's mean.
 
