@@ -132,3 +132,15 @@ def test_a_trapezoid_rises_stays_and_falls_to_nothing() -> None:
     assert rates == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 14, 0.75, 0.5, 0.25])
     assert rates[:16] == [trapezoid(step, 1000, 1.0, warmup=4, decay=0.2) for step in range(16)]
     assert trapezoid(19, 20, 1.0, warmup=4, decay=0.0) == 1.0
+
+
+def test_figures_that_a_line_is_given_later_stand_at_its_step_in_tensorboard_too(tmp_path: Path) -> None:
+    log = StepLog(tmp_path / "log.jsonl", 0)
+    log.write(0, loss=1.0)
+    log.write(1, loss=2.0)
+    log.amend(1, heldout=4.0)
+    log.close()
+    rows = [{name: row.get(name) for name in ("step", "loss", "heldout")} for row in read_log(tmp_path / "log.jsonl")]
+    assert rows == [{"step": 0, "loss": 1.0, "heldout": None}, {"step": 1, "loss": 2.0, "heldout": 4.0}]
+    seen = EventAccumulator(str(tmp_path / "tensorboard" / "log")).Reload().Scalars("heldout")
+    assert [(one.step, one.value) for one in seen] == [(2, 4.0)]

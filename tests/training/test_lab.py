@@ -242,6 +242,18 @@ def test_half_a_sweep_is_left_out_where_a_whole_one_is_there() -> None:
     assert run.complete(made, plan) == made
 
 
+def test_half_a_sweep_with_one_teacher_stays_whatever_is_whole_with_the_other() -> None:
+    plan = cells.cells(Path("teachers"))
+    of_401 = [one for one in plan if (one.method, one.config.seed) == ("RATS", 401)]
+    made = [
+        run.Result(cell.key, cell.teacher, cell.method, cell.strength, cell.part, 401, 1.0, [])
+        for cell in of_401
+        if cell.teacher == "heterogeneous" or cell.strength == "alpha 2"
+    ]
+    assert [one.teacher for one in made].count("good") == 1 < [one.teacher for one in made].count("heterogeneous")
+    assert run.complete(made, plan) == made
+
+
 def test_a_trial_is_not_mixed_with_the_plan() -> None:
     short = stops.Stop(2, 1, 0.0, _figures([1.0], [1.0]), {})
     with pytest.raises(ConfigError, match="different folders"):

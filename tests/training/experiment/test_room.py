@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from training.config import changed
 from training.experiment import room
 from training.experiment.presets import PRESETS, preset
+from training.experiment.ways import fitting_ways
+from training.rats.config import RatsConfig
 from training.run import main
 
 COUNTED = [
@@ -179,3 +181,10 @@ def test_a_teacher_of_pictures_draws_several_samples_of_a_step_at_once(name: str
     config = preset(name)
     assert (config.teacher.batch > 1) == (config.image.frames == 1)
     assert (config.optim.batch * config.optim.accumulate) % max(1, config.teacher.batch) == 0
+
+
+def test_half_of_a_videos_frames_leaves_the_share_of_its_latent_frames() -> None:
+    """33 frames are 1 + 32 / 4 = 9 of the latent, and 17 are 5: of the 9 GB that are not held 5 remain."""
+    row = {"settings": {}, "processes": 1, "held": {"weights": 1.5, "learnt": 0.5}, "peak": {"student": 11.0}}
+    video = changed(RatsConfig(), {"image.height_px": 480, "image.width_px": 832, "image.frames": 33})
+    assert dict(fitting_ways(row, [row], video, 8.0))["image.frames=17"] == pytest.approx(1.5 + 0.5 + 5.0)

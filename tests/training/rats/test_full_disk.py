@@ -4,6 +4,7 @@ would be lost.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from student.families.family import Condition
+from student.writing import write_atomically
 from tests.training.rats.test_wiring import make, weight
 from training import checkpoint, disk
 from training.conditions import Conditions
@@ -148,3 +150,20 @@ def test_what_the_disk_keeps_no_copy_of_stays_in_the_process(
 def test_another_fault_of_the_disk_is_raised(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), disk.unless_full("anything", tmp_path):
         raise PermissionError(13, "Permission denied")
+
+
+def test_what_could_be_written_meanwhile_is_said_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = []
+    for full in (True, True, False, True):
+        with disk.unless_full("a copy", tmp_path / "file"):
+            if full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        counts.append(capsys.readouterr().err.count("No space left on device"))
+    assert counts == [1, 0, 0, 1]
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_one_before_and_nothing_else(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", b"1")
+    with no_file_above(4), pytest.raises(OSError, match="File too large"):
+        write_atomically(tmp_path / "file", b"longer")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"1")]

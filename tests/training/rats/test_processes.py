@@ -156,3 +156,22 @@ def test_a_directory_that_the_first_process_is_making_is_not_taken_for_anothers(
     command = [sys.executable, *SEVERAL, "2", str(tmp_path / "claims.py"), str(tmp_path / "out")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+VOTES = """
+from training.processes import Processes, process_group
+
+processes = Processes()
+with process_group():
+    first = processes.is_first
+    assert processes.any(first, False, not first, True) == (True, False, True, True)
+    assert (processes.agree(True), processes.agree(first), processes.agree(not first)) == (True, False, False)
+"""
+
+
+def test_one_process_that_is_asked_to_stop_is_enough_and_all_hear_of_it(tmp_path: Path) -> None:
+    (tmp_path / "votes.py").write_text(VOTES)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(Path.cwd())}
+    command = [sys.executable, *SEVERAL, "2", str(tmp_path / "votes.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -125,3 +125,19 @@ def test_a_stop_that_python_ignored_is_found_at_the_next_part() -> None:
             asked_to_stop()
         in_turns([1, 2], lambda part: pytest.fail("it went on"))
     stop_if_asked(Processes())  # and is forgotten afterwards
+
+
+def test_a_run_that_was_stopped_between_two_validations_makes_no_other_ones(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def validate(samplers: Sequence[Any], step: int) -> dict[str, float]:
+        seen.append(step)
+        return measured(samplers, step)
+
+    stopped = make(tmp_path, None, validate)
+    step = stopped._step
+    stopped._step = lambda number: (asked_to_stop() if number == 2 else None, step(number))[1]  # type: ignore[method-assign]
+    with pytest.raises(RunStopped, match="stopped after 3 steps"):
+        stopped.run()
+    make(tmp_path, None, validate).run()
+    assert seen == [0, 2, 4]
