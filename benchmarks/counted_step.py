@@ -27,6 +27,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from benchmarks.full_size import Model, condition, without_weights
 from benchmarks.make_believe import DEVICE, fake_device, put, unread
+from benchmarks.step_counts import KINDS, PROCESSES
 from benchmarks.train_memory import divided
 from benchmarks.train_step import NARROW, VISION, words
 from rewards import preprocess, twostage
@@ -44,8 +45,6 @@ from training.rats.roles import Lora, Roles, Sharding
 from training.rundir import RunStopped
 from training.timing import StepTimer
 
-KINDS = ("teacher", "student", "again", "collectives", "waits")
-PROCESSES = 8
 DOUBLE, SINGLE = 1, 2  # blocks of the stand-in
 
 

@@ -17,12 +17,13 @@ from student.bundle import BundleError
 from student.families.family import SizeError
 from training.checkpoint import CheckpointError
 from training.config import ConfigError
+from training.disk import NO_ROOM
 from training.progress import console
 from training.rundir import RunDirError, RunDiverged, RunStopped
 from training.termination import Terminated
 
 MISTAKES = (ConfigError, RunDirError, RunDiverged, CheckpointError, BundleError, RewardError, SizeError)
-OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+OUTSIDE = (*NO_ROOM, errno.EACCES, errno.EPERM, errno.EROFS)
 LESS_MEMORY = (
     "compute.checkpointing=true, gradient.mode=detached, lora.rank=32, or a smaller optim.batch or validation.batch "
     "needs less, and over several GPUs so does compute.shard=true"
