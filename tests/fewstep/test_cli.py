@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from fewstep.cli import app
 from fewstep.client import Client
+from tests.fewstep.sleeping import instead_of_sleep
 from tests.service.support import REPOSITORY, Service, clean_environment, expected_pixels, pixels
 
 PROMPT = "a red heart above a blue star"
@@ -144,7 +145,7 @@ def test_bench_measures_any_server_with_openais_endpoint(fewstep: Any, monkeypat
 def test_an_error_is_one_sentence_with_an_exit_code(
     fewstep: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[object], code: int, sentence: str
 ) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the pauses of retries
+    instead_of_sleep(monkeypatch, lambda seconds: None)
     done = fewstep(*arguments)
     assert done.exit_code == code, done.output
     assert done.stderr.startswith(f"fewstep: {sentence}") and done.stderr.count("\n") == 1 and done.stdout == ""

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.client import Client
 from fewstep.connection import connection
+from tests.fewstep.sleeping import instead_of_sleep
 from tests.service.support import REPOSITORY, Service, clean_environment, eventually
 
 ELSEWHERE = "http://fewstep.example:8000"  # never asked: what is wrong is noticed before
@@ -118,7 +119,7 @@ def test_the_address_of_openais_clients_is_understood(live: Service, suffix: str
 
 
 def test_both_kinds_of_command_say_the_same_of_the_same_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the pauses of retries
+    instead_of_sleep(monkeypatch, lambda seconds: None)
     commands = [[name, "list", "--url", "http://127.0.0.1:9"] for name in ("jobs", "models", "dlq")]
     found = [CliRunner().invoke(app, command) for command in commands]
     assert {done.exit_code for done in found} == {9}

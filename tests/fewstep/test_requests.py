@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from fewstep.async_client import AsyncClient
 from fewstep.client import Client
 from fewstep.errors import Busy, FewstepError, JobFailed, NotFound, Unreachable
 from fewstep.retries import Retries
+from tests.fewstep.sleeping import instead_of_sleep
 
 URL = "http://service.example:8000"
 ONCE = Retries(tries=1)
@@ -42,12 +42,7 @@ class Wire:
         self.asked: list[httpx.Request] = []
         self.slept: list[float] = []
         self._answers = list(answers)
-        monkeypatch.setattr(time, "sleep", self.slept.append)
-
-        async def sleep(seconds: float) -> None:
-            self.slept.append(seconds)
-
-        monkeypatch.setattr("fewstep.async_client.asyncio.sleep", sleep)
+        instead_of_sleep(monkeypatch, self.slept.append)
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request)
