@@ -6,6 +6,8 @@ TORCH ?= torch==2.13.0
 # More arguments for the pip call that installs torch, for example the index of its CPU builds: --index-url ...
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+# How many files of tests run at a time, each in a process that computes with one thread.
+TEST_PROCESSES ?= 2
 CHAOS_SEED ?= 1
 CHAOS_JOBS ?= 100
 SOAK_MINUTES ?= 10
@@ -20,7 +22,7 @@ RUN = $(VENV)/bin/python -m
 
 help:
 	@echo "make serve        serve the starter student at http://127.0.0.1:8000 (FEWSTEP_PORT, FEWSTEP_HOST)"
-	@echo "make test         the whole test suite (PYTEST_ARGS)"
+	@echo "make test         the whole test suite (TEST_PROCESSES, PYTEST_ARGS)"
 	@echo "make install      everything, into $(VENV)"
 	@echo "make lint check   ruff; mypy"
 	@echo "make docs         write what documents take from the code"
@@ -48,7 +50,7 @@ check: $(VENV)/.installed
 	@$(RUN) mypy
 
 test: $(VENV)/.installed
-	@$(RUN) pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 # With the libraries beside the environment: where they are in it, whatever imports diffusers has lines of theirs on stderr.
 quantised-test: $(VENV)/.installed
