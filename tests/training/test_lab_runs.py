@@ -11,11 +11,12 @@ import pytest
 import torch
 import typer
 
+from student.files import hash_weights
 from tests.training.shapes import small
 from training.config import changed
 from training.experiment.setup import prepare
 from training.lab import __main__ as command
-from training.lab import cells, references, run, stops, teachers
+from training.lab import cells, published, references, run, stops, teachers
 from training.lab.gates import OTHERS, SWAPPED, RecordedGate
 from training.progress import quiet
 from training.rats.config import RatsConfig
@@ -79,7 +80,7 @@ def _tiny(folder: Path, monkeypatch: pytest.MonkeyPatch) -> teachers.TeachersCon
 
 
 def test_teachers_are_made_and_cells_run_kept_shared_and_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, lab = _tiny(tmp_path, monkeypatch), tmp_path / "lab"
     made = run.make_teachers(lab, config)
@@ -106,11 +107,35 @@ def test_teachers_are_made_and_cells_run_kept_shared_and_reported(
     first = run.shortened(cells.check(lab / run.TEACHERS), 2)
     watched = run.check(replace(first, config=changed(first.config, {"data.validation": 2})), lab)
     assert [stop.step for stop in watched] == [0, 0, 1, 1, 2, 2] and run.results(lab) == found
+    docs = tmp_path / "docs"
     for part in ("teachers", "check", "report"):  # all of it is done: nothing but the report is written
-        command.main(part, out=lab, report=tmp_path / "docs", cell=["good"], steps=0, threads=0, plan=False)
-    text = (tmp_path / "docs" / "README.md").read_text()
+        command.main(part, out=lab, report=docs, known=docs, cell=["good"], steps=0, threads=0, plan=False)
+    text = (docs / "README.md").read_text()
     assert "disagreement gate | 1 |" in text and f"{len(plan) - 2} of the planned runs are missing" in text
-    assert (tmp_path / "docs" / "gates.png").stat().st_size > 5_000
+    assert (docs / "gates.png").stat().st_size > 5_000
+    kept, network = published.read(docs), lab / "teachers/heterogeneous/transformer"
+    assert kept.prompts == prompts and kept.results[0].weights == hash_weights(network)
+    _goes_on_from(kept, chosen, lab, tmp_path / "elsewhere")
+    _is_repeated(chosen[0], lab, docs, capsys)
+
+
+def _goes_on_from(kept: published.Published, chosen: list[cells.Cell], lab: Path, elsewhere: Path) -> None:
+    """Another machine takes over what was published, and runs none of it again."""
+    changed_cell = replace(chosen[1], config=changed(chosen[1].config, {"optim.lr": 0.5}))
+    assert published.take_over(kept, [chosen[0], changed_cell], elsewhere) == 1
+    assert published.take_over(kept, chosen, elsewhere) == 1, "the other one, and nothing twice"
+    assert published.take_over(kept, chosen, elsewhere) == 0
+    ours, theirs = run.results(elsewhere), run.results(lab)
+    assert [one.key for one in ours] == [one.key for one in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert max(largest for *_, largest in published.difference(one, other).values()) < 1e-6
+
+
+def _is_repeated(cell: cells.Cell, lab: Path, docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = run.results(lab)
+    command._repeat([cell], lab, published.read(docs))
+    rows = [line for line in capsys.readouterr().err.splitlines() if "0.000000" in line or "0.000001" in line]
+    assert len(rows) == 4 and run.results(lab) == before, "right, both scorers and diversity, each the same again"
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

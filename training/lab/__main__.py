@@ -19,15 +19,18 @@ from training.progress import console, quiet
 
 if TYPE_CHECKING:
     from training.lab.cells import Cell
+    from training.lab.published import Published
     from training.lab.stops import Stop
 
-PARTS = ("all", "teachers", "check", "report")
+PARTS = ("all", "teachers", "check", "repeat", "report")
+RESULTS = Path("docs/lab/results")
 
 
 def main(
     part: Annotated[str, typer.Argument(help="One of " + ", ".join(PARTS))] = "all",
     out: Annotated[Path, typer.Option(help="Folder of the teachers and runs.")] = Path("runs/lab"),
-    report: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("docs/lab/results"),
+    report: Annotated[Path, typer.Option(help="Folder for the report.")] = RESULTS,
+    known: Annotated[Path, typer.Option(help="A report whose runs are taken over and not made again.")] = RESULTS,
     cell: Annotated[list[str] | None, typer.Option(help="Only runs whose name contains this.")] = None,
     steps: Annotated[int, typer.Option(help="Fewer steps per run, for a trial; 0 takes the plan's.")] = 0,
     threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 leaves the choice to torch.")] = 0,
@@ -55,47 +58,75 @@ def main(
     with one_sentence(
         less_memory=LESS_MEMORY, interrupted="stopped: the same command resumes with the first unfinished run"
     ):
-        _work(part, chosen, out, report, steps)
+        _work(part, chosen, out, report, known, steps)
 
 
-def _work(part: str, chosen: Sequence[Cell], out: Path, report: Path, steps: int) -> None:
+def _work(part: str, chosen: Sequence[Cell], out: Path, report: Path, known: Path, steps: int) -> None:
+    from training.lab import published
+    from training.lab.cells import cells
     from training.lab.cells import check as check_cell
     from training.lab.run import TEACHERS, check, make_teachers, run_all, shortened
     from training.lab.teachers import TeachersConfig
 
+    before = published.read(known)
+    if part in ("all", "report"):
+        plan = cells(out / TEACHERS)
+        taken = published.take_over(before, [shortened(one, steps) for one in plan] if steps else plan, out)
+        console.print(f"{taken} runs of {known} are taken over")
     if part != "report":
         config = TeachersConfig()
         _print_teachers(make_teachers(out, config.shortened(steps) if steps else config))
     if part == "check":
         cell = check_cell(out / TEACHERS)
         _print_check(check(shortened(cell, steps) if steps else cell, out))
+    if part == "repeat":
+        _repeat(chosen, out, before)
     if part == "all":
         left = run_all(chosen, out, steps)
         if left:
             console.print(f"{left} runs are being made by other processes")
     if part in ("all", "report"):
-        _report(out, report)
+        _report(out, report, before)
 
 
-def _report(out: Path, report: Path) -> None:
+def _report(out: Path, report: Path, before: Published) -> None:
     import json
 
-    from training.lab import references
+    from training.lab import published, references
     from training.lab.cells import cells
     from training.lab.outcome import Outcome
     from training.lab.report import write
     from training.lab.run import TEACHERS, complete, results
     from training.lab.teachers import FIGURES
 
-    plan = cells(out / TEACHERS)
-    found = complete(results(out), plan)
+    plan, found = cells(out / TEACHERS), results(out)
     if not found:
         console.print(f"{out} has no results yet: nothing to report")
         return
-    prompts, known = references.read(out / references.FILE)
+    figures, measured = out / TEACHERS / FIGURES, out / references.FILE
+    teachers = json.loads(figures.read_text()) if figures.exists() else before.teachers
+    prompts, known = references.read(measured) if measured.exists() else (before.prompts, before.references)
     missing = len({one.key for one in plan} - {one.key for one in found})
-    write(Outcome(found, prompts, known), report, missing, json.loads((out / TEACHERS / FIGURES).read_text()))
+    write(Outcome(complete(found, plan), prompts, known), report, missing, teachers)
+    settings = published.settings_in(out, found)
+    published.write(published.Published(prompts, known, teachers, found, settings), report)
     console.print(f"the report is {report / 'README.md'}")
+
+
+def _repeat(chosen: Sequence[Cell], out: Path, before: Published) -> None:
+    """Make published runs again, in a folder of their own, and say how far they are from what was published."""
+    from training.lab.published import difference
+    from training.lab.run import again
+
+    table = Table("run", "figure", "published", "repeated", "largest difference at a prompt", title="repeated runs")
+    for cell in chosen:
+        theirs = before.result_of(cell)
+        if theirs is None:
+            console.print(f"{cell.key} has no published result with its present configuration", highlight=False)
+            continue
+        for name, (ours, published, largest) in difference(again(cell, out / "repeat"), theirs).items():
+            table.add_row(cell.key, name, f"{published:.4f}", f"{ours:.4f}", f"{largest:.6f}")
+    console.print(table)
 
 
 def _print_plan(chosen: Sequence[Cell], out: Path) -> None:

@@ -49,7 +49,8 @@ Means over all steps of all runs. A gate whose weight is the same in both strata
 {gates}
 ![gate by stratum](gates.png)
 
-All areas by seed: [areas.csv](areas.csv).
+All areas by seed: [areas.csv](areas.csv). Every run, prompt by prompt: [runs.jsonl.gz](runs.jsonl.gz), which
+`python -m training.lab` takes over and `python -m training.lab repeat --cell ...` holds a new run against.
 """
 SHOWN = ("right", "trained", "heldout")
 
@@ -79,6 +80,10 @@ def write(outcome: Outcome, folder: Path, missing: int, checks: Mapping[str, Map
 def _state(outcome: Outcome, missing: int) -> str:
     hours = sum(run.seconds for run in outcome.results) / 3600
     done = f"{len(outcome.results)} runs took {hours:.1f} core-hours."
+    for teacher in TEACHERS:
+        kinds = {run.weights for run in outcome.results if run.teacher == teacher}
+        if len(kinds) > 1:
+            done += f" The {teacher_name(teacher)} was trained {len(kinds)} times, on different machines."
     return f"{done} **{missing} of the planned runs are missing.**" if missing else done
 
 

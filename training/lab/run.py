@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from student.files import hash_weights
 from student.writing import write_atomically
 from training.config import changed
 from training.experiment.setup import Setup, prepare
@@ -31,7 +32,10 @@ RESULT, STOPS, TEACHERS = "result.json", "stops", "teachers"
 
 @dataclass(frozen=True)
 class Result:
-    """One finished cell: every stopping time of its run; ``seconds`` is what the process computed for it."""
+    """One finished cell: every stopping time of its run.
+
+    ``seconds`` is what the process computed for it; ``weights`` is the sha256 of its teacher's network.
+    """
 
     key: str
     teacher: str
@@ -41,6 +45,7 @@ class Result:
     seed: int
     seconds: float
     stops: list[Stop]
+    weights: str = ""
 
 
 def make_teachers(folder: Path, config: TeachersConfig) -> dict[str, dict[str, float]]:
@@ -88,12 +93,18 @@ def alone(place: Path, wait: bool = False) -> Iterator[bool]:
 
 def check(cell: Cell, folder: Path) -> list[Stop]:
     """A run whose stopping times are judged on the validation prompts, so that the evaluation prompts stay unseen."""
-    place = folder / "check" / cell.key
+    return again(cell, folder / "check", on_validation=True).stops
+
+
+def again(cell: Cell, folder: Path, on_validation: bool = False) -> Result:
+    """A cell's result in a folder beside the experiment's, where it is made if it isn't there."""
+    place = folder / cell.key
     with alone(place, wait=True):
         if not (place / RESULT).exists():
             setup = prepare(cell.config)
-            _run(cell, replace(setup, prompts=replace(setup.prompts, test=setup.prompts.validation)), place)
-    return _read(place / RESULT).stops
+            judged = setup.prompts.validation if on_validation else setup.prompts.test
+            _run(cell, replace(setup, prompts=replace(setup.prompts, test=judged)), place)
+    return _read(place / RESULT)
 
 
 def _run(cell: Cell, setup: Setup, place: Path) -> None:
@@ -106,9 +117,9 @@ def _run(cell: Cell, setup: Setup, place: Path) -> None:
         console.print(f"[yellow]{cell.key}: {error}; its stopping times until then count[/yellow]", highlight=False)
     found = stops.read(place / STOPS)
     seconds = time.process_time() - begun
-    _keep(
-        place, Result(cell.key, cell.teacher, cell.method, cell.strength, cell.part, cell.config.seed, seconds, found)
-    )
+    weights = hash_weights(Path(cell.config.model) / "transformer")
+    seed = cell.config.seed
+    _keep(place, Result(cell.key, cell.teacher, cell.method, cell.strength, cell.part, seed, seconds, found, weights))
     (place / CHECKPOINT).unlink(missing_ok=True)
     for name in (STOPS, "grids", "tensorboard"):
         shutil.rmtree(place / name, ignore_errors=True)
