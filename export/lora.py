@@ -98,7 +98,8 @@ def check(transformer: nn.Module, state: Mapping[str, Tensor], name: str) -> int
     """The number of layers that a LoRA's state changes; diffusers itself ignores keys that it does not know.
 
     Raises:
-        ExportError: a key has no layer, one of another size, or no counterpart of its rank; the message names one.
+        ExportError: a key has no layer, one of another size, no counterpart of its rank, or values that are not
+            finite; the message names one.
     """
     modules = dict(transformer.named_modules())
     layers = set()
@@ -115,6 +116,8 @@ def check(transformer: nn.Module, state: Mapping[str, Tensor], name: str) -> int
         own = module.weight.shape[1] if factor.startswith("A") else module.weight.shape[0]
         if side != own:
             raise ExportError(f"the LoRA {name} is for another model: {key} has size {side} where this one has {own}")
+        if not state[key].isfinite().all():
+            raise ExportError(f"the LoRA {name} is broken: {key} has infinite values, or some that are no numbers")
         layers.add(layer)
     if not layers:
         raise ExportError(f"the LoRA {name} changes no layer of the transformer")

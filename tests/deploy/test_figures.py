@@ -15,6 +15,7 @@ import pytest
 
 from deploy.dashboard import panels, queries
 from deploy.docker_test import who_drew
+from service.http.overload import GUARDED
 from service.observe.logs import configure_logging
 from service.settings import Settings
 from service.worker.execution import execute
@@ -46,7 +47,12 @@ ALERTS = {
     "ProbeFails": (None, "ticket", PROBE % "failed"),
     "RewardDrift": (None, "ticket", "max by (model, version, steps, scorer, cause) (fewstep_drift_alarm) > 0"),
 }
-ASKED = 'fewstep_requests_total{route=~"/generate|/v1/images/generations"'
+ASKED = 'fewstep_requests_total{method="POST",route=~"/generate|/v1/images/generations|/v1/videos"'
+
+
+def test_every_request_that_asks_for_a_picture_or_a_video_counts_for_the_error_budget() -> None:
+    asked = re.search('route=~"([^"]*)"', ASKED)
+    assert asked and set(asked[1].split("|")) == {*GUARDED}
 
 
 def failing(window: str) -> str:
@@ -83,7 +89,7 @@ def test_each_recorded_name_is_what_it_says() -> None:
 @pytest.mark.parametrize(
     ("unit", "titles"),
     [
-        ("reqps", {"Requests for images"}),
+        ("reqps", {"Requests for pictures and videos"}),
         (
             "s",
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def test_a_lora_of_another_model_and_unknown_keys_are_named(
         ({**kohya, "lora_unet_nowhere.lora_up.weight": torch.zeros(2, 2)}, "keys detected: lora_unet_nowhere.lora_up"),
         ({**right, key: torch.zeros(3, width)}, f"{key} has rank 3, and {counterpart} has 2"),
         ({name: value for name, value in right.items() if name != counterpart}, f"the key {key}, but no {counterpart}"),
+        ({**right, key: torch.full((2, width), math.inf)}, f"the LoRA x.safetensors is broken: {key} has infinite"),
+        ({**right, key: torch.full((2, width), math.nan)}, f"the LoRA x.safetensors is broken: {key} has infinite"),
     ):
         save_file(state, tmp_path / "x.safetensors")
         code, said = run(

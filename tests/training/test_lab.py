@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -273,6 +274,9 @@ def test_the_report_says_what_is_known_and_what_is_missing(tmp_path: Path) -> No
     assert "| heterogeneous | " in text.split("until it gets worse")[1]
     assert (tmp_path / "curves-heterogeneous.png").stat().st_size > 10_000
     assert len((tmp_path / "areas.csv").read_text().splitlines()) == 1 + 4 + 20
+    assert "| RATS | 5 | 0.800 ± 0.0" in text and not re.search(r"± 0\.\d+\*", text)
+    report.write(_outcome(rows[:1]), tmp_path, 119, {})
+    assert re.search(r"\| RATS \| 1 \| 0\.\d+ ± 0\.\d+\* \|", (tmp_path / "README.md").read_text())
     report.write(_outcome(rows[:2]), tmp_path, 118, {})
     assert "None has the results of all 5 seeds yet" in (tmp_path / "README.md").read_text()
 

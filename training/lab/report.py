@@ -112,7 +112,8 @@ def _teacher(outcome: Outcome, teacher: str, check: Mapping[str, float]) -> str:
         f"## With the {teacher_name(teacher)}\n\n"
         f"The teacher on the validation prompts: {checked or 'not checked'}. The area of a "
         "reference is that of its one point. The last three columns are of the stopping time with the most right "
-        f"pictures, among those with a diversity of {LOW:g} or more; mean over seeds and step counts.\n\n"
+        f"pictures, among those with a diversity of {LOW:g} or more; mean over seeds and step counts. * marks an "
+        "error of one seed, which is that of the prompts alone.\n\n"
         f"{_markdown(head, rows)}\n![judge against diversity](curves-{teacher}.png)\n\n"
     )
 
@@ -132,8 +133,9 @@ def _method(outcome: Outcome, teacher: str, method: str) -> list[str]:
     found = [outcome.estimate(teacher, method, stratum) for stratum in (BOTH, *STRATA)]
     if any(one is None for one in found):
         return []
-    areas = [f"{one.mean:.3f} ± {one.error:.3f}" for one in found if one]
     seeds = outcome.seeds(teacher, method)
+    of_prompts = "*" if len(seeds) == 1 else ""
+    areas = [f"{one.mean:.3f} ± {one.error:.3f}{of_prompts}" for one in found if one]
     chosen = [best for seed in seeds for nfe in NFES if (best := _best(outcome, teacher, method, seed, nfe))]
     means = [f"{np.mean([np.mean(getattr(one, of)) for one in chosen]):.3f}" if chosen else "-" for of in SHOWN]
     return [method, str(len(seeds)), *areas, *means]
