@@ -83,3 +83,30 @@ def test_a_run_that_begins_or_resumes_has_on_the_device_what_a_step_asks(
     config = changed(setup_of(100).config, {"gate.kind": kind, "validation.min_diversity": 0.0})
     validation.trainer(replace(setup_of(100), config=config, reward=scored, rewards=rewards), tmp_path)
     assert moved == [(aside, "cpu")]
+
+
+def test_a_trainer_is_given_what_its_setup_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(validation, "move", lambda *given: None)
+    monkeypatch.setattr(validation, "Trainer", lambda *given, **named: {"given": given, **named})
+    monkeypatch.setattr(validation, "_validate", lambda *given: given)
+    trained, heldout, windowed = (cast(Any, SimpleNamespace(score=name)) for name in ("trained", "heldout", "windowed"))
+    setup = setup_of(100)
+    setup = replace(
+        setup,
+        config=changed(setup.config, {"validation.min_diversity": 0.0}),
+        roles=cast(Any, "roles"),
+        rewards={"trained": trained, "heldout": heldout},
+        reward=windowed,
+        reward_p999=3.5,
+    )
+    found = cast(Any, validation.trainer(setup, tmp_path))
+    assert found.pop("given") == (setup.config, "roles", tmp_path)
+    assert found.pop("validate")("samplers", 40) == (setup, tmp_path, "samplers", 40)
+    assert found == {
+        "prompts": setup.prompts.train,
+        "reward": "windowed",  # on the scale of what a step shows it
+        "second": "heldout",
+        "latent_shape": setup.latents.shape,
+        "reward_p999": 3.5,
+        "teacher_diversity": 0.0,
+    }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from student.schedule import sigmas
-from training.rats.gradients import differentiate
+from training.rats.gradients import MODES, differentiate
 from training.rats.trajectory import Trajectory, horizons
 
 NOISE = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.double)
@@ -151,6 +151,36 @@ def test_low_variance_alone_is_the_last_step_and_with_more_noise_the_mean_of_rep
     _, backward = differentiate("low_variance", 1, field, NOISE, grid, lambda path: path.x[-1].pow(3).mean(), [other])
     backward()
     assert same(expected, [p.grad for p in field.parameters() if p.grad is not None])
+
+
+def test_a_repeated_last_step_is_a_path_that_ends_in_it() -> None:
+    """What a loss reads at the horizons is of the repeated step too; the steps before it are those that were taken."""
+    field, grid, seen = Field(), sigmas(3), []
+    other = torch.randn(NOISE.shape, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+    differentiate("low_variance", 1, field, NOISE, grid, lambda path: seen.append(path) or loss_of(path), [other])
+    taken, again = seen
+    x = (1 - grid[-1]) * taken.x[-1] + grid[-1] * other
+    torch.testing.assert_close(again.state(grid[-1]), x)
+    torch.testing.assert_close(again.data(grid[-1]), x - grid[-1] * field(x, grid[-1]))
+    torch.testing.assert_close(again.x[-1], again.data(grid[-1]))
+    for sigma in grid[:-1]:
+        assert torch.equal(again.state(sigma), taken.state(sigma)) and torch.equal(again.data(sigma), taken.data(sigma))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bridge", [0.0, 0.5])
+def test_a_rollouts_last_backward_call_is_said_to_be_the_last(mode: str, bridge: float) -> None:
+    """That is where the processes average a sharded run's gradients: once, when all of them are there."""
+    said: list[bool] = []
+
+    @contextmanager
+    def around(last: bool) -> Iterator[None]:
+        said.append(last)
+        yield
+
+    _, backward = differentiate(mode, 1, Field(), NOISE, sigmas(3), loss_of, bridge=bridge, around=around)
+    backward()
+    assert said == ([False, False, True] if mode == "detached" else [True])
 
 
 def test_full_against_finite_differences() -> None:

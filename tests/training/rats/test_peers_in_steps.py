@@ -12,6 +12,7 @@ from torch import Tensor
 
 from student.schedule import sigmas
 from tests.training.rats.test_wiring import START_W, make
+from training.rats import peers
 from training.rats.peers import next_point
 from training.rats.trainer import Trainer
 
@@ -100,3 +101,28 @@ def test_matching_moves_a_sample_from_its_critics_data_to_the_guided_starts(tmp_
     other.method.load_state(state)
     assert float(other.method.state()["critic"]["w"]) == float(state["critic"]["w"])
     assert float(trainer.method.step(batch).log["critic_loss"]) != done.log["critic_loss"], "it goes on from there"
+
+
+@pytest.mark.parametrize(("agreed", "steps"), [(True, 5), (False, 0)])
+def test_the_critic_is_one_for_all_processes(
+    agreed: bool, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gradients are means over them, and none makes a step that another one leaves out."""
+    trainer = of(tmp_path, "matching")
+    asked: list[tuple[float, int]] = []
+
+    class Several:
+        def agree(self, here: bool) -> bool:
+            assert here is True
+            return agreed
+
+        def mean_gradients(self, parameters: Sequence[torch.nn.Parameter], micro_batches: int) -> None:
+            [parameter] = parameters
+            asked.append((abs(float(parameter.grad)), micro_batches))
+            parameter.grad.zero_()  # as if the others' were its opposite
+
+    monkeypatch.setattr(peers, "Processes", Several)
+    before = float(trainer.method.state()["critic"]["w"])
+    done = trainer.method.step(trainer._batches(0)[0])
+    assert float(trainer.method.state()["critic"]["w"]) == before and done.loss.isfinite()
+    assert len(asked) == steps and all(slope > 0 and micro_batches == 1 for slope, micro_batches in asked)

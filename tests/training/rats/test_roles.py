@@ -2,6 +2,8 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ from student.pipeline import open_pipeline
 from tests.student.families import tiny
 from tests.training.shapes import small
 from training.config import changed
+from training.rats import roles as module
 from training.rats.config import RatsConfig, TeacherConfig
-from training.rats.roles import ROLES, Lora, Roles
+from training.rats.roles import ROLES, Lora, Roles, Sharding
 
 LORA = Lora(rank=2, alpha=4.0)
 
@@ -172,3 +175,78 @@ def test_what_a_run_begins_from_is_what_is_checkpointed() -> None:
     begin = copy.deepcopy(model.transformer)
     roles = Roles.of(changed(RatsConfig(), {"compute.checkpointing": True}), model, begin)
     assert roles._student is begin and begin.is_gradient_checkpointing
+
+
+class Noted(Roles):
+    """Keeps what it is made of."""
+
+    def __init__(self, *given: Any) -> None:
+        self.given = given
+
+
+@pytest.mark.parametrize(
+    ("settings", "place", "expected"),
+    [
+        ({}, 3, 1),
+        ({"teacher.ema": 0.25}, 1, 0.25),
+        ({"lora.rank": 3, "lora.alpha": 5.0, "seed": 9}, 2, Lora(3, 5.0, 9)),
+        ({}, 2, None),
+        ({"compute.shard": True}, 3, 2),
+        ({"compute.compile": "eager"}, 4, "eager"),
+        ({"compute.precision": "bf16"}, 5, Sharding(True, False)),
+        ({"compute.precision": "fp32", "compute.shard": True, "compute.shard_frugal": True}, 5, Sharding(False, True)),
+        ({}, 8, None),
+        ({"teacher.weights": "bf16", "compute.precision": "bf16"}, 8, torch.bfloat16),
+    ],
+)
+def test_roles_are_made_as_the_configuration_says(
+    settings: dict[str, Any], place: int, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "Processes", lambda: SimpleNamespace(size=2))
+    done: list[Any] = []
+    for name in ("recompute_blocks", "decode_tiles"):
+        monkeypatch.setattr(module, name, lambda *given, name=name: done.append((name, *given)))
+    family: Any = SimpleNamespace(transformer=tiny.flux().transformer, vae="vae")
+    config = changed(RatsConfig(), {"compute.tile_px": 128, **settings})
+    given = Noted.of(config, family, None, ("transformer",)).given
+    assert len(given) == 9 and given[0] is family and given[6:8] == (None, ("transformer",))
+    assert given[place] == expected
+    assert done == [("decode_tiles", "vae", 128)] and not family.transformer.is_gradient_checkpointing
+    done.clear()
+    Noted.of(changed(config, {"compute.checkpointing": True}), family)
+    assert done == [("recompute_blocks", "vae"), ("decode_tiles", "vae", 128)], "tiles wrap what the blocks have become"
+    assert family.transformer.is_gradient_checkpointing
+
+
+def test_a_network_without_a_role_is_in_the_family_only_for_as_long_as_it_is_used(model: Flux) -> None:
+    roles, critic = Roles(model, 0.9), copy.deepcopy(model.transformer)
+    own = model.transformer
+    with pytest.raises(RuntimeError, match="a step fails"), roles.using(critic) as used:
+        assert used.transformer is critic
+        raise RuntimeError("a step fails")
+    assert model.transformer is own
+    with pytest.raises(RuntimeError, match="a step fails"), roles.role("start") as start:
+        assert start.transformer is not own and not torch.is_grad_enabled()
+        raise RuntimeError("a step fails")
+    assert model.transformer is own and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_only_a_start_with_weights_of_its_own_leaves_the_device(
+    model: Flux, lora: Lora | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[tuple[bool, str]] = []
+    roles = Roles(model, 0.9, lora)
+    monkeypatch.setattr(
+        type(model.transformer), "to", lambda self, device: moved.append((self is roles._student, str(device)))
+    )
+    roles.offload_start()
+    look(roles, "teacher")
+    assert moved == ([] if lora else [(False, "cpu")])
+    moved.clear()
+    look(roles, "start")
+    assert moved == ([] if lora else [(False, "cpu")]), "and comes back to where the student is"
+    roles.sharded = True
+    moved.clear()
+    roles.offload_start()
+    assert not moved, "slices stay where they are"

@@ -49,6 +49,31 @@ def test_at_a_grid_point_the_leaving_velocity_counts() -> None:
     torch.testing.assert_close(path.data(0.5), at_half - 0.5 * at_half)
 
 
+def test_the_velocity_at_a_sigma_is_that_of_the_step_which_leaves_it_or_passes_through_it() -> None:
+    path = rollout(curved, NOISE, sigmas(4))
+    for sigma, steps in ((1.0, 0), (0.8, 0), (0.75, 1), (0.3, 2), (0.25, 3), (0.001, 3)):
+        torch.testing.assert_close(path.velocity(sigma), NOISE * 0.75**steps)
+    with pytest.raises(ValueError, match="no velocity leaves sigma 0"):
+        path.velocity(0)
+
+
+@pytest.mark.parametrize("points", [(0.0,), (0.9, 0.0), (0.75, 0.5, 0.25, 0.0), (0.61, 0.13), (1.0, 0.3)])
+def test_a_thinned_path_is_the_same_at_its_points_and_keeps_no_step_between_them(points: tuple[float, ...]) -> None:
+    path = rollout(curved, NOISE, sigmas(8))
+    thin = path.thinned(points)
+    for sigma in points:
+        assert torch.equal(thin.state(sigma), path.state(sigma)) and torch.equal(thin.data(sigma), path.data(sigma))
+        assert sigma == 0 or torch.equal(thin.velocity(sigma), path.velocity(sigma))
+    assert len(thin.v) == len(thin.sigmas) == len(thin.x) - 1 <= 1 + len(points), "the first, and one for each"
+
+
+def test_some_samples_of_a_path_are_their_own_path() -> None:
+    path, rows = rollout(curved, NOISE, sigmas(3)), slice(1, 3)
+    own = rollout(curved, NOISE[rows], sigmas(3))
+    for sigma in (1.0, 0.6, 0.2, 0.0):
+        torch.testing.assert_close(path.take(rows).data(sigma), own.data(sigma))
+
+
 def test_sigma_outside_the_path_is_refused() -> None:
     path = Trajectory((0.5,), (NOISE, NOISE), (NOISE,))
     with pytest.raises(ValueError, match="accepted is 0 to 0.5"):

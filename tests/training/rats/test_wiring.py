@@ -261,3 +261,13 @@ def test_shaping_weighs_distance_and_direction_as_it_is_told(tmp_path: Path) -> 
 
     assert log["shaping"] == pytest.approx(sum(distance(a, b) for a, b in pairs) / 2, rel=1e-4)
     assert math.isfinite(log["loss"]) and log["shaping"] > 0.01
+
+
+@pytest.mark.parametrize(("highest", "said"), [(0.9, True), (1.1, False)])
+def test_a_mean_reward_above_what_the_teacher_reaches_is_an_alarm(highest: float, said: bool, tmp_path: Path) -> None:
+    trainer = make(tmp_path, None, lambda samplers, step: figures(heldout=step, trained=1.0 if step == 4 else 0.0))
+    trainer.reward_p999 = highest
+    trainer.run()
+    alarms = (tmp_path / "alarms.txt").read_text()
+    assert ("step 4: the mean reward 1.00 is above the teacher's 99.9th percentile" in alarms) == said
+    assert said or alarms == ""
