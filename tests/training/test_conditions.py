@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from student.families.find import family_of
 from tests.student.families import tiny
 from tests.training.rats.test_families import run, settings
 from training.conditions import Conditions
-from training.config import with_settings
+from training.config import changed, with_settings
 from training.experiment import setup
 from training.experiment.presets import preset
 from training.rats.config import RatsConfig
@@ -108,3 +109,58 @@ def test_rewards_make_room_while_prompts_are_encoded_and_the_encoders_are_let_go
     setup.prepare(with_settings(preset("shapes"), given[1::2]))
     assert done == ["rewards to cpu", "encoders", "encode", "rewards to cpu:0", "transformer and decoder"]
     assert torch.backends.cuda.matmul.allow_tf32 == (precision == "bf16")
+
+
+def test_what_is_kept_of_prompts_belongs_to_the_encoders_and_to_how_they_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their weights, the tokenizer, the type and the kind of device: each has a folder of its own."""
+    monkeypatch.setattr("training.evaluate.CACHE", tmp_path / "cache")
+    folders: list[Path] = []
+
+    class Noted(Conditions):
+        def __init__(self, folder: Path, prompts: Sequence[str]) -> None:
+            folders.append(folder)
+            super().__init__(folder, prompts)
+
+        def missing(self, first: int = 0, every: int = 1) -> list[str]:
+            return []
+
+    monkeypatch.setattr(setup, "Conditions", Noted)
+
+    def folder(maker: object = tiny.sd3, seed: int = 0, max_tokens: int = tiny.MAX_TOKENS, **settings: object) -> Path:
+        model = family_of(maker(), max_tokens=max_tokens)  # type: ignore[operator]
+        if seed:
+            with torch.no_grad():
+                next(model.text_encoder_3.parameters()).add_(seed)
+        setup.remember(changed(RatsConfig(), {"compute.device": "cpu", **settings}), model, {}, ["a red heart"])
+        return folders[-1]
+
+    plain = folder()
+    assert plain == folder() and plain.parent == tmp_path / "conditions"
+    assert plain == folder(**{"optim.lr": 0.5, "steps": 7}), "nothing else of a run"
+    others = [
+        folder(seed=1),
+        folder(max_tokens=tiny.MAX_TOKENS + 1),
+        folder(tiny.flux),
+        folder(**{"compute.precision": "fp32"}),
+        folder(**{"compute.device": "cpu:0"}),
+    ]
+    assert len({plain, *others}) == 6
+
+
+@pytest.mark.parametrize(("size", "index"), [(1, 0), (2, 0), (2, 1), (3, 2)])
+def test_processes_share_the_prompts_and_then_each_looks_for_what_it_cannot_see(
+    size: int, index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another process encoded may lie on another machine's disk."""
+    monkeypatch.setattr("training.evaluate.CACHE", tmp_path / "cache")
+    done: list[object] = []
+    processes = SimpleNamespace(size=size, index=index, wait=lambda: done.append("all are here"))
+    monkeypatch.setattr(setup, "Processes", lambda: processes)
+    monkeypatch.setattr(Conditions, "encode", lambda self, model, prompts: done.append(list(prompts)))
+    prompts = [f"a ring number {k}" for k in range(7)]
+    model = family_of(tiny.sd3(), max_tokens=tiny.MAX_TOKENS)
+    setup.remember(changed(RatsConfig(), {"compute.device": "cpu"}), model, {}, prompts)
+    assert done == [prompts[index::size], "all are here", prompts, "all are here"]
+    assert model.text_encoder_3 is None, "the encoders are let go of"

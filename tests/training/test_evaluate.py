@@ -1,5 +1,6 @@
 """Figures with known answers."""
 
+import hashlib
 import io
 import json
 import math
@@ -10,14 +11,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from student.families.find import family_of
+from student.families.two_experts import joined
 from student.noise import noise
 from student.sampler import denoise
 from tests.student.families import tiny
@@ -26,6 +29,7 @@ from training.evaluate import (
     Evaluation,
     Measure,
     Plan,
+    add_weights,
     cached,
     fingerprint,
     hash_model,
@@ -244,3 +248,62 @@ def test_the_varied_pictures_are_scored_prompt_by_prompt() -> None:
         own = brightness(sampler.draw([prompt] * 8, seeds, shape, 8), [prompt] * 8)
         assert found.varied["bright"][at] == pytest.approx(own.tolist(), abs=1e-5)
     assert found.diversity == pytest.approx(measure.diversity(sampler, plan))
+
+
+def test_a_second_experts_guidance_is_part_of_the_key() -> None:
+    model = joined(family_of(tiny.wan_14b(), max_tokens=tiny.MAX_TOKENS))
+    shape = model.latent_shape(32, 32, 5)
+    sampler = Sampler(model, (1.0, 0.5), 4.0)
+    found = [key(sampler, shape)]
+    for second in (3.0, 2.0):
+        model.guidance_2 = second  # type: ignore[attr-defined]
+        found.append(key(sampler, shape))
+    assert len(set(found)) == 3
+
+
+def test_each_expert_is_guided_as_strongly_as_it_is_told() -> None:
+    """The second from just below its boundary on, and as the first one where nothing is said of it."""
+    model = joined(family_of(tiny.wan_14b(), max_tokens=tiny.MAX_TOKENS))
+    x = torch.randn(1, *model.latent_shape(32, 32, 5), generator=torch.Generator().manual_seed(1))
+    field = Sampler(model, (1.0,), 4.0, "a ring").velocity(["a red heart"])
+    for second in (0.0, 2.5):
+        model.guidance_2 = second  # type: ignore[attr-defined]
+        for sigma, own in ((1.0, 4.0), (0.875, 4.0), (0.874, second or 4.0), (0.2, second or 4.0)):
+            with torch.no_grad():
+                v, negative = (model.velocity(x, sigma, model.encode([text])) for text in ("a red heart", "a ring"))
+                torch.testing.assert_close(field(x, sigma), negative + own * (v - negative), rtol=1e-4, atol=1e-4)
+
+
+def test_a_models_hash_is_of_its_names_types_and_values() -> None:
+    def of(first: str = "a", value: float = 1.0, dtype: torch.dtype = torch.float32) -> str:
+        network = nn.Module()
+        network.register_parameter(first, nn.Parameter(torch.full((2,), value, dtype=dtype)))
+        network.register_buffer("z", torch.zeros(1))
+        return hash_model(network)
+
+    assert of() == of() and len({of(), of("b"), of(value=2.0), of(dtype=torch.bfloat16)}) == 4
+
+
+def test_a_quantised_weight_is_hashed_by_all_that_it_is_made_of() -> None:
+    """torchao's are one tensor to the eye, and a narrow one with its scales inside."""
+
+    class Made:
+        def __init__(self, **parts: Tensor) -> None:
+            self.parts = parts
+
+        def __getattr__(self, name: str) -> Tensor:
+            return self.parts[name]
+
+        def __tensor_flatten__(self) -> tuple[list[str], None]:
+            return list(self.parts), None
+
+        def detach(self) -> "Made":
+            return self
+
+    def of(data: float, scale: float) -> str:
+        digest = hashlib.sha256()
+        made: Any = Made(qdata=torch.full((2,), data), scale=torch.full((1,), scale))
+        add_weights(digest, {"w": made})
+        return digest.hexdigest()
+
+    assert of(1, 2) == of(1, 2) and len({of(1, 2), of(1, 3), of(2, 2)}) == 3

@@ -14,6 +14,7 @@ from student.bundle import read_student
 from student.families.find import family_of
 from tests.student.families import tiny
 from tests.training.rats.test_families import run, settings
+from training import features as module
 from training.features import dinov2_features, open_dinov2, source
 from training.steplog import read_log
 
@@ -111,3 +112,35 @@ def test_a_run_reports_it_beside_the_latents_and_nothing_depends_on_it(
     card = (out / "README.md").read_text()
     assert "| diversity | diversity (DINOv2) |" in card and "on autoencoder latents, diversity (DINOv2) that" in card
     assert "DINOv2" not in (plain / "README.md").read_text().partition("```json")[0]
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_latents_as_features_are_the_autoencoders_mean_of_any_number_of_pictures(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is drawn: two looks at a picture are the same; of a video its frames' lie side by side."""
+    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 2 * 32 * 32)
+    model = family_of(tiny.MAKERS[name](), max_tokens=tiny.MAX_TOKENS)
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    x = images * 2 - 1
+    encode, sizes = model.vae.encode, []
+    with torch.no_grad():
+        expected = torch.cat([encode(one[None, :, None] if name == "wan" else one[None]).latent_dist.mean for one in x])
+    monkeypatch.setattr(model.vae, "encode", lambda part: (sizes.append(len(part)), encode(part))[1])
+    features = module.latent_features(model)
+    found = features(images)
+    torch.testing.assert_close(found, expected.flatten(1), rtol=1e-4, atol=1e-5)
+    assert torch.equal(found, features(images)) and found.dtype == torch.float32 and not found.requires_grad
+    assert sizes == [2, 2, 1] * 2, "no more at once than there is room for"
+    video = torch.stack([images[:2], images[2:4]])
+    torch.testing.assert_close(features(video), torch.stack([found[:2].flatten(), found[2:4].flatten()]))
+
+
+def test_large_pictures_are_encoded_one_by_one_and_small_ones_at_most_64_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, sizes = family_of(tiny.flux(), max_tokens=tiny.MAX_TOKENS), []
+    monkeypatch.setattr(module, "_latents", lambda _, part: (sizes.append(len(part)), part.flatten(1)[:, :1])[1])
+    for num, side in ((3, 4096), (17, 512), (130, 8)):
+        module.latent_features(model)(torch.zeros(num, 3, side, side, device="meta"))
+    assert sizes == [1, 1, 1, 16, 1, 64, 64, 2]

@@ -129,3 +129,13 @@ def test_weights_are_halved_only_where_each_is_in_the_range(value: float, fits: 
         network.weight.copy_(torch.tensor([[0.0, value]]))
     parts = {"tokenizer": object(), "text_encoder": other, "transformer": network, "none": None}
     assert _fit_fp16(SimpleNamespace(components=parts)) is fits
+
+
+def test_an_error_counts_a_prompt_that_comes_twice_once(setup: Any) -> None:
+    """Values 0, 6, 12 of the prompts a, b, a: their deviations -6 and 6 are those of one prompt, and cancel."""
+    setup.prompts.test = ["a", "b", "a"]
+    student = manifest(setup, TABLE, 40).evaluation[1]
+    assert student["trained"] == pytest.approx({"mean": 6.0, "error": 0.0})
+    # 1, 0, 1 around 2/3: deviations of 2/3 and -2/3, each of a prompt.
+    assert student["judge_right"]["error"] == pytest.approx(math.sqrt(2 * 2 * (2 / 3) ** 2) / 3)
+    assert student["diversity"]["error"] == pytest.approx(1.0), "of the first two prompts"
