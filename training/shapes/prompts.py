@@ -50,14 +50,18 @@ def training_scenes(num: int, *key: int, singles: float | None = None, spread: f
     None keeps the world's own distribution. With a share, hard shapes are more frequent among the single objects, and
     ``spread`` is how far these are from the centre, as a fraction of what the world allows.
     """
-    drawn = world.sample((2 if singles is None else 8) * num, *key)
-    free = ~held_out(drawn)
     if singles is None:
-        return drawn.take(np.flatnonzero(free)[:num])
-    keep = world.rng(*key, 5).random(len(drawn)) < _WEIGHT[drawn.shape_NK[:, 0]] / _WEIGHT.max()
-    single = np.flatnonzero(free & keep & (drawn.count_N == 1))[: round(singles * num)]
-    pair = np.flatnonzero(free & (drawn.count_N == 2))[: num - len(single)]
-    chosen = drawn.take(np.sort(np.concatenate([single, pair])))
+        return world.chosen(num, 2 * num, lambda drawn: np.flatnonzero(~held_out(drawn)), *key)
+    most = round(singles * num)
+
+    def shared(drawn: world.Scenes) -> world.IntArray:
+        free = ~held_out(drawn)
+        keep = world.rng(*key, 5).random(len(drawn)) < _WEIGHT[drawn.shape_NK[:, 0]] / _WEIGHT.max()
+        single = np.flatnonzero(free & keep & (drawn.count_N == 1))[:most]
+        pair = np.flatnonzero(free & (drawn.count_N == 2))[: num - len(single)]
+        return np.sort(np.concatenate([single, pair]))
+
+    chosen = world.chosen(num, 8 * num, shared, *key)
     centre = world.SIDE_PX / 2
     one_N1 = (chosen.count_N == 1)[:, None]
     places = {name: getattr(chosen, name) for name in ("x_NK", "y_NK")}

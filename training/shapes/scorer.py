@@ -69,9 +69,10 @@ def draw_pairs(
 ) -> PairBatch:
     """A batch of pairs, a function of ``key`` alone; ``half=None`` samples from the whole world."""
     gen = world.rng(*key, 1)
-    scenes = world.sample(num if half is None else 4 * num, *key)
-    if half is not None:
-        scenes = scenes.take(np.flatnonzero(in_half(scenes, half))[:num])
+    if half is None:
+        scenes = world.sample(num, *key)
+    else:
+        scenes = world.chosen(num, 4 * num, lambda drawn: np.flatnonzero(in_half(drawn, half)), *key)
     styles = pairs.sample_styles(num, gen)
     altered, altered_kind = pairs.alter(scenes, styles, gen)
     altered = world.place(altered, gen)

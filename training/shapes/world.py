@@ -115,6 +115,18 @@ def sample(num: int, *key: int) -> Scenes:
     return place(scenes, gen)
 
 
+def chosen(num: int, first: int, choose: Callable[[Scenes], IntArray], *key: int) -> Scenes:
+    """``num`` scenes, those whose places ``choose`` returns: of ``first`` that are drawn, or of twice as many where these
+    are too few, and so on. Deterministic in ``key``.
+    """
+    while True:
+        drawn = sample(first, *key)
+        places = choose(drawn)[:num]
+        if len(places) == num:
+            return drawn.take(places)
+        first *= 2
+
+
 def place(scenes: Scenes, gen: np.random.Generator) -> Scenes:
     """Sample centres and radii, again where an object touches the frame or the other object.
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.shapes import degrade, pairs, prompts, vocabulary, world
+from training.shapes import degrade, pairs, prompts, scorer, vocabulary, world
 from training.shapes.grammar import parse
 
 NUM = 2000
@@ -131,6 +131,37 @@ def test_people_s_shortest_captions_are_trained_on_and_name_large_objects_more_o
     large = scenes.size_NK[:, 0] == 1
     assert 0.3 < short[large].mean() < 0.5 and 0.12 < short[~large].mean() < 0.28
     assert not prompts.held_out(scenes, styles).any()
+
+
+@pytest.mark.parametrize("singles", [None, 0.0, 0.5, 1.0])
+def test_a_step_has_as_many_prompts_as_it_asks_for_however_few(singles: float | None) -> None:
+    """One sample a step: of the few scenes that are drawn first none may be free."""
+    assert len(prompts.training_scenes(1, 401, 190, singles=0.5)) == 1, "of eight none is a pair that may be trained on"
+    for num in (1, 2):
+        found = [prompts.training_prompts(num, 401, step, singles=singles) for step in range(100)]
+        assert {len(texts) for texts in found} == {num}
+
+
+def test_few_scenes_of_a_half_are_as_many_as_are_asked_for() -> None:
+    for half in (0, 1):
+        for step in range(20):
+            batch = scorer.draw_pairs(1, 1, half, vocabulary.tokenizer(), 5, step)
+            assert len(batch.right_NCHW) == len(batch.ids_NPL) == 1
+
+
+def test_more_scenes_are_drawn_only_where_the_first_ones_are_too_few() -> None:
+    drawn: list[int] = []
+
+    def choose(scenes: world.Scenes) -> world.IntArray:
+        drawn.append(len(scenes))
+        return np.flatnonzero(scenes.count_N == 1)
+
+    found = world.chosen(40, 10, choose, 3, 4)
+    assert drawn == [10, 20, 40, 80, 160] and len(found) == 40 and (found.count_N == 1).all()
+    drawn.clear()
+    first = world.chosen(2, 30, choose, 3, 4)
+    own = world.sample(30, 3, 4)
+    assert drawn == [30] and first.captions() == own.take(np.flatnonzero(own.count_N == 1)[:2]).captions()
 
 
 def test_training_prompts_are_a_function_of_their_key() -> None:
