@@ -34,14 +34,14 @@ METHODS = ("RATS", "constant gate", "shuffled gate", "reward only", "confidence 
 Points = list[tuple[float, float]]
 
 
-def figures(gen: np.random.Generator, low: float = 0.0) -> stops.Figures:
-    right, trained, heldout = (gen.uniform(low, 1, len(PROMPTS)).tolist() for _ in range(3))
-    return stops.Figures(right, trained, heldout, gen.uniform(1.5, 4, len(PROMPTS)).tolist())
+def figures(gen: np.random.Generator, varied: float = 1.0) -> stops.Figures:
+    right, trained, heldout = (gen.uniform(0, 1, len(PROMPTS)).tolist() for _ in range(3))
+    return stops.Figures(right, trained, heldout, (varied * gen.uniform(1.5, 4, len(PROMPTS))).tolist())
 
 
 def made(teacher: str, method: str, seed: int, strength: str, gen: np.random.Generator) -> run.Result:
     found = [
-        stops.Stop(step, nfe, float(gen.uniform()) if step else 0.0, figures(gen), {})
+        stops.Stop(step, nfe, float(gen.uniform()) if step else 0.0, figures(gen, gen.uniform(0.4, 1.2)), {})
         for step in STEPS
         for nfe in cells.NFES
     ]

@@ -116,8 +116,8 @@ def sample(num: int, *key: int) -> Scenes:
 
 
 def chosen(num: int, first: int, choose: Callable[[Scenes], IntArray], *key: int) -> Scenes:
-    """``num`` scenes, those whose places ``choose`` returns: of ``first`` that are drawn, or of twice as many where these
-    are too few, and so on. Deterministic in ``key``.
+    """``num`` scenes, whose places ``choose`` returns: of ``first`` that are drawn, or of twice as many where these are
+    too few, and so on. Deterministic in ``key``.
     """
     while True:
         drawn = sample(first, *key)
