@@ -21,6 +21,7 @@ MANIFEST = "student.json"
 TIME_CONVENTION = "sigma 1 is noise, 0 is data; x = (1 - sigma) * data + sigma * noise; v = noise - data"
 ROLES = ("trained", "heldout")
 DRAWN_BY = ("files", "sigmas", "latents", "image", "max_tokens", "schedule")
+GUIDED = "flux"  # the family that reads a guidance from ``baked``; that of the others is always the same
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 T = TypeVar("T")
@@ -164,6 +165,8 @@ class Student:
         """
         parts = {k: v for k, v in to_json(self).items() if k in DRAWN_BY}
         parts["image"].pop("fps", None)  # how fast it is played changes no pixel
+        if self.family == GUIDED and self.baked:
+            parts["baked"] = dict(self.baked)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -56,6 +56,60 @@ def test_a_gpu_that_is_too_small_is_refused_with_the_figures() -> None:
         place(FLUX, gpu(80), "disk")
 
 
+def just_enough(bytes_: int) -> Gpu:
+    """The smallest GPU of whose memory 92 per cent are so many bytes."""
+    memory = next(m for m in range(int(bytes_ / 0.92) - 3, int(bytes_ / 0.92) + 4) if int(m * 0.92) >= bytes_)
+    return Gpu("NVIDIA X", "9.0", memory, "13.0")
+
+
+NETWORK = 10**9
+PARTS = {"transformer": NETWORK, "vae": 10**8, "text_encoder": 2 * 10**9, "text_encoder_2": 3 * 10**8}
+ROOM = 3 * 10**9  # for activations
+
+
+@pytest.mark.parametrize(
+    ("offload", "needed"),
+    [
+        ("off", 2 * (NETWORK + 10**8 + 2 * 10**9 + 3 * 10**8) + ROOM),
+        ("encoders", 2 * (NETWORK + 10**8 + 2 * 10**9 + 3 * 10**8)),  # more than the network while it draws
+        ("cpu", 2 * (NETWORK + 10**8) + ROOM),
+    ],
+)
+def test_a_way_is_taken_from_the_byte_on_that_it_needs(offload: str, needed: int) -> None:
+    """What is asked for is refused with its own need, what is chosen with the least of all."""
+    held = 10**9
+    assert place(PARTS, just_enough(needed), offload, activations=ROOM).offload == offload
+    assert place(PARTS, just_enough(needed), activations=ROOM).offload == offload
+    assert place(PARTS, just_enough(needed + held), offload, activations=ROOM, scorers=held).offload == offload
+    with pytest.raises(BundleError, match=rf"needs {needed / 2**30:.1f} GiB of GPU memory in bfloat16"):
+        place(PARTS, just_enough(needed - 2), offload, activations=ROOM)
+    with pytest.raises(BundleError, match=rf"needs {needed / 2**30:.1f} GiB of GPU memory in bfloat16"):
+        place(PARTS, just_enough(needed + held - 2), offload, activations=ROOM, scorers=held)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [
+        ("7.0", "float16"),
+        ("7.5", "float16"),
+        ("8.0", "bfloat16"),
+        ("8", "bfloat16"),
+        ("8.9", "bfloat16"),
+        ("12.0", "bfloat16"),
+    ],
+)
+def test_bfloat16_is_for_gpus_that_have_it_and_for_networks_that_need_less_memory(capability: str, dtype: str) -> None:
+    """float16's narrow range is not for an autoencoder, which then counts in float32."""
+    numbers = {"transformer": 200_000_000, "vae": 4 * 10**9}
+    assert place(numbers, gpu(80, capability)).dtype == dtype
+    assert place({**numbers, "transformer": 199_999_999}, gpu(80, capability)).dtype == "float32"
+    vae = (4 if dtype == "float16" else 2) * 4 * 10**9
+    with pytest.raises(
+        BundleError, match=rf"needs {(vae + 4 * 10**8 + 2 * GIB) / GIB:.1f} GiB of GPU memory in {dtype}"
+    ):
+        place(numbers, gpu(1, capability))
+
+
 def test_what_scorers_hold_is_not_there_for_the_network() -> None:
     assert place(FLUX, gpu(40)).offload == "off"
     assert place(FLUX, gpu(40), scorers=4 * GIB).offload == "encoders"

@@ -26,6 +26,7 @@ from student.probe import (
 )
 from student.runtimes.fake import FakeRuntime, fake_image, fake_student
 from student.runtimes.machine import machine_kind
+from student.schedule import sigmas
 
 STUDENT = fake_student()
 BEFORE = Measured(("a", "b"), {"trained": (0.5, 1.0)})
@@ -35,6 +36,12 @@ def test_every_step_count_is_probed_with_prompts_and_seeds_of_its_own() -> None:
     pairs = choose_pairs(STUDENT, ["p", "q"])
     assert [pair.steps for pair in pairs] == [1, 2, 4, 1, 2, 4, 1, 2]
     assert len({pair.seed for pair in pairs}) == 8 and {pair.prompt for pair in pairs} == {"p", "q"}
+
+
+def test_every_one_of_many_step_counts_is_probed() -> None:
+    counts = tuple(range(12, 0, -1))
+    student = replace(STUDENT, steps=counts, sigmas={count: sigmas(count) for count in counts})
+    assert [pair.steps for pair in choose_pairs(student, ["p"])] == list(range(1, 13))
 
 
 def test_a_hash_is_of_all_bits_of_the_picture() -> None:
@@ -63,6 +70,9 @@ def test_what_is_measured_is_what_the_runtime_draws() -> None:
         (Measured(("x", "y"), {"trained": (0.54, 1.0)}), None, BEFORE, Outcome.RECORDED),
         (Measured(("x", "y"), {"trained": (0.56, 1.0)}), None, BEFORE, Outcome.SCORES_CHANGED),
         (Measured(("x", "y"), {"trained": (9.0, 9.0)}), None, None, Outcome.RECORDED),
+        (Measured(("a", "b"), {"trained": (0.5, 1.0005)}), BEFORE, BEFORE, Outcome.SAME),
+        (Measured(("a", "b"), {"trained": (0.502, 1.0)}), BEFORE, BEFORE, Outcome.SCORES_CHANGED),
+        (Measured(("a", "b"), {"trained": (0.5, 1.0), "new": (9.0, 9.0)}), BEFORE, BEFORE, Outcome.SAME),
         (Measured(("x", "y"), {}), None, BEFORE, Outcome.RECORDED),  # the scorer is not installed here
     ],
 )
@@ -72,7 +82,7 @@ def test_what_a_probe_finds(found: Measured, exact: Measured | None, alike: Meas
 
 def test_a_probe_is_read_as_it_was_written(tmp_path: Path) -> None:
     kept = {"fake": {"here": Measured(("a",) * 8, {"trained": (0.25, math.nan)})}}
-    probe = Probe(STUDENT.fingerprint(), choose_pairs(STUDENT, ["p"]), kept)
+    probe = Probe(STUDENT.fingerprint(), choose_pairs(STUDENT, ["p"]), kept, score_tolerance=0.25)
     write_probe(tmp_path, probe)
     found = read_probe(tmp_path, STUDENT)
     assert found is not None and repr(found) == repr(probe)  # NaN is not equal to itself

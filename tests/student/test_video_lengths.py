@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from student.bundle import read_student
 from student.runtimes import torch as module
-from student.runtimes.lengths import LONGEST, Lengths, compiled_lengths, read_lengths
+from student.runtimes.fake import fake_student
+from student.runtimes.lengths import LONGEST, Lengths, compiled_lengths, frame_step, longest, read_lengths
 from student.runtimes.torch import TorchRuntime
 from tests.student.families import tiny
 
@@ -36,7 +38,48 @@ def test_compiled_lengths_are_those_that_there_are_graphs_for() -> None:
     assert compiled_lengths((9,)) == Lengths(9, 9, 1, (9,))
 
 
-@pytest.mark.parametrize("said", [None, "9", [9], [1, 0, 4], {}, {"compiled": []}, {"compiled": [0]}, {"other": [9]}])
+@pytest.mark.parametrize(("first", "most", "step"), [(1, 33, 4), (5, 30, 3), (2, 2, 1), (8, 64, 8)])
+def test_a_rule_counts_from_its_first_length_to_its_most(first: int, most: int, step: int) -> None:
+    lengths = Lengths(first, most, step)
+    assert [count for count in range(-most, 2 * most) if count in lengths] == list(range(first, most + 1, step))
+
+
+@pytest.mark.parametrize(
+    ("frames", "latent_frames", "step"),
+    [(9, 3, 4), (33, 5, 8), (81, 21, 4), (5, 2, 4), (1, 1, None), (None, None, None)],
+)
+def test_a_latent_frame_holds_what_the_students_own_length_says(
+    frames: int | None, latent_frames: int | None, step: int | None
+) -> None:
+    student = fake_student()
+    latents, image = replace(student.latents, frames=latent_frames), replace(student.image, frames=frames)
+    assert frame_step(replace(student, latents=latents, image=image)) == step
+
+
+@pytest.mark.parametrize(
+    ("room", "step", "most"),
+    [
+        (None, 4, 1021),
+        (None, 1, 1024),
+        (10**12, 8, 1017),
+        (0, 4, 1),
+        (99, 4, 1),
+        (100 + 7 * 13, 4, 13),
+        (100 + 7 * 13 - 1, 4, 9),
+    ],
+)
+def test_the_longest_is_one_frame_and_as_many_steps_as_fit(room: int | None, step: int, most: int) -> None:
+    """Of 100 bytes for any video and 7 for each frame."""
+    assert longest(room, 100, 7, step) == most
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None, "9", [9], [1, 9], [1, 9, 4, 1], [1, 0, 4], [1, 9, -4], [1, 9.0, 4], ["1", "9", "4"], [], {},
+        {"compiled": []}, {"compiled": [0]}, {"other": [9]}, {"compiled": "9"}, {"compiled": 9},
+    ],
+)  # fmt: skip
 def test_what_no_release_writes_is_not_read(said: object) -> None:
     assert read_lengths(said) is None
 
