@@ -47,8 +47,9 @@ def test_a_large_network_is_drawn_alone() -> None:
 def test_memory_ends_the_growth_and_another_error_is_raised() -> None:
     found = Device(lambda batch: 1.0, room=5).measure()
     assert found.largest == 4 and found.together == (1, 2, 4)
+    device = Device(lambda batch: 1.0, room=5)
     with pytest.raises(MemoryError):
-        measure(Device(lambda batch: 1.0, room=5).draw, lambda error: False)
+        measure(device.draw, lambda error: False, clock=lambda: device.now)
 
 
 def test_sizes_that_change_bytes_are_left_out_and_two_of_them_end_the_search() -> None:
@@ -95,3 +96,51 @@ def test_a_table_is_kept_for_each_machine_and_a_broken_one_is_measured_again(tmp
     write_table(tmp_path / "runtimes", "a", rows)
     assert read_table(tmp_path / "runtimes", "a") == rows
     assert [path.name for path in (tmp_path / "runtimes").iterdir()] == [FILE]
+
+
+def test_a_twentieth_more_is_what_twice_the_pictures_must_be_faster() -> None:
+    for second, largest in ((2 / 1.05 - 1e-6, 2), (2 / 1.05 + 1e-6, 1)):
+        found = Device(lambda batch, second=second: {1: 1.0, 2: second}.get(batch, 1e9)).measure()  # type: ignore[misc]
+        assert found.largest == largest and found.together == (1, 2)[:largest]
+
+
+def test_a_bundle_that_cannot_be_written_keeps_no_table_and_says_nothing(tmp_path: Path) -> None:
+    rows = {"64x64": Measured({1: 0.5}, (1,), 1)}
+    write_table(tmp_path / "not" / "there", "a", rows)
+    (tmp_path / "file").touch()
+    write_table(tmp_path / "file", "a", rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and read_table(tmp_path / "file", "a") == {}
+
+
+def test_the_tables_of_other_machines_stay_and_what_is_no_table_is_written_over(tmp_path: Path) -> None:
+    first, second = ({size: Measured({1: 0.5, 4: 0.75}, (1, 4), 4)} for size in ("64x64", "96x32"))
+    for before in ("", "[1]", "{"):
+        (tmp_path / FILE).write_text(before)
+        write_table(tmp_path, "a", first)
+        write_table(tmp_path, "b", second)
+        write_table(tmp_path, "a", second)
+        assert (read_table(tmp_path, "a"), read_table(tmp_path, "b")) == (second, second)
+
+
+def test_two_processes_that_write_at_once_never_mix_their_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each writes a file of its own, hidden from those that list the runtimes, and puts it in the table's place."""
+    names = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, target: names.append(self.name) or replace(self, target))
+    for process in (7, 8):
+        monkeypatch.setattr("student.runtimes.batches.os.getpid", lambda process=process: process)
+        write_table(tmp_path, "a", {})
+    assert len(set(names)) == 2 and all(name.startswith(".") for name in names)
+
+
+def test_a_size_is_independent_only_if_every_picture_of_it_is(tmp_path: Path) -> None:
+    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> FloatArray:
+        images = np.array(seeds, np.float32).reshape(-1, 1, 1, 1)
+        if len(seeds) == 3:
+            images[2] = np.nextafter(images[2], np.float32(9))
+        return images
+
+    assert independent(draw, (1, 2, 3)) == (1, 2) == independent(draw, (2, 3))
+    assert measure(draw, lambda error: False, (1, 2, 3), clock=lambda: 0.0).together == (1, 2)

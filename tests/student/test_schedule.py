@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from student.bundle import BundleError
-from student.schedule import check, linear_mu, scheduled, sigmas
+from student.schedule import by_size, check, linear_mu, scheduled, sigmas
 
 
 def test_four_steps_without_shift() -> None:
@@ -101,3 +102,41 @@ def test_what_is_not_followed_is_refused_by_name(settings: dict[str, Any], compl
 def test_the_scheduler_of_no_flow_model_is_refused() -> None:
     with pytest.raises(BundleError, match="has no shift: accepted is the scheduler of a flow model"):
         check({"num_train_timesteps": 1000})
+
+
+@pytest.mark.parametrize("tokens", [1, 256, 1024, 4096, 9999])
+def test_the_shift_by_size_is_the_pipelines_own_with_its_defaults(tokens: int) -> None:
+    assert linear_mu({}, tokens) == pytest.approx(calculate_shift(tokens))
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    given = dict(zip(names, (100, 5000, 0.3, 1.7), strict=True))
+    assert linear_mu(given, tokens) == pytest.approx(calculate_shift(tokens, *given.values()))
+
+
+OWN: dict[str, Any] = {
+    "base_image_seq_len": 100, "max_image_seq_len": 5000, "base_shift": 0.3, "max_shift": 1.7,
+    "time_shift_type": "linear", "shift_terminal": 0.1, "use_karras_sigmas": True, "use_exponential_sigmas": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("last", [None, 0.001])
+@pytest.mark.parametrize("name", [None, *OWN])
+def test_what_a_student_keeps_of_its_schedule_gives_the_same_sigmas_at_every_size(
+    name: str | None, last: float | None
+) -> None:
+    """With each setting that another size's sigmas follow from, and with none that they do not."""
+    config = {"use_dynamic_shifting": True, "shift": 3.0, "num_train_timesteps": 1000, "use_beta_sigmas": False}
+    own = {} if name is None else {name: OWN[name]}
+    kept = by_size({**config, **own}, last)
+    assert kept == {"use_dynamic_shifting": True, **own, **({} if last is None else {"last_unshifted": last})}
+    for tokens in (64, 3000):
+        mu = linear_mu(kept, tokens)
+        assert mu == linear_mu({**config, **own}, tokens)
+        if last is None:
+            assert scheduled(kept, 4, mu) == scheduled({**config, **own}, 4, mu)
+    assert by_size({**OWN, "shift": 3.0}) is None is by_size({"shift": 3.0, "use_dynamic_shifting": False}, last)
+
+
+def test_the_last_sigma_before_the_shift_may_be_given() -> None:
+    assert sigmas(3, last=0.2) == pytest.approx((1.0, 0.6, 0.2)) and sigmas(1, last=0.2) == (1.0,)
+    with pytest.raises(ValueError, match="shift is 0: accepted is more than 0"):
+        sigmas(4, shift=0)

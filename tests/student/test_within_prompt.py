@@ -8,9 +8,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from student.bundle import from_json, to_json
+from student.bundle import WithinPrompt, from_json, to_json
 from student.runtimes.fake import fake_student
-from student.within_prompt import best_of, measure, normal_best_of, of, predicted_gain
+from student.within_prompt import best_of, chosen, measure, normal_best_of, of, predicted_gain
 
 
 def pictures(correlation: float, prompts: int = 400, seeds: int = 16) -> dict[str, list[list[float]]]:
@@ -63,6 +63,35 @@ def test_a_prompt_with_a_score_that_is_none_is_left_out_and_too_little_is_refuse
     assert measure(scores).prompts == 4
     with pytest.raises(ValueError, match="1 prompts with 16 pictures"):
         measure(pictures(0.3, prompts=1))
+    with pytest.raises(ValueError, match="5 prompts with 1 pictures each: accepted are two or more of both"):
+        measure(pictures(0.3, prompts=5, seeds=1))
+
+
+def test_the_gain_is_kept_for_up_to_16_and_taken_as_measured_up_to_the_last() -> None:
+    assert [len(measure(pictures(0.3, 4, seeds)).gain["t"]) for seeds in (2, 16, 20)] == [2, 16, 16]
+    known = WithinPrompt(9, 2, {"t": 2.0, "h": 3.0}, {"h t": 0.5}, {"t": (0.0, 1.5)})
+    assert predicted_gain(known, "t", "t", 2) == 1.5 and predicted_gain(known, "t", "h", 2) == 0.5 * 3.0 * 1.5 / 2.0
+    assert predicted_gain(known, "h", "t", 2) == pytest.approx(0.5 * 2.0 * np.pi**-0.5)
+
+
+def test_a_scorer_that_is_the_same_within_every_prompt_says_nothing_of_another() -> None:
+    flat = measure({"t": [[1.0, 1.0], [2.0, 2.0]], "h": [[1.0, 2.0], [0.0, 3.0]]})
+    assert (flat.spread["t"], flat.correlation["h t"]) == (0.0, 0.0)
+    assert predicted_gain(flat, "t", "h", 2) is None and predicted_gain(flat, "t", "t", 2) == 0.0
+    unrelated = replace(flat, spread={"t": 1.0, "h": 1.0}, correlation={})
+    assert predicted_gain(unrelated, "t", "h", 2) is None
+
+
+def test_of_equal_scores_the_later_picture_is_the_one_whose_other_value_counts() -> None:
+    """Which of several is chosen does not hang on a sort's whims."""
+    scores, values = np.zeros((1, 20)), np.arange(20.0)[None]
+    assert chosen(scores, values, 20) == pytest.approx([19.0]) and chosen(scores, values, 1) == pytest.approx([9.5])
+
+
+def test_a_size_without_a_figure_of_its_own_has_that_of_its_steps() -> None:
+    own, other = measure(pictures(0.3, 4, 2)), measure(pictures(0.9, 4, 2))
+    student = replace(fake_student(), within_prompt={"4": own, "4 96x32": other})
+    assert of(student, 4, (32, 96)) == other and of(student, 4, (128, 96)) == own
 
 
 def test_it_is_kept_in_the_manifest_and_an_older_manifest_has_none() -> None:
