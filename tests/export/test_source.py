@@ -154,6 +154,9 @@ def test_a_journal_keeps_whole_rows_of_the_same_measurement(tmp_path: Path) -> N
     again.add({"n": 4})
     assert Journal(path, {"of": 1}).rows == [{"n": 1}, {"n": 2}, {"n": 4}]
     assert path.read_text() == '{"of": 1}\n{"n": 1}\n{"n": 2}\n{"n": 4}\n'
+    path.write_text('{"of": 1}\n{"n": 1}\n{"n"\n{"n": 5}\n')
+    assert Journal(path, {"of": 1}).rows == [{"n": 1}], "what stands behind a torn line is not trusted"
+    path.write_text('{"of": 1}\n{"n": 1}\n')
     assert Journal(path, {"of": 2}).rows == [] and path.read_text() == '{"of": 2}\n'
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from student.bundle import BundleError, ImageSize, Student
-from student.families.two_experts import called_at
+from student.families.two_experts import called_at, is_high
 from student.runtimes.buckets import Bucket, files_of, in_buckets, read_bucket, sizes_of, stage_name
 from student.runtimes.experts import stages_of, step_stage
 from student.runtimes.manifest import Graph, RuntimeManifest, write_manifest
@@ -145,14 +145,22 @@ def test_a_student_at_another_size_keeps_all_else() -> None:
     assert there.image == ImageSize(32, 96, 5, 16) and there.latents == replace(VIDEO.latents, height=4, width=12)
 
 
+def test_the_boundary_itself_is_rounded_as_torch_rounds_it() -> None:
+    """A sigma that float32 cannot tell from it belongs to the first expert, whichever way a thousandfold is rounded."""
+    for boundary in (k / 7919 for k in range(4000, 7919, 7)):
+        for sigma in (boundary, boundary * (1 - 1e-8), boundary * (1 - 6e-8)):
+            expected = "step" if bool(is_high(torch.tensor([sigma]) * 1000, boundary)) else "step_2"
+            assert step_stage(sigma, boundary) == expected, (sigma, boundary)
+
+
 SIGMAS = tuple(k / 997 for k in range(997, 0, -1))
 
 
 @pytest.mark.parametrize("boundary", [0.875, 0.9, 0.417, 1.0, 1 / 3])
 def test_graphs_and_torch_part_the_sigmas_at_the_same_one(boundary: float) -> None:
     """In the pipeline's own arithmetic, also where a sigma is the boundary and where float32 rounds it."""
-    near = [float(s) for s in (boundary, torch.nextafter(torch.tensor(boundary), torch.tensor(0.0)))]
-    for sigma in (*SIGMAS, *near):
+    below = float(torch.nextafter(torch.tensor(boundary), torch.tensor(0.0)))
+    for sigma in (*SIGMAS, boundary, below, boundary * (1 - 1e-9), boundary * (1 + 1e-9)):
         assert {"step": "transformer", "step_2": "transformer_2"}[step_stage(sigma, boundary)] == (
             called_at([sigma], boundary)[0]
         ), sigma

@@ -124,7 +124,14 @@ def test_what_a_student_keeps_of_its_schedule_gives_the_same_sigmas_at_every_siz
     name: str | None, last: float | None
 ) -> None:
     """With each setting that another size's sigmas follow from, and with none that they do not."""
-    config = {"use_dynamic_shifting": True, "shift": 3.0, "num_train_timesteps": 1000, "use_beta_sigmas": False}
+    config = {
+        "use_dynamic_shifting": True,
+        "shift": 3.0,
+        "num_train_timesteps": 1000,
+        "use_beta_sigmas": False,
+        "shift_terminal": None,
+    }
+    config |= dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas"), False)
     own = {} if name is None else {name: OWN[name]}
     kept = by_size({**config, **own}, last)
     assert kept == {"use_dynamic_shifting": True, **own, **({} if last is None else {"last_unshifted": last})}

@@ -141,6 +141,6 @@ def test_a_compiled_scorer_is_not_opened_by_its_name_too(tmp_path: Path, monkeyp
 
 def test_a_large_mean_costs_a_small_spread_no_digits() -> None:
     raw_B = np.float32([1000.0, 1000.0625])
-    found = standardised(raw_B, Scorer("x", 1000.03125001, 0.03125, "heldout"))
-    np.testing.assert_allclose(found, [-1.0, 1.0], atol=1e-6)
+    found = standardised(raw_B, Scorer("x", 1000.00001, 0.00001, "heldout"))  # float32's next number is 1000.00006
+    np.testing.assert_allclose(found, [-1.0, 6249.0], rtol=1e-5)
     assert found.dtype == np.float32

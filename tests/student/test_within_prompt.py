@@ -84,8 +84,10 @@ def test_a_scorer_that_is_the_same_within_every_prompt_says_nothing_of_another()
 
 def test_of_equal_scores_the_later_picture_is_the_one_whose_other_value_counts() -> None:
     """Which of several is chosen does not hang on a sort's whims."""
-    scores, values = np.zeros((1, 20)), np.arange(20.0)[None]
-    assert chosen(scores, values, 20) == pytest.approx([19.0]) and chosen(scores, values, 1) == pytest.approx([9.5])
+    scores, values = np.random.default_rng(0).integers(0, 3, (1, 300)).astype(float), np.arange(300.0)[None]
+    last = max(range(300), key=lambda k: (scores[0, k], k))
+    assert chosen(scores, values, 300) == pytest.approx([last])
+    assert chosen(scores, values, 1) == pytest.approx([299 / 2])
 
 
 def test_a_size_without_a_figure_of_its_own_has_that_of_its_steps() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from student.bundle import BundleError
 from student.families.find import family_of
@@ -31,8 +32,32 @@ def test_every_token_that_the_encoder_reads_counts(name: str, tmp_path: Path) ->
         if part.startswith("tokenizer") and tokenizer is not None:
             tokenizer.save_pretrained(tmp_path / part)
     count = token_counter(tmp_path, family)
-    for prompt in ("a red heart", "a red heart above a blue star", "", "Ring &amp; circle,   left of it"):
+    for prompt in (
+        "a red heart",
+        "a red heart above a blue star",
+        "",
+        "Ring &amp; circle,   left of it",
+        "a &amp;lt; b",
+    ):
         assert count(prompt) == read_by_the_encoder(pipe, family, prompt), prompt
+
+
+@pytest.mark.parametrize("name", ["flux", "flux2", "wan"])
+def test_a_tokenizer_that_was_saved_as_it_cuts_and_pads_counts_all_the_same(name: str, tmp_path: Path) -> None:
+    pipe = tiny.MAKERS[name]()
+    for part, tokenizer in pipe.components.items():
+        if part.startswith("tokenizer"):
+            tokenizer.save_pretrained(tmp_path / part)
+    plain = token_counter(tmp_path, name)
+    expected = [plain(prompt) for prompt in ("", "a red heart above a blue star")]
+    for file in tmp_path.glob("*/tokenizer.json"):
+        saved = Tokenizer.from_file(str(file))
+        saved.enable_truncation(5)
+        saved.enable_padding(length=64)
+        saved.save(str(file))
+    count = token_counter(tmp_path, name)
+    assert [count(prompt) for prompt in ("", "a red heart above a blue star")] == expected
+    assert 5 < expected[1] < 64 and expected[0] < expected[1]
 
 
 def test_a_bundle_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
