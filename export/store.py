@@ -21,7 +21,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxru
 # Whoever changes how a graph comes about changes one of these files, and with it every key.
 TRACED = ("fused.py", "graph.py", "staged.py")
 CONVERTED = (
-    "narrow.py", "calibrate.py", "qdq.py", "quantise.py", "targets.py", "to_tensorrt.py", "engine.py",
+    "narrow.py", "calibrate.py", "qdq.py", "switched.py", "quantise.py", "targets.py", "to_tensorrt.py", "engine.py",
 )  # fmt: skip
 
 
