@@ -53,12 +53,20 @@ def test_tensorrt_rounds_nothing_and_is_only_asked_for(opened: list[Any], tmp_pa
     assert rest == [(CUDA, {"use_tf32": "0"}), CPU]
 
 
-@pytest.mark.parametrize(("there", "device"), [([CPU], "cpu"), ([CUDA, CPU], "cuda"), ([TENSORRT, CPU], "cpu")])
+@pytest.mark.parametrize(
+    ("there", "asked", "device"),
+    [
+        ([CPU], True, "cpu"),
+        ([CUDA, CPU], False, "cuda"),
+        ([TENSORRT, CPU], False, "cpu"),
+        ([TENSORRT, CPU], True, "cuda"),
+    ],
+)
 def test_arrays_lie_where_the_graph_runs(
-    opened: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: list[str], device: str
+    opened: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: list[str], asked: bool, device: str
 ) -> None:
     monkeypatch.setattr(session.ort, "get_available_providers", lambda: there)
-    assert session.open_session(tmp_path / "a.onnx", 1)._device == device
+    assert session.open_session(tmp_path / "a.onnx", 1, asked)._device == device
 
 
 STUDENT = tiny.student({})
@@ -194,5 +202,14 @@ def test_openvino_serves_the_faster_form_that_the_cpu_is_made_for(
     monkeypatch.setattr(openvino, "opener", lambda threads, precision: (threads, precision))
     monkeypatch.setattr(openvino, "make_runtime", lambda *given: given)
     assert openvino.openvino_runtime(tmp_path, STUDENT, 5) == (tmp_path, STUDENT, 5, expected[0], (5, expected[1]))
+
+
+def test_by_its_name_bfloat16_is_served_without_amx_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runtimes" / "openvino-staged-bf16").mkdir(parents=True)
+    monkeypatch.setattr(openvino, "has_amx", lambda: False)
+    monkeypatch.setattr(openvino, "opener", lambda threads, precision: (threads, precision))
+    monkeypatch.setattr(openvino, "make_runtime", lambda *given: given)
     named: Any = openvino.openvino_runtime(tmp_path, STUDENT, 5, "openvino-staged-bf16")
-    assert named[3:] == ("openvino-staged-bf16", (5, "bf16")), "by its name it is served without AMX too"
+    assert named[3:] == ("openvino-staged-bf16", (5, "bf16"))
+    with pytest.raises(BundleError, match="openvino-staged-bf16 computes in bfloat16, and this CPU has no AMX$"):
+        openvino.openvino_runtime(tmp_path, STUDENT, 5)
