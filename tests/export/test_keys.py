@@ -89,11 +89,14 @@ def test_a_key_follows_the_code_that_makes_a_graph(tmp_path: Path, monkeypatch: 
     for code in (TRACED, CONVERTED):
         assert {Path(inspect.getfile(one)).name for one, of in made if of is code} == set(code)
     sha256 = store.sha256
+    request = Request(tmp_path, STUDENT, "fused", "fp32")
+    whole = cache_key(request, find_target("onnx"), {})
     for code in (TRACED, CONVERTED):
         before = key_of({}, code)
         for name in (*TRACED, *CONVERTED):
             monkeypatch.setattr(store, "sha256", lambda path, name=name: "0" if path.name == name else sha256(path))
             assert (key_of({}, code) != before) is (name in code)
+            assert (cache_key(request, find_target("onnx"), {}) != whole) is (name in CONVERTED)
             monkeypatch.setattr(store, "sha256", sha256)
 
 
@@ -111,7 +114,12 @@ def test_a_finished_runtimes_graph_is_found_by_its_key_if_it_is_whole(tmp_path: 
     from hashlib import sha256
 
     row = Graph("step.onnx", sha256(b"step.onnx").hexdigest(), (), {}, {}, key="k")
-    folder = finished(tmp_path, "onnx-staged-fp32", step=row, text=replace(row, file="text.onnx", key=""))
+    folder = finished(
+        tmp_path,
+        "onnx-staged-fp32",
+        step=row,
+        text=replace(row, file="text.onnx", sha256=sha256(b"text.onnx").hexdigest(), key=""),
+    )
     finished(tmp_path, ".onnx-staged-fp16.part", step=replace(row, key="unfinished"))
     (tmp_path / "runtimes" / "broken").mkdir()
     found = Store(tmp_path)

@@ -67,7 +67,10 @@ def test_only_the_parts_that_are_asked_for_are_opened(saved: Path) -> None:
 
 
 def test_full_memory_is_not_called_a_broken_pipeline(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    levels = [log.get_verbosity() for log in (diffusers_log, transformers_log)]
+    before = [log.get_verbosity() for log in (diffusers_log, transformers_log)]
+    levels = [diffusers_log.INFO, transformers_log.ERROR]
+    diffusers_log.set_verbosity(levels[0])
+    transformers_log.set_verbosity(levels[1])
 
     def failing(error: Exception) -> Any:
         def from_pretrained(*given: Any, **options: Any) -> Any:
@@ -92,7 +95,10 @@ def test_full_memory_is_not_called_a_broken_pipeline(saved: Path, monkeypatch: p
     monkeypatch.setattr(pipeline.diffusers.FluxPipeline, "from_pretrained", failing(ValueError("")))
     with pytest.raises(BundleError, match=f"^{saved} cannot be opened: ValueError$"):
         open_pipeline(saved)
-    assert [log.get_verbosity() for log in (diffusers_log, transformers_log)] == levels, "other code's logs are its own"
+    found = [log.get_verbosity() for log in (diffusers_log, transformers_log)]
+    diffusers_log.set_verbosity(before[0])
+    transformers_log.set_verbosity(before[1])
+    assert found == levels, "other code's logs are its own"
 
 
 @pytest.mark.parametrize(
