@@ -244,6 +244,9 @@ def test_a_range_is_of_all_values_and_a_cut_of_evenly_spaced_ones(monkeypatch: p
     assert seen.bounds(0) == (0.0, 100.0) and [len(part) for part in seen.samples] == [91, 100]
     low, high = seen.bounds(10)
     assert low == 0.0 and high == pytest.approx(90, abs=1.5), "zero is always inside"
+    positive = Seen()
+    positive.add(np.array([3.0, 5.0], np.float32))
+    assert positive.bounds(0) == (0.0, 5.0)
     negative = Seen()
     negative.add(np.array([-4.0, -1.0], np.float32))
     assert negative.bounds(0) == (-4.0, 0.0) and negative.bounds(10) == (pytest.approx(-3.7, abs=1e-6), 0.0)
