@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,24 @@ def test_pictures_are_the_worlds_and_always_the_same() -> None:
     again, _ = pictures(3, 64, 64)
     assert torch.equal(images, again) and len(prompts) == 3
     assert pictures(3, 96, 96)[0].shape == (3, 3, 96, 96)
+
+
+def test_what_lies_at_an_edge_already_is_not_counted_on_to_rise() -> None:
+    """Red is 1 where it should rise: of 4/255 of red and half of it of green and blue only the latter is left."""
+    images = torch.zeros(1, 3, 8, 8)
+    images[:, 0], images[:, 1:] = 1.0, 0.5
+    result = check("red", Redness(), images, ["a red heart"])
+    assert torch.allclose(result.climb.rise_B, torch.tensor(2 * 2 / 255 / 2), atol=1e-6)
+    assert torch.allclose(result.climb.expected_B, result.climb.rise_B, atol=1e-6)
+
+
+def test_the_largest_step_that_raises_every_score_is_the_one_that_is_told() -> None:
+    """A score that rises up to a change of 1.5/255 and falls beyond it."""
+
+    class Peak(Redness):
+        def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+            x = images.mean((1, 2, 3)) - 0.5
+            return x * (1.5 / 255 - x)
+
+    result = check("peak", Peak(), torch.full((2, 3, 8, 8), 0.5), ["a", "b"])
+    assert result.climb.size == 1.0 and result.problem() is None

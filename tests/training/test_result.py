@@ -14,6 +14,7 @@ from torch import nn
 
 from rewards.weighted import Calibration, Term, Weighted
 from student.bundle import ImageSize, Latents
+from training import result
 from training.evaluate import Evaluation
 from training.result import _fit_fp16, _named, manifest
 
@@ -139,3 +140,63 @@ def test_an_error_counts_a_prompt_that_comes_twice_once(setup: Any) -> None:
     # 1, 0, 1 around 2/3: deviations of 2/3 and -2/3, each of a prompt.
     assert student["judge_right"]["error"] == pytest.approx(math.sqrt(2 * 2 * (2 / 3) ** 2) / 3)
     assert student["diversity"]["error"] == pytest.approx(1.0), "of the first two prompts"
+
+
+def test_what_is_written_beside_the_pipeline_is_the_runs_own(
+    setup: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of its world to prove exports with, its pictures, curves and alarms, and its teacher's terms."""
+    out = tmp_path / "out"
+    (out / "run").mkdir(parents=True)
+    (out / "run" / "alarms.txt").write_text("one\ntwo\n")
+    (tmp_path / "LICENSE.md").write_text("no trade")
+    setup.prompts.calibration = [f"prompt {k}" for k in range(40)]
+    done: list[Any] = []
+    terms = SimpleNamespace(name="the teacher", terms=tmp_path / "LICENSE.md")
+    monkeypatch.setattr(result, "origin", lambda model: (done.append(("origin", model)), terms)[1])
+    monkeypatch.setattr(result, "read_log", lambda path: ("log", path))
+    monkeypatch.setattr(result, "read_index", lambda path: ("index", path))
+    monkeypatch.setattr(result.figures, "grid", lambda *given: done.append(("grid", *given)))
+    monkeypatch.setattr(result.figures, "curves", lambda *given: done.append(("curves", *given)))
+    monkeypatch.setattr(result, "write_student", lambda folder, made: (done.append(("student", folder)), made)[1])
+    monkeypatch.setattr(result, "card", lambda *given: (done.append(("card", *given)), "its card")[1])
+    pictures: Any = {"teacher, 28 steps": "pictures"}
+    student = result.write(out, setup, TABLE, pictures, 40)
+    assert student == manifest(setup, TABLE, 40) and student.teacher == "the teacher"
+    assert (out / "calibration.txt").read_text().splitlines() == [f"prompt {k}" for k in range(32)]
+    assert (out / "LICENSE.md").read_text() == "no trade" and (out / "README.md").read_text() == "its card"
+    calls = [call for call in done if call[0] != "origin"]
+    assert calls == [
+        ("student", out),
+        ("grid", pictures, out / "grid.png"),
+        ("curves", ("log", out / "run" / "log.jsonl"), out / "curves.png"),
+        ("card", student, setup.config, TABLE, setup.rewards, terms, ("index", out), ["one", "two"], ["a", "b", "c"]),
+    ]
+    (out / "run" / "alarms.txt").unlink()
+    (out / "LICENSE.md").unlink()
+    terms.terms = None
+    result.write(out, setup, TABLE, pictures, 40)
+    assert done[-1][-2] == [] and not (out / "LICENSE.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("weights", "fits", "stored"), [("fp32", True, torch.float16), ("fp32", False, None), ("bf16", True, None)]
+)
+def test_a_pipeline_is_kept_in_the_types_that_it_was_evaluated_in(
+    weights: str, fits: bool, stored: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp32 as fp16 where every weight has room there; bf16 as it is, but for what its family keeps in fp32."""
+    done: list[Any] = []
+    monkeypatch.setattr(result, "networks", lambda transformer: {"transformer": transformer})
+    monkeypatch.setattr(result, "open_pipeline", lambda *given, **more: (done.append(("open", given, more)), "pipe")[1])
+    monkeypatch.setattr(result, "_fit_fp16", lambda pipe: fits)
+    monkeypatch.setattr(result, "shift_no_more", lambda pipe: done.append(("shift", pipe)))
+    monkeypatch.setattr(result, "save_pipeline", lambda *given: done.append(("save", *given)))
+    model: Any = SimpleNamespace(transformer="trained", in_float32=("vae",))
+    result.save(Path("out"), "teacher", model, weights)
+    types = ({"default": torch.bfloat16, "vae": torch.float32},) if weights == "bf16" else ()
+    assert done == [
+        ("open", ("teacher", *types), {"local_files_only": False, "transformer": "trained"}),
+        ("shift", "pipe"),
+        ("save", "pipe", Path("out"), stored),
+    ]

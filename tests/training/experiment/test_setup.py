@@ -192,3 +192,52 @@ def test_parts_are_placed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert where() == {"text_encoder": "meta", "text_encoder_2": "meta", "transformer": "cpu", "vae": "cpu"}
     module.place(changed(RatsConfig(), {"compute.shard": True}), model)
     assert set(where().values()) == {"meta"}, "one process shards nothing"
+
+
+class Stopped(Exception):
+    """A run is prepared up to here."""
+
+
+def test_rewards_are_opened_where_and_in_what_type_the_run_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def opened(*given: Any) -> Any:
+        asked.append(given)
+        raise Stopped
+
+    monkeypatch.setattr(module, "open_rewards", opened)
+    monkeypatch.setattr(module, "_device", lambda config: "its device")
+    for more, learns in (({}, True), ({"reward_weight": 0.0}, False)):
+        named = {"reward": "one", "heldout": "two", "reward.reported": "three", "reward.weights": "bf16", **more}
+        with pytest.raises(Stopped):
+            prepare(with_settings(preset("shapes"), settings(tmp_path, "sd3", **named)[1::2]))
+        trained, heldout, model, *rest = asked.pop()
+        assert (trained, heldout, model.name) == ("one", "two", "sd3")
+        assert rest == [learns, "its device", torch.bfloat16, "three"]
+
+
+def test_another_beginning_of_the_student_is_calibrated_on_the_teacher_and_moved_to_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    moved: list[str] = []
+    tiny.sd3(seed=1).save_pretrained(tmp_path / "beginning")
+    own = module.student_start
+
+    def begun(config: RatsConfig, teacher: Any) -> Any:
+        found = own(config, teacher)
+        if found is not None:
+            to = found.to
+            found.to = lambda device: (moved.append(device), to(device))[1]
+        return found
+
+    monkeypatch.setattr(module, "student_start", begun)
+    for name, init in (("plain", ""), ("begun", str(tmp_path / "beginning"))):
+        monkeypatch.setattr("training.evaluate.CACHE", tmp_path / name)
+        setup = prepare(with_settings(preset("shapes"), settings(tmp_path, "sd3", **{"student.init": init})[1::2]))
+        kept.append([term.calibration for role in setup.rewards.values() for term in role.terms])
+    assert kept[0] == kept[1] and moved == ["cpu"]
+    with setup.roles.role("start") as start, setup.roles.role("student") as student:
+        assert start is student
