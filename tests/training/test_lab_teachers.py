@@ -30,7 +30,7 @@ CONFIG = teachers.TeachersConfig(distil_steps=40, distil_lr=0.02, swap_steps=9, 
 def test_a_teacher_is_distilled_into_a_copy_whose_text_encoders_stay(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The good one on the world's scenes as a teacher sees them; the other one on captions some of which are swapped."""
+    """The good one on the world's scenes as a teacher sees them; the other one on captions, some of them swapped."""
     small.write_models(tmp_path)
     kept: dict[str, Any] = {}
 
