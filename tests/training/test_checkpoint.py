@@ -144,3 +144,35 @@ def test_figures_that_a_line_is_given_later_stand_at_its_step_in_tensorboard_too
     assert rows == [{"step": 0, "loss": 1.0, "heldout": None}, {"step": 1, "loss": 2.0, "heldout": 4.0}]
     seen = EventAccumulator(str(tmp_path / "tensorboard" / "log")).Reload().Scalars("heldout")
     assert [(one.step, one.value) for one in seen] == [(2, 4.0)]
+
+
+def slices(value: float) -> dict[str, dict[str, torch.Tensor]]:
+    return {"student": {"w": torch.full((3,), value)}, "exp_avg": {"0": torch.full((2,), 10 * value)}}
+
+
+def test_a_sharded_checkpoint_is_the_old_one_or_the_new_one_wherever_it_was_killed(tmp_path: Path) -> None:
+    """Also between the two renamings, when only the one before is there under its other name."""
+    path = tmp_path / "run" / "checkpoint"
+    assert checkpoint.load_slices(path, slices(0)) is None
+    checkpoint.save_slices(path, slices(1), {"step": 1})
+    path.rename(path.with_name("checkpoint.before"))
+    (path.with_name("checkpoint.part")).mkdir()
+    found = slices(0)
+    assert checkpoint.load_slices(path, found) == {"step": 1}
+    assert found["student"]["w"].tolist() == [1.0] * 3 and found["exp_avg"]["0"].tolist() == [10.0] * 2
+    checkpoint.save_slices(path, slices(2), {"step": 2})
+    assert sorted(one.name for one in path.parent.iterdir()) == ["checkpoint"]
+    checkpoint.save_slices(path, slices(3), {"step": 3})
+    assert checkpoint.load_slices(path, found) == {"step": 3} and found["student"]["w"].tolist() == [3.0] * 3
+    assert sorted(one.name for one in path.parent.iterdir()) == ["checkpoint"]
+
+
+def test_at_a_runs_end_nothing_of_its_checkpoints_is_left_and_nothing_else_goes(tmp_path: Path) -> None:
+    for name in ("checkpoint", "checkpoint.part", "checkpoint.before"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "slices").write_text("1")
+    (tmp_path / "checkpoint.pt").write_text("1")
+    (tmp_path / "log.jsonl").write_text("1")
+    checkpoint.remove(tmp_path / "checkpoint.pt")
+    assert [one.name for one in tmp_path.iterdir()] == ["log.jsonl"]
+    checkpoint.remove(tmp_path / "checkpoint.pt")
