@@ -118,3 +118,19 @@ def test_a_reward_without_weights_is_asked_on_the_device_that_is_named(device: s
 
     own = Own()
     assert scored("own", own, images(), PROMPTS, device).device.type == "cpu" and own.seen == [device or "cpu"]
+
+
+@pytest.mark.parametrize("make", [small.Pick, small.Clip, small.Hps])
+def test_vectors_are_compared_in_fp32_whatever_computes_them(make: Callable[[], small.ClipReward]) -> None:
+    """Eight bits of a cosine are less than what two pictures differ by."""
+    reward = make().to(torch.bfloat16)
+    with torch.no_grad():
+        assert reward.words is not None
+        pictures = reward.embed_images(reward.preprocess(images()))
+        texts = reward.embed_texts(*reward.words.read(PROMPTS))
+        for vectors in (pictures, texts):
+            assert vectors.dtype == torch.float32
+            torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(4), atol=1e-6, rtol=0)
+        cosine = (pictures * texts).sum(-1)
+        expected = cosine * reward.logit_scale.float().exp() if reward.scaled else cosine
+        torch.testing.assert_close(reward.score(images(), PROMPTS), expected, atol=1e-6, rtol=1e-6)

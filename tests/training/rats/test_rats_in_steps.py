@@ -231,3 +231,15 @@ def test_the_frozen_start_leaves_the_device_when_no_step_asks_it_any_more(guided
     longer = make(tmp_path, {**settings, "steps": 6}, lambda samplers, step: figures())
     again = moves(longer)
     assert again == [*(["cpu at 0", "cpu at 1"] if guided_steps == 9 else ["cpu at 0"]), "cpu at 2"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_steps_gradient_is_the_mean_over_its_micro_batches(accumulate: int, tmp_path: Path) -> None:
+    trainer, own = (of(tmp_path / name, {"optim.accumulate": accumulate}) for name in ("one", "other"))
+    slopes = []
+    for batch in own.method.teach(own._batches(2)):
+        own.method.step(batch).backward()
+        slopes.append(float(own.roles.model.transformer.w.grad))
+        own.roles.model.transformer.w.grad = None
+    assert len(set(slopes)) == accumulate
+    assert trainer._step(2)["grad_norm"] == pytest.approx(abs(sum(slopes) / accumulate), rel=1e-5)

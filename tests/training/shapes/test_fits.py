@@ -27,9 +27,11 @@ from training.shapes import (
     refine,
     scorer,
     sharpen,
+    teacher,
     vocabulary,
     world,
 )
+from training.shapes.grammar import parse
 
 TOKENIZER = vocabulary.tokenizer()
 
@@ -291,3 +293,44 @@ def test_failures_are_of_each_batchs_own_scenes_words_noise_and_model(
         assert (scenes.count_N == 1).mean() == 0.25
     assert len(asked) == 2 and asked[0][2] != asked[1][2] and (found.images_NCHW == 127).all(), "to the nearest byte"
     assert math.isclose(float(found.images(np.array([3, 70])).mean()), 127 / 255, rel_tol=1e-6)
+
+
+def test_half_of_a_runs_prompts_are_single_objects_of_its_own_seed_and_step() -> None:
+    given = prompts.source(5)
+    drawn_texts = given.train(3, 40)
+    assert sum(parse_plain(text).relation is None for text in drawn_texts) == 20
+    assert drawn_texts == prompts.training_prompts(40, 5, 3, singles=0.5)
+    assert drawn_texts != given.train(4, 40) and drawn_texts != prompts.source(6).train(3, 40)
+    assert (given.calibration, given.validation, given.test) == prompts.measuring_prompts() and not given.of_file
+
+
+def parse_plain(text: str) -> Any:
+    for filler in pairs.FILLERS[1:]:
+        text = text.removeprefix(filler)
+    return parse(text)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # fp32 norms under bf16, as wanted
+def test_a_teachers_average_is_as_slow_as_it_is_told_and_its_gradient_is_clipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    norms: list[float] = []
+
+    class Average(teacher.EMAModel):
+        def __init__(self, parameters: Any, **how: Any) -> None:
+            asked.append(how)
+            super().__init__(parameters, **how)
+
+    real = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(teacher, "EMAModel", Average)
+    monkeypatch.setattr(
+        teacher.torch.nn.utils, "clip_grad_norm_", lambda ps, most: (norms.append(most), real(ps, most))[1]
+    )
+    torch.manual_seed(1)
+    autoencoder.build(autoencoder.AutoencoderConfig(width=8, latent_channels=4)).save_pretrained(
+        tmp_path / "autoencoder"
+    )
+    config = teacher.TeacherConfig(width=32, single_blocks=1, batch=2, cached_batches=1, steps=2, ema=0.7)
+    teacher.train(config, tmp_path)
+    assert asked == [{"decay": 0.7, "use_ema_warmup": True, "power": 0.75}] and norms == [1.0, 1.0]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.training.shapes.support import draw, scenes_of, worsen
+from training.shapes import judge as judge_module
 from training.shapes import objects, templates, world
 from training.shapes.grammar import (
     BACKGROUND_RGB,
@@ -375,3 +376,19 @@ def test_another_image_shape_is_refused(shape):
         judge(np.zeros(shape), parse("red heart"))
     with pytest.raises(ValueError):
         judge_batch(np.zeros((2, 3, 64, 64)), [parse("red heart")])
+
+
+def test_the_thresholds_are_those_that_every_published_figure_was_measured_with():
+    """With others the same picture is another one to the judge, and no two figures could be compared."""
+    assert (judge_module.LARGE_FROM_SINGLE, judge_module.LARGE_FROM_PAIR, judge_module._MOST_THINGS) == (0.42, 0.345, 4)
+    assert objects.SHADES == (0.88, 1.0, 1.12) and objects.BORDER_PX == 2
+    assert (objects.MIN_AREA_PX, objects.MIN_CORE_PX, objects.MAX_COLORS) == (40, 6, 4)
+    assert (objects.MIX_TOLERANCE, objects.MAX_COLOR_DISTANCE) == (0.08, 0.3)
+    assert (objects.MIN_BORDER_SHARE, objects.BORDER_TOLERANCE) == (0.8, 0.15)
+    assert (templates.GRID, templates._OFFSETS_PX, templates._BLURS_PX) == (24, (0.0, 0.5), (0.1, 1.0, 1.5))
+    assert templates._RADII_PX == tuple(64 * radius * scale for radius in (0.17, 0.28) for scale in (0.82, 1.0))
+    assert templates._MIN_OVERLAP == {"ring": 0.78, "star": 0.8, "cross": 0.8, "square": 0.83}
+    assert (templates._MIN_OVERLAP_COMPACT, templates._MAX_STRETCH) == (0.85, 1.3)
+    assert sorted(map(tuple, templates._BOX_SHIFTS.tolist())) == sorted(
+        {(0, 0, 0, 0), *(tuple(sign * (i == k) for i in range(4)) for k in range(4) for sign in (1, -1))}
+    )
