@@ -5,6 +5,7 @@ python -m benchmarks.fleet check --rate 12 --url URL --key KEY   the same on one
 python -m benchmarks.fleet measure --url URL --out times.json    service times of a running service
 python -m benchmarks.fleet plan --times times.json --price 2.5   1 to 10 million images a day
 python -m benchmarks.fleet cost --fixed 0.03 --step 0.05 --steps 1 4 --price 2.5    the same from assumed times
+python -m benchmarks.fleet batches --fixed 0.002 --step 0.008    how many images of so many seconds should share a call?
 
 A check takes about (WINDOWS + 1) x 5 x CALIBRATION + WINDOWS x WINDOW seconds: twelve minutes unless told otherwise.
 Service times are measured before and after each window, at other loads than the one that is checked.
@@ -21,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.fleet_batches import batches, steady
 from benchmarks.fleet_check import Window, check, table, verdict
 from benchmarks.fleet_load import Target, started_service, times_of, workers_of
 from benchmarks.fleet_simulation import Spread, Times, dollars_per_million, fewest_workers
@@ -133,6 +135,8 @@ def main() -> int:
                 found = asyncio.run(measure(url, chosen.key, chosen.prompt, chosen.calibration))
             write(found, chosen.out)
             print(f"{chosen.out}: at most {found.capacity:.1f} images/s for a worker")
+        elif chosen.what == "batches":
+            print(batches(steady(chosen.fixed, chosen.step), workers=2))
         elif chosen.what == "plan":
             print(plan(read(chosen.times), chosen.price[0], chosen.p99, chosen.peak))
         else:
@@ -145,7 +149,7 @@ def main() -> int:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["check", "measure", "plan", "cost"])
+    parser.add_argument("what", choices=["check", "measure", "plan", "cost", "batches"])
     parser.add_argument("--url", help="A running service; without it one is started, as FEWSTEP_ variables say.")
     parser.add_argument("--key", default=None, help="API key.")
     parser.add_argument("--prompt", default=PROMPT)

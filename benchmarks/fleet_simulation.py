@@ -1,9 +1,10 @@
 """The service in simulated time: workers, their queue and random arrivals (SimPy).
 
-Jobs of one image wait in one queue. A free worker needs ``claim_s`` to take what waits, up to its largest batch, and
-waits for nothing. The call takes one of the times that were measured for its size; then its jobs are encoded, stored
-and settled one after the other, and only then the worker claims again. What lies outside the worker (HTTP,
-the way back) is added at the end, as it was measured for a batch of that size: its answers go out one after the other.
+Jobs of one image wait in one queue. A free worker needs ``claim_s`` to take a batch, whose size the service's own rule
+chooses (or a fixed one, for comparison). The call takes one of the times that were measured for its size; then its jobs
+are encoded, stored and settled one after the other, and only then the worker claims again. What lies outside the worker
+(HTTP, the way back) is added at the end, as it was measured for a batch of that size: its answers go out one after the
+other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from typing import Any
 import simpy
 
 from fewstep.load.report import percentile
+from service.worker.batch_size import sizes
+from service.worker.device import Device
 
+SHAPE = ("", "", 0, 0, 0, 0)  # of all jobs
 FULL = 0.95  # share of the capacity beyond which a queue has no steady state within minutes
 WARM_UP = 0.1  # share of the jobs that only fill the queue
 
@@ -78,6 +82,17 @@ class Times:
 
 
 @dataclass(frozen=True)
+class Batches:
+    """How a worker fills its calls: at most ``most`` images (0: by the service's rule), for which it waits so long."""
+
+    most: int = 0
+    wait_s: float = 0.0
+
+
+BY_RULE = Batches()
+
+
+@dataclass(frozen=True)
 class Prediction:
     """Latencies in seconds, from the request to its answer; ``busy`` is the share of time that workers are at work."""
 
@@ -93,13 +108,14 @@ class Prediction:
 class Fleet:
     """Workers and their queue; ``drawing_s`` is the part of ``busy_s`` that the network takes."""
 
-    def __init__(self, times: Times, workers: int, seed: int = 1) -> None:
+    def __init__(self, times: Times, workers: int, seed: int = 1, batches: Batches = BY_RULE) -> None:
         self.env = simpy.Environment()
         self.latencies_s: dict[int, float] = {}  # by the job's number
         self.sizes: list[int] = []
         self.busy_s = 0.0
         self.drawing_s = 0.0
         self._times = times
+        self._batches = batches
         self._chance = random.Random(seed)
         self._waiting: deque[tuple[int, float]] = deque()
         self._idle: deque[simpy.Event] = deque()
@@ -121,22 +137,42 @@ class Fleet:
                 self._idle.popleft().succeed()
 
     def _work(self) -> Generator[simpy.Event, Any, None]:
+        device = Device(lambda: float(self.env.now))
         while True:
             if not self._waiting:
                 free = self.env.event()
                 self._idle.append(free)
                 yield free
+            while (left_s := self._patience_s()) > 0:
+                yield self.env.timeout(left_s)
             began = self.env.now
             if self._times.claim_s:
                 yield self.env.timeout(self._times.claim_s)
-            if size := min(len(self._waiting), self._times.max_batch):  # else another worker was faster
-                yield from self._draw([self._waiting.popleft() for _ in range(size)])
+            if size := min(len(self._waiting), self._most(device)):  # else another worker was faster
+                yield from self._draw([self._waiting.popleft() for _ in range(size)], device)
             self.busy_s += self.env.now - began
 
-    def _draw(self, batch: Sequence[tuple[int, float]]) -> Generator[simpy.Event, Any, None]:
+    def _patience_s(self) -> float:
+        """How long to wait before it is looked again whether a call is full; 0: it is, or has waited long enough."""
+        if not self._waiting or len(self._waiting) >= (self._batches.most or self._times.max_batch):
+            return 0.0
+        _, oldest = self._waiting[0]
+        left_s = oldest + self._batches.wait_s - self.env.now
+        return min(left_s, self._batches.wait_s / 10) if left_s > 1e-9 else 0.0
+
+    def _most(self, device: Device) -> int:
+        largest = self._times.max_batch
+        if self._batches.most:
+            return min(self._batches.most, largest)
+        load = device.loads().get(SHAPE)
+        by_waiting = sizes(load, largest) if load else ()
+        return by_waiting[min(max(1, len(self._waiting)), len(by_waiting)) - 1] if by_waiting else largest
+
+    def _draw(self, batch: Sequence[tuple[int, float]], device: Device) -> Generator[simpy.Event, Any, None]:
         size = len(batch)
         call_s = self._times.calls.at(size, self._chance.random())
         yield self.env.timeout(call_s)
+        device.measured(SHAPE, size, call_s)
         for number, arrived in batch:
             yield self.env.timeout(self._times.settle_s)
             outside_s = self._times.outside.at(size, self._chance.random())
@@ -154,9 +190,11 @@ def poisson(rate: float, count: int, seed: int) -> list[float]:
     return moments
 
 
-def predict(times: Times, rate: float, workers: int, count: int = 20000, seed: int = 1) -> Prediction:
+def predict(
+    times: Times, rate: float, workers: int, count: int = 20000, seed: int = 1, batches: Batches = BY_RULE
+) -> Prediction:
     """What ``count`` jobs at ``rate`` a second would see."""
-    fleet = Fleet(times, workers, seed)
+    fleet = Fleet(times, workers, seed, batches)
     fleet.run(poisson(rate, count, seed))
     settled = [fleet.latencies_s[number] for number in range(int(WARM_UP * count), count)]
     return Prediction(

@@ -57,9 +57,7 @@ class Settings(BaseSettings):
         description="Redis >= 7.0 or Valkey >= 7.2; unset: an embedded server.",
     )
     replicas: int = Field(
-        default=0,
-        ge=0,
-        description="Replicas of the queue's server that must hold a job (WAIT); else it is refused: 503.",
+        default=0, ge=0, description="Replicas of the queue's server that must hold a job (WAIT); else 503."
     )
     data_dir: AbsolutePath = Field(
         default_factory=default_data_dir, description="Directory of the embedded server, results, keys and run.json."
@@ -96,6 +94,7 @@ class Settings(BaseSettings):
     threads: int = Field(
         default=0, ge=0, description="Threads of one worker; 0: all cores, or while other workers draw too, its share."
     )
+    batch: int = Field(default=0, ge=0, description="Most images that share a call; 0: as the load asks for.")
     workers: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
         default="auto",
         description="Worker processes that serve starts, each with one of the GPUs in turn; auto: one for each GPU; "

@@ -13,7 +13,17 @@ import pytest
 from benchmarks.fleet import cost, read, write
 from benchmarks.fleet_check import Figures, Window, verdict
 from benchmarks.fleet_load import Seen, Target, near, seen, times_of
-from benchmarks.fleet_simulation import Spread, Times, dollars_per_million, fewest_workers, poisson, predict, replay
+from benchmarks.fleet_simulation import (
+    Batches,
+    Fleet,
+    Spread,
+    Times,
+    dollars_per_million,
+    fewest_workers,
+    poisson,
+    predict,
+    replay,
+)
 from fewstep.answers import Answer
 from fewstep.async_client import AsyncClient
 from fewstep.load.report import percentile
@@ -66,6 +76,20 @@ def test_settling_one_after_the_other_delays_the_later_ones() -> None:
     began = 6.1
     assert latencies == pytest.approx([first, *(began + 1.0 + 0.1 * k - 5.5 + 0.01 for k in (1, 2, 3))])
     assert drawn == pytest.approx(2.0)
+
+
+def test_calls_are_filled_as_the_service_fills_them_or_as_is_asked() -> None:
+    """A call takes 1 s for each of its images, which is known after eight were tried at once: then one by one."""
+    times = Times.steady({size: float(size) for size in range(1, 9)})
+    found, _ = replay(times, [0.0, *[0.5] * 8, *[8.5] * 3], 1)
+    assert found == pytest.approx([1.0, *[8.5] * 8, 1.5, 2.5, 3.5])
+    assert predict(times, 0.7, 1, 8000).p99_s < 0.75 * predict(times, 0.7, 1, 8000, batches=Batches(8)).p99_s
+    fleet = Fleet(times, 1, batches=Batches(8, wait_s=0.5))
+    fleet.run([1.0, 1.4])
+    assert fleet.sizes == [2] and fleet.latencies_s[0] == pytest.approx(2.5)
+    fleet = Fleet(times, 1, batches=Batches(2, wait_s=9.0))
+    fleet.run([1.0, 1.9])
+    assert fleet.sizes == [2] and fleet.latencies_s[0] == pytest.approx(2.9, abs=0.91), "full: nothing is waited for"
 
 
 def test_what_comes_while_a_worker_claims_rides_with_it() -> None:

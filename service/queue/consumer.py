@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import redis
@@ -28,13 +29,19 @@ class Consumer:
         self.order = ""  # what an operator wants of the worker, a WorkerState, as of the last beat
         self._scripts = Scripts(client, queue)
 
-    def claim(self, lanes: Mapping[str, int], claim_id: str | None = None) -> list[Claimed]:
+    def claim(
+        self, lanes: Mapping[str, int], claim_id: str | None = None,
+        sizes: Mapping[tuple[str, str], Sequence[int]] = MappingProxyType({}),
+    ) -> list[Claimed]:  # fmt: skip
         """Waiting jobs of one batch key, in order, from whichever lane comes first; empty if nothing waits.
 
-        ``lanes`` has the most images of a batch by lane; only a single job may be larger than that.
+        ``lanes`` has the most images of a batch by lane; only a single job may be larger than that. ``sizes`` has, by
+        lane and shape, the images to take when 1, 2, ... wait; the last value holds for any more.
         """
         served = {form: images for lane, images in lanes.items() for form in readable_lanes(lane)}
-        arguments = (claim_id or uuid.uuid4().hex, json.dumps(served), self._lease_ms)
+        wanted = {f"{form}|{shape}": images for (lane, shape), images in sizes.items() for form in readable_lanes(lane)}
+        said = (json.dumps(served), self._lease_ms, json.dumps(wanted))
+        arguments = (claim_id or uuid.uuid4().hex, *said)
         now_us, token, jobs = self._scripts.run("claim", self.worker, *arguments)
         return [
             Claimed(id, token, payload, int(attempts), (int(now_us) - int(since_us)) / 1e6, best)

@@ -40,6 +40,11 @@ def readable_lanes(of: str) -> tuple[str, ...]:
     return tuple(f"{form}|{names}" for form in READABLE)
 
 
+def shape(height: int, width: int, frames: int, steps: int) -> str:
+    """The part of a batch key that follows the lane; a picture has 0 frames."""
+    return f"{height}x{width}{f'x{frames}' if frames else ''}|{steps}"
+
+
 @dataclass(frozen=True)
 class Job:
     """One request: ``len(seeds)`` images of one prompt.
@@ -102,8 +107,7 @@ class Job:
     @property
     def shape(self) -> str:
         """What jobs of a batch share besides the lane: never the prompt, seed, output format or owner."""
-        length = f"x{self.frames}" if self.frames else ""
-        return f"{self.height}x{self.width}{length}|{self.steps}"
+        return shape(self.height, self.width, self.frames, self.steps)
 
     @property
     def cost(self) -> int:

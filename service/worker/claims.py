@@ -11,9 +11,10 @@ from redis.exceptions import RedisError
 
 from service.models.loaded import LoadedModels
 from service.queue.consumer import Consumer
-from service.queue.job import Claimed, Job, PayloadError, lane
+from service.queue.job import Claimed, Job, PayloadError, lane, shape
 from service.queue.rounds import Round, round_of
 from service.worker.batch import Batch, Maker, maker_of
+from service.worker.batch_size import sizes
 from service.worker.device import Device
 from service.worker.execution import Failure
 from service.worker.heartbeat import Heartbeat
@@ -31,16 +32,22 @@ log = logging.getLogger(__name__)
 
 
 class Claims:
-    """At most one batch ahead of the one that is drawn. ``refuse`` ends a job that this worker cannot draw."""
+    """At most one batch ahead of the one that is drawn.
+
+    ``refuse`` ends a job that this worker cannot draw; ``batch`` is the most images that share a call, 0: as the load
+    and the times of calls ask for.
+    """
 
     def __init__(
-        self, loaded: LoadedModels, consumer: Consumer, heartbeat: Heartbeat, device: Device, refuse: Refuse
-    ) -> None:
+        self, loaded: LoadedModels, consumer: Consumer, heartbeat: Heartbeat, device: Device, refuse: Refuse,
+        batch: int = 0,
+    ) -> None:  # fmt: skip
         self._loaded = loaded
         self._consumer = consumer
         self._heartbeat = heartbeat
         self._device = device
         self._refuse = refuse
+        self._batch = batch
         self._margin_s = SHORTEST_MARGIN_S
         self._ahead: Batch | None = None
         self._suspect = False  # what is drawn may end this process: nothing else is claimed meanwhile
@@ -86,7 +93,8 @@ class Claims:
         started = time.monotonic()
         if not lanes:
             return None
-        claimed = self._consumer.claim({lane: runtime.max_batch for lane, runtime in lanes.items()})
+        most = {lane: min(runtime.max_batch, self._batch or runtime.max_batch) for lane, runtime in lanes.items()}
+        claimed = self._consumer.claim(most, sizes={} if self._batch else self._sizes(most))
         self._margin_s = max(SHORTEST_MARGIN_S, 2 * (time.monotonic() - started))
         if not claimed:
             return None
@@ -99,6 +107,14 @@ class Claims:
             self._consumer.wait(lanes, WAIT_S)
         else:
             self._stopping.wait(PAUSE_AFTER_ERROR_S)
+
+    def _sizes(self, most: Mapping[str, int]) -> dict[tuple[str, str], tuple[int, ...]]:
+        """How many images the next batch of a lane and shape has, by how many wait."""
+        found = {}
+        for (model, version, *dimensions), load in self._device.loads().items():
+            if (name := lane(model, version)) in most:
+                found[name, shape(*dimensions)] = sizes(load, most[name])
+        return found
 
     def _readable(self, claimed: Sequence[Claimed], lanes: Mapping[str, Runtime]) -> Batch | None:
         runtime = lanes.get(_lane_of(claimed[0]) or "") or next(iter(lanes.values()))

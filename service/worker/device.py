@@ -8,7 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from service.worker.batch_size import Load
+
 NEWEST = 0.3  # share of the newest call in the running mean
+MEMORY_S, MEMORY_CALLS = 3.0, 20  # the load is a mean over the longer of both, roughly
+FORGOTTEN_CALLS = 1000  # a size that others of its shape were drawn for so often since may take another time by now
+SHAPES = 16
 LATE_AFTER_S = 1.0  # a call that is late by that and by its own length may be late by any time
 
 Shape = tuple[str, str, int, int, int, int]  # model, version, height, width, frames (0: a picture), steps
@@ -22,13 +27,47 @@ class Usage:
     starved_s: float
 
 
+@dataclass(frozen=True)
+class _Mean:
+    """The time of calls of one size; ``number`` counts the calls of the shape until the newest of them."""
+
+    seconds: float
+    number: int
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What was drawn of a shape, in how many seconds and calls of ``elapsed`` ones; older calls count less."""
+
+    images: float
+    seconds: float
+    elapsed: float
+    at: float
+    number: int = 1
+
+    def and_then(self, images: int, seconds: float, now: float) -> _Drawn:
+        since = now - self.at
+        kept = max(1 - 1 / MEMORY_CALLS, math.exp(-since / MEMORY_S))
+        return _Drawn(
+            kept * self.images + images,
+            kept * self.seconds + seconds,
+            kept * self.elapsed + since,
+            now,
+            self.number + 1,
+        )
+
+    def elapsed_until(self, now: float) -> float:
+        return self.elapsed + now - self.at
+
+
 class Device:
     """What the drawing thread reports of its calls, for the thread that claims; ``clock`` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._changed = threading.Condition()
-        self._means_s: dict[tuple[Shape, int], float] = {}
+        self._means: dict[Shape, dict[int, _Mean]] = {}
+        self._drawn: dict[Shape, _Drawn] = {}
         self._started: float | None = None
         self._free_at = self._idle_since = clock()
         self._busy_s = self._starved_s = 0.0
@@ -63,8 +102,25 @@ class Device:
     def measured(self, shape: Shape, images: int, seconds: float) -> None:
         """Note how long one call took."""
         with self._changed:
-            mean_s = self._means_s.get((shape, images), seconds)
-            self._means_s[shape, images] = mean_s + NEWEST * (seconds - mean_s)
+            now, means = self._clock(), self._means.setdefault(shape, {})
+            before = self._drawn.get(shape)
+            drawn = before.and_then(images, seconds, now) if before else _Drawn(images, seconds, seconds, now)
+            mean_s = means[images].seconds if images in means else seconds
+            means[images] = _Mean(mean_s + NEWEST * (seconds - mean_s), drawn.number)
+            self._drawn[shape] = drawn
+
+    def loads(self) -> dict[Shape, Load]:
+        """What was drawn lately, by shape: of the ``SHAPES`` that were drawn last."""
+        with self._changed:
+            now = self._clock()
+            lately = dict(sorted(self._drawn.items(), key=lambda item: item[1].at)[-SHAPES:])
+            busy = {shape: drawn.seconds / drawn.elapsed_until(now) for shape, drawn in lately.items()}
+            return {
+                shape: Load(
+                    drawn.images / drawn.elapsed_until(now), 1 - sum(busy.values()) + busy[shape], self._calls_s(shape)
+                )
+                for shape, drawn in lately.items()
+            }
 
     def predicted_s(self, shape: Shape, images: int) -> float | None:
         """The likely time of a call: the mean of its like, else scaled from the nearest; None: nothing is known."""
@@ -101,11 +157,14 @@ class Device:
             return False
         return self._clock() - self._free_at > max(LATE_AFTER_S, self._free_at - self._started)
 
+    def _calls_s(self, shape: Shape) -> dict[int, float]:
+        number = self._drawn[shape].number
+        means = self._means[shape].items()
+        return {images: mean.seconds for images, mean in means if number - mean.number < FORGOTTEN_CALLS}
+
     def _predicted_s(self, shape: Shape, images: int) -> float | None:
-        if (exact := self._means_s.get((shape, images))) is not None:
-            return exact
-        known = [(abs(count - images), count) for of, count in self._means_s if of == shape]
-        if not known:
+        means = self._means.get(shape)
+        if not means:
             return None
-        _, nearest = min(known)
-        return self._means_s[shape, nearest] * max(1.0, images / nearest)
+        nearest = min(means, key=lambda count: (abs(count - images), count))
+        return means[nearest].seconds * max(1.0, images / nearest)

@@ -75,7 +75,7 @@ def _work(
     """Draw until ``stopping`` is set; returns the exit code."""
     worker = Worker(
         loaded, consumer, heartbeat, open_store(settings), stopping, provenance=settings.provenance, tracing=tracing,
-        signer=signer, call_timeout_s=settings.call_timeout_s,
+        signer=signer, call_timeout_s=settings.call_timeout_s, batch=settings.batch,
         neighbours=Neighbours(settings.data_dir) if settings.crowded_threads else None,
         policy=ScorePolicy.parse(settings.score), probe_s=settings.probe_s, feedback=FeedbackPolicy.of(settings),
         on_hang=lambda _: _end_hung(worker, heartbeat, leaver),

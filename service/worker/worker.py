@@ -42,13 +42,15 @@ class Worker:
     """Draws what waits in the queue until ``stopping`` is set; a batch that was begun is ended first.
 
     ``on_hang(what)`` is called from another thread when a call takes longer than ``call_timeout_s`` (0: than its like
-    ever took, by far); it does not return. While ``neighbours`` draw, runtimes that can do so take fewer threads.
+    ever took, by far); it does not return. ``batch`` is the most images that share a call (0: as the load asks for).
+    While ``neighbours`` draw, runtimes that can do so take fewer threads.
     """
 
     def __init__(
         self, runtimes: Runtime | LoadedModels, consumer: Consumer, heartbeat: Heartbeat, store: ResultStore,
         stopping: threading.Event, *, provenance: bool = True, tracing: Tracing | None = None,
         signer: ImageSigner | None = None, policy: ScorePolicy = ALL, call_timeout_s: float = 0.0, probe_s: float = 0.0,
+        batch: int = 0,
         feedback: FeedbackPolicy = NO_FEEDBACK,
         neighbours: Neighbours | None = None,
         on_hang: Callable[[str], object] = log.critical,
@@ -66,7 +68,7 @@ class Worker:
         late = LateScores(consumer, heartbeat, self._guard_scorer, policy, feedback=feedback)
         self._finisher = Finisher(settler, late, self._guard_scorer, policy)
         self._prober = Prober(loaded, consumer, probe_s)
-        self.claims = Claims(loaded, consumer, heartbeat, self.device, self._finisher.refuse)
+        self.claims = Claims(loaded, consumer, heartbeat, self.device, self._finisher.refuse, batch)
 
     def run(self) -> None:
         """Work until ``stopping`` is set; a batch that was claimed and not begun is handed back.

@@ -1,9 +1,11 @@
--- worker, claim id, JSON of {lane: the most images that a batch of it holds}, lease_ms
+-- worker, claim id, JSON of {lane: the most images that a batch of it holds}, lease_ms, JSON of {bucket: the images of a
+-- batch when 1, 2, … images wait, the last for any more}
 -- → {now_us, token, {{id, payload, attempts, waiting since (µs), best}, …}}: waiting jobs of one bucket, in order; best
 -- is what an earlier round of the job has left, '' if there was none.
 -- The same claim id gets the same jobs again (those that are still held), never more. A worker that an operator has paused
 -- or drains gets none.
 local worker, claim_id, lanes, lease_ms = ARGV[1], ARGV[2], cjson.decode(ARGV[3]), tonumber(ARGV[4])
+local sizes = cjson.decode(ARGV[5])
 local claim_key = P .. 'c:' .. worker
 
 local function answer(token, jobs)
@@ -36,13 +38,22 @@ local function first_bucket()
   end
 end
 
+-- The images of a batch, by how many wait; of those, nothing is known but the first job's.
+local function wanted(bucket, largest, images)
+  local by_waiting = sizes[bucket]
+  if not by_waiting or #by_waiting == 0 then return largest end
+  local waiting = images * redis.call('ZCARD', P .. 'p:' .. bucket)
+  return math.min(largest, by_waiting[math.min(waiting, #by_waiting)])
+end
+
 -- Take a batch from the head of a bucket, and what cannot be drawn any more out of its way.
 -- → the jobs, and the score of the first.
 local function fill(bucket)
-  local most = math.max(1, lanes[lane_of(bucket)])
+  local largest = math.max(1, lanes[lane_of(bucket)])
+  local most = largest
   local solo = string.sub(bucket, -5) == '|solo'
   local jobs, late, images, head, after = {}, {}, 0, nil, nil
-  local found = redis.call('ZRANGE', P .. 'p:' .. bucket, 0, most, 'WITHSCORES')
+  local found = redis.call('ZRANGE', P .. 'p:' .. bucket, 0, largest, 'WITHSCORES')
   local gone = {}
   for i = 1, #found, 2 do
     local full = images >= most or (solo and #jobs > 0)
@@ -56,6 +67,7 @@ local function fill(bucket)
     elseif tonumber(job.deadline_us) <= now_us() then
       late[#late + 1] = job
     else
+      if #jobs == 0 then most = wanted(bucket, largest, tonumber(job.images)) end
       jobs[#jobs + 1] = job
       images = images + tonumber(job.images)
       head = head or tonumber(found[i + 1])
@@ -66,7 +78,7 @@ local function fill(bucket)
   if #jobs > 0 then withdraw(bucket, jobs) end
   if after and #late == 0 then
     redis.call('ZADD', P .. 'b', after, bucket)
-  elseif #found <= 2 * most and #late == 0 then
+  elseif #found <= 2 * largest and #late == 0 then
     redis.call('ZREM', P .. 'b', bucket)
   else
     index(bucket)

@@ -50,6 +50,26 @@ def test_a_batch_is_counted_in_images_and_never_jumps_the_queue(queue: Queue) ->
     assert batches == [[0, 1], [2, 3], [4], [5], []]
 
 
+def test_a_batch_is_as_large_as_is_asked_for_by_what_waits(queue: Queue) -> None:
+    """By lane and shape, counted in images; never more than the lane allows, and a single job may be larger."""
+    shape = queue.job().shape
+    worker, small = queue.consumer("w"), {(queue.lane, shape): (1, 1, 2, 2, 3)}
+
+    def batches(*images: int, most: int = 8, **changes: int) -> list[int]:
+        for count in images:
+            queue.add(seeds=tuple(range(count)), **changes)
+        found = []
+        while claimed := worker.claim({queue.lane: most}, sizes=small):
+            found.append(sum(len(Job.from_payload(one.payload).seeds) for one in claimed))
+        return found
+
+    assert batches(1, 1, 1, 1, 1, 1, 1) == [3, 2, 1, 1], "7 wait: 3; 4 wait: 2; 2 wait: 1"
+    assert batches(2, 2, 2) == [2, 2, 2], "6 images wait: 3, of which only one job of two fits"
+    assert batches(1, 1, 1, 1, 1, most=2) == [2, 2, 1]
+    assert batches(4, 1) == [4, 1]
+    assert batches(1, 1, 1, steps=2) == [3], "another shape is batched as ever"
+
+
 @pytest.mark.parametrize("max_images", [0, -3])
 def test_a_claim_of_nothing_is_a_claim_of_one(queue: Queue, max_images: int) -> None:
     for _ in range(3):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.queue.job import Claimed, Job
+from service.queue.job import Claimed, Job, lane
 from service.queue.rounds import Round, first_round
 from service.settings import Settings
 from service.worker import late_scores, watchdog
@@ -217,7 +217,8 @@ def test_a_batch_is_claimed_for_each_lane_with_its_own_size_and_in_time_for_what
     small, large = FakeRuntime(), FakeRuntime()
     small.max_batch, large.max_batch = 2, 8
 
-    def claim(lanes: dict[str, int]) -> list[Claimed]:
+    def claim(lanes: dict[str, int], sizes: dict[tuple[str, str], tuple[int, ...]]) -> list[Claimed]:
+        assert sizes == {}, "nothing was drawn yet"
         asked.append(lanes)
         return []
 
@@ -229,6 +230,24 @@ def test_a_batch_is_claimed_for_each_lane_with_its_own_size_and_in_time_for_what
         assert claims.claim() is None
         margins.append(claims._margin_s)
     assert asked == [{"a": 2, "b": 8}] * 2 and margins == [pytest.approx(1.0), 0.005]
+
+
+def test_a_claim_says_how_many_images_are_wanted_unless_that_is_set() -> None:
+    asked = list[tuple[dict[str, int], dict[tuple[str, str], tuple[int, ...]]]]()
+
+    def claim(lanes: dict[str, int], sizes: dict[tuple[str, str], tuple[int, ...]]) -> list[Claimed]:
+        asked.append((lanes, sizes))
+        return []
+
+    runtime, device = FakeRuntime(), Device()
+    for images in (1, 2, 8):
+        device.measured(SHAPE, images, 0.01 * images)
+    device.measured(("gone", "1", 64, 64, 0, 4), 1, 0.01)
+    served = lane("fake", "1")
+    loaded: Any = SimpleNamespace(lanes={served: runtime})
+    for batch in (0, 3, 99):
+        Claims(loaded, SimpleNamespace(claim=claim), None, device, None, batch).claim()  # type: ignore[arg-type]
+    assert asked == [({served: 8}, {(served, a_job().shape): (1,) * 9}), ({served: 3}, {}), ({served: 8}, {})]
 
 
 def test_a_device_is_free_soon_when_its_call_is_about_to_end() -> None:

@@ -86,7 +86,8 @@ def test_each_setting_of_a_worker_arrives_there(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(process.Consumer, "release", lambda *_: 0)
     settings = Settings(
         runtime="fake", redis_url="redis://127.0.0.1:1", data_dir=tmp_path, workers=1, provenance=False, score="0.25",
-        call_timeout_s=7.0, probe_s=11.0, feedback_percentile=13.0, feedback_max=170, feedback_days=19.0, grace_s=23.0,
+        call_timeout_s=7.0, batch=5, probe_s=11.0, feedback_percentile=13.0, feedback_max=170, feedback_days=19.0,
+        grace_s=23.0,
     )  # fmt: skip
     with pytest.raises(Stop):
         process.run_worker(settings, "w")
@@ -94,8 +95,8 @@ def test_each_setting_of_a_worker_arrives_there(monkeypatch: pytest.MonkeyPatch,
     tracing, on_hang = options.pop("tracing"), options.pop("on_hang")
     assert tracing is not None and callable(on_hang) and grace == [pytest.approx(23.2)]
     assert options == {
-        "provenance": False, "signer": None, "call_timeout_s": 7.0, "neighbours": None, "policy": ScorePolicy(0.25),
-        "probe_s": 11.0, "feedback": FeedbackPolicy(13.0, 170, 19.0),
+        "provenance": False, "signer": None, "call_timeout_s": 7.0, "batch": 5, "neighbours": None,
+        "policy": ScorePolicy(0.25), "probe_s": 11.0, "feedback": FeedbackPolicy(13.0, 170, 19.0),
     }  # fmt: skip
 
 
