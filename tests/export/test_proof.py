@@ -299,6 +299,7 @@ def test_a_loras_every_key_must_have_its_layer_its_size_and_its_counterpart() ->
         ),
         (lora(c=(2, 2)), "has the key transformer.c.lora_A.weight, but the model has no layer c$"),
         (lora(norm=(2, 2)), "has the key transformer.norm.lora_A.weight, but the model has no layer norm$"),
+        ({one: torch.zeros(2, 3), other: pair[other]}, f"is for another model: {one} has size 3 where this one has 4$"),
         ({one: torch.zeros(2, 5), other: pair[other]}, f"is for another model: {one} has size 5 where this one has 4$"),
         ({one: pair[one], other: torch.zeros(7, 2)}, f"is for another model: {other} has size 7 where this one has 6$"),
         (lora(a=(2, 3)), f"is broken: {one} has rank 2, and {other} has 3$"),
