@@ -196,6 +196,11 @@ class _Narrowing:
         self.graph.insert_after(node, [down, up])
         for user, index in users:
             user.replace_input_with(index, up.outputs[0])
+        for index, result in enumerate(self.graph.outputs):
+            if result is out:
+                name, out.name = out.name, f"{out.name}.full"
+                up.outputs[0].name = name
+                self.graph.outputs[index] = up.outputs[0]
 
     def _outputs_to_float32(self) -> None:
         for index, out in enumerate(self.graph.outputs):
