@@ -67,6 +67,8 @@ def test_a_batch_is_as_large_as_is_asked_for_by_what_waits(queue: Queue) -> None
     assert batches(2, 2, 2) == [2, 2, 2], "6 images wait: 3, of which only one job of two fits"
     assert batches(1, 1, 1, 1, 1, most=2) == [2, 2, 1]
     assert batches(4, 1) == [4, 1]
+    small[queue.lane, shape] = (1, 1, 1, 4)
+    assert batches(2, 2) == [4], "4 images wait in two jobs"
     assert batches(1, 1, 1, steps=2) == [3], "another shape is batched as ever"
 
 
