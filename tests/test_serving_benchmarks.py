@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from benchmarks import check, growth
+from benchmarks import batch_policies, check, growth
 from benchmarks.serving import report
 from benchmarks.serving.__main__ import State, engine_forms
 from benchmarks.serving.contenders import CONTENDERS, Contender, Form, _engine_pins
@@ -136,3 +136,28 @@ def test_growth_that_is_too_much_is_marked() -> None:
     found = {curve.name: {10: {"value": 1.0}, 100: {"value": 10.0}}}
     assert "1.00 (too much)" in growth.table([curve], found)
     assert "(too much)" not in growth.table([curve], {curve.name: {10: {"value": 1.0}, 100: {"value": 1.1}}})
+
+
+def test_the_policies_of_batches_are_compared_at_the_same_rates(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def measure(batch: int, seconds: float, seed: int, most: float | None) -> dict[str, Figures]:
+        asked.append((batch, seconds, seed, most))
+        per_s = {8: 100.0, 0: 90.0, 1: 80.0}[batch] + 10 * seed
+        points = {f"{share:.0%}": {"p50_s": per_s / 1e4, "p99_s": per_s / 1e3} for share in batch_policies.SHARES}
+        return {**{f"{users} users": {"per_s": per_s} for users in batch_policies.USERS}, **points}
+
+    monkeypatch.setattr(batch_policies, "measure", measure)
+    monkeypatch.setattr(batch_policies, "DOCUMENT", tmp_path / "page.md")
+    (tmp_path / "page.md").write_text(f"a {batch_policies.BEGIN} old {batch_policies.END} b")
+    batch_policies.main(["--seconds", "2", "--rounds", "3", "--write"])
+    rates = [None, 100.0, 100.0, None, 110.0, 110.0, None, 120.0, 120.0]
+    assert asked == [(batch, 2.0, k, rates[3 * k + i]) for k in range(3) for i, batch in enumerate((8, 0, 1))]
+    page = (tmp_path / "page.md").read_text()
+    assert "| the rule | 100 (90-110) | 100 (90-110) | 10 (9-11), 100 (90-110) |" in page and "old" not in page
+    assert page.strip().split(batch_policies.BEGIN)[1].split(batch_policies.END)[0].strip() in capsys.readouterr().out
+    [ours] = [one for one in CONTENDERS if one.name == "fewstep"]
+    server = batch_policies.Batched(ours.name, ours.module, body=ours.body, batch=1)
+    assert server.environment(Path("python"), 1, tmp_path)["FEWSTEP_BATCH"] == "1"
