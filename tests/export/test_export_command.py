@@ -77,6 +77,9 @@ def test_every_option_reaches_the_request(tmp_path: Path, asked: list[Any]) -> N
     assert (request.prompts, request.threads, request.force) == (("a", "b"), 3, True)
     assert request.buckets == (Bucket((64, 64), 9), Bucket((32, 96)), Bucket((32, 96), 9))
     assert request.engine == EngineOptions((1, 2, 8), 3 * 2**29, 4 * 2**30, 3, True, True)
+    for one in ("portable", "batch_invariant"):
+        command.run(student=bundle, to="tensorrt", **{one: True})  # type: ignore[arg-type]
+        assert asked[-1][1].engine == replace(EngineOptions(), **{one: True})  # type: ignore[arg-type]
     for wrong in ("64", "0", "", "1,,2", "a", "-1"):
         with pytest.raises(ExportError, match="accepted are numbers from 1 to 63, separated by commas"):
             command._batches(wrong)
