@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -226,6 +227,22 @@ def test_the_reward_is_1_where_the_task_is_met_and_reads_one_picture_after_the_o
     assert reward.score(images, ["a photo of a cat", "a photo of a bench"]).tolist() == [0.0, 1.0]
     with pytest.raises(RewardError, match="prompt 'a red heart' is none of GenEval's"):
         reward.score(images, ["a photo of a bench", "a red heart"])
+
+
+def test_what_is_found_does_not_depend_on_the_type_that_a_run_computes_in(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward: Any = find("geneval", files=files)
+    types: list[torch.dtype] = []
+
+    def found(picture: np.ndarray) -> list[Found]:
+        types.append((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
+        return []
+
+    monkeypatch.setattr(reward.detector, "found", found)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert reward.score(torch.rand(1, 3, 8, 8), ["a photo of a bench"]).tolist() == [0.0]
+    assert types == [torch.float32]
 
 
 def test_another_model_is_refused(files: Path, tmp_path: Path) -> None:

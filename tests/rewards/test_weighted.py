@@ -58,6 +58,14 @@ def test_on_its_own_calibration_images_a_reward_has_mean_0_and_deviation_1() -> 
     assert float(values.std()) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_reward_that_a_run_calls_otherwise_has_its_scores_by_the_runs_name_and_its_faults_by_the_users() -> None:
+    both = Weighted((Term("trained", Channel(0), asked="mine:Red"), Term("selecting", Channel(0), asked="mine:Red")))
+    found = both.calibrated({"trained": [1.0, 3.0], "selecting": [5.0, 5.5]}).terms
+    assert [term.calibration for term in found] == [Calibration(2.0, 2**0.5), Calibration(5.25, 0.125**0.5)]
+    with pytest.raises(RewardError, match="reward 'mine:Red' cannot be standardised"):
+        both.calibrated({"trained": [1.0, 1.0], "selecting": [5.0, 5.5]})
+
+
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
