@@ -126,7 +126,7 @@ def test_what_a_rewards_scores_depend_on_is_its_name_its_weights_and_its_code(
         assert fingerprint("clip", network) != kept
         network.bias.zero_()
     assert fingerprint("clip", network) == kept != fingerprint("clip", network.to(torch.bfloat16))
-    parts = [nn.ModuleDict({name: nn.Linear(2, 2) for name in names}) for names in (("a", "b"), ("a", "c"))]
+    parts: list[Any] = [nn.ModuleDict({name: nn.Linear(2, 2) for name in names}) for names in (("a", "b"), ("a", "c"))]
     parts[1].load_state_dict({name.replace("b.", "c."): value for name, value in parts[0].state_dict().items()})
     assert fingerprint("clip", parts[0]) != fingerprint("clip", parts[1]), "the same numbers in another part"
 
