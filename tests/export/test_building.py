@@ -73,11 +73,13 @@ def test_a_build_beyond_its_memory_is_ended_whatever_it_says(tmp_path: Path, mon
         return 3 * 2**29 + (len(asked) > 2)
 
     monkeypatch.setattr(builder, "resident_bytes", resident)
-    python(tmp_path, monkeypatch, f'echo $$ > "{tmp_path}/pid"', "exec sleep 60")
+    going_on = f"import pathlib, time; time.sleep(20); pathlib.Path({str(tmp_path / 'over')!r}).touch()"
+    python(tmp_path, monkeypatch, f'echo $$ > "{tmp_path}/pid"', f'exec "{sys.executable}" -c "{going_on}"')
     with pytest.raises(ExportError, match=f"^{ENDING}$"):
         build_engine(order(tmp_path), 3 * 2**29, lambda text: None, tmp_path)
     pid = int((tmp_path / "pid").read_text())
     assert asked == [pid] * 3 and not Path(f"/proc/{pid}").exists(), "exactly the limit is allowed"
+    assert not (tmp_path / "over").exists(), "it was ended, not waited for"
 
 
 def test_a_process_that_does_not_hear_is_killed_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
