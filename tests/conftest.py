@@ -1,8 +1,13 @@
 """Students to test with; torch is imported only by the tests that ask for one."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# pytest-xdist gives its processes a width of their own, which a console of rich would keep for ever.
+os.environ.pop("COLUMNS", None)
+os.environ.pop("LINES", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -57,7 +57,7 @@ def run(*arguments: str) -> tuple[int, str]:
 
     app = typer.Typer()
     app.command()(main)
-    result = CliRunner().invoke(app, list(arguments))
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "400"})
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, " ".join(result.output.split())
