@@ -6,10 +6,10 @@ TORCH ?= torch==2.13.0
 # More arguments for the pip call that installs torch, for example the index of its CPU builds: --index-url ...
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
-# How many files of tests run at a time, each in a process that computes with one thread; those that watch a clock, after them
-# and alone.
+# How many files of tests run at a time, each in a process that computes with one thread; those that watch a clock come after
+# them, alone.
 TEST_PROCESSES ?= 2
-WATCH_A_CLOCK = tests/chaos tests/fewstep tests/service tests/test_fleet.py
+WATCH_A_CLOCK = tests/chaos $(addprefix tests/service/,observe queue supervise worker) tests/test_fleet.py
 CHAOS_SEED ?= 1
 CHAOS_JOBS ?= 100
 SOAK_MINUTES ?= 10
