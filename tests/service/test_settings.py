@@ -88,6 +88,7 @@ EDGES = {
     "OFFLOAD": ("auto off encoders cpu", "on"),
     "TORCH_COMPILE": ("off on graphs", "auto"),
     "THREADS": ("0", "-1"),
+    "BATCH": ("0 1", "-1"),
     "WORKERS": ("auto 1 64", "0 65"),
     "APIS": ("1 64", "0 65"),
     "MAX_PENDING": ("1", "0"),
