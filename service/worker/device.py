@@ -46,7 +46,8 @@ class _Drawn:
     number: int = 1
 
     def and_then(self, images: int, seconds: float, now: float) -> _Drawn:
-        since = now - self.at
+        """With one call more. An idle hour before it counts as no longer than what is remembered at all."""
+        since = min(now - self.at, max(MEMORY_S, MEMORY_CALLS * seconds))
         kept = max(1 - 1 / MEMORY_CALLS, math.exp(-since / MEMORY_S))
         return _Drawn(
             kept * self.images + images,

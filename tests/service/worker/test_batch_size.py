@@ -93,7 +93,20 @@ def test_the_load_is_what_was_drawn_lately() -> None:
     assert device.loads()[SHAPE].rate == pytest.approx(4, rel=0.01)
     device.measured(SHAPE, 1, 0.1)
     kept = 1 - 1 / device_file.MEMORY_CALLS
-    assert device.loads()[SHAPE].rate == pytest.approx((kept * 80 + 1) / (kept * 10 + 10), rel=0.01)
+    assert device.loads()[SHAPE].rate == pytest.approx((kept * 80 + 1) / (kept * 10 + device_file.MEMORY_S), rel=0.01)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 1.0])
+def test_an_idle_hour_is_forgotten_as_soon_as_any_other_load(seconds: float) -> None:
+    now = [0.0]
+    device = Device(lambda: now[0])
+    device.measured(SHAPE, 1, seconds)
+    now[0] += 3600
+    calls = round(5 * max(device_file.MEMORY_CALLS, device_file.MEMORY_S / seconds))
+    for _ in range(calls):
+        now[0] += seconds
+        device.measured(SHAPE, 1, seconds)
+    assert device.loads()[SHAPE].rate * seconds == pytest.approx(1.0, abs=0.05)
 
 
 def test_many_short_calls_are_remembered_for_seconds() -> None:
