@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import fleet_batches
 from benchmarks.fleet import cost, read, write
 from benchmarks.fleet_check import Figures, Window, verdict
 from benchmarks.fleet_load import Seen, Target, near, seen, times_of
@@ -90,6 +91,17 @@ def test_calls_are_filled_as_the_service_fills_them_or_as_is_asked() -> None:
     fleet = Fleet(times, 1, batches=Batches(2, wait_s=9.0))
     fleet.run([1.0, 1.9])
     assert fleet.sizes == [2] and fleet.latencies_s[0] == pytest.approx(2.9, abs=0.91), "full: nothing is waited for"
+
+
+def test_policies_are_compared_in_calls_of_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight take 0.066 s, so that the capacity is 121 a second; one by one a worker draws 100."""
+    monkeypatch.setattr(fleet_batches, "COUNT", 400)
+    head, _, *rows = fleet_batches.batches(fleet_batches.steady(0.002, 0.008), workers=2).splitlines()
+    assert head == "| share of the capacity | the rule | what waits, up to 8 | one image | up to 8, after 5 ms |"
+    cells = {row.split(" | ")[0].strip("| "): row.strip("| ").split(" | ")[1:] for row in rows}
+    assert list(cells) == ["50%", "70%", "90%"] and [row[2] for row in cells.values()].count("cannot keep up") == 1
+    assert cells["90%"][2] == "cannot keep up" and cells["50%"][2].endswith("(1.0)")
+    assert all(float(cell.split(",")[0]) > 1 for row in cells.values() for cell in row if "," in cell)
 
 
 def test_what_comes_while_a_worker_claims_rides_with_it() -> None:

@@ -277,7 +277,11 @@ def test_the_report_says_what_is_known_and_what_is_missing(tmp_path: Path) -> No
     assert "| RATS | 5 | 0.800 ± 0.0" in text and not re.search(r"± 0\.\d+\*", text)
     report.write(_outcome(rows[:1]), tmp_path, 119, {})
     assert re.search(r"\| RATS \| 1 \| 0\.\d+ ± 0\.\d+\* \|", (tmp_path / "README.md").read_text())
+    again = [replace(rows[0], weights="a"), replace(rows[1], weights="b")]
+    report.write(_outcome(again), tmp_path, 118, {})
+    assert "The heterogeneous teacher was trained 2 times" in (tmp_path / "README.md").read_text()
     report.write(_outcome(rows[:2]), tmp_path, 118, {})
+    assert "was trained" not in (tmp_path / "README.md").read_text()
     assert "None has the results of all 5 seeds yet" in (tmp_path / "README.md").read_text()
 
 

@@ -107,6 +107,7 @@ def test_teachers_are_made_and_cells_run_kept_shared_and_reported(
     first = run.shortened(cells.check(lab / run.TEACHERS), 2)
     watched = run.check(replace(first, config=changed(first.config, {"data.validation": 2})), lab)
     assert [stop.step for stop in watched] == [0, 0, 1, 1, 2, 2] and run.results(lab) == found
+    assert {len(stop.figures.right) for stop in watched} == {2}, "the evaluation prompts stay unseen"
     docs = tmp_path / "docs"
     for part in ("teachers", "check", "report"):  # all of it is done: nothing but the report is written
         command.main(part, out=lab, report=docs, known=docs, cell=["good"], steps=0, threads=0, plan=False)
@@ -115,7 +116,10 @@ def test_teachers_are_made_and_cells_run_kept_shared_and_reported(
     assert (docs / "gates.png").stat().st_size > 5_000
     kept, network = published.read(docs), lab / "teachers/heterogeneous/transformer"
     assert kept.prompts == prompts and kept.results[0].weights == hash_weights(network)
-    _goes_on_from(kept, chosen, lab, tmp_path / "elsewhere")
+    elsewhere = tmp_path / "elsewhere"
+    _goes_on_from(kept, chosen, lab, elsewhere)
+    command.main("report", out=elsewhere, report=tmp_path / "x", known=docs, cell=[], steps=0, threads=0, plan=False)
+    assert (tmp_path / "x" / "README.md").read_text() == text, "from what is published alone, the teachers' figures too"
     _is_repeated(chosen[0], lab, docs, capsys)
 
 
@@ -129,6 +133,15 @@ def _goes_on_from(kept: published.Published, chosen: list[cells.Cell], lab: Path
     assert [one.key for one in ours] == [one.key for one in theirs]
     for one, other in zip(ours, theirs, strict=True):
         assert max(largest for *_, largest in published.difference(one, other).values()) < 1e-6
+
+
+def test_a_difference_is_the_largest_of_any_prompt_at_any_stop() -> None:
+    def result(*right: list[float]) -> run.Result:
+        found = [stops.Stop(k, 1, 0.0, stops.Figures(each, each, each, each)) for k, each in enumerate(right)]
+        return run.Result("x", "good", "RATS", "", "main", 401, 1.0, found)
+
+    found = published.difference(result([0.5, 1.0], [0.0, 0.5]), result([0.5, 1.0], [0.75, 0.25]))
+    assert found["right"] == (0.5, 0.625, 0.75) and len(found) == 4
 
 
 def _is_repeated(cell: cells.Cell, lab: Path, docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
