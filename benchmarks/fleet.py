@@ -136,7 +136,7 @@ def main() -> int:
             write(found, chosen.out)
             print(f"{chosen.out}: at most {found.capacity:.1f} images/s for a worker")
         elif chosen.what == "batches":
-            print(batches(steady(chosen.fixed, chosen.step), workers=2))
+            print(batches(steady(chosen.fixed, chosen.step, chosen.claim), workers=2))
         elif chosen.what == "plan":
             print(plan(read(chosen.times), chosen.price[0], chosen.p99, chosen.peak))
         else:
@@ -165,6 +165,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--peak", type=float, default=2.0, help="Busiest hour over the day's mean.")
     parser.add_argument("--fixed", type=float, default=0.03, help="Seconds of one image for text and decoding.")
     parser.add_argument("--step", type=float, default=0.05, help="Seconds of one image for each step.")
+    parser.add_argument("--claim", type=float, default=0.0, help="Seconds between two calls (batches).")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 4])
     return parser
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from benchmarks.fleet_simulation import BY_RULE, FULL, Batches, Times, predict
 
 LOADS = (0.5, 0.7, 0.9)  # of what all workers can draw at best
@@ -21,7 +23,7 @@ def forms(times: Times) -> dict[str, Batches]:
 
 def batches(times: Times, workers: int) -> str:
     """A table: mean and p99 in calls of one image, so that they compare, and the images of a call."""
-    one_s = times.calls.mean(1) + times.settle_s
+    one_s = times.claim_s + times.calls.mean(1) + times.settle_s
     lines = [
         "| share of the capacity | " + " | ".join(forms(times)) + " |",
         "|--:" * (1 + len(forms(times))) + "|",
@@ -38,6 +40,7 @@ def batches(times: Times, workers: int) -> str:
     return "\n".join(lines)
 
 
-def steady(fixed_s: float, image_s: float, most: int = 8) -> Times:
-    """Calls that take ``fixed_s`` and then ``image_s`` for each image."""
-    return Times.steady({images: fixed_s + image_s * images for images in range(1, most + 1)})
+def steady(fixed_s: float, image_s: float, claim_s: float = 0.0, most: int = 8) -> Times:
+    """Calls that take ``fixed_s`` and then ``image_s`` for each image, and ``claim_s`` between two of them."""
+    calls = {images: fixed_s + image_s * images for images in range(1, most + 1)}
+    return replace(Times.steady(calls), claim_s=claim_s)

@@ -171,8 +171,10 @@ class Fleet:
     def _draw(self, batch: Sequence[tuple[int, float]], device: Device) -> Generator[simpy.Event, Any, None]:
         size = len(batch)
         call_s = self._times.calls.at(size, self._chance.random())
+        device.begin(SHAPE, size, min(arrived for _, arrived in batch))
         yield self.env.timeout(call_s)
         device.measured(SHAPE, size, call_s)
+        device.end()
         for number, arrived in batch:
             yield self.env.timeout(self._times.settle_s)
             outside_s = self._times.outside.at(size, self._chance.random())

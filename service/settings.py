@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     threads: int = Field(
         default=0, ge=0, description="Threads of one worker; 0: all cores, or while other workers draw too, its share."
     )
-    batch: int = Field(default=0, ge=0, description="Most images that share a call; 0: as the load asks for.")
+    batch: int = Field(default=0, ge=0, description="Most images in a batch of jobs; 0: as the load asks for.")
     workers: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
         default="auto",
         description="Worker processes that serve starts, each with one of the GPUs in turn; auto: one for each GPU; "

@@ -93,6 +93,20 @@ def test_calls_are_filled_as_the_service_fills_them_or_as_is_asked() -> None:
     assert fleet.sizes == [2] and fleet.latencies_s[0] == pytest.approx(2.9, abs=0.91), "full: nothing is waited for"
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("load", [0.5, 0.9])
+@pytest.mark.parametrize(("image_s", "claim_s"), [(0.01, 0.002), (0.001, 0.002), (0.01, 0.0)])
+def test_the_rule_is_never_much_worse_than_taking_what_waits(
+    image_s: float, claim_s: float, load: float, workers: int
+) -> None:
+    """Also where a call itself shares nothing, but a device waits between two of them."""
+    times = fleet_batches.steady(0.0, image_s, claim_s)
+    ours, theirs = (
+        predict(times, load * times.capacity * workers, workers, 3000, batches=each) for each in (Batches(), Batches(8))
+    )
+    assert ours.mean_s < 1.1 * theirs.mean_s and ours.p99_s < 1.15 * theirs.p99_s
+
+
 def test_policies_are_compared_in_calls_of_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight take 0.066 s, so that the capacity is 121 a second; one by one a worker draws 100."""
     monkeypatch.setattr(fleet_batches, "COUNT", 400)

@@ -64,7 +64,7 @@ def refuse_others(path: Path, config: Any, owner: Path | None = None) -> None:
     """Refuse what ``claim`` refuses, without writing anything."""
     kept = path / CONFIG
     if kept.is_file():
-        before, now = _kept(kept, config), _settings(config)
+        before, now = settings_in(kept.read_text(), config), settings_in(to_json(config), config)
         differing = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
         finished, longer = (path / FINISHED).exists(), _longer(before, now)
         if not finished:
@@ -83,14 +83,13 @@ def refuse_others(path: Path, config: Any, owner: Path | None = None) -> None:
         raise RunDirError(f"{place} already holds something that is not an unfinished run: choose another --out")
 
 
-def _settings(config: Any) -> dict[str, Any]:
-    """Every value by its dotted key, as it is read back from a file."""
-    return dict(_flat(json.loads(to_json(config))))
+def settings_in(text: str, config: Any) -> dict[str, Any]:
+    """What a run was configured to be, from its JSON, by dotted keys.
 
-
-def _kept(file: Path, config: Any) -> dict[str, Any]:
-    """What a run was configured to be; what its release did not know yet has the default of ``config``'s class."""
-    return {**_settings(type(config)()), **dict(_flat(json.loads(file.read_text())))}
+    What its release did not know yet has the default of ``config``'s class.
+    """
+    default = json.loads(to_json(type(config)()))
+    return {**dict(_flat(default)), **dict(_flat(json.loads(text)))}
 
 
 def _longer(before: dict[str, Any], now: dict[str, Any]) -> set[str]:

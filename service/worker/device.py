@@ -37,7 +37,7 @@ class _Mean:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What was drawn of a shape, in how many seconds and calls of ``elapsed`` ones; older calls count less."""
+    """What was drawn of a shape, in how many seconds of ``elapsed`` ones, gaps included; older calls count less."""
 
     images: float
     seconds: float
@@ -69,6 +69,7 @@ class Device:
         self._changed = threading.Condition()
         self._means: dict[Shape, dict[int, _Mean]] = {}
         self._drawn: dict[Shape, _Drawn] = {}
+        self._gap_s = self._mean_gap_s = 0.0  # before a call, while its work waited
         self._started: float | None = None
         self._free_at = self._idle_since = clock()
         self._busy_s = self._starved_s = 0.0
@@ -89,7 +90,9 @@ class Device:
             if self._started is not None:
                 return  # whoever took the batch has said so
             now = self._clock()
-            self._starved_s += max(0.0, now - max(self._idle_since, waiting_since))
+            self._gap_s = max(0.0, now - max(self._idle_since, waiting_since))
+            self._starved_s += self._gap_s
+            self._mean_gap_s += NEWEST * (self._gap_s - self._mean_gap_s)
             self._started, self._free_at = now, now + (self._predicted_s(shape, images) or 0.0)
 
     def end(self) -> None:
@@ -104,21 +107,27 @@ class Device:
         """Note how long one call took."""
         with self._changed:
             now, means = self._clock(), self._means.setdefault(shape, {})
-            before = self._drawn.get(shape)
-            drawn = before.and_then(images, seconds, now) if before else _Drawn(images, seconds, seconds, now)
-            mean_s = means[images].seconds if images in means else seconds
+            before, spent_s = self._drawn.get(shape), seconds + self._gap_s
+            self._gap_s = 0.0
+            drawn = before.and_then(images, spent_s, now) if before else _Drawn(images, spent_s, spent_s, now)
+            mean_s = self._calls_s(shape).get(images, seconds)  # of what was forgotten nothing is left
             means[images] = _Mean(mean_s + NEWEST * (seconds - mean_s), drawn.number)
             self._drawn[shape] = drawn
 
     def loads(self) -> dict[Shape, Load]:
-        """What was drawn lately, by shape: of the ``SHAPES`` that were drawn last."""
+        """What was drawn lately, by shape: of the ``SHAPES`` that were drawn last.
+
+        A call costs its device what lies between it and the next, too: claiming, and whatever else holds it up.
+        """
         with self._changed:
             now = self._clock()
             lately = dict(sorted(self._drawn.items(), key=lambda item: item[1].at)[-SHAPES:])
             busy = {shape: drawn.seconds / drawn.elapsed_until(now) for shape, drawn in lately.items()}
             return {
                 shape: Load(
-                    drawn.images / drawn.elapsed_until(now), 1 - sum(busy.values()) + busy[shape], self._calls_s(shape)
+                    drawn.images / drawn.elapsed_until(now),
+                    1 - sum(busy.values()) + busy[shape],
+                    {images: seconds + self._mean_gap_s for images, seconds in self._calls_s(shape).items()},
                 )
                 for shape, drawn in lately.items()
             }
@@ -159,7 +168,7 @@ class Device:
         return self._clock() - self._free_at > max(LATE_AFTER_S, self._free_at - self._started)
 
     def _calls_s(self, shape: Shape) -> dict[int, float]:
-        number = self._drawn[shape].number
+        number = self._drawn[shape].number if shape in self._drawn else 0
         means = self._means[shape].items()
         return {images: mean.seconds for images, mean in means if number - mean.number < FORGOTTEN_CALLS}
 

@@ -129,6 +129,9 @@ def _goes_on_from(kept: published.Published, chosen: list[cells.Cell], lab: Path
     assert published.take_over(kept, [chosen[0], changed_cell], elsewhere) == 1
     assert published.take_over(kept, chosen, elsewhere) == 1, "the other one, and nothing twice"
     assert published.take_over(kept, chosen, elsewhere) == 0
+    for settings in kept.settings.values():
+        del settings["data"]["copies"], settings["tracker"]  # as a release wrote it that did not know them yet
+    assert published.take_over(kept, chosen, elsewhere.with_name("later")) == 2
     ours, theirs = run.results(elsewhere), run.results(lab)
     assert [one.key for one in ours] == [one.key for one in theirs]
     for one, other in zip(ours, theirs, strict=True):
@@ -142,6 +145,8 @@ def test_a_difference_is_the_largest_of_any_prompt_at_any_stop() -> None:
 
     found = published.difference(result([0.5, 1.0], [0.0, 0.5]), result([0.5, 1.0], [0.75, 0.25]))
     assert found["right"] == (0.5, 0.625, 0.75) and len(found) == 4
+    shorter = published.difference(result([0.5, 1.0]), result([0.5, 0.75], [0.0, 0.5]))
+    assert shorter["right"] == (0.75, 0.625, 0.25) and published.difference(result(), result([0.5])) == {}
 
 
 def _is_repeated(cell: cells.Cell, lab: Path, docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,6 +179,15 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path: Path, monkey
     run._run(cell, prepare(cell.config), tmp_path / "cut")
     whole, cut = ((tmp_path / name / run.RESULT).read_text() for name in ("whole", "cut"))
     assert whole.split('"stops"')[1] == cut.split('"stops"')[1]
+
+
+def test_the_report_of_a_trial_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    monkeypatch.setattr(command, "_work", lambda *arguments: written.append(arguments[3]))
+    for steps in (0, 4):
+        command.main("all", out=tmp_path, report=None, known=tmp_path, cell=None, steps=steps, threads=0, plan=False)
+    command.main("all", out=tmp_path, report=Path("x"), known=tmp_path, cell=None, steps=4, threads=0, plan=False)
+    assert written == [command.RESULTS, tmp_path / "report", Path("x")]
 
 
 @pytest.mark.parametrize("wrong", [{"part": "everything"}, {"cell": ["no such run"]}])

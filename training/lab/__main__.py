@@ -29,7 +29,9 @@ RESULTS = Path("docs/lab/results")
 def main(
     part: Annotated[str, typer.Argument(help="One of " + ", ".join(PARTS))] = "all",
     out: Annotated[Path, typer.Option(help="Folder of the teachers and runs.")] = Path("runs/lab"),
-    report: Annotated[Path, typer.Option(help="Folder for the report.")] = RESULTS,
+    report: Annotated[
+        Path | None, typer.Option(help=f"Folder for the report; by default {RESULTS}, of a trial report/ in --out.")
+    ] = None,
     known: Annotated[Path, typer.Option(help="A report whose runs are taken over and not made again.")] = RESULTS,
     cell: Annotated[list[str] | None, typer.Option(help="Only runs whose name contains this.")] = None,
     steps: Annotated[int, typer.Option(help="Fewer steps per run, for a trial; 0 takes the plan's.")] = 0,
@@ -58,7 +60,7 @@ def main(
     with one_sentence(
         less_memory=LESS_MEMORY, interrupted="stopped: the same command resumes with the first unfinished run"
     ):
-        _work(part, chosen, out, report, known, steps)
+        _work(part, chosen, out, report or (out / "report" if steps else RESULTS), known, steps)
 
 
 def _work(part: str, chosen: Sequence[Cell], out: Path, report: Path, known: Path, steps: int) -> None:
@@ -108,7 +110,7 @@ def _report(out: Path, report: Path, before: Published) -> None:
     prompts, known = references.read(measured) if measured.exists() else (before.prompts, before.references)
     missing = len({one.key for one in plan} - {one.key for one in found})
     write(Outcome(complete(found, plan), prompts, known), report, missing, teachers)
-    settings = published.settings_in(out, found)
+    settings = published.settings_of_all(out, found)
     published.write(published.Published(prompts, known, teachers, found, settings), report)
     console.print(f"the report is {report / 'README.md'}")
 

@@ -17,7 +17,7 @@ from training.lab import stops
 from training.lab.cells import Cell
 from training.lab.run import RESULT, Result, alone
 from training.lab.stops import Figures
-from training.rundir import CONFIG, claim
+from training.rundir import CONFIG, claim, settings_in
 
 FILE = "runs.jsonl.gz"
 DIGITS = 6  # of what a scorer says; a share of right pictures has fewer
@@ -36,7 +36,13 @@ class Published:
 
     def result_of(self, cell: Cell) -> Result | None:
         """A cell's result, where it was run with the configuration that the cell has."""
-        if self.settings.get(cell.key) != settings_of(to_json(cell.config)):
+        if cell.key not in self.settings:
+            return None
+        before, now = (
+            settings_in(json.dumps(one), cell.config)
+            for one in (self.settings[cell.key], settings_of(to_json(cell.config)))
+        )
+        if before != now:
             return None
         return next(one for one in self.results if one.key == cell.key)
 
@@ -90,16 +96,20 @@ def take_over(published: Published, plan: Sequence[Cell], out: Path) -> int:
     return taken
 
 
-def settings_in(out: Path, results: Sequence[Result]) -> dict[str, dict[str, Any]]:
+def settings_of_all(out: Path, results: Sequence[Result]) -> dict[str, dict[str, Any]]:
     """The configurations of results, from their folders."""
     return {one.key: settings_of((out / one.key / CONFIG).read_text()) for one in results}
 
 
 def difference(ours: Result, theirs: Result) -> dict[str, tuple[float, float, float]]:
-    """For each figure the mean of both over all stopping times, and the largest difference at any prompt."""
+    """For each figure the mean of both over the stopping times that both reached, and the largest difference at any
+    prompt. Empty: they reached none.
+    """
+    reached = {(stop.step, stop.nfe): stop.figures for stop in theirs.stops}
+    both = [(stop.figures, reached[key]) for stop in ours.stops if (key := (stop.step, stop.nfe)) in reached]
     found = {}
-    for name in asdict(ours.stops[0].figures):
-        a_SP, b_SP = (np.array([getattr(stop.figures, name) for stop in one.stops]) for one in (ours, theirs))
+    for name in asdict(both[0][0]) if both else ():
+        a_SP, b_SP = (np.array([getattr(pair[side], name) for pair in both]) for side in (0, 1))
         found[name] = (float(a_SP.mean()), float(b_SP.mean()), float(np.abs(a_SP - b_SP).max()))
     return found
 

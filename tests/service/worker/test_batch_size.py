@@ -130,7 +130,34 @@ def test_a_size_that_was_not_drawn_for_long_is_tried_again_and_what_is_sent_stay
         assert set(device.loads()[SHAPE].calls_s) == ({1, 8} if k else {8})
         device.measured(SHAPE, 1, 0.1)
     assert set(device.loads()[SHAPE].calls_s) == {1}
+    device.measured(SHAPE, 8, 0.2)
+    assert device.loads()[SHAPE].calls_s == pytest.approx({1: 0.1, 8: 0.2}), "nothing is left of the nine seconds"
     for steps in range(SHAPES):
         now[0] += 1
         device.measured(("m", "1", 64, 64, 0, 100 + steps), 1, 0.1)
     assert len(device.loads()) == SHAPES and SHAPE not in device.loads()
+
+
+def test_what_lies_between_two_calls_is_a_part_of_each() -> None:
+    """0.02 s pass between calls of 0.1 s, for which work waits; then it is idle, and the next work is begun at once."""
+    now = [0.0]
+    device = Device(lambda: now[0])
+    for _ in range(100):
+        now[0] += 0.02
+        device.begin(SHAPE, 2, waiting_since=0.0)
+        now[0] += 0.1
+        device.measured(SHAPE, 2, 0.1)
+        device.end()
+    found = device.loads()[SHAPE]
+    assert found.calls_s == pytest.approx({2: 0.12}) and found.rate == pytest.approx(2 / 0.12, rel=0.01)
+    other: Shape = ("m", "1", 64, 64, 0, 2)
+    device.measured(other, 1, 0.1)
+    assert device.loads()[other].left == pytest.approx(0.0, abs=0.01), "gaps are time that others do not have either"
+    for _ in range(100):
+        now[0] += 5.0
+        device.begin(SHAPE, 2, waiting_since=now[0])
+        now[0] += 0.1
+        device.measured(SHAPE, 2, 0.1)
+        device.end()
+    assert device.loads()[SHAPE].calls_s == pytest.approx({2: 0.1})
+    assert device.predicted_s(SHAPE, 2) == pytest.approx(0.1), "when the device is free has nothing to do with it"
