@@ -72,6 +72,15 @@ def test_a_batch_is_as_large_as_is_asked_for_by_what_waits(queue: Queue) -> None
     assert batches(1, 1, 1, steps=2) == [3], "another shape is batched as ever"
 
 
+def test_sizes_hold_for_jobs_of_every_form_that_the_lane_reads(queue: Queue) -> None:
+    video = queue.job(frames=9, fps=8)
+    assert video.lane != queue.lane, "which a later release wrote"
+    for _ in range(2):
+        queue.add(frames=9, fps=8)
+    worker = queue.consumer("w")
+    assert [len(worker.claim({queue.lane: 8}, sizes={(queue.lane, video.shape): (1,)})) for _ in range(2)] == [1, 1]
+
+
 @pytest.mark.parametrize("max_images", [0, -3])
 def test_a_claim_of_nothing_is_a_claim_of_one(queue: Queue, max_images: int) -> None:
     for _ in range(3):
