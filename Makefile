@@ -6,8 +6,7 @@ TORCH ?= torch==2.13.0
 # More arguments for the pip call that installs torch, for example the index of its CPU builds: --index-url ...
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
-# How many files of tests run at a time, each in a process that computes with one thread; those that watch a clock come after
-# them, alone.
+# How many files of tests run at a time. Those that watch a clock come after those that compute, which use one thread each.
 TEST_PROCESSES ?= 2
 WATCH_A_CLOCK = tests/chaos $(addprefix tests/service/,observe queue supervise worker) tests/test_fleet.py
 CHAOS_SEED ?= 1
@@ -53,7 +52,7 @@ check: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	@OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(WATCH_A_CLOCK:%=--ignore=%) $(PYTEST_ARGS); \
-	computing=$$?; $(RUN) pytest $(WATCH_A_CLOCK) $(PYTEST_ARGS); watching=$$?; \
+	computing=$$?; $(RUN) pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(WATCH_A_CLOCK) $(PYTEST_ARGS); watching=$$?; \
 	case $$computing,$$watching in 0,0|0,5|5,0) ;; *) exit 1 ;; esac  # 5: PYTEST_ARGS selects none of these
 
 # With the libraries beside the environment: where they are in it, whatever imports diffusers has lines of theirs on stderr.
