@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,11 +63,6 @@ def read_list(root: Path, file: Path = LIST) -> list[Mutant]:
     if wrong:
         raise ListError("\n".join(wrong))
     return mutants
-
-
-def selections(mutants: Sequence[Mutant]) -> list[str]:
-    """Every test that some mutant names, once."""
-    return sorted({test for mutant in mutants for test in mutant.tests})
 
 
 def _misfits(root: Path, mutant: Mutant) -> list[str]:

@@ -1,10 +1,12 @@
 """``make mutants``: each small fault of the list, one at a time, in a copy of the project: which do no tests notice?
 
-python -m tests.mutants.run                 all of them; the same command goes on where it was interrupted
+python -m tests.mutants.run                 in an order drawn by chance, for an hour; the same command goes on
 python -m tests.mutants.run lease backoff   those whose name holds one of these words
+python -m tests.mutants.run --minutes 0     all of them
 python -m tests.mutants.run --check         only whether the list fits the code
 
-First the tests must pass without a fault. A fault whose tests take longer than ``--patience`` counts as noticed.
+In the end the tests that noticed a fault must pass without one. A fault whose tests take longer than ``--patience``
+with it, and not without it, counts as noticed.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import queue
+import random
 import shutil
 import subprocess
 import sys
@@ -23,62 +27,20 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tests.mutants.catalogue import ListError, Mutant, read_list, selections
+from tests.mutants.catalogue import ListError, Mutant, read_list
+from tests.mutants.judge import LIVED, CannotRun, Verdict, judge, prove
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "out" / "mutants.json"
 SHARE = 0.95
-PASSED, FAILED, BROKEN = 0, 1, 2  # pytest's exit codes; BROKEN: a file could not even be imported
-LIVED, KILLED, LATE = "lived", "killed", "killed by its time"
-
-
-class CannotRun(Exception):
-    """One sentence: why nothing can be said of a mutant."""
-
-
-def pytest(copy: Path, tests: Sequence[str], patience_s: float) -> subprocess.CompletedProcess[str]:
-    """Run tests in a copy, up to the first that fails. No byte code is kept: a file changes within its second."""
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
-    process = subprocess.Popen(
-        command, cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=patience_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)  # servers that a test started are in the same session
-        process.communicate()
-        raise
-    return subprocess.CompletedProcess(command, process.returncode, output)
-
-
-def judge(copy: Path, mutant: Mutant, patience_s: float) -> str:
-    """What became of a mutant; the copy is as before.
-
-    Raises:
-        CannotRun: pytest ran no test.
-    """
-    path = copy / mutant.file
-    text = path.read_text("utf-8")
-    path.write_text(mutant.apply(text), "utf-8")
-    try:
-        done = pytest(copy, mutant.tests, patience_s)
-    except subprocess.TimeoutExpired:
-        return LATE
-    finally:
-        path.write_text(text, "utf-8")
-    if done.returncode in (FAILED, BROKEN):
-        return KILLED
-    if done.returncode == PASSED and " passed" in done.stdout:
-        return LIVED
-    raise CannotRun(f"{mutant.name}: pytest ended with {done.returncode}: {_last_line(done.stdout)}")
+FOR_MUTANTS = 0.85  # of the time; the rest is for their tests without a fault
+PROOF_S = 1800.0
 
 
 def tracked() -> list[str]:
@@ -114,8 +76,8 @@ class Results:
     """What is known, kept after each mutant."""
 
     key: str
-    known: dict[str, str]
-    proven: list[str]  # tests that pass without a fault
+    known: dict[str, Verdict]
+    proven: list[str]  # tests that noticed a mutant, and pass without it
 
     @classmethod
     def read(cls, key: str) -> Results:
@@ -125,75 +87,78 @@ class Results:
             found = {}
         if found.get("key") != key:
             return cls(key, {}, [])
-        return cls(key, dict(found["known"]), list(found["proven"]))
+        known = {name: Verdict(one["ended"], tuple(one["by"])) for name, one in found["known"].items()}
+        return cls(key, known, list(found["proven"]))
 
     def keep(self) -> None:
         RESULTS.parent.mkdir(exist_ok=True)
         part = RESULTS.with_suffix(".part")
-        part.write_text(json.dumps(vars(self), indent=1) + "\n", "utf-8")
+        part.write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
         part.replace(RESULTS)
 
-
-def prove(copy: Path, mutants: Sequence[Mutant], results: Results, patience_s: float) -> None:
-    """The tests pass without a fault.
-
-    Raises:
-        CannotRun: they do not.
-    """
-    needed = [test for test in selections(mutants) if test not in results.proven]
-    if needed:
-        done = pytest(copy, needed, patience_s)
-        if done.returncode != PASSED:
-            raise CannotRun(f"Without any fault the tests fail: {_last_line(done.stdout)}")
-        results.proven += needed
-        results.keep()
+    def unproven(self) -> list[str]:
+        """The tests that noticed something and have not run without a fault yet, those of a file together."""
+        return sorted({test for verdict in self.known.values() for test in verdict.by}.difference(self.proven))
 
 
-def run(mutants: Sequence[Mutant], jobs: int, patience_s: float) -> dict[str, str]:
-    """What became of each mutant, by its name.
+def run(mutants: Sequence[Mutant], jobs: int, patience_s: float, minutes: float = math.inf) -> dict[str, Verdict]:
+    """What became of each mutant that there was time for, by its name.
 
     Raises:
         CannotRun: tests fail without a fault, or run at all not.
     """
+    until = time.monotonic() + FOR_MUTANTS * minutes * 60
     files = tracked()
     results = Results.read(fingerprint(files))
     left = [mutant for mutant in mutants if mutant.name not in results.known]
+    random.Random(results.key).shuffle(left)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with copies(files, jobs if left else 0) as made, Progress(*columns, console=Console(stderr=True)) as progress:
+    with (
+        copies(files, jobs if left or results.unproven() else 0) as made,
+        Progress(*columns, console=Console(stderr=True)) as progress,
+    ):
         task = progress.add_task("mutants", total=len(mutants), completed=len(mutants) - len(left))
         free: queue.Queue[Path] = queue.Queue()
         for copy in made:
             free.put(copy)
-        if left:
-            progress.update(task, description="their tests without a fault")
-            prove(made[0], left, results, 10 * patience_s)
-            progress.update(task, description="mutants")
         lock = threading.Lock()
 
         def one(mutant: Mutant) -> None:
+            if time.monotonic() >= until:
+                return
             copy, started = free.get(), time.monotonic()
             try:
-                ended = judge(copy, mutant, patience_s)
+                verdict = judge(copy, mutant, patience_s)
             finally:
                 free.put(copy)
             with lock:
-                results.known[mutant.name] = ended
+                results.known[mutant.name] = verdict
                 results.keep()
                 progress.advance(task)
                 progress.console.print(
-                    f"{ended:<18} {time.monotonic() - started:4.0f} s  {mutant.name}", highlight=False
+                    f"{verdict.ended:<18} {time.monotonic() - started:4.0f} s  {mutant.name}", highlight=False
                 )
 
         with ThreadPoolExecutor(jobs) as pool:
             for _ in pool.map(one, left):
                 pass
-    return {mutant.name: results.known[mutant.name] for mutant in mutants}
+            progress.update(task, description="their tests without a fault")
+            _prove(results, made, pool)
+    return {mutant.name: results.known[mutant.name] for mutant in mutants if mutant.name in results.known}
 
 
-def _last_line(output: str) -> str:
-    lines = [line for line in output.splitlines() if line.strip()]
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return (failed or lines or ["it said nothing"])[-1]
+def _prove(results: Results, made: Sequence[Path], pool: ThreadPoolExecutor) -> None:
+    """Run what noticed a mutant without any, in all copies at once; tests of one file stay together."""
+    tests = results.unproven()
+    files = sorted({test.partition("::")[0] for test in tests})
+    shares: list[list[str]] = [[] for _ in made]
+    for test in tests:
+        shares[files.index(test.partition("::")[0]) % len(made)].append(test)
+    for _ in pool.map(lambda copy, share: prove(copy, share, PROOF_S) if share else None, made, shares):
+        pass
+    results.proven += tests
+    if tests:
+        results.keep()
 
 
 def main() -> int:
@@ -202,6 +167,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="Run nothing.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--patience", type=float, default=180.0, help="Seconds for the tests of one mutant.")
+    parser.add_argument("--minutes", type=float, default=60.0, help="About how long in all; 0: until all are tried.")
     chosen = parser.parse_args()
     try:
         mutants = read_list(ROOT)
@@ -210,13 +176,20 @@ def main() -> int:
         if chosen.check or not mutants:
             print(f"{len(mutants)} mutants fit the code")
             return 0
-        ended = run(mutants, chosen.jobs, chosen.patience)
+        ended = run(mutants, chosen.jobs, chosen.patience, chosen.minutes or math.inf)
     except (ListError, CannotRun, subprocess.TimeoutExpired) as error:
         print(f"mutants: {error}", file=sys.stderr)
         return 2
-    lived = [name for name, end in ended.items() if end == LIVED]
+    return _say(ended, len(mutants))
+
+
+def _say(ended: dict[str, Verdict], of: int) -> int:
+    """Print which lived; returns the exit status."""
+    lived = [name for name, verdict in ended.items() if verdict.ended == LIVED]
     share = 1 - len(lived) / len(ended)
     print(f"{len(ended) - len(lived)} of {len(ended)} mutants are noticed ({share:.0%}; {SHARE:.0%} are needed)")
+    if len(ended) < of:
+        print(f"{of - len(ended)} are left: the same command goes on with them")
     for name in lived:
         print(f"lived: {name}")
     return 0 if share >= SHARE else 1
