@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 
 from export import scorers
 from export.errors import ExportError
@@ -53,6 +54,19 @@ def test_a_compiled_reward_scores_what_torch_scores(tmp_path: Path, name: str) -
             compiled(images, PROMPTS), exactly, atol=2e-3 * max(1.0, float(np.abs(exactly).max()))
         )
     assert np.concatenate(spread).std() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["Pick", "Clip", "Hps", "Image"])
+def test_the_tokenizer_of_a_compiled_reward_reads_the_same_ids(tmp_path: Path, name: str) -> None:
+    words = find(f"tests.rewards.small:{name}").words
+    whole = replace(words, fixed=True)  # of a fixed length, as a compiled one is
+    written = scorers.write_tokenizer(words, tmp_path / "t.json")
+    rows = Tokenizer.from_file(str(tmp_path / "t.json")).encode_batch(PROMPTS)
+    assert (
+        [row.ids for row in rows] == whole.read(PROMPTS)[0].tolist() == [r.ids for r in written.encode_batch(PROMPTS)]
+    )
+    if words.masked:
+        assert [row.attention_mask for row in rows] == whole.read(PROMPTS)[1].tolist()
 
 
 def test_a_compiled_pickscore_is_the_published_call_on_the_served_picture(tmp_path: Path) -> None:

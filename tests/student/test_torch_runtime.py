@@ -15,9 +15,11 @@ from student.noise import noise
 from student.pipeline import open_pipeline, reproduce, save_pipeline
 from student.runtimes import torch as module
 from student.runtimes.load import load
+from student.runtimes.manifest import DECODER
 from student.runtimes.options import Options
 from student.runtimes.runtime import Preview, StepwiseRuntime
 from student.runtimes.torch import TorchRuntime
+from student.runtimes.torch_stage import torch_stages
 from student.sampler import denoise
 from tests import tiny
 
@@ -27,6 +29,18 @@ SEEDS = (0, 1, 2, 3, 2**32 - 1, 5, 5)
 @pytest.fixture(scope="module")
 def runtime(bundle: Path) -> TorchRuntime:
     return TorchRuntime(bundle, read_student(bundle), threads=1)
+
+
+def test_torch_computes_with_as_many_threads_as_the_operator_says(bundle: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (before + 2, before + 1):
+            TorchRuntime(bundle, read_student(bundle), threads)
+            assert torch.get_num_threads() == threads
+        torch_stages(bundle, read_student(bundle), [DECODER], before + 3)
+        assert torch.get_num_threads() == before + 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("steps", [2, 4])

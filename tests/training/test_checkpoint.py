@@ -146,6 +146,16 @@ def test_figures_that_a_line_is_given_later_stand_at_its_step_in_tensorboard_too
     assert [(one.step, one.value) for one in seen] == [(2, 4.0)]
 
 
+def test_figures_of_a_step_whose_line_is_lost_get_a_line_of_their_own(tmp_path: Path) -> None:
+    log = StepLog(tmp_path / "log.jsonl", 0)
+    for step, added in ((0, {"heldout": 1.0}), (2, {"heldout": 3.0}), (2, {"trained": 4.0})):
+        log.amend(step, **added)
+    log.close()
+    assert read_log(tmp_path / "log.jsonl") == [
+        {"step": 0, "heldout": 1.0}, {"step": 2, "heldout": 3.0, "trained": 4.0},
+    ]  # fmt: skip
+
+
 def slices(value: float) -> dict[str, dict[str, torch.Tensor]]:
     return {"student": {"w": torch.full((3,), value)}, "exp_avg": {"0": torch.full((2,), 10 * value)}}
 

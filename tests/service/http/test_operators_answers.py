@@ -141,6 +141,13 @@ def test_it_is_not_ready_and_says_why(said: dict[str, Any] | None, reason: str, 
     assert answer.headers["Retry-After"] == "1"
 
 
+def test_a_worker_with_another_model_does_not_make_up_for_one_that_is_paused(process: Process) -> None:
+    process.beat("w", {**READY, "state": "paused"})
+    process.beat("v", {**READY, "models": {"other/1": READY["models"]["fake/1"]}})
+    [answer] = process.ask(("GET", "/readyz"))
+    assert answer.status_code == 503 and "fake/1 is paused or draining" in answer.json()["error"]["message"]
+
+
 def test_one_worker_that_claims_is_enough(process: Process) -> None:
     process.beat("w", READY), process.beat("v", {**READY, "state": "paused"})
     [answer] = process.ask(("GET", "/readyz"))

@@ -30,12 +30,12 @@ PAUSE_MS = 20_000  # ended by the test itself
 RESULT = {"images": [], "runtime": "fake"}
 
 
-def open_request(api: Api) -> socket.socket:
+def open_request(api: Api, *headers: str) -> socket.socket:
     """A request on a connection that the test can break."""
-    body = json.dumps({"prompt": "p"}).encode()
+    body = json.dumps({"prompt": "p"})
+    named = ("Host: localhost", "Content-Type: application/json", f"Content-Length: {len(body)}", *headers)
     connection = socket.create_connection(api.address)
-    head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
-    connection.sendall(head.format(len(body)).encode() + body)
+    connection.sendall("\r\n".join(("POST /generate HTTP/1.1", *named, "", body)).encode())
     return connection
 
 
@@ -54,6 +54,18 @@ def test_a_request_that_waits_too_long_gets_504_and_leaves_no_work_behind(make_a
     response = post(api.url, prompt="p")
     assert response.status_code == 504 and response.json()["error"]["code"] == "deadline_exceeded"
     assert api.waiting() == 0 and api.states() == ["expired"]
+
+
+def test_a_retry_whose_time_runs_out_leaves_the_first_request_alone_with_its_job(make_api: Callable[..., Api]) -> None:
+    first = make_api(RETRY_GRACE_S="0.1", **WAITING_FOR_EVER)
+    second = make_api(RETRY_GRACE_S="0.1", REQUEST_TIMEOUT_S="0.5")
+    with open_request(first, "Idempotency-Key: k") as connection:
+        eventually(lambda: first.waiting() == 1)
+        answer = call("POST", f"{second.url}/generate", json={"prompt": "p"}, headers={"Idempotency-Key": "k"})
+        assert answer.status_code == 504 and answer.json()["error"]["code"] == "deadline_exceeded"
+        assert first.states() == ["queued"], "the first one still waits"
+        connection.close()
+        eventually(lambda: first.waiting() == 0, "nobody waits for it any more")
 
 
 def test_a_client_that_goes_away_takes_its_job_with_it(make_api: Callable[..., Api]) -> None:
