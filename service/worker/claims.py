@@ -117,7 +117,8 @@ class Claims:
         return found
 
     def _readable(self, claimed: Sequence[Claimed], lanes: Mapping[str, Runtime]) -> Batch | None:
-        runtime = lanes.get(_lane_of(claimed[0]) or "") or next(iter(lanes.values()))
+        # They share a lane; one that cannot be read does not tell which.
+        runtime = next((lanes[name] for name in map(_lane_of, claimed) if name in lanes), next(iter(lanes.values())))
         rounds: list[tuple[Claimed, Round]] = []
         for one in claimed:
             found = read(one, runtime)
@@ -197,9 +198,10 @@ def read(claimed: Claimed, runtime: Runtime) -> Round | Failure:
     return found
 
 
-def _lane_of(claimed: Claimed) -> str | None:
+def _lane_of(claimed: Claimed) -> str:
+    """Empty: the job cannot be read."""
     try:
         job = Job.from_payload(claimed.payload)
     except PayloadError:
-        return None
+        return ""
     return lane(job.model, job.version)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -39,6 +40,7 @@ class Heartbeat:
         self._interval_s = interval_s
         self._accelerators = accelerators
         self._gpus: Mapping[str, Mapping[str, float]] = {}
+        self._measured_at = 0.0
         self.counts = counts  # a worker that loads has none yet
         self._on_drain = on_drain
         self._order = ""
@@ -143,12 +145,13 @@ class Heartbeat:
     def _run(self) -> None:
         duty = self.background.duty("heartbeat", vital=True)
         while not self._end.is_set():
-            if not self._wanted.wait(self._interval_s):
-                self._measure()
+            self._wanted.wait(self._interval_s)
             self._wanted.clear()
             if self._end.is_set():
                 return
             try:
+                if time.monotonic() - self._measured_at >= self._interval_s:
+                    self._measure()
                 self.beat()
             except Exception as error:  # whatever it is: a worker without leases would draw in vain
                 duty.failed(error)
@@ -157,6 +160,7 @@ class Heartbeat:
             self._end.wait(SOONEST_S)
 
     def _measure(self) -> None:
-        """Not in every beat: a driver may take its time."""
+        """Not in every beat, of which a worker that draws asks for many: a driver may take its time."""
+        self._measured_at = time.monotonic()
         if self._accelerators is not None:
             self._gpus = self._accelerators.measure()

@@ -76,6 +76,23 @@ def test_a_vital_duty_that_fails_again_and_again_is_told(vital: bool) -> None:
     assert background.failures == {"duty": 2 * BROKEN_AFTER} and background.broken is None, "it works again"
 
 
+def test_of_several_duties_the_vital_one_that_fails_is_told_wherever_it_stands() -> None:
+    background = Background()
+    duties = [background.duty(name, vital) for name, vital in (("a", True), ("b", False), ("c", True), ("d", True))]
+    for duty in duties[1:3]:
+        for _ in range(BROKEN_AFTER):
+            duty.failed(OSError())
+    assert background.broken == "c fails (OSError)" and background.duty("c") is duties[2]
+    assert background.failures == background.unreported == {"b": BROKEN_AFTER, "c": BROKEN_AFTER}
+    duties[2].succeeded()
+    assert background.broken is None
+    duties[2].failed(OSError())
+    assert background.broken is None, "it counts anew"
+    background.reported({"b": 1})
+    background.reported({"b": 1, "c": BROKEN_AFTER + 1})
+    assert background.unreported == {"b": BROKEN_AFTER - 2}
+
+
 def test_the_failures_of_this_process_and_of_the_workers_are_one_metric() -> None:
     metrics = Metrics("m", "1", {})
     metrics.background.duty("replies").failed(KeyError("x"))

@@ -80,6 +80,26 @@ def test_a_worker_tells_of_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(Accelerators().measure()) == ["GPU-bbbb"]
 
 
+def test_a_gpu_that_stops_answering_is_told_of_no_more_and_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = stand_in()
+    lost = set[str]()
+
+    def temperature(handle: str, _: int) -> int:
+        if handle in lost:
+            raise NoDriver
+        return 60
+
+    library.nvmlDeviceGetTemperature = temperature
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.delenv(VISIBLE, raising=False)
+    found = Accelerators()
+    for gone in ("GPU-bbbb", "GPU-aaaa"):
+        lost.add(gone)
+        assert set(found.measure()) == {*UUIDS} - lost
+    lost.clear()
+    assert list(found.measure()) == list(UUIDS), "it may come back"
+
+
 @pytest.mark.parametrize(
     ("wanted", "gpus", "on_cpu", "expected"),
     [

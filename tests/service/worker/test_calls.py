@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.queue.job import Claimed, Job, lane
 from service.queue.rounds import Round, first_round
@@ -20,7 +21,7 @@ from service.settings import Settings
 from service.worker import late_scores, watchdog
 from service.worker.batch import Batch
 from service.worker.batching import Slot, preview_steps
-from service.worker.claims import Claims, read
+from service.worker.claims import Claims, hand_back, read
 from service.worker.device import Device
 from service.worker.execution import Drawn, Failure, Stopped, drawn_of, execute
 from service.worker.pictures import encode, file_of, preview_of
@@ -230,6 +231,38 @@ def test_a_batch_is_claimed_for_each_lane_with_its_own_size_and_in_time_for_what
         assert claims.claim() is None
         margins.append(claims._margin_s)
     assert asked == [{"a": 2, "b": 8}] * 2 and margins == [pytest.approx(1.0), 0.005]
+
+
+def test_of_several_models_that_one_draws_which_was_asked_though_a_mate_cannot_be_read() -> None:
+    """What cannot be read does not say whose it is: a student that can draw the rest must not for that reason."""
+    first, second = (FakeRuntime(replace(fake_student(), id=id)) for id in ("first", "second"))
+    refused = list[tuple[str, str]]()
+    loaded: Any = SimpleNamespace(lanes={lane(one.student.id, "1"): one for one in (first, second)})
+    claims = Claims(loaded, None, None, Device(), lambda maker, one, _: refused.append((maker.origin.model, one.id)))  # type: ignore[arg-type]
+    torn, jobs = Claimed("torn", "17", "{}", 1, 0.0), [a_job(model="second"), a_job(model="second")]
+    for held in ([torn, *map(claimed, jobs)], [claimed(jobs[0]), torn, claimed(jobs[1])]):
+        batch = claims._readable(held, loaded.lanes)
+        assert batch is not None and batch.runtime is second and [job.id for job in batch.jobs] == [j.id for j in jobs]
+    assert claims._readable([torn], loaded.lanes) is None
+    assert refused == [("second", "torn"), ("second", "torn"), ("first", "torn")]
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_of_what_is_handed_back_nothing_is_held_any_more(away: bool) -> None:
+    told, let_go = list[tuple[Any, ...]](), list[Claimed]()
+
+    def tell(jobs: list[tuple[str, str]], spared: bool) -> None:
+        told.append((jobs, spared))
+        if away:
+            raise RedisConnectionError
+
+    consumer: Any = SimpleNamespace(hand_back=tell)
+    heartbeat: Any = SimpleNamespace(let_go=let_go.append)
+    jobs = [claimed(a_job()) for _ in range(3)]
+    hand_back(consumer, heartbeat, jobs)
+    hand_back(consumer, heartbeat, jobs[:2], spared=True)
+    pairs = [(job.id, job.token) for job in jobs]
+    assert told == [(pairs, False), (pairs[:2], True)] and let_go == [*jobs, *jobs[:2]]
 
 
 def test_a_claim_says_how_many_images_are_wanted_unless_that_is_set() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,11 +12,13 @@ import pytest
 
 from service.queue.job import Claimed
 from service.queue.rounds import first_round
+from service.worker import finishing, late_scores
 from service.worker.batch import Batch
 from service.worker.batching import Slot
 from service.worker.execution import Drawn, Executed, Failure
-from service.worker.finishing import Scored, _outcome, _reports
-from service.worker.scoring import Judged
+from service.worker.finishing import Finisher, Scored, _outcome, _reports
+from service.worker.late_scores import LateScores
+from service.worker.scoring import Judged, ScorePolicy
 from service.worker.settling import DROPPED, Drawing
 from student.runtimes.fake import FakeRuntime
 from tests.service.support import a_job
@@ -61,6 +66,55 @@ def test_each_job_gets_its_own_pictures_scores_and_times(
     assert [one.reward["trained"] for one in found.judged] == scores
     assert (found.queue_s, found.inference_s, found.score_s) == (waited_s, drawn_s, scored_s)
     assert found.batch_size == 2 and (found.floor is not None) == (number == 1) and found.scoring == ""
+
+
+def test_every_call_of_a_scorer_is_watched_and_candidates_are_scored_whatever_the_policy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A scorer that hangs would hold its jobs for ever."""
+    done = list[Any]()
+
+    @contextmanager
+    def guard(what: str) -> Iterator[None]:
+        done.append(f"begin {what}")
+        yield
+        done.append(f"end {what}")
+
+    def judge(runtime: Any, images_BCHW: Any, prompts: Any, seeds: Any, steps: int, *how: Any) -> tuple[Judged, ...]:
+        done.append((len(images_BCHW), list(prompts), list(seeds), steps, how))
+        return judged(*range(len(images_BCHW)))
+
+    monkeypatch.setattr(finishing, "judge", judge)
+    monkeypatch.setattr(late_scores, "judge", judge)
+    policy, around = ScorePolicy(0.5), ["begin a scorer", "end a scorer"]
+    late = LateScores(None, None, guard, policy)  # type: ignore[arg-type]
+    scored = Finisher(None, late, guard, policy)._scored(BATCH, LAST)  # type: ignore[arg-type]
+    assert scored.judged == judged(0, 1) and scored.call is LAST
+    assert done == [around[0], (2, ["a red heart"] * 2, [11, 20], 4, (policy, [0])), around[1]], "row 0 is a candidate"
+    done.clear()
+    assert late._judged(BATCH, FIRST, {1})[0] == {1: list(judged(0))}
+    assert done == [around[0], (1, ["a red heart"], [10], 4, (policy,)), around[1]], "of what failed nothing is scored"
+
+
+@pytest.mark.parametrize(("policy", "thread"), [("always", "score"), ("after", "late-scores")])
+def test_a_probe_is_judged_by_the_thread_that_scores_and_its_failure_ends_nothing(policy: str, thread: str) -> None:
+    """A scorer need not bear two callers."""
+    done = list[str]()
+
+    @contextmanager
+    def guard(what: str) -> Iterator[None]:
+        done.append(what)
+        yield
+
+    def probe() -> None:
+        done.append(threading.current_thread().name.rpartition("_")[0])
+        raise ValueError("a broken scorer")
+
+    chosen = ScorePolicy.parse(policy)
+    finisher = Finisher(None, LateScores(None, None, guard, chosen), guard, chosen)  # type: ignore[arg-type]
+    for _ in range(2):
+        finisher.beside(probe)
+    assert finisher.drain(20.0) and done == ["a scorer", thread] * 2
 
 
 def test_whether_scores_follow_is_said() -> None:

@@ -13,6 +13,7 @@ from service.observe.background import Background
 from service.queue.consumer import Consumer
 from service.queue.job import Claimed
 from service.worker.heartbeat import Heartbeat
+from tests.service.support import eventually
 
 
 class Told:
@@ -150,3 +151,20 @@ def test_the_gpus_are_measured_at_the_start_and_said() -> None:
     with Heartbeat(cast(Consumer, queue), {}, 60.0, accelerators):
         pass
     assert queue.said[0][0]["gpus"] == gpus
+
+
+def test_the_gpus_are_measured_again_though_a_worker_that_draws_never_stops_asking_for_news() -> None:
+    queue, measured = Heard(), list[int]()
+
+    def measure() -> dict[str, dict[str, float]]:
+        measured.append(len(measured))
+        return {"GPU-1": {"busy": float(len(measured))}}
+
+    accelerators: Any = SimpleNamespace(measure=measure)
+    with Heartbeat(cast(Consumer, queue), {}, 0.3, accelerators) as heartbeat:
+        until = time.monotonic() + 10.0
+        while len(measured) < 3 and time.monotonic() < until:
+            heartbeat.ask()
+            time.sleep(0.002)
+        eventually(lambda: queue.said[-1][0]["gpus"]["GPU-1"]["busy"] >= 3.0, "the third measurement is said")
+    assert len(measured) < len(queue.said), "and not in every beat"

@@ -355,6 +355,17 @@ def test_a_call_that_hangs_is_noticed_within_its_bound_and_once() -> None:
     assert hung == ["a call"] and waited_s >= 0.3
 
 
+def test_a_call_that_hangs_is_noticed_though_others_begin_and_end_beside_it() -> None:
+    """A scorer and the network are called side by side."""
+    hung = list[str]()
+    with Watchdog(hung.append) as watchdog, watchdog.watching("a scorer", 600.0):
+        with watchdog.watching("a call", 0.2), watchdog.watching("another", 600.0):
+            with watchdog.watching("a short call", 600.0):
+                pass
+            eventually(lambda: hung, "it is noticed")
+    assert hung == ["a call"]
+
+
 def test_a_bound_is_the_setting_or_many_times_what_was_measured() -> None:
     device = Device()
     bounds = Bounds(device)

@@ -81,6 +81,25 @@ def test_only_the_chosen_pictures_are_shown_to_the_scorers() -> None:
     assert len(runtime.asked) == 1  # nobody was asked
 
 
+def test_where_scoring_a_call_fails_each_picture_is_tried_alone_and_scored_for_the_same_reasons_as_before() -> None:
+    """Candidates whatever the policy says, the others as it says."""
+
+    class Fails(Runtime):
+        def score(self, images_BCHW: FloatArray, prompts: Sequence[str]) -> dict[str, FloatArray]:
+            if len(prompts) > 1 or prompts == ["bad"]:
+                raise ValueError("too many")
+            return super().score(images_BCHW, prompts)
+
+    images_BCHW = np.zeros((4, 3, 64, 64), np.float32)
+    policy = ScorePolicy(0.4)
+    seeds = [next(s for s in range(99) if policy.scores(s) is wanted) for wanted in (True, False, False, True)]
+    runtime = Fails()
+    said = judge(runtime, images_BCHW, ["a", "b", "c", "bad"], seeds, 4, policy, always=[2])
+    assert [bool(one.reward) for one in said] == [True, False, True, False]
+    assert said[3].reward_failed == tuple(runtime.student.scorers) and not said[1].reward_failed
+    assert runtime.asked == [(1, ["a"]), (1, ["c"])]
+
+
 def test_a_rank_is_the_share_of_the_students_own_pictures_that_score_lower() -> None:
     scores = np.random.default_rng(1).normal(size=4000)
     known = distribution(list(scores))
