@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from itertools import count, islice
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fewstep.commands import bench
 from fewstep.errors import Busy, Unreachable, WrongUse
 from fewstep.load.drive import Outcome, Sample, Send, closed_loop, open_loop
 from fewstep.load.plot import plot
@@ -200,6 +203,55 @@ def test_a_plot_is_a_picture(tmp_path: Path) -> None:
     plot(report("l", failed), failed, tmp_path / "b.png")
     with pytest.raises(WrongUse, match="cannot be written"):
         plot(report("l", samples), samples, tmp_path / "no" / "a.png")
+
+
+def test_a_plot_shows_the_figures_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    figures = list[Figure]()
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    failed = [Sample(1.25, 1.5, Outcome(error="x")), Sample(1.75, 3.5, Outcome(error="y"))]
+    samples = [*instant.run(open_loop(server(1.5), at(0, 1, 2, 3, 4))), *failed]
+    plot(found := report("l", samples, 5.0, 2.25), samples, tmp_path / "a.png")
+    shares_, times, rates = figures[0].axes
+    steps, objective = shares_.lines
+    assert list(steps.get_xdata()) == pytest.approx([1.5, 2.0, 2.5, 3.0, 3.5]), "of what was answered, rising"
+    assert list(steps.get_ydata()) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert (set(objective.get_xdata()), shares_.get_title()) == ({2.25}, "l")
+    for line, values in zip(times.lines, ([1.5, 2.0, 2.5, 3.0, 3.5],) * 2, strict=True):
+        assert list(line.get_xdata()) == [0, 1, 2, 3, 4] and list(line.get_ydata()) == pytest.approx(values)
+    assert [line.get_label() for line in times.lines] == ["p50", "p99"]
+    counts = {line.get_label(): list(line.get_ydata()) for line in rates.lines}
+    in_flight = [part.in_flight for part in found.series]
+    assert counts == {"requests": [1, 3, 1, 1, 1], "errors": [0, 2, 0, 0, 0], "in flight": in_flight}
+
+
+@pytest.mark.parametrize(
+    ("options", "most", "warmup"),
+    [({}, 4, 3), ({}, 4, 0), ({}, 4, 1), ({"seconds": 0.21}, 4, 2), ({"rate": 40.0, "seconds": 0.25}, 2000, 3)],
+)
+def test_a_load_is_sent_after_its_warm_up_and_an_open_one_is_not_held_to_its_users(
+    options: dict[str, float], most: int, warmup: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, sent = list[tuple[object, ...]](), list[str]()
+
+    @asynccontextmanager
+    async def target(*about: object) -> AsyncIterator[Send]:
+        async def send(request: Mapping[str, object]) -> Outcome:
+            sent.append(str(request["prompt"]))
+            await asyncio.sleep(0.02)
+            return Outcome(1)
+
+        opened.append(about)
+        yield send
+
+    monkeypatch.setattr(bench, "TARGETS", {"openai": target})
+    usual = {"requests": 6, "users": 4, "seconds": None, "rate": None, "trace": None, "seed": 1}
+    load = bench._load(Mix(["a", "b", "c"], {}), **{**usual, **options})  # type: ignore[arg-type]
+    samples = instant.run(bench._run(bench.Api.openai, "http://h", "key", 7.0, load, warmup))
+    assert opened == [("http://h", "key", 7.0, most)]
+    assert len(samples) == (6 if not options else 44 if "rate" not in options else len(load.arrivals or ()))
+    assert sent == list(islice("abc" * 20, warmup)) + list(islice("abc" * 20, len(samples)))
 
 
 def test_a_real_service_is_sent_no_more_at_once_than_there_are_users(

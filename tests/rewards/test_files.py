@@ -25,6 +25,24 @@ def test_the_users_folder_comes_first(tmp_path: Path) -> None:
     assert locate(Published("owner/model", ("a.bin",)), tmp_path) == tmp_path / "model"
 
 
+@pytest.mark.parametrize("there", [("a.bin",), ("b.bin",)])
+def test_a_folder_that_lacks_one_of_several_files_is_not_taken_and_each_of_them_is_asked_for(
+    there: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    for name in there:
+        (tmp_path / "model" / name).touch()
+    asked = list[tuple[str, str]]()
+
+    def download(repo: str, name: str) -> str:
+        asked.append((repo, name))
+        return str(tmp_path / "hub" / name)
+
+    monkeypatch.setattr("rewards.files.hf_hub_download", download)
+    assert locate(Published("owner/model", ("a.bin", "b.bin")), tmp_path) == tmp_path / "hub"
+    assert asked == [("owner/model", "a.bin"), ("owner/model", "b.bin")]
+
+
 def test_the_hubs_cache_comes_second(tmp_path: Path) -> None:
     commit = "a" * 40
     snapshot = tmp_path / "hub" / "models--owner--model" / "snapshots" / commit

@@ -214,6 +214,16 @@ def test_a_colour_is_clips_of_the_object_before_grey(files: Path) -> None:
     assert len(set(named)) > 1
 
 
+@torch.no_grad()
+def test_the_sentences_about_a_colour_are_those_of_the_object(files: Path) -> None:
+    """They are kept by the object's class: a cat's are not a bench's."""
+    reward, fresh = geneval(files), geneval(files)
+    bench, cat = reward._of_colours("bench"), reward._of_colours("cat")
+    assert torch.equal(cat, fresh._of_colours("cat")) and torch.equal(bench, reward._of_colours("bench"))
+    assert (bench - cat).abs().max() > 1e-3 and bench.shape == (len(COLOURS), cat.shape[1])
+    torch.testing.assert_close(cat.norm(dim=1), torch.ones(len(COLOURS)))
+
+
 def test_the_reward_is_1_where_the_task_is_met_and_reads_one_picture_after_the_other(files: Path) -> None:
     reward = find("geneval", files=files)
     assert not reward.differentiable

@@ -61,8 +61,11 @@ def test_a_scorer_with_its_own_tokenizer_needs_none(scorer: Path, tmp_path: Path
 
 def test_another_tokenizer_is_refused(scorer: Path, tmp_path: Path) -> None:
     images = torch.rand(1, 3, 64, 64)
-    many, long = torch.full((1, 4), 4000), torch.ones(1, 99, dtype=torch.long)
-    for ids in (many, long):
+    words, longest = len(vocabulary.tokenizer()), vocabulary.MAX_TOKENS
+    last, whole = torch.full((1, 4), words - 1), torch.ones(1, longest, dtype=torch.long)
+    for ids in (last, whole):
+        assert find(str(scorer), tokenizer=lambda texts, ids=ids: ids).score(images, ["a"]).isfinite().all()
+    for ids in (last + 1, torch.ones(1, longest + 1, dtype=torch.long), torch.full((1, 4), 4000)):
         with pytest.raises(RewardError, match="it is not this scorer's tokenizer"):
             find(str(scorer), tokenizer=lambda texts, ids=ids: ids).score(images, ["a"])
 

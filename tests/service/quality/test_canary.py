@@ -85,6 +85,22 @@ def test_what_is_decided_and_why(found: Sums, decision: Decision, reason: str) -
     assert verdict.decision is decision and verdict.reason.startswith(reason), verdict
 
 
+@pytest.mark.parametrize("odd", sorted(BOTH))
+def test_one_scorer_is_enough_to_roll_back_and_to_hold_a_candidate(odd: str) -> None:
+    wave = np.resize([1.0, -1.0], 1000)
+
+    def decided(mean: float, deviation: float) -> tuple[Decision, str]:
+        means = {f"reward:{name}": of(0.1 * wave) for name in sorted(BOTH)}
+        means |= {f"reward:{odd}": of(deviation * wave + mean)}
+        verdict = judge(Sums(pairs=1000, means=means), PLAN, BOTH)
+        return verdict.decision, verdict.reason
+
+    worse, unsure, fine = decided(-0.05, 0.1), decided(0.0, 2.0), decided(0.05, 0.1)
+    assert worse[0] is Decision.ROLL_BACK and worse[1].startswith(f"scores of {odd} are lower by 0.050 ± ")
+    assert unsure == (Decision.GO_ON, f"scores of {odd} may still be lower by more than 0.1")
+    assert fine[0] is Decision.PROMOTE, "no time is known: it holds nobody up"
+
+
 @pytest.mark.parametrize(("of_width", "rolled_back"), [(0.99, False), (1.01, True)])
 def test_the_chance_of_a_wrong_rollback_is_shared_by_all_figures(of_width: float, rolled_back: bool) -> None:
     """Two scorers, failures and time: a quarter of alpha each."""

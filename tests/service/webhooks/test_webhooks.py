@@ -253,6 +253,21 @@ def test_the_connection_goes_to_the_address_that_was_checked() -> None:
         check_url("http://10.9.9.9/", network)
 
 
+def test_of_several_networks_each_is_allowed_and_nothing_beside_them() -> None:
+    networks = Rules([ip_network(text) for text in ("10.0.0.0/8", "fd00::/8", "192.168.1.0/24")])
+    for host in ("10.9.9.9", "[fd00::1]", "192.168.1.255", "[::ffff:192.168.1.7]", "8.8.8.8"):
+        assert check_url(f"https://{host}/", networks).port is None
+    for host in ("[fe80::1]", "192.168.2.1", "[::ffff:192.168.2.7]", "127.0.0.1"):
+        with pytest.raises(TargetRefused, match="not public"):
+            check_url(f"https://{host}/", networks)
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["10.1.1.1", "192.168.1.1", "172.16.0.1"]
+
+    with pytest.raises(TargetRefused, match="not public"):
+        asyncio.run(find_target("https://hook.test/", networks, resolve))
+
+
 @pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("99999999999", 600.0), ("soon", 0.0), ("", 0.0)])
 def test_how_long_a_receiver_wants_to_be_left_alone(header: str, seconds: float) -> None:
     assert retry_after_s(header) == seconds
