@@ -81,8 +81,8 @@ def test_it_is_waited_until_all_are_healthy_and_as_many_are_ready_as_are_wanted(
     monkeypatch.setattr(stack, "time", clock)
     monkeypatch.setattr(stack, "ready_workers", lambda: 1 + int(now[0] / 10))
     docker, found = a_stack(
-        ("ps -q api", "id-of-the-api"), ("ps -q worker", "id-of-the-worker"), ("inspect Health id-of-the-api", "healthy"),
-        ("inspect Health id-of-the-worker", "starting"), ("logs tail", "the last lines"),
+        ("ps -q api", "first-id"), ("ps -q worker", "second-id"), ("inspect Health first-id", "healthy"),
+        ("inspect Health second-id", "starting"), ("logs tail", "the last lines"),
     )  # fmt: skip
     found.wait_until_ready()
     assert now == [0.0]
