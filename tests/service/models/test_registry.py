@@ -147,3 +147,19 @@ def test_a_version_is_compared_only_while_its_canary_runs_and_the_candidate_is_s
     for over in (replace(running, state=Decision.PROMOTE), replace(running, candidate="3")):
         assert Choice(served, canaries={"a": over}).canary(Name("a", "1")) is None
     assert Choice(served).canary(Name("a", "1")) is None
+
+
+def test_a_version_is_idle_whatever_others_draw_and_not_while_a_job_of_any_form_is_its_own(queue: Queue) -> None:
+    models = Models(queue)
+    models.serve("a/1", "a/2")
+    other, mine, worker = lane("a", "1"), lane("a", "2"), queue.consumer("w")
+    assert models.enqueue(job("1")) == "ok" and len(worker.claim({other: 1})) == 1
+    assert models.worker.idle(mine) and not models.worker.idle(other), "the other one runs"
+    for changes in ({"candidates": 2}, {"frames": 5, "fps": 8}):
+        asked = replace(job("2"), **changes)  # type: ignore[arg-type]
+        assert models.enqueue(asked) == "ok" and asked.lane != mine
+        assert not models.worker.idle(mine), "it waits"
+        [claimed] = worker.claim({mine: 1})
+        assert not models.worker.idle(mine), "it runs"
+        worker.finish(asked.id, claimed.token, "done", {})
+        assert models.worker.idle(mine)

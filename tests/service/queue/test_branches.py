@@ -266,3 +266,51 @@ def test_who_asks_without_a_connection_keeps_a_repeated_job_alive(queue: Queue) 
     assert queue.field(job.id, "detached") is None
     assert queue.enqueue(queue.job(), **same) == "attached"
     assert queue.leave(job.id, CLIENT) == "queued" and queue.field(job.id, "detached") == "1"
+
+
+def test_a_batch_leaves_room_for_as_many_as_it_has_taken(queue: Queue) -> None:
+    for key in ("k", "k", "other", "k", "k"):
+        queue.add(key=key)
+    assert len(queue.consumer("w").claim({queue.lane: 4})) == 4
+    waits = queue.client.hgetall(f"{queue.prefix}kc")
+    assert {name: count for name, count in waits.items() if count != "0"} == {"k|0": "1"}  # type: ignore[union-attr]
+    assert queue.client.hgetall(f"{queue.prefix}wl") == {queue.lane: str(COST)}
+
+
+def test_what_waits_behind_records_that_are_gone_is_claimed(queue: Queue) -> None:
+    gone, *kept = (queue.add() for _ in range(3))
+    queue.client.delete(f"{queue.prefix}j:{gone}")
+    assert [claim(queue)[0] for _ in kept] == kept
+
+
+def test_who_is_overtaken_by_its_own_key_stays_as_far_ahead_of_the_others(make_queue: Callable[..., Queue]) -> None:
+    """A level of priority is worth three images: so far before its start each job of the key waits."""
+    queue = make_queue(priority_images=3)
+    first, second = queue.add(key="k", priority=1), queue.add(key="k", priority=-2)
+    highest = queue.add(key="k", priority=2)
+    found = {id: [int(queue.field(id, name) or 0) for name in ("start", "score")] for id in (first, second, highest)}
+    assert found == {
+        highest: [0, -6 * COST], first: [COST, COST - 3 * COST], second: [2 * COST, 2 * COST + 6 * COST],
+    }  # fmt: skip
+    assert [queue.client.zscore(f"{queue.prefix}o", id) for id in found] == [score for _, score in found.values()]
+
+
+def test_the_virtual_time_never_goes_back(make_queue: Callable[..., Queue]) -> None:
+    """A job with a bonus may be claimed after one that starts later: who comes next begins where the others are."""
+    queue = make_queue(priority_images=2)
+    for _ in range(4):
+        queue.add(key="plain")
+    queue.draw(4)
+    queue.add(key="pushing", priority=5)
+    queue.draw()
+    assert int(str(queue.client.get(f"{queue.prefix}v"))) == 3 * COST
+    assert queue.field(queue.add(key="late"), "start") == str(3 * COST)
+
+
+def test_who_has_said_how_long_it_waits_teaches_nothing_of_the_others(queue: Queue) -> None:
+    for options in ({"open_ended": False}, {"open_ended": True}):
+        job = queue.job()
+        queue.enqueue(job, client=CLIENT, **options)
+        queue.leave(job.id, CLIENT)
+        known = bool(queue.client.exists(f"{queue.prefix}pt:anonymous"))
+        assert known is options["open_ended"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -82,3 +83,19 @@ def test_what_a_worker_says_of_itself_is_read_until_an_operator_wants_otherwise(
     assert [worker.state for worker in workers(queue)] == [state]
     order(queue, WorkerState.PAUSED)
     assert [(worker.state, worker.claims) for worker in workers(queue)] == [(WorkerState.PAUSED, False)]
+
+
+def test_a_worker_that_has_fallen_silent_cannot_be_told_anything(queue: Queue) -> None:
+    """It is listed until another one beats, and its place says since when it counts no more."""
+    queue.consumer("w").beat(INFO, [])
+    queue.client.zadd(f"{queue.prefix}wk", {"w": (time.time() - 1) * 1e6})
+    assert order(queue, WorkerState.PAUSED) == "missing" and not queue.client.exists(f"{queue.prefix}wo:w")
+
+
+def test_a_worker_of_which_only_the_name_is_left_is_not_listed(queue: Queue) -> None:
+    for name in ("a", "b", "c"):
+        queue.consumer(name).beat({**INFO, "host": f"host of {name}"}, [])
+    order(queue, WorkerState.DRAINING, "c")
+    queue.client.delete(f"{queue.prefix}wi:b")
+    found = {worker.id: (worker.host, worker.state) for worker in workers(queue)}
+    assert found == {"a": ("host of a", WorkerState.LOADING), "c": ("host of c", WorkerState.DRAINING)}

@@ -238,3 +238,32 @@ def test_what_a_probe_has_measured_is_kept_for_a_year_and_more_after_it_was_last
     queue.client.pexpire(name, 1000)
     assert worker.probe_record("b") is None and worker.probe_record("a") == "first"
     assert 399 * DAY_S < queue.client.ttl(name) <= 400 * DAY_S  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("answers", "found"),
+    [
+        ([True, True, "ab" * 32], bytes.fromhex("ab" * 32)),
+        ([None, True, "ab" * 32], bytes.fromhex("ab" * 32)),
+        ([redis.OutOfMemoryError(), False, None], None),
+        ([redis.OutOfMemoryError(), redis.OutOfMemoryError(), redis.ReadOnlyError("moved")], redis.ReadOnlyError),
+    ],
+)
+def test_a_secret_that_cannot_be_made_now_is_none_and_one_that_is_there_is_read(answers: list[Any], found: Any) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    async def execute(raise_on_error: bool = True) -> list[Any]:
+        assert not raise_on_error
+        return answers
+
+    pipeline = SimpleNamespace(
+        execute=execute, set=lambda *_, nx: asked.append(("set", nx)), expire=lambda *_: None, get=lambda *_: None
+    )
+    client: Any = SimpleNamespace(pipeline=lambda transaction: pipeline)
+    secret = Producer(client, "q", "api", ttl_s=60.0, max_pending=9, max_attempts=3).shared_secret("links")
+    if isinstance(found, type):
+        with pytest.raises(found):
+            asyncio.run(secret)
+    else:
+        assert asyncio.run(secret) == found
+    assert asked == [("set", True)], "never over that of another process"

@@ -474,3 +474,10 @@ def test_the_list_of_a_keys_jobs_is_bounded(queue: Queue) -> None:
     newest = queue.add(key="me")
     listed = queue.client.zrange(f"{queue.prefix}k:me", 0, -1)
     assert len(listed) == 1000 and listed[-1] == newest and listed[0] == f"{1:032x}"
+
+
+def test_a_worker_waits_for_jobs_of_every_form_that_it_reads(queue: Queue) -> None:
+    video = queue.job(frames=9, fps=8)
+    assert queue.enqueue(video) == "ok"
+    queue.consumer("w").wait([queue.lane], 0.1)
+    assert queue.client.exists(f"{queue.prefix}w:{video.lane}") == 0, "it was woken: the token is gone"
