@@ -32,7 +32,7 @@ def check(
     most = max_pixels if student.image.frames is None else max_video_pixels
     _check_size(student, body, most, (own_size(student), *sizes), size_range)
     _check_student(student, body)
-    check_quality(student, body, scored)
+    check_quality(student, body, scored, size_of(student, body)[::-1])
     tokens = count_tokens(body.prompt)
     if tokens > student.max_tokens:
         raise InvalidRequest(f"prompt has {tokens} tokens: the student reads at most {student.max_tokens}.", "prompt")

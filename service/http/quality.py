@@ -9,6 +9,7 @@ from service.errors import InvalidRequest, TooLarge
 from service.http.schema import SEED_LIMIT, GenerateRequest
 from student.bundle import Student
 from student.reference import reference_at, score_at
+from student.runtimes.sizes import Size
 
 MOST_DRAWN = 64  # pictures that one request may have drawn at a time: a larger one would hold up everybody's
 STRIDE = 2654435769  # 2^32 divided by the golden ratio: candidates of neighbouring seeds never meet
@@ -24,8 +25,8 @@ def chooses(body: GenerateRequest) -> bool:
     return body.best_of > 1 or body.min_reward is not None
 
 
-def check_quality(student: Student, body: GenerateRequest, scored: bool) -> None:
-    """Return if pictures can be chosen as the request says; ``scored``: the service computes scores.
+def check_quality(student: Student, body: GenerateRequest, scored: bool, size: Size) -> None:
+    """Return if pictures of this size can be chosen as the request says; ``scored``: the service computes scores.
 
     Raises:
         InvalidRequest, TooLarge: they cannot, and why; ``param`` names the field.
@@ -47,10 +48,10 @@ def check_quality(student: Student, body: GenerateRequest, scored: bool) -> None
     if (most := body.count * candidates_of(body)) > MOST_DRAWN:
         message = f"{body.count} images of {body.best_of} candidates are {most}; one request may have {MOST_DRAWN}."
         raise TooLarge(message, "best_of")
-    _check_floor(student, body)
+    _check_floor(student, body, size)
 
 
-def _check_floor(student: Student, body: GenerateRequest) -> None:
+def _check_floor(student: Student, body: GenerateRequest, size: Size) -> None:
     if body.min_reward is None:
         if body.cascade is not None:
             raise InvalidRequest("cascade has no effect without min_reward: send both, or neither.", "cascade")
@@ -61,7 +62,6 @@ def _check_floor(student: Student, body: GenerateRequest) -> None:
     if body.cascade is not None:
         _check_cascade(student, body, body.cascade)
     if isinstance(body.min_reward, str):
-        size = (body.height or student.image.height, body.width or student.image.width)
         known = reference_at(student, scorer_of(student, body), first_steps(student, body), size)
         if known is None or score_at(known, 50) is None:
             message = (

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 
 from service.http.app import build_app
-from service.http.overload import HOLD_S, IN_A_ROW, OverloadGuard
+from service.http.overload import HOLD_S, IN_A_ROW, OverloadGuard, OverloadMiddleware
 from service.keys import KeyStore
 from service.settings import Settings
 from service.supervise.redis_server import EmbeddedServer
@@ -105,3 +107,38 @@ def test_a_flood_is_refused_without_the_queue(
         runner.run(flood())
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "guarded"),
+    [
+        ("POST", "/generate", [], True),
+        ("POST", "/v1/images/generations", [], True),
+        ("POST", "/v1/videos", [], True),
+        ("GET", "/v1/videos", [], False),
+        ("POST", "/v1/videos/video_1/remix", [], False),
+        ("POST", "/jobs/1/cancel", [], False),
+        ("POST", "/generate", [(b"idempotency-key", b"k")], False),
+    ],
+)
+def test_only_what_would_put_a_job_into_the_queue_is_refused_without_asking_it(
+    method: str, path: str, headers: list[tuple[bytes, bytes]], guarded: bool
+) -> None:
+    passed, sent = list[str](), list[int]()
+    guard, metrics = OverloadGuard(Clock()), SimpleNamespace(rejected=lambda reason: None)
+    for _ in range(IN_A_ROW):
+        guard.record(True, 7.0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        passed.append(scope["path"])
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("status", 0))
+
+    scope = {"type": "http", "method": method, "path": path, "headers": headers, "state": {"request_id": "r"}}
+    asyncio.run(OverloadMiddleware(app, guard, metrics)(scope, nothing, send))  # type: ignore[arg-type]
+    assert (passed, sent[:1]) == (([], [503]) if guarded else ([path], []))
+
+
+async def nothing() -> Any:
+    raise AssertionError("nobody reads the body")

@@ -22,7 +22,7 @@ from service.http.schema import GenerateRequest
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
 from service.queue.job import Job
-from student.bundle import Student, WithinPrompt
+from student.bundle import RewardReference, Student, WithinPrompt
 from student.runtimes.fake import DEVIATION, FakeRuntime, fake_student
 from tests.service.support import (
     Api,
@@ -267,3 +267,35 @@ def test_a_models_gains_are_those_of_its_bundle() -> None:
     assert found[2].gain == {"trained": 0.2, "heldout": pytest.approx(0.3 * 0.8 * 0.2 / 0.5)}
     assert found[16].gain["trained"] == pytest.approx(0.5 * 1.766, abs=1e-3), "beyond what was measured"
     assert gains(fake_student()) == []
+
+
+def test_sixty_four_pictures_may_be_drawn_at_a_time() -> None:
+    body = GenerateRequest(prompt="p", best_of=16, n=4)
+    check(fake_student(), body, lambda prompt: 1, 2**24)
+    assert refusal(best_of=13, n=5).param == "best_of", "65"
+
+
+def test_a_percentile_is_of_the_scorer_that_chooses() -> None:
+    student = fake_student()
+    known = replace(student, reward_reference={"trained": student.reward_reference["trained"]})
+    fields: dict[str, Any] = {"min_reward": "p20", "best_of": 2}
+    check(known, GenerateRequest(prompt="p", **fields), lambda prompt: 1, 2**24)
+    assert "send a number" in str(refusal(known, **fields, rank_by="heldout"))
+
+
+@pytest.mark.parametrize("size", [{"size": "64x96"}, {"width": 64, "height": 96}])
+def test_a_percentile_is_of_the_size_and_the_steps_that_are_asked_for(size: dict[str, Any]) -> None:
+    """At that size and two steps the student's own scores are not known as percentiles, elsewhere they are."""
+    student = fake_student()
+    known, bare = student.reward_reference["trained"], RewardReference(0.0, 1.0, {})
+    at = {"1": known, "2": known, "4": known, "2 64x96": bare}
+    student = replace(student, reward_reference={"trained": replace(known, at=at)})
+
+    def checked(**fields: Any) -> None:
+        body = GenerateRequest(prompt="p", min_reward="p20", best_of=2, **fields)
+        check(student, body, lambda prompt: 1, 2**24, sizes=((96, 64),))
+
+    for fields in ({"num_inference_steps": 2}, size, {**size, "num_inference_steps": 4}):
+        checked(**fields)
+    with pytest.raises(InvalidRequest, match="send a number"):
+        checked(**size, num_inference_steps=2)

@@ -103,3 +103,13 @@ def stream(api: Api) -> socket.socket:
     connection.sendall(f"{head}\r\n\r\n".encode() + body)
     assert connection.recv(65536).startswith(b"HTTP/1.1 200")
     return connection
+
+
+def test_every_stream_is_renewed_however_many_one_call_takes(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.http.streams.RENEWED_AT_ONCE", 2)
+    streams = Streams(queue.producer, 9)
+    for key in ("ann", "bob", "ann", "bob", "ann"):
+        open_(queue, streams, key)
+    queue.client.delete(f"{queue.prefix}st:ann", f"{queue.prefix}st:bob")
+    queue.runner.run(streams.renew())
+    assert [queue.client.zcard(f"{queue.prefix}st:{key}") for key in ("ann", "bob")] == [3, 2]

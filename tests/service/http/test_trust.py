@@ -102,3 +102,24 @@ def test_the_addresses_of_webhooks_stay_out_of_the_log(capsys: pytest.CaptureFix
     finally:
         logging.getLogger().handlers[:], level = before
         logging.getLogger().setLevel(level)
+
+
+def test_every_origin_may_post_where_the_operator_says_so() -> None:
+    for asked in (request(origin="https://a.example", sec_fetch_site="cross-site"), request(origin="null")):
+        check_keyless(asked, Settings(cors=("*",)))
+        with pytest.raises(Forbidden, match="other web pages"):
+            check_keyless(asked, Settings(cors=("https://b.example",)))
+
+
+def test_another_web_page_may_lead_here() -> None:
+    """A link that is followed is a cross-site GET, and changes nothing."""
+    for method in ("GET", "HEAD", "OPTIONS"):
+        check_keyless(request(method, sec_fetch_site="cross-site"), Settings())
+    for method in ("POST", "DELETE", "PUT"):
+        with pytest.raises(Forbidden, match="other web pages"):
+            check_keyless(request(method, sec_fetch_site="cross-site"), Settings())
+
+
+def test_whoever_has_no_address_is_not_this_machine() -> None:
+    assert not is_local({**request(), "client": None}) and not is_local(request(client="a name"))
+    assert is_local(request(client="::1"))

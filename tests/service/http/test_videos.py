@@ -246,3 +246,24 @@ def test_longer_videos_cost_more_of_a_quota() -> None:
     picture, video = a_job(height=1000), a_job(height=1000, frames=9, fps=8)
     assert video.cost == 9 * picture.cost and video.shape != picture.shape
     assert video.form > picture.form, "workers of an older release never see it"
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "said"),
+    [
+        (5, None),
+        (13, None),
+        (6, "fake-video generates 1 frame or a multiple of 4 more; the nearest: 5."),
+        (7, "fake-video generates 1 frame or a multiple of 4 more; the nearest: 5."),
+    ],
+)
+def test_without_a_worker_a_length_is_checked_by_the_students_own_step(
+    runner: asyncio.Runner, num_frames: int, said: str | None
+) -> None:
+    services = cast(Services, SimpleNamespace(producer=SimpleNamespace(workers=AsyncMock(return_value=[]))))
+    body = GenerateRequest(prompt="waves", num_frames=num_frames)
+    checked = check_length(services, Served(fake_video_student(), len), body, (64, 64))
+    if said is None:
+        return runner.run(checked)
+    with pytest.raises(InvalidRequest, match=said):
+        runner.run(checked)
