@@ -9,7 +9,7 @@ from service.errors import StartupError
 from service.exposure import check_exposure
 from service.keys import KeyStore
 from service.listener import resolve
-from service.models.single import open_student
+from service.models.single import check_models, open_student
 from service.observe.logs import without_secrets
 from service.queue.connection import check_server
 from service.settings import Settings
@@ -33,13 +33,14 @@ def check_configuration(settings: Settings) -> dict[str, Any]:
     keys = KeyStore(settings.data_dir)
     check_exposure(settings, resolve(settings.host, settings.port)[4][0], keys)
     _check_data_dir(settings)
-    student = open_student(settings)
+    check_models(settings)
+    student = open_student(settings) if settings.models is None else None
     if settings.redis_url is not None:
         check_server(settings.redis_url)
     return {
         "config": effective(settings),
-        "model": student.id,
-        "model_version": student.version,
+        "model": student.id if student else None,
+        "model_version": student.version if student else None,
         "keys": sum(key.active for key in keys.keys()),
         "queue": "embedded" if settings.redis_url is None else "named",
     }

@@ -278,3 +278,17 @@ def test_a_key_was_revoked_when_it_was_revoked_first(store: KeyStore, monkeypatc
     for now, revoked in ((1000.9, 1000), (2000.0, 1000)):
         monkeypatch.setattr("service.keys.time.time", lambda now=now: now)
         assert store.revoke(key.id).revoked == revoked
+
+
+def test_a_file_that_cannot_be_read_closes_a_service(store: KeyStore, tmp_path: Path) -> None:
+    """Not even its times are known: whoever breaks it must not be let in."""
+    _, text = store.create("ann")
+    assert store.find(text)
+    file = tmp_path / "data" / FILE_NAME
+    file.unlink()
+    file.symlink_to(file)
+    assert store.required and store.find(text), "what was known stays"
+    fresh = another(tmp_path)
+    assert fresh.required and fresh.find(text) is None
+    with pytest.raises(KeysError, match="cannot be read"):
+        fresh.keys()

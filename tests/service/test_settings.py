@@ -210,3 +210,9 @@ def test_a_file_of_secrets_that_is_no_setting_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setenv("FEWSTEP_SECRETS_DIR", str(tmp_path / "missing"))
     with pytest.raises(StartupError, match="^FEWSTEP_SECRETS_DIR .*missing cannot be read"):
         read_settings()
+
+
+def test_what_the_client_and_the_command_line_read_is_no_unknown_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FEWSTEP_URL", "FEWSTEP_API_KEY", "FEWSTEP_SECRETS_DIR"):
+        monkeypatch.setenv(name, "")
+    assert read_settings().port == 8000

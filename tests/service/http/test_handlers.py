@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from starlette.exceptions import HTTPException
 
@@ -115,3 +116,20 @@ def test_openais_clients_expect_400_for_a_wrong_field(path: str, status: int) ->
     assert answers(InvalidRequest("m", "p"), path).status_code == status
     assert answers(Forbidden("m"), path).status_code == 403
     assert (as_openai(InvalidRequest("m")), as_openai(QueueFull())) == (400, 503)
+
+
+@pytest.mark.parametrize(
+    ("path", "unknown", "nearest"),
+    [
+        ("/generate", "num_frame", "num_frames"),
+        ("/generate", "safety_id", "seed"),
+        ("/v1/images/generations", "safety_id", "safety_identifier"),
+        ("/v1/videos", "second", "seconds"),
+        ("/v1/videos", "input_references", "input_reference"),
+    ],
+)
+def test_the_nearest_field_is_one_of_the_address_that_was_asked(path: str, unknown: str, nearest: str) -> None:
+    error = RequestValidationError([{"type": "extra_forbidden", "loc": ("body", unknown), "msg": "No."}])
+    said = answers(error, path).json()["error"]
+    assert said["message"] == f"{unknown} is not a field of this request (did you mean {nearest}?)."
+    assert said["param"] == unknown

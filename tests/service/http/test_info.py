@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from service.configuration import effective
+from service.configuration import check_configuration, effective
+from service.errors import StartupError
 from service.keys import KeyStore
 from service.settings import Settings
 from tests.service.http.test_access import bearer, serve
+from tests.service.students import make_student
 from tests.service.support import Service, call, running_service
 
 
@@ -76,3 +78,24 @@ def test_check_config_says_what_is_wrong_in_one_sentence(settings: dict[str, str
     ended = serve(tmp_path / "data", "--check-config", **settings)
     [line] = ended.stderr.splitlines()
     assert ended.returncode == 1 and ended.stdout == "" and words in line
+
+
+def test_of_several_students_the_directory_is_checked_and_not_the_one_that_is_not_served(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data", models=tmp_path / "models", model=tmp_path / "none")
+    with pytest.raises(StartupError, match="FEWSTEP_MODELS .* holds no student"):
+        check_configuration(settings)
+    make_student(tmp_path / "models", "cats", "1")
+    report = check_configuration(settings)
+    assert (report["model"], report["model_version"], report["keys"]) == (None, None, 0)
+    assert report["config"]["models"] == str(tmp_path / "models")
+
+
+def test_only_keys_that_still_open_are_counted(tmp_path: Path) -> None:
+    keys = KeyStore(tmp_path)
+    keys.revoke(keys.create("gone")[0].id)
+    settings = Settings(runtime="fake", data_dir=tmp_path, redis_url="unix:///nowhere.sock")
+    for count in (0, 1, 2):
+        assert check_configuration(settings.model_copy(update={"redis_url": None}))["keys"] == count
+        keys.create("ann")
+    with pytest.raises(StartupError, match="FEWSTEP_REDIS_URL"):
+        check_configuration(settings)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -179,3 +181,20 @@ def test_the_secret_is_read_again_after_a_minute(queue: Queue, monkeypatch: pyte
     assert signature() == first
     clock.now += 0.1
     assert signature() != first
+
+
+def test_a_secret_that_cannot_be_made_now_costs_no_answer_and_is_asked_for_again() -> None:
+    """The links of that answer open nothing; those of the next one do, and nobody can guess either."""
+    secrets: list[bytes | None] = [None, None, b"the secret"]
+
+    async def shared_secret(name: str) -> bytes | None:
+        return secrets.pop(0)
+
+    async def run() -> list[str]:
+        links = Links(SimpleNamespace(shared_secret=shared_secret), 100.0)  # type: ignore[arg-type]
+        record = Record("a" * 32, State.DONE, {}, finished_s=2000.0)
+        return [(await links.to_image("", record, 0)).url.rpartition("=")[2] for _ in range(4)]
+
+    first, second, *good = asyncio.run(run())
+    assert len({first, second, sign(b"", "a" * 32, 0, 2100)}) == 3, "not signed with nothing"
+    assert good == [sign(b"the secret", "a" * 32, 0, 2100)] * 2

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import socket
+from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -345,3 +347,39 @@ def test_the_first_signal_stops_new_requests_after_the_drain_and_the_second_at_o
     asyncio.run(signals())
     assert exits == [15, 2] and len(later) == 1
     assert a_job().key == ANONYMOUS
+
+
+@pytest.mark.parametrize(
+    ("asked", "heard", "told"),
+    [
+        (True, [None, record(State.RUNNING), None], [1, END]),
+        (True, [record(State.RUNNING), record(State.CANCELLED)], [1, END]),
+        (False, [None, record(State.RUNNING), None], [1]),
+        (True, [], [END]),
+    ],
+)
+def test_a_stream_whose_job_is_lost_at_its_deadline_says_so_to_who_has_asked_for_it(
+    asked: bool, heard: list[Record | None], told: list[int]
+) -> None:
+    """And to nobody else: a watcher may come again, and the job may go on."""
+    followed: list[tuple[Any, ...]] = []
+    known, submission = services(), SimpleNamespace(enqueue=object(), options=SimpleNamespace(timeout_s=5.0))
+
+    async def follow(id: str, enqueue: Any, *, within_s: float, scores: bool) -> AsyncIterator[Record | None]:
+        followed.append((id, enqueue, within_s, scores))
+        for each in heard:
+            yield each
+
+    known.replies = SimpleNamespace(follow=follow)
+    found: Any = submission if asked else None
+    stream = EventStream(known, JOB.id, "s", "http://h/", after=QUEUED, submission=found)
+
+    async def texts() -> list[str]:
+        return [text.decode() async for text in stream._texts()]
+
+    parts = [dict(line.split(": ", 1) for line in text.strip().splitlines()) for text in asyncio.run(texts()) if text]
+    assert [int(part["id"]) for part in parts] == told
+    assert followed == [(JOB.id, submission.enqueue, 7.0, True) if asked else (JOB.id, None, math.inf, True)]
+    if told[-1] == END:
+        code = "cancelled" if len(heard) == 2 else "deadline_exceeded"
+        assert (parts[-1]["event"], json.loads(parts[-1]["data"])["error"]["code"]) == ("error", code)

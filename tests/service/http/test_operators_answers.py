@@ -19,6 +19,7 @@ import redis
 
 from service.http.app import build_app
 from service.http.models import VideoLengths, _lengths, _probe
+from service.http.routes import canaries
 from service.http.routes.canaries import _report
 from service.models.folder import Name
 from service.quality.canary import Canary, Plan, Sum, Sums
@@ -287,3 +288,22 @@ def test_a_scrape_counts_who_holds_what_and_goes_on_without_the_queue(process: P
     } <= lines  # fmt: skip
     [away] = process.ask(("GET", "/metrics"), redis_url="unix:///nowhere.sock")
     assert away.status_code == 200 and "fewstep_queue_up 0.0" in away.text.splitlines()
+
+
+def test_a_canary_is_started_with_the_margins_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[Any, ...]] = []
+
+    async def controller_of(services: Any) -> str:
+        return "the controller"
+
+    async def start_canary(controller: Any, name: Name, share: float, plan: Plan, wait_s: float) -> Canary:
+        started.append((controller, name, share, plan, wait_s))
+        return Canary(name.id, "1", name.version, "e", share, plan)
+
+    monkeypatch.setattr(canaries, "controller_of", controller_of)
+    monkeypatch.setattr(canaries, "start_canary", start_canary)
+    asked: dict[str, Any] = {"share": 0.5, "margin": 2.0, "failures": 0.25, "slowdown": 3.0, "wait_s": 7.0}
+    report = asyncio.run(canaries.start("m", "2", None, None, **asked))  # type: ignore[arg-type]
+    plan = Plan(margin=2.0, failures=0.25, slowdown=3.0)
+    assert started == [("the controller", Name("m", "2"), 0.5, plan, 7.0)]
+    assert (report.model, report.candidate, report.share, report.pairs) == ("m", "2", 0.5, 0)

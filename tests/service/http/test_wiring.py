@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi.middleware.cors import CORSMiddleware
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.http import services as module
 from service.http.access import Access
@@ -22,7 +23,7 @@ from service.http.wire import WireCheck
 from service.models.controller import SingleModel
 from service.observe.background import Background
 from service.observe.metrics import Metrics
-from service.observe.tracing import Tracing
+from service.observe.tracer import Tracing
 from service.settings import Settings
 
 Duties = dict[str, tuple[Any, float, bool]]
@@ -46,7 +47,7 @@ def duties(monkeypatch: pytest.MonkeyPatch) -> Duties:
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]]:
     """With what each part was made."""
     found: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    for name in ("Producer", "Streams", "Links", "FeedbackLog", "open_store"):
+    for name in ("Producer", "Replies", "Streams", "Links", "FeedbackLog", "open_store"):
         part = getattr(module, name)
 
         def make(*arguments: Any, name: str = name, part: Any = part, **options: Any) -> Any:
@@ -218,3 +219,51 @@ def test_a_quota_is_full_again_when_what_is_missing_has_come_back(
 
 def test_without_a_quota_nothing_is_said_of_one() -> None:
     assert rate_headers(0, 0) == rate_headers(-1, 5) == {} and rate_headers(1, 1) != {}
+
+
+def test_whoever_waits_and_what_comes_later_is_measured(
+    redis_url: str, tmp_path: Path, runner: asyncio.Runner, made: dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
+) -> None:
+    services = runner.run(open_them(Settings(runtime="fake", redis_url=redis_url, data_dir=tmp_path)))
+    (_, producer, queue, api, *observers), options = made["Replies"]
+    assert (producer, queue, api) == (services.producer, "fake", made["Producer"][0][2]) and options == {}
+    assert observers == [services.metrics.record, services.metrics.scores]
+
+
+@pytest.mark.parametrize("away", [None, RedisConnectionError("away"), OSError("away"), "for ever"])
+def test_a_process_looks_once_at_what_is_served_before_it_takes_requests_and_not_for_long(
+    away: Any, redis_url: str, tmp_path: Path, runner: asyncio.Runner, duties: Duties, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bool] = []
+
+    async def refresh(_: SingleModel) -> None:
+        looked.append(bool(duties))
+        if isinstance(away, Exception):
+            raise away
+        if away:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(SingleModel, "refresh", refresh)
+    monkeypatch.setattr(module, "FIRST_LOOK_S", 0.01)
+    runner.run(open_them(Settings(runtime="fake", redis_url=redis_url, data_dir=tmp_path)))
+    assert looked == [False] and "models" in duties, "whatever the first look has found"
+
+
+def test_what_was_traced_is_sent_before_the_process_ends(
+    redis_url: str, tmp_path: Path, runner: asyncio.Runner
+) -> None:
+    class Kept(Tracing):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    kept = Kept()
+    app = build_app(Settings(runtime="fake", redis_url=redis_url, data_dir=tmp_path), kept)
+
+    async def run() -> None:
+        async with app.router.lifespan_context(app):
+            assert kept.closed == 0
+
+    runner.run(run())
+    assert kept.closed == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -150,3 +151,17 @@ def test_a_version_that_nobody_knows_is_a_model_not_found_and_nothing_is_asked(v
     with pytest.raises(NotFound) as caught:
         act(models, verb, NONE, *([] if verb == "promote" else [0.0]))
     assert caught.value.code == "model_not_found" and models.asked == []
+
+
+def test_a_canary_needs_a_scorer_that_both_versions_have() -> None:
+    student = fake_student()
+    of_trained, of_heldout = (
+        replace(student, scorers={name: student.scorers[name]}) for name in ("trained", "heldout")
+    )
+    models, promoted = Models(), {"cats": "1"}
+    models.choice = Choice({ONE: Served(of_trained, len), TWO: Served(of_heldout, len)}, promoted)
+    with pytest.raises(Conflict, match="cats/2 has no scorer that 1 has: there is nothing to compare them by"):
+        act(models, "start_canary", TWO, *CANARY)
+    assert models.asked == []
+    models.choice = Choice({ONE: Served(of_trained, len), TWO: Served(student, len)}, promoted)
+    assert act(models, "start_canary", TWO, *CANARY) is RUNNING

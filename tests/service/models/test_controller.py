@@ -252,3 +252,58 @@ def test_it_looks_more_often_while_something_moves(
     monkeypatch.setattr(controller_module, "asyncio", SimpleNamespace(sleep=sleep, to_thread=asyncio.to_thread))
     runner.run(around.controller.poll())
     assert slept == [pause_s]
+
+
+def test_every_version_that_all_workers_hold_moves_on_at_once(runner: asyncio.Runner) -> None:
+    states = {f"{id}/1": Entry(ModelState.LOADING, "try") for id in ("ants", "bees", "cats")}
+    around = Registered(ModelStates(states), workers=[worker("ants/1", "cats/1"), worker("cats/1", "ants/1", "bees/1")])
+    runner.run(around.controller.refresh())
+    assert [name for name, *_ in around.of("transition")] == ["ants/1", "cats/1"]
+    assert around.of("promote_first") == [("ants", "1"), ("cats", "1")]
+
+
+def test_each_canary_is_judged_by_itself(runner: asyncio.Runner) -> None:
+    over, goes_on, ends = (
+        Canary(model, "1", "2", f"of {model}", 0.05, Plan(), state=state)
+        for model, state in (("ants", "stopped"), ("bees", "running"), ("cats", "running"))
+    )
+    served = {f"{id}/{version}": Entry(ModelState.SERVING) for id in ("ants", "bees", "cats") for version in "12"}
+    promoted = {"ants": "1", "bees": "1", "cats": "2"}
+    around = Registered(ModelStates(served, promoted, {canary.model: canary for canary in (over, goes_on, ends)}))
+    runner.run(around.controller.refresh())
+    assert around.of("end_canary") == [(ends, *CHANGED)] and around.of("sums") == [(goes_on,), (ends,)]
+
+
+def test_what_is_served_is_opened_once_with_its_sizes_and_what_is_promoted_is_followed(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def student(name: Name) -> Any:
+        opened.append(str(name))
+        if name.id == "dogs":
+            raise BundleError("its files are elsewhere")
+        return replace(fake_student(), id=name.id, version=name.version)
+
+    states = ModelStates({**SERVED, "dogs/1": Entry(ModelState.SERVING), "eels/1": Entry(ModelState.LOADING)}, {})
+    around = Registered(states)
+    around.controller.folder = cast(
+        Folder, SimpleNamespace(newest=list, names=list, student=student, bundle=lambda name: str(name))
+    )
+    monkeypatch.setattr(controller_module, "sizes_of", lambda bundle, found: ((96, 32),) if bundle == "cats/1" else ())
+    run = runner.run
+    run(around.controller.refresh())
+    first = around.controller.choice
+    assert {str(name): found.sizes for name, found in first.served.items()} == {"cats/1": ((96, 32),), "cats/2": ()}
+    assert first.served[Name("cats", "1")].count_tokens("two words") == 2 and first.latest("cats") == "2"
+    assert opened == ["cats/1", "cats/2", "dogs/1"]
+    around.states = ModelStates(SERVED, {"cats": "1"})
+    run(around.controller.refresh())
+    assert around.controller.choice.latest("cats") == "1"
+    canary = Canary("cats", "1", "2", "e", 0.05, Plan())
+    around.states = ModelStates(SERVED, {"cats": "1"}, {"cats": canary})
+    run(around.controller.refresh())
+    assert around.controller.choice.canary(Name("cats", "1")) == (canary, first.served[Name("cats", "2")])
+    around.states = ModelStates({"cats/2": Entry(ModelState.SERVING)}, {"cats": "2"})
+    run(around.controller.refresh())
+    assert list(around.controller.choice.served) == [Name("cats", "2")] and len(opened) == 3

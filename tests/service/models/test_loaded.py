@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from service.errors import StartupError
 from service.models import loader as module
 from service.models.folder import Folder, Name
 from service.models.loaded import LoadedModels
@@ -162,3 +165,51 @@ def test_a_probe_that_cannot_be_read_costs_no_student(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(module, "read_probe", read)
     assert module.probe_of(Path("whole"), runtime()) is found and module.probe_of(Path("broken"), runtime()) is None
+
+
+def test_states_that_cannot_be_read_yet_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    following, waits = Following(monkeypatch), list[float]()
+    answers: list[Any] = [RedisConnectionError("away"), ModelStates({"a/1": Entry(ModelState.SERVING)})]
+
+    def read() -> ModelStates:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    following.loader._registry.read = read  # type: ignore[method-assign]
+    following.loader.first(SimpleNamespace(is_set=lambda: False, wait=waits.append))  # type: ignore[arg-type]
+    assert following.loaded.names == {"a/1"} and waits == [0.2]
+    following.loader.first(SimpleNamespace(is_set=lambda: True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("held", "refused", "ends"),
+    [((), ("a/1",), True), (("b/1",), ("a/1",), False), (("b/1",), (), False), ((), (), False)],
+)
+def test_a_worker_ends_only_where_none_of_the_students_can_be_loaded(
+    held: tuple[str, ...], refused: tuple[str, ...], ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed: list[Any] = []
+
+    def first(loader: ModelLoader, stopping: Any) -> None:
+        for name in held:
+            loader._loaded.put(runtime(student(name[0])))
+        for name in refused:
+            loader._loaded.refuse(name, "try", "no room")
+
+    monkeypatch.setattr(ModelLoader, "first", first)
+    monkeypatch.setattr(ModelLoader, "run", lambda _, stopping: followed.append(stopping))
+    monkeypatch.setattr(module, "connect", lambda url: None)
+    monkeypatch.setattr(module, "WorkerRegistry", lambda client, queue: queue)
+    settings = Settings(runtime="fake", models=Path("/none"), redis_url="redis://127.0.0.1:1")
+    loaded, stopping = LoadedModels(), threading.Event()
+    if ends:
+        with pytest.raises(StartupError, match="No student of FEWSTEP_MODELS can be loaded; a/1: no room."):
+            module.open_models(settings, loaded, stopping, Background())
+    else:
+        module.open_models(settings, loaded, stopping, Background())
+    for thread in threading.enumerate():
+        if thread.name == "loader":
+            thread.join(10)
+    assert followed == ([] if ends else [stopping]) and loaded.names == set(held)

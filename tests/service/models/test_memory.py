@@ -57,3 +57,22 @@ def test_what_does_not_fit_is_refused_with_the_figures(thousand_mb: Path, tmp_pa
     (thousand_mb / "meminfo").write_text("MemAvailable: 10240 kB\n")
     with pytest.raises(BundleError, match="about 80 MB of memory, but only 10 MB are free"):
         memory.check_memory(bundle, student, "torch", 0, 0)
+
+
+def test_of_several_runtimes_the_largest_counts_and_scorers_count_once(tmp_path: Path) -> None:
+    """Which of them is loaded is not known before."""
+    make_student(tmp_path, "a", "1", 3 * MB)
+    bundle = tmp_path / "a" / "1"
+    for folder, size in (
+        ("runtimes/onnx-fused-fp32", 5), ("runtimes/onnx-fused-int8", 2), ("runtimes/openvino-fused-fp32", 7),
+        ("runtimes/tensorrt-fused-fp16", 90), ("scorers", 1),
+    ):  # fmt: skip
+        (bundle / folder).mkdir(parents=True)
+        (bundle / folder / "graph.onnx").write_bytes(bytes(size * MB))
+    needed = {
+        runtime: memory.needed_bytes(bundle, runtime) // MB
+        for runtime in ("onnx", "auto", "openvino,onnx", "onnx,openvino", "torch")
+    }
+    assert needed == {
+        "onnx": 76, "auto": 76, "openvino,onnx": 80, "onnx,openvino": 80, "torch": 64 + 2 * (2 * 3 + 1),
+    }  # fmt: skip
