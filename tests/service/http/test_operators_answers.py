@@ -17,6 +17,7 @@ import httpx
 import pytest
 import redis
 
+from service.http.access import SCOPE_OF
 from service.http.app import build_app
 from service.http.models import VideoLengths, _lengths, _probe
 from service.http.routes import canaries
@@ -48,13 +49,13 @@ class Process:
         self.redis: redis.Redis = connect(url)
         self.settings = Settings(runtime="fake", redis_url=url, data_dir=folder, result_ttl_s=600.0)
 
-    def ask(self, *calls: tuple[str, str], **settings: Any) -> list[httpx.Response]:
+    def ask(self, *calls: tuple[str, str], client: str = "127.0.0.1", **settings: Any) -> list[httpx.Response]:
         async def run() -> list[httpx.Response]:
             app = build_app(self.settings.model_copy(update=settings))
-            transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+            transport = httpx.ASGITransport(app, client=(client, 1))
             async with app.router.lifespan_context(app):
-                async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-                    return [await client.request(method, path) for method, path in calls]
+                async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as asking:
+                    return [await asking.request(method, path) for method, path in calls]
 
         return asyncio.run(run())
 
@@ -307,3 +308,20 @@ def test_a_canary_is_started_with_the_margins_that_were_asked_for(monkeypatch: p
     plan = Plan(margin=2.0, failures=0.25, slowdown=3.0)
     assert started == [("the controller", Name("m", "2"), 0.5, plan, 7.0)]
     assert (report.model, report.candidate, report.share, report.pairs) == ("m", "2", 0.5, 0)
+
+
+def test_without_keys_others_may_draw_and_read_but_see_nothing_of_each_other_and_of_the_operator(
+    process: Process,
+) -> None:
+    process.beat("w", READY)
+    names = {"id": "0" * 32, "k": 0, "model": "fake", "version": "1", "action": "remix"}
+    calls = {(method, path): (method, path.format(**names)) for method, path in SCOPE_OF}
+    theirs = dict(zip(calls, process.ask(*calls.values(), client="192.0.2.1", insecure=True), strict=True))
+    refused = {call for call, answer in theirs.items() if answer.status_code == 403}
+    listing = {("GET", "/jobs"), ("GET", "/v1/videos")}
+    assert refused == {call for call, scope in SCOPE_OF.items() if scope == "admin"} | listing
+    assert {theirs[call].json()["error"]["code"] for call in refused} == {"insufficient_scope"}
+    assert theirs["GET", "/info"].json()["config"] is None and theirs["GET", "/metrics"].status_code == 200
+    ours = process.ask(("GET", "/jobs"), ("GET", "/v1/videos"), ("GET", "/info"), ("GET", "/jobs?all=true"))
+    assert [answer.status_code for answer in ours] == [200, 200, 200, 403], "there are no keys whose jobs are all"
+    assert ours[2].json()["config"] is not None
