@@ -186,3 +186,14 @@ def test_at_a_runs_end_nothing_of_its_checkpoints_is_left_and_nothing_else_goes(
     checkpoint.remove(tmp_path / "checkpoint.pt")
     assert [one.name for one in tmp_path.iterdir()] == ["log.jsonl"]
     checkpoint.remove(tmp_path / "checkpoint.pt")
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for name in ("fsync", "replace"):
+        own = getattr(checkpoint.os, name)
+        monkeypatch.setattr(checkpoint.os, name, lambda *given, name=name, own=own: (done.append(name), own(*given))[1])
+    checkpoint.save(tmp_path / "x.pt", {"step": 1})
+    assert done == ["fsync", "replace"]

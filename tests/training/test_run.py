@@ -18,6 +18,7 @@ from student.files import verify_files
 from student.runtimes.load import load
 from tests.training.shapes import small
 from training import checkpoint
+from training.config import ConfigError
 from training.evaluate import Measure
 from training.shapes.prompts import measuring_prompts
 from training.steplog import read_log
@@ -216,3 +217,18 @@ def test_sigterm_while_it_prepares_and_while_it_evaluates_ends_it_at_once_and_th
     assert code == 0 and read_student(tmp_path / "out").steps == (4,), text
     again = read_log(tmp_path / "out" / "run" / "log.jsonl")
     assert again == rows, "no step was made twice"
+
+
+def test_a_run_computes_with_as_many_threads_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+
+    def prepare(config: object) -> None:
+        done.append("prepared")
+        raise ConfigError("that is enough")
+
+    monkeypatch.setattr("training.experiment.setup.prepare", prepare)
+    monkeypatch.setattr(torch, "set_num_threads", done.append)
+    for asked, expected in (("3", [3, "prepared"]), ("0", ["prepared"])):
+        done.clear()
+        code, text = run("--out", str(tmp_path / "out"), "--threads", asked)
+        assert code == 2 and "that is enough" in text and done == expected

@@ -188,3 +188,58 @@ def test_half_of_a_videos_frames_leaves_the_share_of_its_latent_frames() -> None
     row = {"settings": {}, "processes": 1, "held": {"weights": 1.5, "learnt": 0.5}, "peak": {"student": 11.0}}
     video = changed(RatsConfig(), {"image.height_px": 480, "image.width_px": 832, "image.frames": 33})
     assert dict(fitting_ways(row, [row], video, 8.0))["image.frames=17"] == pytest.approx(1.5 + 0.5 + 5.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "judged"),
+    [
+        ({"image.width_px": 1024}, False), ({"lora.rank": 64}, False), ({"compute.tile_px": 64}, False),
+        ({"compute.checkpointing": False}, False), ({"gradient.mode": "full"}, False),
+        ({"optim.batch": 2}, False), ({"reward.weights": "fp32"}, False), ({"reward.frames": 1}, False),
+        ({"teacher.batch": 2}, False), ({"validation.batch": 2}, False),
+        ({"compute.save_minutes": 3.0}, True), ({"compute.compile": "inductor"}, True), ({"optim.lr": 1e-3}, True),
+        ({"optim.warmup": 3}, True), ({"optim.decay": 0.5}, True), ({"compute.device": "cuda"}, True),
+        ({"teacher.nfe": 8}, True), ({"reward.weight": 0.5}, True), ({"validation.every": 7}, True),
+    ],
+)  # fmt: skip
+def test_a_row_is_of_all_configurations_that_take_the_same_memory_and_of_no_other(
+    change: dict[str, object], judged: bool
+) -> None:
+    assert bool(room.too_large("flux-dev", changed(preset("flux-dev"), change), 24.0)) == judged
+
+
+def test_a_sharded_run_is_judged_by_what_was_counted_on_as_many_gpus() -> None:
+    rows = json.loads(room.FIGURES.read_text())
+    for row in rows[3:]:
+        row["settings"]["compute.shard"] = True
+    room.FIGURES.write_text(json.dumps(rows))
+    sharded = changed(preset("flux-dev"), {"compute.shard": True, "optim.state": "offload"})
+    assert room.too_large("flux-dev", sharded, 6.0, 8).startswith("preset flux-dev needs 7 GB")
+    assert room.too_large("flux-dev", sharded, 9.0, 8) == ""
+    assert room.too_large("flux-dev", sharded, 6.0, 4) == "", "that was not counted"
+
+
+def test_an_optimizer_of_8_bits_is_not_advised_together_with_sharding() -> None:
+    """28 GB, of which 20 are learnt: 8 bits take 7.5 off, and four GPUs 21; both would leave 17."""
+    row = {"settings": {}, "processes": 1, "held": {"weights": 8.0, "learnt": 20.0}, "peak": {"student": 40.0}}
+    assert "optim.state=8bit" in dict(fitting_ways(row, [row], preset("flux-dev"), 33.0))
+    named = [name for name, _ in fitting_ways(row, [row], preset("flux-dev"), 18.5)]
+    assert any(name.startswith("compute.shard=true") for name in named)
+    assert not any("optim.state=8bit" in name and "compute.shard" in name for name in named)
+
+
+@pytest.mark.parametrize(("device", "judged"), [("auto", True), ("cuda", True), ("cpu", False)])
+def test_only_a_run_on_the_gpu_is_held_against_its_memory(
+    device: str, judged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+    card = SimpleNamespace(total_memory=24e9)
+    cuda = SimpleNamespace(
+        is_available=lambda: True, current_device=lambda: 1, get_device_properties=[None, card].__getitem__
+    )
+    monkeypatch.setattr(room, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(room, "Processes", lambda: SimpleNamespace(size=3))
+    monkeypatch.setattr(room, "too_large", lambda *given: asked.append(given) or "")
+    config = changed(RatsConfig(), {"compute.device": device})
+    room.require_room("shapes", config)
+    assert asked == ([("shapes", config, 24.0, 3)] if judged else [])

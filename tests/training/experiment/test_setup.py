@@ -241,3 +241,75 @@ def test_another_beginning_of_the_student_is_calibrated_on_the_teacher_and_moved
     assert kept[0] == kept[1] and moved == ["cpu"]
     with setup.roles.role("start") as start, setup.roles.role("student") as student:
         assert start is student
+
+
+def test_samples_of_all_processes_count_where_a_step_needs_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = changed(RatsConfig(), {"gate.tau_in_std": True, "optim.batch": 1, "model": "/nowhere"})
+    monkeypatch.setattr(module, "state", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(Exception, match="/nowhere"):
+        prepare(config)
+
+
+def test_every_process_encodes_the_prompts_that_any_of_them_will_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Processes", lambda: SimpleNamespace(size=3))
+    drawn: list[int] = []
+    prompts = Prompts(lambda step, num: [drawn.append(num) or f"{step}.{k}" for k in range(num)], [], [], [], True)  # type: ignore[func-returns-value]
+    config = changed(RatsConfig(), {"steps": 2, "optim.batch": 2, "optim.accumulate": 2})
+    found = module.prompts_of_run(config, prompts)
+    assert found == ["", *(f"{step}.{k}" for step in range(2) for k in range(12))] and set(drawn) == {12}
+
+
+def test_each_process_has_a_gpu_of_its_own_and_a_named_device_is_taken_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert module._device(RatsConfig()) == "cpu"
+    monkeypatch.setattr(module, "state", lambda: SimpleNamespace(device=torch.device("cuda:1")))
+    assert module._device(RatsConfig()) == "cpu", "there is none"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert module._device(RatsConfig()) == "cuda:1"
+    assert module._device(changed(RatsConfig(), {"compute.device": "cpu"})) == "cpu"
+
+
+def test_a_base_is_quantised_with_what_the_student_begins_as_and_its_figures_are_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both networks lie on the device beside each other; and narrow weights draw other pictures."""
+    narrowed: list[tuple[int, str]] = []
+    monkeypatch.setattr(module, "quantise", lambda network, form: narrowed.append((id(network), form)))
+    monkeypatch.setattr(module, "require", lambda *given: None)
+    tiny.sd3(seed=1).save_pretrained(tmp_path / "beginning")
+    teachers = []
+    for form in ("", "nf4", "fp8"):
+        narrowed.clear()
+        more = {"lora_rank": 2, "weights": "bf16", "precision": "bf16", "student.init": tmp_path / "beginning"}
+        chosen = settings(tmp_path, "sd3", **more, **{"compute.quantise": form})[1::2]
+        setup = prepare(with_settings(preset("shapes"), chosen))
+        teachers.append(setup.teacher)
+        with setup.roles.role("start") as model:
+            start = id(model.transformer)
+        assert narrowed == [(start, form), (id(setup.model.transformer), form)] and start != narrowed[1][0]
+    assert len(set(teachers)) == 3
+
+
+def test_a_reward_that_sees_some_frames_of_a_video_is_calibrated_on_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str] = []
+    columns: list[set[str]] = []
+    scores = dict.fromkeys(("trained", "heldout", "trained 0-1", "trained 1-5"), [0.0, 1.0])
+
+    def kept(folder: Path, key: str, make: Any) -> Evaluation:
+        keys.append(key)
+        return Evaluation("calibration", 6, 1.0, scores, {}, [])
+
+    monkeypatch.setattr(module, "cached", kept)
+    with_windows = module.with_windows
+    monkeypatch.setattr(
+        module,
+        "with_windows",
+        lambda *given: (found := with_windows(*given), columns.append(set(found.scorers)))[0],
+    )
+    for frames in (0, 1):
+        prepare(with_settings(preset("shapes"), settings(tmp_path, "wan", **{"reward.frames": frames})[1::2]))
+    assert columns == [{"trained", "heldout"}, {"trained", "heldout", "trained 0-1", "trained 1-5"}]
+    assert len(set(keys)) == 2, "figures that lack the windows would be taken for those that have them"

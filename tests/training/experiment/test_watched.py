@@ -193,3 +193,11 @@ def test_the_teachers_diversity_is_at_its_own_step_count_on_the_watched_prompts(
     assert [validation._teacher_diversity(setup) for _ in range(2)] == [3.0, 3.0]
     assert asked == [("teacher", 28), replace(PLAN, prompts=[]), ("teacher", 28)], "the second is kept"
     assert roles == ["start", "start"] and (tmp_path / "T-watched.json").is_file()
+
+
+@pytest.mark.parametrize("batch", [3, 5, 16])
+def test_eight_pictures_are_shown_however_many_are_drawn_at_once(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup, _ = small(monkeypatch)
+    monkeypatch.setattr(validation, "_plan", lambda _: replace(PLAN, batch=batch))
+    shown, _ = validation._validated(setup, cast(Any, Drawing()))
+    torch.testing.assert_close(shown.flatten(1).mean(1), torch.arange(8) / 20)

@@ -12,9 +12,11 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
+from student.bundle import BundleError
 from student.families.find import family_of
 from tests.student.families import tiny
 from tests.training.rats.test_families import run, settings
+from training import beginning as module
 from training.beginning import beginning
 from training.config import ConfigError, changed, to_json
 from training.rats.config import RatsConfig
@@ -259,3 +261,29 @@ def test_the_gates_unit_is_in_the_checkpoint_of_a_tuned_run() -> None:
     one.after_step({"gap_std": 0.5})
     other.load_state(one.state())
     assert other.gate.gap_std == one.gate.gap_std == 0.5
+
+
+def test_a_lora_of_the_hub_is_a_repository_and_a_file_and_a_local_one_is_not_looked_for_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def fetched(repository: str, file: str) -> str:
+        asked.append((repository, file))
+        if repository == "nobody/nothing":
+            raise OSError("404 Client Error.\nmore")
+        return str(tmp_path / "fetched.safetensors")
+
+    monkeypatch.setattr(module, "hf_hub_download", fetched)
+    assert module._adapter("owner/lora:sub/file.safetensors") == tmp_path / "fetched.safetensors"
+    assert asked == [("owner/lora", "sub/file.safetensors")]
+    with pytest.raises(BundleError, match=r"nobody/nothing:x.safetensors cannot be opened .*: 404 Client Error\.$"):
+        module._adapter("nobody/nothing:x.safetensors")
+    asked.clear()
+    monkeypatch.chdir(tmp_path)
+    Path("a:b.safetensors").write_bytes(b"")
+    assert module._adapter("a:b.safetensors") == Path("a:b.safetensors")
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    assert module._adapter(str(tmp_path)) == tmp_path / "pytorch_lora_weights.safetensors"
+    (tmp_path / "empty").mkdir()
+    assert module._adapter("owner/model") is None and module._adapter(str(tmp_path / "empty")) is None and not asked

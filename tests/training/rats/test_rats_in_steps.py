@@ -243,3 +243,29 @@ def test_a_steps_gradient_is_the_mean_over_its_micro_batches(accumulate: int, tm
         own.roles.model.transformer.w.grad = None
     assert len(set(slopes)) == accumulate
     assert trainer._step(2)["grad_norm"] == pytest.approx(abs(sum(slopes) / accumulate), rel=1e-5)
+
+
+def test_gradients_are_averaged_over_processes_after_the_last_micro_batch_alone(tmp_path: Path) -> None:
+    trainer = of(tmp_path, {"optim.accumulate": 3})
+    done: list[Any] = []
+    own = trainer.method.step
+    trainer.roles.reduce = done.append  # type: ignore[method-assign]
+    trainer.method.step = lambda batch: (done.append(batch.at), own(batch))[1]  # type: ignore[method-assign]
+    trainer._step(2)
+    assert done == [False, 0, False, 2, True, 4]
+
+
+def test_what_is_kept_is_decided_by_the_first_process(tmp_path: Path) -> None:
+    """Here the last bits of a score say something else."""
+    trainer = make(tmp_path, None, lambda samplers, step: figures(heldout=float(step)))
+    trainer.processes.from_first = lambda values: {**values, "heldout_validation": -values["heldout_validation"]}  # type: ignore[method-assign]
+    trainer.run()
+    assert (trainer.best_at, trainer.best_score) == (0, 0.0)
+
+
+def test_a_process_that_is_not_the_first_writes_nothing(tmp_path: Path) -> None:
+    trainer = make(tmp_path / "run", {"compute.save_minutes": 1e-9})
+    trainer.processes._state = type("Second", (), {"num_processes": 1, "process_index": 0, "is_main_process": False,
+                                                   "wait_for_everyone": lambda *_: None})()  # fmt: skip
+    trainer.run()
+    assert trainer.best_at == 0 and not (tmp_path / "run").exists()

@@ -141,3 +141,31 @@ def test_a_run_that_was_stopped_between_two_validations_makes_no_other_ones(tmp_
         stopped.run()
     make(tmp_path, None, validate).run()
     assert seen == [0, 2, 4]
+
+
+@pytest.mark.parametrize("last", [0, 1, 3])
+def test_a_stop_that_another_process_hears_stops_this_one_too(last: int, tmp_path: Path) -> None:
+    trainer, done = make(tmp_path, None, measured), []
+    step = trainer._step
+    trainer._step = lambda number: (done.append(number), step(number))[1]  # type: ignore[method-assign]
+    trainer.processes.any = lambda *here: (done[-1] == last, *here[1:])  # type: ignore[method-assign]
+    with pytest.raises(RunStopped, match=f"stopped after {last + 1} steps"):
+        trainer.run()
+    saved = checkpoint.load(tmp_path / CHECKPOINT)
+    assert saved is not None and saved["step"] == last + 1
+
+
+def test_a_stop_after_the_last_step_in_another_process_stops_this_one_too(tmp_path: Path) -> None:
+    trainer = make(tmp_path, None, measured)
+    trainer.processes.any = lambda *here: (len(here) == 1, *here[1:])  # type: ignore[method-assign]
+    with pytest.raises(RunStopped, match="after the last step"):
+        trainer.run()
+
+
+def test_all_processes_write_a_checkpoint_where_one_finds_it_late(tmp_path: Path) -> None:
+    """Each has a clock of its own, and waits for the others while it writes."""
+    trainer, saved = make(tmp_path, {"validation.every": 4}, measured), []
+    trainer._save = lambda step, must: saved.append(step)  # type: ignore[method-assign]
+    trainer.processes.any = lambda *here: (False, len(here) == 2)  # type: ignore[method-assign]
+    trainer.run()
+    assert saved == [1, 2, 3, 4]
