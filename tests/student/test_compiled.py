@@ -253,3 +253,15 @@ def test_text_is_placed_once_on_the_device_of_the_steps(bundle: Path) -> None:
         made.together = together
         made.draw(["a"], [1], 4)
         assert not placed and all(isinstance(one, np.ndarray) for one in fed)
+
+
+def test_a_share_of_the_threads_is_given_up_if_it_changes_a_picture_of_another_size() -> None:
+    sharing = CpuSharing()
+    other = Noted("other", sharing=sharing)
+    draw = other.draw
+    other.draw = lambda prompts, seeds, steps: draw(prompts, seeds, steps) + sharing.crowded  # type: ignore[method-assign]
+    runtime(PICTURE, Noted("own"), {Bucket(OTHER): other}, cpu_sharing=sharing)
+    assert not sharing.allowed and not sharing.crowded
+    steady = CpuSharing()
+    runtime(PICTURE, Noted("own"), {Bucket(OTHER): Noted("other")}, cpu_sharing=steady)
+    assert steady.allowed

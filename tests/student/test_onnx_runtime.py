@@ -245,6 +245,14 @@ REFUSED: list[tuple[Callable[[Path], Any], str]] = [
         r"heldout\.onnx does not match its tokenizer",
     ),
     (lambda b: _edit(b / "scorers/heldout.json", lambda d: d.pop("format")), "was compiled by another version"),
+    (
+        lambda b: (b / "scorers/heldout.onnx.data").write_bytes(b"other"),
+        r"heldout\.onnx does not match its weights",
+    ),
+    (
+        lambda b: _edit(b / "scorers/heldout.json", lambda d: d.update(data_sha256="0")),
+        r"heldout\.onnx does not match its weights",
+    ),
 ]
 
 

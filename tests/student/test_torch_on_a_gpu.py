@@ -259,3 +259,29 @@ def test_every_size_and_batch_is_compiled_beyond_torchs_own_limit(monkeypatch: p
         for shape in (*asked, *asked):
             family.transformer(torch.ones(shape))
     assert shapes == asked, "each once"
+
+
+def test_each_size_has_batches_of_its_own_and_only_what_is_not_known_is_measured(
+    tmp_path: Path, pinned: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The larger one is measured when it comes in, on pictures of its own size, and drawn in its own batches."""
+    built(tmp_path / "student", "sd3")
+    (own,) = opened(tmp_path / "student").sizes
+    larger, measured = (64, 96), list[tuple[int, ...]]()
+    less = Measured({1: 1.0}, (1,), 1)
+
+    def measure(draw: Callable[..., np.ndarray], out_of_memory: Callable[[Exception], bool]) -> Measured:
+        measured.append(draw(PROMPTS[:1], SEEDS[:1]).shape)
+        return less
+
+    monkeypatch.setattr(module, "measure", measure)
+    monkeypatch.setattr(module, "sizes_of", lambda bundle, student: (own, larger))
+    runtime = opened(tmp_path / "student")
+    assert measured == [(1, 3, *larger)]
+    assert runtime.batches == {own: MEASURED, larger: less} and runtime.max_batch == MEASURED.largest
+    rows, decode = list[int](), runtime._model.family.decode
+    monkeypatch.setattr(runtime._model.family, "decode", lambda x: rows.append(len(x)) or decode(x))
+    assert runtime.draw(PROMPTS, SEEDS, 2, larger).shape == (3, 3, *larger) and rows == [1, 1, 1]
+    rows.clear()
+    assert runtime.draw(PROMPTS, SEEDS, 2, own).shape == (3, 3, *own) and rows == [2, 1]
+    assert opened(tmp_path / "student").batches == runtime.batches and len(measured) == 1

@@ -173,3 +173,10 @@ def test_whoever_watches_can_end_the_drawing(runtime: TorchRuntime) -> None:
     with pytest.raises(InterruptedError):
         runtime.draw_watched(tiny.PROMPTS, SEEDS, 4, stop)
     assert steps == [0] and isinstance(runtime, StepwiseRuntime)
+
+
+def test_it_computes_with_as_many_threads_as_it_is_told(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    TorchRuntime(bundle, read_student(bundle), threads=3)
+    assert asked == [3]
