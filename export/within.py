@@ -37,7 +37,8 @@ def add_within_prompt(bundle: Path, prompts: Sequence[str], seeds: int, runtime:
     if len(prompts) < 2 or seeds < 2:
         raise ExportError(f"{len(prompts)} prompts and {seeds} seeds: accepted are two or more of both")
     opened = load(bundle, runtime, threads, Options(open_reward))
-    about = {"student": opened.student.fingerprint(), "scorers": sorted(opened.student.scorers), "seeds": seeds}
+    scorers = {name: [row.source_sha256, row.mean, row.std] for name, row in opened.student.scorers.items()}
+    about = {"student": opened.student.fingerprint(), "scorers": scorers, "seeds": seeds}
     journal = Journal(bundle / KEPT, about)
     rows: Rows = {(steps, prompt): scores for steps, prompt, scores in journal.rows}
     cells = [(steps, prompt) for steps in sorted(opened.student.steps) for prompt in prompts]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +16,10 @@ from typer.testing import CliRunner
 from export import within
 from export.errors import ExportError
 from export.score import score
-from student.bundle import read_student
+from student.bundle import Scorer, read_student, rewrite_student
 from student.runtimes.load import load
 from student.within_prompt import measure
+from tests import tiny
 
 STARTER = Path(__file__).resolve().parents[2] / "models" / "shapes"
 PROMPTS = ("a red heart", "a large blue star on a cream background")
@@ -74,3 +78,41 @@ def test_a_scorer_that_fails_often_costs_no_other_its_figures() -> None:
     assert within._measured(rows(often), 2, "abcd") == measure({"good": [good[prompt] for prompt in "abcd"]})
     both = within._measured(rows(once), 2, "abcd")
     assert both == measure({"good": [good[p] for p in "bcd"], "other": [once[p] for p in "bcd"]})
+
+
+def test_scores_of_an_interrupted_measurement_are_kept_for_the_scorers_and_the_scale_that_they_were_made_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores are standardised: on another scale, or by other weights of the same name, they are made again."""
+    asked: list[tuple[int, str]] = []
+    limit = [100]
+
+    def scores(runtime: Any, steps: int, prompt: str, seeds: int) -> dict[str, list[float]]:
+        if len(asked) == limit[0]:
+            raise KeyboardInterrupt
+        asked.append((steps, prompt))
+        return {name: [float(k) + steps for k in range(seeds)] for name in runtime.student.scorers}
+
+    monkeypatch.setattr(within, "_scores", scores)
+    monkeypatch.setattr(within, "load", lambda bundle, *given: SimpleNamespace(student=read_student(bundle)))
+    row = Scorer("scorers/bright.onnx", 1.0, 2.0, "heldout", "s", "bright")
+
+    def again(seeds: int = 3, stop: int = 100, **scorers: Scorer) -> int:
+        """How many cells are drawn, of two prompts at two step counts."""
+        rewrite_student(tmp_path, replace(tiny.student({}), scorers=scorers))
+        asked.clear()
+        limit[0] = stop
+        if stop < 4:
+            with pytest.raises(KeyboardInterrupt):
+                within.add_within_prompt(tmp_path, PROMPTS, seeds, "auto", 1)
+        else:
+            within.add_within_prompt(tmp_path, PROMPTS, seeds, "auto", 1)
+        return len(asked)
+
+    changes: list[dict[str, Any]] = [
+        {"bright": replace(row, mean=1.5)}, {"bright": replace(row, std=2.5)},
+        {"bright": replace(row, source_sha256="t")}, {"bright": row, "dark": row}, {"bright": row, "seeds": 4},
+    ]  # fmt: skip
+    for change in changes:
+        assert again(stop=3, bright=row) == 3 and again(bright=row) == 1
+        assert again(stop=3, bright=row) == 3 and again(**change) == 4, change
