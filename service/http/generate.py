@@ -196,7 +196,7 @@ def _job(served: Served, body: GenerateRequest, caller: Caller) -> Job:
 def _own_quota() -> int | None:
     """The quota of the caller's own key, or None."""
     info = current_request.get()
-    return None if info is None or info.quota is None else round(info.quota * 1000)
+    return None if info is None or info.quota is None else max(1, round(info.quota * 1000))  # 0 would be no limit
 
 
 async def _finished(submission: Submission, wait_s: int | None, receive: Receive) -> Record:

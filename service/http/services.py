@@ -116,7 +116,7 @@ async def open_services(
         max_pending=settings.max_pending,
         max_attempts=settings.max_attempts,
         priority_images=settings.priority_images,
-        quota=round(settings.quota * 1000),
+        quota=max(1, round(settings.quota * 1000)) if settings.quota else 0,  # the least is no 0: that is no limit
         managed=one is None,
         replicas=settings.replicas,
     )

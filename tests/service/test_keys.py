@@ -160,6 +160,7 @@ def test_a_process_that_died_while_it_wrote_keeps_nobody_from_writing(store: Key
         ({"scopes": ["admin"]}, 5),
         ({"max_priority": 3}, 3),
         ({"scopes": ["admin"], "max_priority": -1}, -1),
+        ({"scopes": ["admin"], "max_priority": 0}, 0),
     ],
 )
 def test_a_priority_is_as_the_key_says_and_else_as_its_scopes(

@@ -91,6 +91,8 @@ def test_a_keys_own_quota_and_consent_are_its_requests() -> None:
     assert asked(None) == asked(known) == (None, None, False)
     known.quota, known.allow_training = 0.0165, True
     assert asked(known) == (16, 16, True), "in thousands"
+    known.quota = 1e-6
+    assert asked(known)[:2] == (1, 1), "the least quota, and not no limit"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from service.queue.scripts import prefix
 from service.queue.status import Worker
 from service.settings import Settings
 from service.supervise.redis_server import EmbeddedServer
-from student.runtimes.fake import fake_video_student
+from student.runtimes.fake import fake_student, fake_video_student
 from tests.service.support import a_job
 
 PREFIX = prefix("fake")
@@ -325,3 +325,39 @@ def test_without_keys_others_may_draw_and_read_but_see_nothing_of_each_other_and
     ours = process.ask(("GET", "/jobs"), ("GET", "/v1/videos"), ("GET", "/info"), ("GET", "/jobs?all=true"))
     assert [answer.status_code for answer in ours] == [200, 200, 200, 403], "there are no keys whose jobs are all"
     assert ours[2].json()["config"] is not None
+
+
+def test_of_several_workers_the_one_that_is_named_is_told_and_answered(process: Process) -> None:
+    for name in ("u", "v", "w", "x"):
+        process.beat(name, {**READY, "host": f"host of {name}"})
+    [paused, drained] = process.ask(("POST", "/admin/workers/v/pause"), ("POST", "/admin/workers/x/drain"))
+    said = [(answer.json()["id"], answer.json()["host"], answer.json()["state"]) for answer in (paused, drained)]
+    assert said == [("v", "host of v", "paused"), ("x", "host of x", "draining")]
+    [listed] = process.get("/admin/workers")
+    assert {row["id"]: row["state"] for row in listed["data"]} == {
+        "u": "ready", "v": "paused", "w": "ready", "x": "draining",
+    }  # fmt: skip
+
+
+def test_a_scrape_has_what_is_measured_on_gpus_and_of_quality_and_what_it_is_measured_against(process: Process) -> None:
+    gpu = {"busy": 0.5, "used_bytes": 7.0, "total_bytes": 9.0, "power_w": 11.0, "temperature_c": 13.0}
+    other = {"other/2": {"runtime": "torch", "shows_steps": False}}
+    process.beat("w", {**READY, "gpus": {"GPU-1": gpu}})
+    process.beat(
+        "v", {**READY, "host": "c", "models": {**HOLDS, **other}, "gpus": {"GPU-2": {**gpu, "used_bytes": 8.0}}}
+    )
+    at_us = str(int(time.time() * 1e6))
+    state = {"n": 7, "mean": 0.5, "low": 0.25, "at_us": at_us, "e": [30.0, 0.0, 0.0, 0.0], "limit": 5.0}
+    process.redis.hset(f"{PREFIX}dr", "fake/1|4|64x64|trained|raw", json.dumps(state))
+    [answer] = process.ask(("GET", "/metrics"))
+    lines = set(answer.text.splitlines())
+    known = fake_student().reward_reference["trained"]
+    of = 'model="fake",scorer="trained",selected="false",size="64x64",steps="4",version="1"'
+    assert {
+        'fewstep_gpu_memory_used_bytes{gpu="GPU-1",host="b"} 7.0',
+        'fewstep_gpu_memory_used_bytes{gpu="GPU-2",host="c"} 8.0',
+        'fewstep_model_workers{model="fake",version="1"} 2.0', 'fewstep_model_workers{model="other",version="2"} 1.0',
+        "fewstep_ready_workers 2.0", f"fewstep_drift_jobs{{{of}}} 7.0",
+        f'fewstep_reward_reference_mean{{model="fake",scorer="trained",version="1"}} {known.mean}',
+        f'fewstep_reward_reference_std{{model="fake",scorer="trained",version="1"}} {known.std}',
+    } - lines == set()  # fmt: skip

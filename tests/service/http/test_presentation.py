@@ -165,6 +165,9 @@ def test_a_file_says_in_headers_what_it_is() -> None:
     unscored = read_result(write_result({**RESULT, "images": [{**IMAGE, "reward": {}, "below_floor": True}]}))
     headers = asyncio.run(image_file(services(), record(result=unscored), 0)).headers
     assert headers["x-below-floor"] == "true" and "x-reward-score" not in headers
+    average = read_result(write_result({**RESULT, "images": [{**IMAGE, "seed": 0, "reward": {"trained": 0.0}}]}))
+    headers = asyncio.run(image_file(services(), record(result=average), 0)).headers
+    assert (headers["x-reward-score"], headers["x-seed"]) == ("0.000000", "0") and "x-below-floor" not in headers
 
 
 @pytest.mark.parametrize(

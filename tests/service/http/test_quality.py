@@ -299,3 +299,22 @@ def test_a_percentile_is_of_the_size_and_the_steps_that_are_asked_for(size: dict
         checked(**fields)
     with pytest.raises(InvalidRequest, match="send a number"):
         checked(**size, num_inference_steps=2)
+
+
+def test_a_floor_of_zero_is_a_floor() -> None:
+    """The teacher's mean: the score that is asked for most naturally."""
+    fields: dict[str, Any] = {"seed": 7, "min_reward": 0.0}
+    job = job_of(**fields, best_of=4)
+    assert (job.min_reward, job.rank_by, job.candidates, job.images) == (0.0, "trained", 4, 1)
+    assert job.cost == job_of(seed=7).cost and len(job.candidate_seeds[0]) == 4
+    assert job_of(**fields, cascade=[1, 2]).cascade == (1, 2)
+    check(fake_student(), GenerateRequest(prompt="p", **fields, best_of=4), lambda prompt: 1, 64 * 64)
+    assert refusal(**fields).param == "min_reward" and "needs best_of or cascade" in str(refusal(**fields))
+    assert refusal(**fields, cascade=[2, 1]).param == "cascade"
+    assert refusal(replace(fake_student(), scorers={}), **fields, cascade=[1, 2]).param == "min_reward"
+
+
+def test_a_student_whose_median_is_zero_knows_its_own_scores() -> None:
+    known = RewardReference(0.0, 1.0, {"0": -1.0, "50": 0.0, "100": 1.0})
+    student = replace(fake_student(), reward_reference={"trained": known})
+    check(student, GenerateRequest(prompt="p", min_reward="p20", best_of=2), lambda prompt: 1, 2**24)

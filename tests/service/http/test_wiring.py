@@ -267,3 +267,13 @@ def test_what_was_traced_is_sent_before_the_process_ends(
 
     runner.run(run())
     assert kept.closed == 1
+
+
+@pytest.mark.parametrize(("quota", "thousandths"), [(0.0, 0), (1e-6, 1), (0.0004, 1), (2.5, 2500)])
+def test_the_least_quota_is_one(
+    quota: float, thousandths: int, redis_url: str, tmp_path: Path, runner: asyncio.Runner,
+    made: dict[str, tuple[tuple[Any, ...], dict[str, Any]]],
+) -> None:  # fmt: skip
+    """Rounded to nothing it would be none."""
+    runner.run(open_them(Settings(runtime="fake", redis_url=redis_url, data_dir=tmp_path, quota=quota)))
+    assert made["Producer"][1]["quota"] == thousandths

@@ -13,6 +13,7 @@ import pytest
 from service.queue.dead_letters import DeadLetterQueue
 from service.queue.job import QueueOptions
 from service.queue.producer import Producer
+from service.queue.scripts import Scripts
 from service.queue.status import Usage
 from tests.service.queue.test_fairness import COST, set_pace
 from tests.service.queue.test_patience import CLIENT, OPEN, crowded, leaves, stays
@@ -314,3 +315,26 @@ def test_who_has_said_how_long_it_waits_teaches_nothing_of_the_others(queue: Que
         queue.leave(job.id, CLIENT)
         known = bool(queue.client.exists(f"{queue.prefix}pt:anonymous"))
         assert known is options["open_ended"]
+
+
+def test_nothing_is_written_of_a_job_that_is_not_there(queue: Queue) -> None:
+    """A record without a payload would never end, and everybody who reads it would stumble."""
+    run, scripts = queue.runner.run, Scripts(queue.client, queue.model)
+    run(queue.producer.watch("x"))
+    assert run(queue.producer.detach("x", CLIENT)) == "missing" == queue.leave("x", CLIENT, grace_s=30.0)
+    assert queue.cancel("x") == "missing" == run(queue.producer.erase("x"))
+    assert run(queue.producer.position("x")) is None
+    worker = queue.consumer("w")
+    assert not worker.show("x", "1", {"0:0": "file"}) and not worker.progress("x", "1", 2)
+    assert worker.finish("x", "1", "done", RESULT) == "fenced" == worker.score("x", "1", {})
+    assert worker.advance("x", "1", RESULT, shape="64x64|2", images=1, cost=1) == "fenced"
+    assert worker.hand_back([("x", "1")], spared=True) == 0 == worker.release([("x", "1")])
+    for name, member in (("l", "x"), ("d", "x"), ("ab", "x"), ("sc", "x")):
+        queue.client.zadd(queue.prefix + name, {member: 1})
+    queue.reap()
+    scripts.run("webhooks/postpone", "x", 1000, 1)
+    assert scripts.run("feedback/note", "x", 0, "chosen", "", "{}", 9, 9, 9000) == "missing"
+    assert scripts.run("drop_dead_letter", "x") == 0
+    assert queue.leftovers() == set()
+    kept = {str(key).removeprefix(queue.prefix) for key in queue.client.scan_iter(f"{queue.prefix}*")}
+    assert kept <= {"n", "kept", "wk"}

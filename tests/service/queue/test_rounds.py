@@ -16,7 +16,7 @@ SEEDS = ((7, 107, 207, 307, 407, 507), (8, 108, 208, 308, 408, 508))
 def floored(candidates: int = 1, cascade: tuple[int, ...] = (), **fields: object) -> Job:
     return a_job(
         seeds=(7, 8), steps=cascade[0] if cascade else 4, candidates=candidates, candidate_seeds=SEEDS,
-        rank_by="trained", min_reward=0.5, cascade=cascade, **fields,
+        rank_by="trained", cascade=cascade, **{"min_reward": 0.5, **fields},
     )  # fmt: skip
 
 
@@ -79,3 +79,9 @@ def test_a_round_is_found_again_by_what_the_one_before_has_left() -> None:
 def test_what_cannot_be_gone_on_with_is_drawn_anew(best: str) -> None:
     job = floored(2)
     assert round_of(job, best) == first_round(job)
+
+
+def test_a_floor_of_zero_is_drawn_round_by_round() -> None:
+    job = floored(2, (1, 2), min_reward=0.0)
+    assert drawn(job) == [(1, 0, 1), (1, 1, 2), (2, 2, 3), (2, 3, 4)] and job.images == 2
+    assert first_round(job).job.min_reward is None and first_round(job).draws[0].seed == 7
