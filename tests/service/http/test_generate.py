@@ -11,11 +11,17 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.errors import DeadlineExceeded, ModelGone, Unavailable
 from service.http import generate as module
-from service.http.generate import ClientGone, StillWaiting
+from service.http.generate import Caller, ClientGone, StillWaiting
+from service.http.preferences import Preference
+from service.http.schema import GenerateRequest
 from service.http.submission import Submission
+from service.models.choice import Served
 from service.queue.job import QueueOptions, Record
 from service.queue.states import State
+from service.queue.status import Worker
 from service.settings import Settings
+from student.runtimes.fake import fake_student
+from student.runtimes.sizes import SizeRange
 from tests.service.support import a_job
 
 JOB = a_job()
@@ -144,3 +150,43 @@ def test_a_request_whose_version_was_just_replaced_gets_what_is_served_now(
         with pytest.raises(ModelGone):
             asyncio.run(asked)
     assert known["refreshed"] == refreshes
+
+
+class Checked(Exception):
+    """All checks were made."""
+
+
+@pytest.mark.parametrize("score", ["always", "off"])
+def test_a_request_is_checked_with_the_bounds_of_the_settings_and_what_is_served(
+    score: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, tuple[Any, ...]] = {}
+
+    async def check_length(services: Any, *arguments: Any) -> None:
+        asked["length"] = arguments
+
+    async def check_manner(services: Any, *arguments: Any) -> None:
+        asked["manner"] = arguments
+        raise Checked
+
+    monkeypatch.setattr(module, "check", lambda *arguments: asked.update(all=arguments))
+    monkeypatch.setattr(module, "check_length", check_length)
+    monkeypatch.setattr(module, "_check_manner", check_manner)
+    picked: list[tuple[Any, ...]] = []
+    student, body = fake_student(), GenerateRequest(prompt="p", model="m", model_version="2", width=48, height=96)
+    served = Served(student, len, sizes=((96, 32),))
+    sides = {"sides_px": {"multiple_px": 16, "most_px": 128}}
+    services: Any = SimpleNamespace(
+        settings=Settings(runtime="fake", max_pixels=3, max_video_pixels=5, score=score),
+        models=SimpleNamespace(choice=SimpleNamespace(pick=lambda *names: picked.append(names) or served)),
+        producer=SimpleNamespace(
+            workers=lambda: asyncio.sleep(0, [Worker("w", "r", "h", 8, False, {"fake/1": sides})])
+        ),
+    )
+    caller = Caller("ann", "http://h/", "r", Preference(wait_s=3), None, 0)
+    with pytest.raises(Checked):
+        asyncio.run(module._generate(services, body, caller, None))  # type: ignore[arg-type]
+    assert picked == [("m", "2")]
+    assert asked["all"] == (student, body, len, 3, ((96, 32),), score != "off", SizeRange(16, 128), 5)
+    assert asked["length"] == (served, body, (96, 48)), "height and width"
+    assert asked["manner"] == (served, body, Preference(wait_s=3))
