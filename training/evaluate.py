@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.disk import unless_full
-from training.processes import Processes, state
+from training.processes import Processes, kind_of, state
 from training.progress import steps
 from training.sampler import Sampler
 from training.sharding import unsharded
@@ -247,10 +247,8 @@ def fingerprint_of(parts: Sequence[Any]) -> str:
 
 def computed_with(sampler: Sampler) -> list[str]:
     """What numbers depend on beside the models and libraries: the kind of device, and the types."""
-    device = sampler.model.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     types = [str(part.dtype) for part in (sampler.model.transformer, sampler.model.vae)]
-    return [name, sampler.precision, *types]
+    return [kind_of(sampler.model.device), sampler.precision, *types]
 
 
 def hash_model(model: nn.Module) -> str:

@@ -132,3 +132,9 @@ def buckets(tensors: Sequence[Tensor], limit_bytes: int) -> list[list[Tensor]]:
         else:
             found.append([tensor])
     return found
+
+
+def kind_of(device: torch.device | str) -> str:
+    """What numbers depend on of a device: its kind, not which of several it is."""
+    device = torch.device(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 
+from export import compile as compiling
+from export import to_tensorrt
 from export.errors import ExportError
 from export.lora import Lora
+from export.request import EngineOptions
 from export.select import find_target
 from export.targets import AROUND, check_request, reasons
+from rewards.serving import open_reward
+from student.runtimes.machine import Gpu
 
 NAMES = ("onnx", "openvino", "tensorrt", "tensorrt_rtx")
 FAMILIES = ("flux", "flux2", "qwen_image", "sd3", "wan", "z_image")
@@ -97,3 +102,58 @@ def test_a_lora_is_a_file_a_folder_or_an_id_of_the_hub(tmp_path: Path) -> None:
         with pytest.raises(ExportError, match="does not exist: accepted are a file, a folder and a hub id"):
             Lora(missing).where()
     assert (Lora(str(file)).name, Lora("a/b").name) == ("x.safetensors", "a/b"), "no path of this machine"
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_a_proof_computes_with_as_many_threads_as_are_asked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("student.runtimes.session.open_session", lambda *given: asked.append(given))
+    monkeypatch.setattr("student.runtimes.openvino.open_openvino", lambda *given: asked.append(given))
+    request: Any = SimpleNamespace(threads=3, precision="bf16")
+    opener = find_target(name).opener(request)
+    assert opener is not None
+    opener(Path("step.onnx"))
+    assert asked == [(Path("step.onnx"), 3, *(["bf16"] if name == "openvino" else []))]
+
+
+@pytest.mark.parametrize("form", ["staged", "fused"])
+def test_a_proof_opens_the_stages_that_stay_in_torch_and_the_scorers_with_these_threads(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    for what in ("torch_stages", "StagedGraphs", "FusedGraphs"):
+        monkeypatch.setattr(compiling, what, lambda *given, what=what: (asked.append((what, *given)), what)[1])
+    scorers = SimpleNamespace(score="scores")
+    monkeypatch.setattr(compiling, "Scorers", lambda *given: (asked.append(("Scorers", *given)), scorers)[1])
+    one: Any = compiling._Compilation.__new__(compiling._Compilation)
+    bundle, student, other = Path("bundle"), SimpleNamespace(scorers={"a": 1}), SimpleNamespace()
+    one._request = SimpleNamespace(bundle=bundle, threads=3, form=form)
+    one._student, one._target, one._in_torch = student, find_target("onnx"), {"decoder": "no form"}
+    one._model = lambda: SimpleNamespace(boundary=0.5)
+    assert one._score() == "scores" and asked.pop() == ("Scorers", bundle, student, 3, open_reward)
+    if form == "staged":
+        assert one._open({"step": Path("s")}, "opener", other) == "StagedGraphs"
+        assert asked == [
+            ("torch_stages", bundle, other, {"decoder": "no form"}, 3),
+            ("StagedGraphs", bundle, other, {"step": Path("s")}, "opener", "torch_stages", 0.5),
+        ]
+    else:
+        assert one._open({"4-steps": Path("s")}, "opener", other) == "FusedGraphs"
+        assert asked == [("FusedGraphs", bundle, other, {4: Path("s")}, "opener")]
+    student.scorers = {}
+    assert one._score() is None
+
+
+def test_an_engines_timings_outlive_its_folder_and_are_of_one_gpu_and_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    request: Any = SimpleNamespace(engine=EngineOptions(portable=True, level=5), precision="bf16")
+    onnx, plan = Path("runtimes/.unproven/.step.onnx"), Path("runtimes/.unproven/step.engine")
+    for gpu, expected in ((Gpu("NVIDIA L40S", "8.9", 1, "13.0"), "runtimes/.tensorrt-l40s.timing"), (None, "")):
+        monkeypatch.setattr(to_tensorrt, "find_gpu", lambda gpu=gpu: (gpu, ""))
+        found = find_target("tensorrt")._order(request, "step", onnx, plan, {"x": ("batch", 4)})  # type: ignore[attr-defined]
+        assert found.timing_cache == expected
+        assert (found.library, found.onnx, found.plan, found.inputs) == (
+            "tensorrt", str(onnx), str(plan), {"x": ("batch", 4)},
+        )  # fmt: skip
+        assert (found.portable, found.batch_invariant, found.level) == (True, False, 5)
+        assert (found.workspace_bytes, found.profiles) == (4 * 2**30, ((1, 1, 1), (2, 2, 2), (3, 4, 4), (5, 8, 8)))
+        assert (find_target("tensorrt").opener(request) is None) == (gpu is None)

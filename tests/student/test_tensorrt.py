@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ from export import run as command
 from student.bundle import BundleError, read_student
 from student.files import sha256
 from student.runtimes import tensorrt as module
-from student.runtimes.engine import Engine, EngineSession
-from student.runtimes.machine import library_version
+from student.runtimes.engine import Cuda, Engine, EngineSession
+from student.runtimes.machine import Gpu, library_version
 from student.runtimes.manifest import read_manifest, write_manifest
 from student.runtimes.onnx import onnx_runtime
 from student.runtimes.runtime import StepwiseRuntime
@@ -286,3 +287,69 @@ def test_without_a_gpu_it_is_refused_before_the_library_is_touched(bundle: Path,
     with pytest.raises(BundleError, match="tensorrt needs an NVIDIA GPU, and"):
         module.tensorrt_runtime(tmp_path / "copy", read_student(bundle), 1, FOLDER, "tensorrt")
     assert "tensorrt" not in sys.modules
+
+
+def test_a_gpu_that_torch_cannot_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_gpu", lambda: (Gpu("NVIDIA L40S", "8.9", 1, "13.0"), ""))
+    with pytest.raises(BundleError, match="^tensorrt needs torch with CUDA, and torch .* is built without it$"):
+        module.open_device("tensorrt")
+    made: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(module, "Cuda", lambda: made.append("device") or "device")
+    assert module.open_device("tensorrt") == "device" and made == ["device"]  # type: ignore[comparison-overlap]
+
+
+def test_of_several_engines_that_of_this_gpu_serves_and_else_the_first_says_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BundleError, match="has no runtime tensorrt: make it with export.run --to tensorrt$"):
+        module._fitting(tmp_path, "tensorrt")
+    names = ("tensorrt-staged-bf16-h100-11.4", "tensorrt-staged-bf16-l40s-11.4", "tensorrt_rtx-staged-bf16-a10-1.2")
+    for name in names:
+        (tmp_path / "runtimes" / name).mkdir(parents=True)
+    (tmp_path / "runtimes" / "tensorrt-staged-bf16-a10-11.4").touch()
+    for gpu, expected in (("L40S", names[1]), ("H100", names[0]), ("A10", names[0]), ("", names[0])):
+        found = Gpu(f"NVIDIA {gpu}", "8.9", 1, "13.0") if gpu else None
+        monkeypatch.setattr(module, "find_gpu", lambda found=found: (found, ""))
+        assert module._fitting(tmp_path, "tensorrt") == expected, gpu
+
+
+def test_the_largest_batch_is_the_largest_of_all_profiles() -> None:
+    for profiles, most in (((), 1), (((1, 1, 1), (5, 6, 8), (2, 4, 4)), 8)):
+        assert module.largest_batch(SimpleNamespace(profiles=profiles)) == most  # type: ignore[arg-type]
+
+
+def test_a_recording_is_made_on_the_engines_own_stream_after_it_has_run_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first runs choose kernels and memory, and must be over before a recording begins."""
+    done: list[Any] = []
+
+    class Stream:
+        cuda_stream = 7
+
+        def __init__(self, device: str) -> None:
+            done.append(("stream", device))
+
+        def synchronize(self) -> None:
+            done.append("waited")
+
+    class Graph:
+        def replay(self) -> None:
+            done.append("replayed")
+
+    @contextlib.contextmanager
+    def recording(graph: Any, stream: Any) -> Iterator[None]:
+        assert isinstance(graph, Graph) and isinstance(stream, Stream)
+        done.append("begins")
+        yield
+        done.append("ends")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: ("on", stream))
+    cuda = Cuda()
+    assert (cuda.name, cuda.handle, cuda.use()) == ("cuda:0", 7, ("on", cuda._stream))  # type: ignore[comparison-overlap]
+    replay = cuda.record(lambda: done.append("run"))
+    assert done == [("stream", "cuda:0"), "run", "run", "run", "waited", "begins", "run", "ends"]
+    replay()
+    assert done[-1] == "replayed"

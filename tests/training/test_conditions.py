@@ -144,9 +144,16 @@ def test_what_is_kept_of_prompts_belongs_to_the_encoders_and_to_how_they_are_com
         folder(max_tokens=tiny.MAX_TOKENS + 1),
         folder(tiny.flux),
         folder(**{"compute.precision": "fp32"}),
-        folder(**{"compute.device": "cpu:0"}),
     ]
-    assert len({plain, *others}) == 6
+    assert plain == folder(**{"compute.device": "cpu:0"})
+    gpus = {"cuda:0": "NVIDIA A", "cuda:1": "NVIDIA A", "cuda:2": "NVIDIA B"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpus[str(device)])
+    first = []
+    for gpu in gpus:
+        monkeypatch.setattr(setup, "_device", lambda config, gpu=gpu: gpu)
+        first.append(folder())
+    assert first[0] == first[1] != first[2], "processes on GPUs of one kind share the work"
+    assert len({plain, *others, *first}) == 7
 
 
 @pytest.mark.parametrize(("size", "index"), [(1, 0), (2, 0), (2, 1), (3, 2)])

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from training.evaluate import (
     Plan,
     add_weights,
     cached,
+    computed_with,
     fingerprint,
     hash_model,
     in_turns,
@@ -307,3 +309,17 @@ def test_a_quantised_weight_is_hashed_by_all_that_it_is_made_of() -> None:
         return digest.hexdigest()
 
     assert of(1, 2) == of(1, 2) and len({of(1, 2), of(1, 3), of(2, 2)}) == 3
+
+
+def test_figures_are_kept_by_the_kind_of_gpu_and_not_by_which_of_them_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = {"cuda:0": "NVIDIA A", "cuda:1": "NVIDIA A", "cuda:2": "NVIDIA B"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpus[str(device)])
+    part = nn.Linear(1, 1)
+    part.dtype = torch.bfloat16  # type: ignore[assignment]
+
+    def of(device: str) -> list[str]:
+        model: Any = SimpleNamespace(device=torch.device(device), transformer=part, vae=part)
+        return computed_with(Sampler(model, (1.0,), precision="bf16"))
+
+    assert of("cuda:0") == of("cuda:1") == ["NVIDIA A", "bf16", "torch.bfloat16", "torch.bfloat16"]
+    assert of("cuda:2")[0] == "NVIDIA B" and of("cpu")[0] == "cpu"

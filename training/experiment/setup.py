@@ -25,7 +25,7 @@ from training.conditions import Conditions
 from training.config import ConfigError
 from training.evaluate import Measure, Plan, cached, fingerprint, fingerprint_of, hash_model
 from training.probe import pictures
-from training.processes import Processes, state
+from training.processes import Processes, kind_of, state
 from training.progress import console
 from training.prompts import Prompts, cut_lines, from_files
 from training.quantise import quantise, require
@@ -193,7 +193,7 @@ def remember(config: RatsConfig, model: Family, rewards: Rewards, prompts: list[
     """
     encoders = nn.ModuleList([part for name in model.encoders if (part := getattr(model, name)) is not None])
     read = [ids_BL.tolist() for ids_BL in model.tokenise([PROBE])]  # by this tokenizer, to this length
-    key = [hash_model(encoders), type(model).__name__, read, config.compute.precision, _device(config)]
+    key = [hash_model(encoders), type(model).__name__, read, config.compute.precision, kind_of(_device(config))]
     conditions = Conditions(evaluate.CACHE.with_name("conditions") / fingerprint_of(key), prompts)
     processes = Processes()
     for share in ((processes.index, processes.size), (0, 1)):  # what is missing then lies on another machine's disk

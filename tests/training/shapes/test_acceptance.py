@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 
 from rewards import shapes as rewards
+from training.config import ConfigError
 from training.shapes import acceptance, degrade, pairs, vocabulary, world
 from training.shapes.acceptance import Row, headroom, mean_error, measured, quality, scenes_of, styles_of, within_prompt
 from training.shapes.grammar import parse
@@ -161,3 +163,21 @@ def test_picture_i_has_seed_i_over_all_batches() -> None:
         (texts[:64], list(range(64))),
         (texts[64:], list(range(64, 70))),
     ]
+
+
+def test_an_evaluation_computes_with_as_many_threads_as_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Any] = []
+
+    def prompts() -> Any:
+        done.append("begun")
+        raise ConfigError("that is enough")
+
+    monkeypatch.setattr(acceptance.prompts, "measuring_prompts", prompts)
+    monkeypatch.setattr(torch, "set_num_threads", done.append)
+    for asked, expected in ((3, [3, "begun"]), (0, ["begun"])):
+        done.clear()
+        with pytest.raises(typer.Exit):
+            acceptance.main(tmp_path, tmp_path / "out.md", asked)
+        assert done == expected

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rewards import shapes as rewards
 from tests.training.shapes import small
+from training import checkpoint
 from training.optim import one_cycle, trapezoid
 from training.shapes import (
     autoencoder,
@@ -32,6 +33,8 @@ from training.shapes import (
     world,
 )
 from training.shapes.grammar import parse
+from training.shapes.loop import fit
+from training.steplog import read_log
 
 TOKENIZER = vocabulary.tokenizer()
 
@@ -334,3 +337,44 @@ def test_a_teachers_average_is_as_slow_as_it_is_told_and_its_gradient_is_clipped
     config = teacher.TeacherConfig(width=32, single_blocks=1, batch=2, cached_batches=1, steps=2, ema=0.7)
     teacher.train(config, tmp_path)
     assert asked == [{"decay": 0.7, "use_ema_warmup": True, "power": 0.75}] and norms == [1.0, 1.0]
+
+
+def test_a_fit_clips_what_it_trains_logs_and_saves_every_so_many_steps_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slope of 3 and 4 is clipped to 0.6 and 0.8; the rate of step k is k + 1, with momentum from step to step."""
+    saved: list[int] = []
+    real = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: (saved.append(state["step"]), real(path, state)))
+
+    def run(folder: Path, num_steps: int) -> tuple[list[float], float]:
+        model = nn.ParameterDict({"w": nn.Parameter(torch.zeros(2)), "still": nn.Parameter(torch.zeros(1))})
+        optimizer = torch.optim.SGD([model["w"]], 99.0, momentum=0.5)
+
+        def loss(step: int) -> Tensor:
+            return (model["w"] * torch.tensor([3.0, 4.0])).sum() + 100 * model["still"].sum()
+
+        fit(
+            "it",
+            folder / "it.pt",
+            model,
+            optimizer,
+            loss,
+            lambda step: step + 1.0,
+            num_steps,
+            save_every=2,
+            log_every=3,
+        )
+        return model["w"].tolist(), float(model["still"].detach())
+
+    far, speed = 0.0, 0.0
+    for step in range(7):
+        speed = 0.5 * speed + 1
+        far += (step + 1) * speed
+    assert run(tmp_path / "whole", 7) == (pytest.approx([-0.6 * far, -0.8 * far]), 0.0)
+    assert saved == [2, 4, 6]
+    run(tmp_path / "cut", 3)
+    assert run(tmp_path / "cut", 7) == run(tmp_path / "whole", 7) and saved[3:] == [2, 4, 6]
+    for name in ("whole", "cut"):
+        rows = read_log(tmp_path / name / "it.jsonl")
+        assert [row["step"] for row in rows] == [0, 3, 6], name
