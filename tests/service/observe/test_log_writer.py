@@ -80,6 +80,37 @@ def test_lines_that_come_together_leave_together_and_no_write_splits_one(monkeyp
         os.close(end)
 
 
+def test_lines_whose_reader_is_gone_are_all_counted_and_the_next_reader_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A reader that is started again has the same descriptor."""
+    written, gone, write = list[bytes](), [True], os.write
+    reading, writing = os.pipe()
+
+    def noted(descriptor: int, data: bytes) -> int:
+        if descriptor != writing:
+            return write(descriptor, data)
+        if gone[0]:
+            raise BrokenPipeError
+        written.append(bytes(data[:100]))
+        return len(written[-1])  # a pipe may take a part
+
+    monkeypatch.setattr(os, "write", noted)
+    writer, log = LogWriter(writing), logging.Logger("alone")
+    log.addHandler(writer)
+    for number in range(70):
+        log.warning("line %d %s", number, "x" * 100)
+    eventually(lambda: writer.dropped == 70, "each is counted")
+    writer.flush()
+    gone[0] = False
+    log.warning("the first one %s", "y" * 300)
+    text = eventually(lambda: (found := b"".join(written)).count(b"\n") == 2 and found.decode(), "two lines")
+    assert text.splitlines()[0] == f"the first one {'y' * 300}"
+    assert text.splitlines()[1].startswith("70 log lines were dropped") and writer.dropped == 70
+    for end in (reading, writing):
+        os.close(end)
+
+
 def test_a_signal_may_come_in_the_middle_of_a_line() -> None:
     """Its handler logs, too, in the thread that it interrupts: over and over, so that it meets every place."""
     code = (

@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+from prometheus_client import values
+
+from service.observe.shared import VARIABLE, fresh_folder, share_counts, shared_folder
 from tests.service.observe.test_metrics import Samples, read, value
 from tests.service.support import Service, alive, call, eventually, post, running_service
 
@@ -37,6 +41,25 @@ def scrape(service: Service) -> Samples:
 
 def images(samples: Samples) -> float:
     return samples.get(("fewstep_images_total", frozenset({"model": "fake", "version": "1"}.items())), 0.0)
+
+
+def test_what_was_under_way_in_a_process_that_died_is_forgotten_and_all_else_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its successor has its part; requests that it was answering would be under way for ever."""
+    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
+    monkeypatch.setenv(VARIABLE, "before")
+    kept = {
+        "counter_1.db", "histogram_1.db", "gauge_livesum_0.db", "gauge_livesum_11.db", "gauge_all_2.db", "counter_0.db",
+    }  # fmt: skip
+    for name in (*kept, "gauge_livesum_1.db", "gauge_all_1.db"):
+        (tmp_path / name).touch()
+    share_counts(tmp_path, 1)
+    assert {path.name for path in tmp_path.iterdir()} == kept and shared_folder() == tmp_path
+    fresh_folder(tmp_path / "data")
+    (tmp_path / "data" / "counts" / "counter_0.db").touch()
+    fresh_folder(tmp_path / "data")
+    assert list((tmp_path / "data").rglob("*")) == [tmp_path / "data" / "counts"]
 
 
 def test_a_scrape_of_any_process_tells_of_all(tmp_path: Path) -> None:

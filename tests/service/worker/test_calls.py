@@ -209,6 +209,46 @@ def test_where_watching_costs_something_only_long_calls_and_previews_are_watched
     assert isinstance(Worker._watching(worker, batch), StepCallback) is watched
 
 
+@pytest.mark.parametrize(
+    ("student", "steps", "shape"),
+    [
+        (fake_student(), 2, ("fake", "1", 64, 64, 0, 2)),
+        (replace(VIDEO, image=replace(VIDEO.image, height=32, width=96)), 4,
+         (VIDEO.id, "1", 32, 96, VIDEO.image.frames, 4)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["drawn", "the last one", "failed"])
+def test_a_picture_of_a_probe_is_one_call_that_is_bounded_and_over_whatever_becomes_of_it(
+    student: Any, steps: int, shape: Any, how: str
+) -> None:
+    done = list[Any]()
+
+    @contextmanager
+    def watching(what: str, bound_s: float) -> Iterator[None]:
+        done.append((what, bound_s, worker.device.idle))
+        yield
+
+    def draw(run: Any) -> bool:
+        if how == "failed":
+            raise RuntimeError("the device is gone")
+        return how == "the last one"
+
+    prober = SimpleNamespace(
+        draw=draw, failed=lambda run: done.append("failed"), take=lambda run: ["pictures"],
+        settle=lambda run, images: done.append(("settled", run, images)),
+    )  # fmt: skip
+    worker: Any = SimpleNamespace(
+        device=Device(), _watchdog=SimpleNamespace(watching=watching), _prober=prober,
+        _bounds=SimpleNamespace(of=lambda *about: 7.0 if about == (shape, 1) else 0.0),
+        _finisher=SimpleNamespace(beside=lambda action: (done.append("beside"), action())),
+    )  # fmt: skip
+    run: Any = SimpleNamespace(runtime=SimpleNamespace(student=student), pair=SimpleNamespace(steps=steps))
+    Worker._probe(worker, run)
+    ends = {"drawn": [], "failed": ["failed"], "the last one": ["beside", ("settled", run, ["pictures"])]}
+    assert done == [("a call for a probe", 7.0, False), *ends[how]]
+    assert worker.device.idle and worker.device.usage.starved_s < 1.0, "no job waited for it"
+
+
 def test_a_batch_is_claimed_for_each_lane_with_its_own_size_and_in_time_for_what_a_claim_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,34 @@ def test_every_call_of_a_scorer_is_watched_and_candidates_are_scored_whatever_th
     done.clear()
     assert late._judged(BATCH, FIRST, {1})[0] == {1: list(judged(0))}
     assert done == [around[0], (1, ["a red heart"], [10], 4, (policy,)), around[1]], "of what failed nothing is scored"
+
+
+def test_late_scores_are_those_of_each_jobs_own_pictures_and_calls_and_then_none_is_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second job's pictures are of both calls; the third one has failed meanwhile: nobody awaits its scores."""
+    told, let_go = dict[str, tuple[Any, ...]](), list[str]()
+
+    def judge(runtime: Any, images_BCHW: Any, prompts: Any, seeds: Any, *_: Any) -> tuple[Judged, ...]:
+        return judged(*map(float, seeds))
+
+    moments = iter([10.0, 10.5, 20.0, 22.0])  # half a second for the first call, two for the last
+    monkeypatch.setattr(late_scores, "judge", judge)
+    monkeypatch.setattr(late_scores, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
+    consumer: Any = SimpleNamespace(score=lambda id, *about: told.update({id: about}))
+    heartbeat: Any = SimpleNamespace(let_go=lambda claimed: let_go.append(claimed.id))
+    late = LateScores(consumer, heartbeat, nullcontext, ScorePolicy.parse("after"))
+    assert late.admits((FIRST, LAST))
+    late.score(BATCH, (FIRST, LAST), [0, 1])
+    assert late.wait_until_empty(20.0)
+    found = {
+        number: ([one["reward"]["trained"] for one in told[JOBS[number].id][1]["images"]], told[JOBS[number].id][1])
+        for number in (0, 1)
+    }
+    assert [found[number][0] for number in (0, 1)] == [[0.0], [10.0, 11.0]]
+    assert [found[number][1]["score_s"] for number in (0, 1)] == [0.5, 2.5]
+    assert {about[0] for about in told.values()} == {"17"} and len(told) == 2
+    assert let_go == [JOBS[0].id, JOBS[1].id]
 
 
 @pytest.mark.parametrize(("policy", "thread"), [("always", "score"), ("after", "late-scores")])

@@ -34,6 +34,19 @@ def test_a_percentile_is_that_of_the_students_own_pictures_at_the_first_step_cou
     assert plain is not None and (plain.score, plain.percentile) == (0.5, None)
 
 
+def test_a_percentile_is_that_of_pictures_of_the_same_size_where_they_were_measured() -> None:
+    wide = replace(AT_2, percentiles={"0": 3.0, "100": 4.0})
+    known = replace(KNOWN, at={"4 96x64": wide})  # pixels across and down
+    sized = replace(student(), reward_reference={"trained": known})
+    job = a_job(rank_by="trained", min_reward="p20", candidates=2)
+    scores = [floor_of(sized, replace(job, width=w, height=h)) for w, h in ((96, 64), (64, 96), (64, 64))]
+    assert [floor and floor.score for floor in scores] == pytest.approx([3.2, -0.6, -0.6])
+
+
+def test_where_nothing_more_can_be_drawn_no_load_lowers_the_floor() -> None:
+    assert percentile_under(20.0, 5.0, 0.0) == 20.0
+
+
 @pytest.mark.parametrize(
     ("utilisation", "percentile"),
     [(0.0, 20.0), (0.5, 20.0), (0.8, 20.0), (1 / 1.1, 10.0), (0.99, 100 / 99), (1.0, 0.0), (3.0, 0.0)],

@@ -121,6 +121,22 @@ def test_news_of_a_job_are_kept_while_it_is_held_and_are_of_that_claim_alone() -
     assert heartbeat.dropped(of("a")) is None
 
 
+def test_news_of_what_was_let_go_while_the_queue_was_asked_are_not_kept() -> None:
+    queue = Heard()
+    heartbeat = Heartbeat(cast(Consumer, queue), {}, 60.0)
+    heartbeat.hold([of("a"), of("b")])
+    queue.news = {"a": "lost", "b": "cancelled"}
+    told = queue.beat
+
+    def beat(*args: Any) -> dict[str, str]:
+        heartbeat.let_go(of("a"))
+        return told(*args)
+
+    queue.beat = beat  # type: ignore[method-assign]
+    heartbeat.beat()
+    assert heartbeat.dropped(of("a")) is None and heartbeat.dropped(of("b")) == "cancelled"
+
+
 def test_failures_are_reported_once_and_again_where_the_beat_did_not_arrive() -> None:
     queue, background = Heard(), Background()
     heartbeat = Heartbeat(cast(Consumer, queue), {}, 60.0, background=background)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from service.errors import StartupError
 from service.observe.tracer import Tracing
 from service.queue.status import DRAINED
 from service.settings import Settings
@@ -132,3 +133,43 @@ def test_a_worker_leaves_whether_or_not_the_queue_hears_of_it(caplog: pytest.Log
     process._leave(SimpleNamespace(release=noting(done, "release", RedisConnectionError("away"))))  # type: ignore[arg-type]
     assert done == [("release", [])] * 2
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+@pytest.mark.parametrize("fails", ["", "load", "work"])
+def test_a_worker_is_alive_while_it_loads_says_at_once_that_it_is_ready_and_takes_its_leave(
+    fails: str, done: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def part(word: str, answer: Any = None) -> Any:
+        return noting(done, word, StartupError("no") if word == fails else answer)
+
+    class Beats:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self.options = options
+
+        def __enter__(self) -> Beats:
+            done.append("alive")
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            done.append("silent")
+
+        def ask(self) -> None:
+            done.append("ask")
+
+    monkeypatch.setattr(process, "Heartbeat", Beats)
+    monkeypatch.setattr(
+        process, "open_tracing", lambda *_: SimpleNamespace(close=lambda: done.append("spans are sent"))
+    )
+    monkeypatch.setattr(process, "open_models", lambda *_: part("load")())
+    monkeypatch.setattr(process, "_work", lambda *_: part("work", 6)())
+    monkeypatch.setattr(process, "_stop_on_signal", lambda *_: None)
+    monkeypatch.setattr(process, "_consumer", lambda *_: SimpleNamespace(release=lambda jobs: done.append("leave")))
+    settings = Settings(runtime="fake", redis_url="redis://127.0.0.1:1", data_dir=tmp_path)
+    if fails:
+        with pytest.raises(StartupError):
+            process.run_worker(settings, "w")
+    else:
+        assert process.run_worker(settings, "w") == 6
+    loaded, worked = ["alive", ("load",)], ["ask", ("work",)]
+    begun = loaded if fails == "load" else [*loaded, *worked]
+    assert done == [*begun, "silent", "leave", *([] if fails else ["spans are sent"])]

@@ -35,6 +35,7 @@ MADE_BY = Provenance("shapes", "3")
 KEYS: dict[str, Callable[[], Any]] = {
     "P-256": lambda: ec.generate_private_key(ec.SECP256R1()),
     "P-384": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "P-521": lambda: ec.generate_private_key(ec.SECP521R1()),
     "Ed25519": ed25519.Ed25519PrivateKey.generate,
     "RSA": lambda: rsa.generate_private_key(65537, 2048),
 }
