@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,24 @@ def test_what_was_kept_of_a_pickle_is_read_again_only_while_it_is_whole(tmp_path
     kept.write_bytes(b"broken")
     with pytest.raises(RewardError, match=r"a.safetensors is not a valid safetensors file .*: delete it and try again"):
         tensors(published, tmp_path, "inside")
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence"),
+    [
+        ({"a": (2,), "b": (3, 1)}, ""),
+        ({"a": (2,)}, "f.pt: b is missing"),
+        ({"a": (2,), "b": (3, 1), "c": ()}, "f.pt: c is unknown"),
+        ({"a": (2,), "b": (1, 3)}, r"f.pt: b has shape (1, 3), not (3, 1)"),
+    ],
+)
+def test_a_checkpoint_has_the_weights_of_its_model_and_no_others(state: dict[str, Any], sentence: str) -> None:
+    expected = {"a": torch.zeros(2), "b": torch.zeros(3, 1)}
+    given = {name: torch.zeros(shape) for name, shape in state.items()}
+    if not sentence:
+        return checkpoint.check_names(expected, given, "f.pt")
+    with pytest.raises(RewardError, match=f"^{re.escape(sentence)}$"):
+        checkpoint.check_names(expected, given, "f.pt")
 
 
 def test_what_cannot_be_kept_is_said_and_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

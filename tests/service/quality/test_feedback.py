@@ -57,6 +57,11 @@ def test_an_export_joins_keys_and_names_none(log: Log) -> None:
     joined = exported({"a|1": '{"prompt": "p", "percentile": 1, "count": 1, "rejected": 2}',
                        "b|1": '{"prompt": "p", "percentile": 2, "count": 2, "rejected": 1}'})  # fmt: skip
     assert joined == [{"prompt": "p", "percentile": 1, "count": 3, "rejected": 3}]
+    words = ("chosen", "rejected", "rerolled")
+    parts = [{word: 10**at * key for at, word in enumerate(words)} for key in (1, 2, 4)]  # of three keys
+    rows_by_key = {f"k{key}|1": json.dumps({"prompt": "p", "percentile": 1, **part}) for key, part in enumerate(parts)}
+    [whole] = exported(rows_by_key)
+    assert {word: whole[word] for word in words} == {"chosen": 7, "rejected": 70, "rerolled": 700}
 
 
 def test_the_last_word_about_an_image_counts_and_counts_once(log: Log) -> None:

@@ -101,6 +101,62 @@ def test_a_receiver_that_never_answers_has_some_hands_and_leaves_the_others(monk
     assert put_back == of_slow[deliver.AT_ONE_HOST :]
 
 
+async def as_its_id_says(_: object, delivery: Delivery, record: Record | None) -> None:
+    if delivery.id == "never":
+        await asyncio.Event().wait()
+    if delivery.id == "fails":
+        raise OSError("the queue is away")
+
+
+def to(host: str, *ids: str) -> list[Delivery]:
+    return [Delivery(id, 1, f"http://{host}/hook", (), "") for id in ids]
+
+
+def test_hands_are_free_again_when_a_request_is_over_however_it_ended_and_no_more_are_taken_than_are_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three rounds of eight to one host, beside some that never end; one in each round fails in an unknown way."""
+    taken: list[int] = []
+    due: list[Delivery] = []
+    put_back: list[str] = []
+
+    class Outbox:
+        async def take(self, limit: int, lease_s: float) -> list[Delivery]:
+            taken.append(limit)
+            found, due[:] = due[:limit], due[limit:]
+            return found
+
+        async def put_back(self, id: str, pause_s: float) -> None:
+            put_back.append(id)
+
+    class Records:
+        async def records(self, ids: list[str]) -> dict[str, Record]:
+            return {}
+
+    async def run() -> None:
+        parts: tuple[Any, ...] = (Records(), Outbox(), Metrics("m", "1", {}), None)
+        deliverer = deliver.Deliverer(Settings(runtime="fake"), *parts)
+        due.extend([*to("slow.example", "never", "never"), *to("deaf.example", "never")])
+        for _ in range(3):
+            due.extend(to("quick.example", "fails", *(["sent"] * (deliver.AT_ONE_HOST - 1))))
+            await deliverer.deliver()
+            while len(deliverer.sending) > 3:
+                await asyncio.sleep(0)
+        assert dict(deliverer._hosts) == {"slow.example": 2, "deaf.example": 1}, "nothing is kept of the others"
+        due.extend(delivery for host in range(deliver.AT_ONCE) for delivery in to(f"h{host}.example", "never"))
+        for _ in range(2):
+            await deliverer.deliver()
+        assert len(deliverer.sending) == deliver.AT_ONCE and len(due) == 3
+        for task in deliverer.sending:
+            task.cancel()
+        await asyncio.gather(*deliverer.sending, return_exceptions=True)
+
+    monkeypatch.setattr(deliver.Deliverer, "_one", as_its_id_says)
+    asyncio.run(run())
+    free = deliver.AT_ONCE - 3
+    assert taken == [deliver.AT_ONCE, free, free, free] and put_back == [], "where none is free nobody is asked"
+
+
 @pytest.mark.parametrize(("asked_s", "least_s", "most_s"), [(0.0, 4.0, 6.0), (100.0, 100.0, 100.0), (1.0, 4.0, 6.0)])
 def test_a_receiver_is_left_alone_for_as_long_as_it_asks_and_never_for_less_than_the_pause(
     monkeypatch: pytest.MonkeyPatch, asked_s: float, least_s: float, most_s: float
