@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import httpx
 import pytest
 from starlette.routing import BaseRoute
 
-from service.http.access import PUBLIC, SCOPE_OF, needed_scope
+from service.http.access import PUBLIC, SCOPE_OF, Access, needed_scope
 from service.http.app import build_app
 from service.keys import SCOPES, Key, KeyStore
+from service.observe.context import RequestInfo, current_request
 from service.settings import Settings
 from tests.service.http.test_http import check_error
 from tests.service.support import (
@@ -308,3 +310,39 @@ def test_without_keys_priorities_are_for_this_machine(make_api: Callable[..., Ap
     assert call("POST", f"{api.url}/generate", headers=later, json=body).json()["priority"] == 1
     elsewhere = call("POST", f"{api.url}/generate", headers={**later, "X-Forwarded-For": "192.0.2.1"}, json=body)
     check_error(elsewhere, 403, "priority_too_high", "priority")
+
+
+@pytest.mark.parametrize(
+    ("header", "admitted"),
+    [
+        ("Bearer {}", True), ("bearer {}", True), ("BEARER   {}  ", True), ("Bearer{}", False), ("Basic {}", False),
+        ("{}", False), ("Bearer {}x", False), ("Bearer", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_key_is_sent_as_a_bearer_however_the_word_is_written(header: str, admitted: bool, tmp_path: Path) -> None:
+    key, text = KeyStore(tmp_path).create("ann", ["read"], quota=2.5, allow_training=True)
+    found: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        info = current_request.get()
+        assert info is not None
+        found.append((scope["state"], (info.key, info.quota, info.allow_training)))
+
+    async def send(message: Any) -> None:
+        found.append(message.get("status"))
+
+    scope = {
+        "type": "http", "method": "GET", "path": "/jobs", "state": {"request_id": "r"}, "query_string": b"",
+        "headers": [(b"authorization", header.format(text).encode())] if header else [],
+    }  # fmt: skip
+    token = current_request.set(RequestInfo("r"))
+    try:
+        asyncio.run(Access(app, KeyStore(tmp_path), Settings())(scope, None, send))  # type: ignore[arg-type]
+    finally:
+        current_request.reset(token)
+    if not admitted:
+        assert found[0] == 401
+        return
+    [(state, noted)] = found
+    assert state == {"request_id": "r", "key": key.id, "scopes": ("read",), "keyed": True, "highest_priority": 0}
+    assert noted == (key.id, 2.5, True)

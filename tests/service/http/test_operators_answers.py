@@ -11,21 +11,27 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 import redis
+from starlette.responses import Response
 
+from service.errors import ServiceError
 from service.http.access import SCOPE_OF
 from service.http.app import build_app
-from service.http.models import VideoLengths, _lengths, _probe
-from service.http.routes import canaries
+from service.http.models import VideoLengths, _lengths, _probe, listed, retrieve
+from service.http.routes import canaries, dlq, models
 from service.http.routes.canaries import _report
+from service.models.choice import Choice, Served
+from service.models.controller import Version
 from service.models.folder import Name
 from service.quality.canary import Canary, Plan, Sum, Sums
 from service.queue.connection import connect
 from service.queue.consumer import Consumer
+from service.queue.job import Verdict
 from service.queue.scripts import prefix
 from service.queue.status import Worker
 from service.settings import Settings
@@ -361,3 +367,84 @@ def test_a_scrape_has_what_is_measured_on_gpus_and_of_quality_and_what_it_is_mea
         f'fewstep_reward_reference_mean{{model="fake",scorer="trained",version="1"}} {known.mean}',
         f'fewstep_reward_reference_std{{model="fake",scorer="trained",version="1"}} {known.std}',
     } - lines == set()  # fmt: skip
+
+
+def test_a_model_that_still_moves_is_accepted_and_one_that_has_arrived_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    holds = Worker("w", "r", "h", 8, False)
+
+    async def controller_of(services: Any) -> str:
+        return "the controller"
+
+    def moved(verb: str, state: str) -> Any:
+        async def move(*arguments: Any) -> Version:
+            asked.append((verb, *arguments))
+            return Version(arguments[1], state, "", False, (holds, holds))
+
+        return move
+
+    monkeypatch.setattr(models, "controller_of", controller_of)
+    name = Name("cats", "2")
+    for verb, states in (
+        ("load", {"loading": 202, "serving": 200}), ("unload", {"unloading": 202, "unloaded": 200, "refused": 200}),
+    ):  # fmt: skip
+        for state, status in states.items():
+            monkeypatch.setattr(models, verb, moved(verb, state))
+            route, response = getattr(models, f"{verb}_version"), Response()
+            found = asyncio.run(route("cats", "2", None, None, response, 7.0))
+            assert (found.state, found.workers, response.status_code) == (state, 2, status)
+            assert asked.pop() == (verb, "the controller", name, 7.0)
+
+
+def test_each_version_of_each_model_says_who_holds_it() -> None:
+    student = fake_student()
+    served = {
+        Name(id, version): Served(replace(student, id=id, version=version), len)
+        for id, version in (("cats", "1"), ("cats", "2"), ("dogs", "1"))
+    }
+
+    def holding(**names: tuple[str, bool]) -> Worker:
+        about = {
+            name.replace("_", "/"): {"runtime": runtime, "shows_steps": shows}
+            for name, (runtime, shows) in names.items()
+        }
+        return Worker("w", "r", "h", 8, True, about)
+
+    workers = [
+        holding(cats_1=("onnx", False), cats_2=("onnx", False)),
+        holding(cats_2=("torch", True)),
+        holding(dogs_9=("x", True)),
+    ]
+
+    async def all_workers() -> list[Worker]:
+        return workers
+
+    services: Any = SimpleNamespace(
+        models=SimpleNamespace(choice=Choice(served, {"cats": "1"})), producer=SimpleNamespace(workers=all_workers)
+    )
+    cats, dogs = asyncio.run(listed(services))
+    assert (cats.id, cats.latest, dogs.id, dogs.latest) == ("cats", "1", "dogs", "1")
+    rows = [(row.version, row.latest, row.workers, row.runtime, row.shows_steps) for row in cats.versions]
+    assert rows == [("1", True, 1, "onnx", False), ("2", False, 2, "onnx", True)]
+    [nobodys] = dogs.versions
+    assert (nobodys.workers, nobodys.runtime, nobodys.shows_steps) == (0, None, False)
+    assert asyncio.run(retrieve(services, "cats")) == cats
+    assert [row.version for row in asyncio.run(retrieve(services, "cats@2")).versions] == ["2"]
+    assert [row.version for row in asyncio.run(retrieve(services, "cats@latest")).versions] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("word", "status"),
+    [("ok", 200), ("known", 200), ("attached", 200), ("full", 503), ("key_full", 503), ("late", 503), ("gone", 404)],
+)
+def test_a_retry_is_answered_as_the_queue_has_it(word: Any, status: int) -> None:
+    verdict = Verdict(word, "i", 6.5, 0)
+    if status == 200:
+        return dlq._check(verdict)
+    with pytest.raises(ServiceError) as refused:
+        dlq._check(verdict)
+    assert refused.value.status == status and refused.value.headers.get("Retry-After") == (
+        "7" if status == 503 else None
+    )

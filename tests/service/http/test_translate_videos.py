@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 
 from service.errors import InvalidRequest
 from service.http.openai.videos import (
@@ -159,3 +161,38 @@ def test_a_job_is_a_video_at_any_time_of_its_life(found: Record, said: tuple[Any
     assert (video.id, video.object, video.created_at) == ("video_" + "b" * 32, "video", 10)
     assert (video.model, video.prompt, video.seconds, video.size) == ("fake-video", "a red heart", "2.125", "64x32")
     assert job_id(video.id) == JOB.id
+
+
+EDGES: dict[str, tuple[list[Any], list[Any]]] = {
+    "prompt": (["p", "x" * 32_000], ["", " \n\t ", "x" * 32_001, None]),
+    "model": (["", "x" * 128, None], ["x" * 129]),
+    "seconds": ([0.001, 1024, "4", None], [0, -1, 1024.1, "soon"]),
+    "size": (["1x1", "99999x99999", None], ["0x1", "1x0", "100000x1", "auto", "64"]),
+    "input_reference": ([None], []),
+    "seed": ([0, 2**32 - 1, "7", None], [-1, 2**32, 1.5]),
+    "fps": ([1, 60, "24", None], [0, 61, 23.9]),
+    "num_inference_steps": ([1, 1000, "4", None], [0, 1001]),
+}
+
+
+def test_every_field_has_its_edges_here() -> None:
+    assert set(EDGES) == set(VideosRequest.model_fields)
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_the_outermost_values_are_taken_and_the_next_ones_refused(name: str) -> None:
+    """What is taken here is taken in our own form, too, or refused in one sentence."""
+
+    def taken(value: Any) -> bool:
+        try:
+            asked = VideosRequest(**{"prompt": "p", name: value})
+        except ValidationError as error:
+            assert {fault["loc"][0] for fault in error.errors()} == {name}
+            return False
+        with suppress(InvalidRequest):
+            translated_video(asked, SERVED)
+        return True
+
+    accepted, refused = EDGES[name]
+    assert [value for value in accepted if not taken(value)] == []
+    assert [value for value in refused if taken(value)] == []

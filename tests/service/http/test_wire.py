@@ -8,6 +8,8 @@ import resource
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -227,3 +229,19 @@ def test_a_prompt_may_be_as_long_as_the_student_reads(live: Service) -> None:
     message = check_error(post(live.url, prompt="word " * 3000), 422, "invalid_request", "prompt")
     assert "3000 tokens" in message
     assert post(live.url, prompt="x" * 20_000).status_code == 200
+
+
+@pytest.mark.parametrize(("answering", "closed"), [(None, True), (True, False), (False, True)])
+def test_a_head_that_is_late_ends_a_connection_but_no_answer_that_is_on_its_way(
+    answering: bool | None, closed: bool
+) -> None:
+    """A client that begins its next request while it waits for an answer still gets that answer."""
+    done: list[Any] = []
+    connection: Any = object.__new__(protocol.BoundedHttp)
+    connection.cycle = None if answering is None else SimpleNamespace(response_complete=not answering)
+    connection.transport = SimpleNamespace(close=lambda: done.append("closed"))
+    connection.loop = SimpleNamespace(call_later=lambda *arguments: done.append(arguments) or "a timer")
+    connection._head_timer = "the timer that is over"
+    connection._head_is_late()
+    assert done == (["closed"] if closed else [(30.0, connection._head_is_late)])
+    assert connection._head_timer == (None if closed else "a timer")

@@ -277,3 +277,24 @@ def test_the_least_quota_is_one(
     """Rounded to nothing it would be none."""
     runner.run(open_them(Settings(runtime="fake", redis_url=redis_url, data_dir=tmp_path, quota=quota)))
     assert made["Producer"][1]["quota"] == thousandths
+
+
+def test_both_connections_to_the_queue_are_closed_at_the_end(
+    redis_url: str, tmp_path: Path, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, closed = module.connect_async, list[float]()
+
+    def noted(url: str, *, block_s: float = 0.0) -> Any:
+        client = connect(url, block_s=block_s)
+        close = client.aclose
+
+        async def aclose() -> None:
+            closed.append(block_s)
+            await close()
+
+        monkeypatch.setattr(client, "aclose", aclose)
+        return client
+
+    monkeypatch.setattr(module, "connect_async", noted)
+    runner.run(open_them(Settings(runtime="fake", redis_url=redis_url, data_dir=tmp_path)))
+    assert sorted(closed) == [0.0, 2.0]
