@@ -18,8 +18,10 @@ from service.errors import InvalidRequest
 from service.http import server
 from service.http.events import COMPLETED, END, PREVIEW, QUEUED, SCORED, EventStream, events_of, last_of
 from service.http.generate import Caller, _check_manner, _own_quota, _size_range, _submission, shows_steps
-from service.http.openai.events import OpenAIStream
+from service.http.openai.events import ABOUT, OpenAIStream
+from service.http.openai.schema import ImageDatum
 from service.http.preferences import Preference, digest, idempotency
+from service.http.responses import GeneratedImage
 from service.http.schema import GenerateRequest
 from service.models.choice import Served
 from service.observe.context import ANONYMOUS, RequestInfo, current_request
@@ -385,3 +387,16 @@ def test_a_stream_whose_job_is_lost_at_its_deadline_says_so_to_who_has_asked_for
     if told[-1] == END:
         code = "cancelled" if len(heard) == 2 else "deadline_exceeded"
         assert (parts[-1]["event"], json.loads(parts[-1]["data"])["error"]["code"]) == ("error", code)
+
+
+def test_an_event_tells_of_an_image_all_that_an_answer_does() -> None:
+    """A field that is added to the one is forgotten in the other."""
+    of_scores = {"reward_percentile": {}, "reward_failed": [], "reward_worst": {}, "worst_frame": {}}
+    rest = {"num_frames": 5, "fps": 8, "steps": 2, "reported": {}, "below_floor": False, "candidates": []}
+    result = {"images": [{**IMAGE, **of_scores, **rest, "of_a_later_release": 1}]}
+    *_, completed, _, scored = events_of(record(result=result, scoring="done"))
+    where = {"b64_json", "url", "expires_at"}
+    assert set(completed.data) == {"index", *GeneratedImage.model_fields} - where and completed.file == IMAGE["file"]
+    [row] = scored.data["data"]
+    assert set(row) == {"index", "seed", "reward", *of_scores}
+    assert set(ABOUT) == set(ImageDatum.model_fields) - where

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from service.errors import StartupError
 from service.models import controller as controller_module
 from service.models.choice import Choice, Served
-from service.models.controller import ModelController, Version
+from service.models.controller import ModelController, SingleModel, Version
 from service.models.folder import Folder, Name
 from service.models.registry import Entry, ModelRegistry, ModelState, ModelStates
 from service.quality.canary import Canary, Decision, Plan, Sums, Verdict
@@ -307,3 +309,23 @@ def test_what_is_served_is_opened_once_with_its_sizes_and_what_is_promoted_is_fo
     around.states = ModelStates({"cats/2": Entry(ModelState.SERVING)}, {"cats": "2"})
     run(around.controller.refresh())
     assert list(around.controller.choice.served) == [Name("cats", "2")] and len(opened) == 3
+
+
+def test_the_one_student_is_served_in_the_sizes_of_its_bundle_and_needs_a_tokenizer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    student = fake_student()
+    monkeypatch.setattr(controller_module, "open_student", lambda settings: student)
+    monkeypatch.setattr(controller_module, "sizes_of", lambda bundle, found: ((96, 32),) if bundle == tmp_path else ())
+    monkeypatch.setattr(controller_module, "counter_of", lambda bundle, found, settings: len)
+    served = SingleModel(Settings(runtime="onnx", model=tmp_path)).choice.default()
+    assert served == Served(student, len, ((96, 32),))
+    fake = SingleModel(Settings(runtime="fake", model=tmp_path)).choice.default()
+    assert fake == Served(student, len), "which has none on disk"
+
+    def without(*_: Any) -> Any:
+        raise BundleError("it has no tokenizer")
+
+    monkeypatch.setattr(controller_module, "counter_of", without)
+    with pytest.raises(StartupError, match="^it has no tokenizer.$"):
+        SingleModel(Settings(runtime="onnx", model=tmp_path))
