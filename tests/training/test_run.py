@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -232,3 +233,31 @@ def test_a_run_computes_with_as_many_threads_as_it_is_told(tmp_path: Path, monke
         done.clear()
         code, text = run("--out", str(tmp_path / "out"), "--threads", asked)
         assert code == 2 and "that is enough" in text and done == expected
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_first_process_alone_pushes_a_student_once_it_is_there(
+    first: bool, finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[object] = []
+    out = tmp_path / "out"
+    monkeypatch.setattr("training.run.Processes", lambda: SimpleNamespace(is_first=first, size=2, wait=lambda: None))
+    monkeypatch.setattr("training.run.refuse_others", lambda *given: done.append("refused others"))
+    monkeypatch.setattr("training.run.claim_together", lambda *given: done.append("claimed"))
+    monkeypatch.setattr("training.run.push", lambda *given: (done.append(given), "it is there")[1])
+    monkeypatch.setattr("training.experiment.setup.prepare", lambda config: done.append("prepared"))
+    monkeypatch.setattr("training.experiment.run.run", lambda *given: done.append("run"))
+    if finished:
+        (out / "run").mkdir(parents=True)
+        (out / "run" / "finished").write_text("")
+    code, text = run("--out", str(out), "--push-to", "me/student")
+    assert code == 0, text
+    assert done == [
+        *(["refused others"] if first else []),
+        *([] if finished else ["prepared", "claimed", "run"]),
+        *([(out, "me/student")] if first else []),
+    ]
+    done.clear()
+    run("--out", str(out))
+    assert (out, None) not in done and len(done) == first + (0 if finished else 3)

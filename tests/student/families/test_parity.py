@@ -182,6 +182,8 @@ def test_true_guidance_of_flux() -> None:
 def test_a_dev_pipeline_is_guided_by_default_as_diffusers_guides_it() -> None:
     assert Flux(tiny.flux(guidance_embeds=True)).guidance == 3.5
     assert Flux(tiny.flux(guidance_embeds=False), guidance=2.0).guidance is None
+    unguided = Flux(tiny.flux(guidance_embeds=True), guidance=0.0)
+    assert unguided.guidance == 0.0 and unguided.baked == {"guidance_scale": 0.0}, "0 is a guidance too"
 
 
 SIZES = {"sd3": (64, 64), "z_image": (256, 256)}  # where positions end

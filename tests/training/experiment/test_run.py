@@ -179,7 +179,12 @@ def test_the_students_figures_are_the_bundles_and_the_run_is_marked_as_finished_
         module, "test_figures", lambda setup, *given: (calls.append(("figures", *given)), row(given[1], given[2]))[1]
     )
     monkeypatch.setattr(module, "write", write)
-    monkeypatch.setattr(module.checkpoint, "remove", noting(calls, "remove"))
+
+    def remove(path: Path) -> None:
+        assert (tmp_path / "run" / "finished").exists(), "a run that is killed between the two would begin again"
+        calls.append(("remove", path))
+
+    monkeypatch.setattr(module.checkpoint, "remove", remove)
     monkeypatch.setattr(module, "state", lambda: SimpleNamespace(is_main_process=is_main))
     with module.console.capture() as said:
         run(setup, tmp_path)

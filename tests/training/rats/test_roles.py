@@ -11,6 +11,7 @@ from torch import Tensor
 
 from student.families.find import family_of, open_family
 from student.families.flux import Flux
+from student.families.two_experts import joined, networks
 from student.pipeline import open_pipeline
 from tests.student.families import tiny
 from tests.training.shapes import small
@@ -250,3 +251,30 @@ def test_only_a_start_with_weights_of_its_own_leaves_the_device(
     moved.clear()
     roles.offload_start()
     assert not moved, "slices stay where they are"
+
+
+def of_two_experts() -> Any:
+    return joined(family_of(tiny.wan_14b(), max_tokens=tiny.MAX_TOKENS))
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_both_experts_are_checkpointed(begun: bool) -> None:
+    """Of what the run begins from, where that is another pair: the start is never differentiated."""
+    model, begin = of_two_experts(), of_two_experts().transformer if begun else None
+    Roles.of(changed(RatsConfig(), {"compute.checkpointing": True, "lora.rank": 2}), model, begin)
+    assert all(part.is_gradient_checkpointing for part in networks(model.transformer).values())
+    assert not begun or model.transformer is begin
+
+
+@pytest.mark.parametrize(("lora", "each"), [(None, 3), (LORA, 1)])
+def test_the_blocks_of_both_experts_are_compiled_in_every_role(
+    lora: Lora | None, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once each: adapters share one base."""
+    model, compiled = of_two_experts(), list[tuple[Any, str]]()
+    kind = type(networks(model.transformer)["transformer"])
+    monkeypatch.setattr(kind, "compile_repeated_blocks", lambda self, backend: compiled.append((self, backend)))
+    roles = Roles(model, 0.9, lora, compile_with="inductor")
+    parts = [part for name in ROLES for part in networks(getattr(roles, f"_{name}")).values()]
+    assert len(compiled) == 2 * each and {backend for _, backend in compiled} == {"inductor"}
+    assert {id(part) for part, _ in compiled} == {id(part) for part in parts}

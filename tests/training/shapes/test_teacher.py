@@ -76,8 +76,12 @@ def test_the_saved_teacher_is_a_flux_pipeline_that_draws(tmp_path: Path) -> None
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # fp32 norms under bf16, as wanted
-def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    config = teacher.TeacherConfig(width=32, single_blocks=1, batch=4, cached_batches=2, steps=8, save_every=3)
+@pytest.mark.parametrize("muon_lr", [0.0, 0.01])
+def test_training_resumes_to_the_same_weights(muon_lr: float, tmp_path: Path) -> None:
+    """With all of its optimizers."""
+    config = teacher.TeacherConfig(
+        width=32, single_blocks=1, batch=4, cached_batches=2, steps=8, save_every=3, muon_lr=muon_lr
+    )
     for name in ("whole", "cut"):
         _vae().save_pretrained(tmp_path / name / "autoencoder")
     whole = teacher.train(config, tmp_path / "whole").modules().state_dict()
@@ -180,3 +184,30 @@ def test_what_is_kept_of_the_teacher_is_its_average_and_its_rate_is_one_cycle(
     assert any(not torch.equal(a, b) for a, b in zip(kept, last, strict=False))
     rows = read_log(tmp_path / "teacher.jsonl")
     assert [row["step"] for row in rows] == [0] and rows[0]["loss"] > 0 and rows[0]["grad_norm"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # fp32 norms under bf16, as wanted
+def test_each_optimizer_of_a_teacher_has_a_rate_of_its_own_and_makes_each_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[tuple[str, float]] = []
+    real = teacher.set_lr
+    monkeypatch.setattr(
+        teacher, "set_lr", lambda optimizer, lr: (rates.append((type(optimizer).__name__, lr)), real(optimizer, lr))
+    )
+    _vae().save_pretrained(tmp_path / "autoencoder")
+    config = teacher.TeacherConfig(
+        width=32, single_blocks=1, batch=2, cached_batches=1, steps=3, save_every=3, lr=2e-2, muon_lr=5e-3
+    )
+    torch.manual_seed(config.seed)
+    before = dict(teacher.build(config, 4).modules().named_parameters())
+    teacher.train(config, tmp_path)
+    assert rates == [
+        (name, pytest.approx(one_cycle(step, 3, peak)))
+        for step in range(3)
+        for name, peak in (("Muon", 5e-3), ("AdamW", 2e-2))
+    ]
+    saved = checkpoint.load(tmp_path / "teacher.pt")
+    assert saved is not None and len(saved["optimizers"]) == 2
+    for name in ("transformer.transformer_blocks.0.attn.to_q.weight", "transformer.proj_out.weight"):
+        assert not torch.equal(saved["modules"][name], before[name]), name
