@@ -112,6 +112,19 @@ def test_the_series_shows_a_queue_that_grows() -> None:
     assert [part.in_flight for part in found.series] == [0, 1, 1, 2]
 
 
+def test_what_is_due_at_the_moment_itself_is_not_in_flight_yet_and_what_is_answered_then_no_more() -> None:
+    parts = series(
+        [Sample(0.0, 2.0, Outcome(1)), Sample(1.0, 2.5, Outcome(error="x")), Sample(2.0, 9.0, Outcome(1))], 4.0
+    )
+    assert [part.in_flight for part in parts] == [0, 1, 1, 1] and [part.errors for part in parts] == [0, 1, 0, 0]
+
+
+def test_the_stages_of_a_report_are_those_that_every_answer_has() -> None:
+    stages = [{"queue_s": 1.0, "score_s": 4.0}, {"queue_s": 3.0}, {"queue_s": 2.0, "score_s": 4.0}]
+    samples = [Sample(0.0, 1.0, Outcome(1, None, 1, one)) for one in stages]
+    assert report("l", samples).stages == report("l", samples[1:]).stages | {"queue_s": 2.0} == {"queue_s": 2.0}
+
+
 @pytest.mark.parametrize(("window_s", "slices", "width"), [(0.2, 1, 1), (60.0, 60, 1), (61.0, 31, 2), (3600.0, 60, 60)])
 def test_a_series_has_at_most_sixty_slices(window_s: float, slices: int, width: int) -> None:
     parts = series([Sample(0.1, 0.2, Outcome(1))], window_s)

@@ -174,6 +174,19 @@ def test_waiting_is_never_silent_beyond_its_end() -> None:
             late()
 
 
+def test_a_pause_before_the_next_connection_ends_with_the_time_that_is_left() -> None:
+    now = [100.0]
+    full = Busy("Full.", 503, retry_after_s=7.0)
+    waiting = Following("j", Retries(tries=9), within_s=20.0, clock=lambda: now[0])
+    assert waiting.broken(full) == 7.0
+    now[0] += 17.0
+    assert waiting.broken(full) == 3.0
+    now[0] += 3.0
+    with pytest.raises(TooLate, match="had not ended after 20 s"):
+        waiting.broken(full)
+    assert Following("j", Retries(tries=9)).broken(full) == 7.0
+
+
 def test_following_without_an_end_waits_as_long_as_a_stream_may_be_silent() -> None:
     following = Following("a", RETRIES, clock=lambda: 0.0)
     assert following.call.patience_s == SILENCE_S and not following.renew

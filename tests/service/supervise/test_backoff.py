@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from service.queue.status import DRAINED
 from service.supervise import supervisor
 from service.supervise.supervisor import FIRST_PAUSE_S, LONGEST_PAUSE_S, STEADY_AFTER_S, Child, Supervisor
 
@@ -55,3 +56,25 @@ def test_one_that_ran_steadily_is_started_at_once(monkeypatch: pytest.MonkeyPatc
     assert scene.starts[-1] > died_s or scene.starts[-2] > died_s
     assert min(start for start in scene.starts if start >= died_s) - died_s <= FIRST_PAUSE_S + 0.11
     assert scene.taken_back and set(scene.taken_back) == {"w"}
+
+
+@pytest.mark.parametrize(
+    ("role", "code", "started", "taken_back"),
+    [
+        ("worker", DRAINED, False, set()),
+        ("worker", 1, True, {"w"}),
+        ("api", 1, True, set()),
+        ("api", DRAINED, True, set()),
+    ],
+)
+def test_who_has_ended_is_listed_no_more_and_a_worker_that_was_drained_is_not_started_again(
+    role: str, code: int, started: bool, taken_back: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, listed = Scene(monkeypatch), list[bool]()
+    monkeypatch.setattr(Supervisor, "_write_run_file", lambda _: listed.append(scene.child.process is not None))
+    scene.child = Child(role, name="w", process=SimpleNamespace(pid=1, poll=lambda: code))  # type: ignore[arg-type]
+    scene.pass_(FIRST_PAUSE_S + 0.04, 0.01)
+    assert (bool(scene.starts), {*listed}, {*scene.taken_back}) == (started, {False}, taken_back)
+    if not started:
+        scene.pass_(1e6, 1e5)
+        assert scene.starts == []

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.observe.tracer import BatchTrace
 from service.queue.job import Claimed
 from service.queue.rounds import first_round
 from service.worker import finishing, late_scores
@@ -22,7 +23,7 @@ from service.worker.late_scores import LateScores
 from service.worker.scoring import Judged, ScorePolicy
 from service.worker.settling import DROPPED, Drawing
 from student.runtimes.fake import FakeRuntime
-from tests.service.support import a_job
+from tests.service.support import a_job, eventually
 
 
 def slots(*rows: tuple[int, int]) -> tuple[Slot, ...]:
@@ -144,6 +145,98 @@ def test_a_probe_is_judged_by_the_thread_that_scores_and_its_failure_ends_nothin
     for _ in range(2):
         finisher.beside(probe)
     assert finisher.drain(20.0) and done == ["a scorer", thread] * 2
+
+
+class Settled:
+    """A settler that notes what it is to end, and how; files go nowhere."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, str, Any]] = []
+        self.files = SimpleNamespace(store=lambda *_: None)
+
+    def unwanted(self, claimed: Claimed) -> bool:
+        return False
+
+    def settle(self, maker: Any, claimed: Claimed, drawn: Any, outcome: Any, calls: Any) -> bool:
+        self.done.append(("settle", claimed.id, outcome))
+        return False
+
+    def fail(self, maker: Any, claimed: Claimed, failure: Failure) -> None:
+        self.done.append(("fail", claimed.id, failure))
+
+
+@pytest.mark.parametrize("policy", ["always", "after", "0"])
+def test_a_batch_in_which_pictures_are_chosen_is_scored_at_once_and_what_was_given_up_is_not_ended_twice(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+
+    def judge(runtime: Any, images_BCHW: Any, *_: Any) -> tuple[Judged, ...]:
+        asked.append(len(images_BCHW))
+        return judged(*range(len(images_BCHW)))
+
+    monkeypatch.setattr(finishing, "judge", judge)
+    settler: Any = Settled()
+    late: Any = SimpleNamespace(wait_until_empty=lambda _: True)
+    finisher = Finisher(settler, late, nullcontext, ScorePolicy.parse(policy))
+    executed = Executed((FIRST, LAST), undrawn=frozenset({2}))
+    finisher.submit(BATCH, executed, 104.0, BatchTrace(), ended={0})
+    assert finisher.drain(20.0) and asked == [2, 2]
+    [(verb, id, outcome)] = settler.done
+    assert (verb, id, outcome.scoring) == ("settle", JOBS[1].id, ""), "the first was given up, the last not drawn"
+    assert [one.reward["trained"] for one in outcome.judged] == [1, 0]
+
+
+@pytest.mark.parametrize("what", ["show", "advance"])
+def test_a_job_is_not_ended_before_its_preview_or_report_is_out(what: str) -> None:
+    settler: Any = Settled()
+    ready = threading.Event()
+
+    def slowly(*_: Any) -> None:
+        assert ready.wait(20.0)
+        settler.done.append((what, "", None))
+
+    settler.show = settler.advance = slowly
+    late: Any = SimpleNamespace(wait_until_empty=lambda _: True)
+    finisher = Finisher(settler, late, nullcontext, ScorePolicy())
+    if what == "show":
+        finisher.show(BATCH, 1, 0, 0, images(0.5)[0])
+    else:
+        finisher.advance(BATCH, 1, 2)
+    finisher.give_up(BATCH, 1)
+    assert not finisher.drain(0.1) and settler.done == []
+    ready.set()
+    assert finisher.drain(20.0) and [verb for verb, *_ in settler.done] == [what, "fail"]
+
+
+def test_whoever_draws_waits_for_room_for_its_pictures_and_nobody_for_anything_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A batch that is refused or given up, or a probe that is judged, must not hold up the thread that draws."""
+    room = list[tuple[str, int, bool]]()
+    backlog = SimpleNamespace(
+        add=lambda num_bytes, wait=True: room.append(("add", num_bytes, wait)),
+        remove=lambda num_bytes: room.append(("remove", num_bytes, True)),
+    )
+    monkeypatch.setattr(finishing, "judge", lambda runtime, images_BCHW, *_: judged(*range(len(images_BCHW))))
+    settler: Any = Settled()
+    finisher = Finisher(settler, None, nullcontext, ScorePolicy())  # type: ignore[arg-type]
+    finisher._backlog = backlog  # type: ignore[assignment]
+
+    def over(count: int) -> list[tuple[str, int, bool]]:
+        return eventually(lambda: len(room) == count and room[count - 2 :], "it is over")
+
+    finisher.submit(BATCH, Executed((FIRST, LAST)), 104.0, BatchTrace())
+    num_bytes = 4 * 3 * 2 * 2 * 4
+    assert over(2) == [("add", num_bytes, True), ("remove", num_bytes, True)] and len(settler.done) == 3
+    small = [("add", 0, False), ("remove", 0, True)]
+    finisher.refuse(BATCH.maker, CLAIMED[0], DROPPED)
+    assert over(4) == small
+    finisher.give_up(BATCH, 1)
+    assert over(6) == small
+    finisher.beside(lambda: None)
+    assert over(8) == small
+    assert [(verb, id) for verb, id, _ in settler.done[3:]] == [("fail", JOBS[0].id), ("fail", JOBS[1].id)]
 
 
 def test_whether_scores_follow_is_said() -> None:

@@ -161,6 +161,19 @@ def test_while_jobs_wait_a_probe_is_put_off_and_then_takes_one_call_a_minute(set
     assert one.whole()["outcome"] == Outcome.SAME  # and it goes on where it was
 
 
+def test_a_probe_that_becomes_due_while_jobs_wait_is_put_off_from_that_moment(setup: Callable[..., Setup]) -> None:
+    one = setup()
+    one.whole()
+    one.clock.now += HOUR_S - 1.0
+    assert one.prober.next(idle=False) is None, "it is not due"
+    one.clock.now += 1.0
+    assert one.prober.next(idle=False) is None, "jobs come first"
+    one.clock.now += PATIENCE_S - 1.1
+    assert one.prober.next(idle=False) is None
+    one.clock.now += 0.2
+    assert one.prober.next(idle=False) is not None
+
+
 def test_without_a_queue_the_probe_is_drawn_again_soon(
     setup: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,15 +6,21 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.worker.batching import preview_steps
+from service.queue.job import Claimed
+from service.queue.rounds import first_round
+from service.worker.batch import Batch
+from service.worker.batching import Slot, preview_steps
+from service.worker.execution import Stopped
+from service.worker.step_callback import StepCallback
 from student.runtimes.fake import FakeRuntime, fake_preview
 from student.runtimes.runtime import Preview, Runtime, StepwiseRuntime
-from tests.service.support import Queue, eventually, pixels
+from tests.service.support import Queue, a_job, eventually, pixels
 from tests.service.worker.test_worker import Bench
 
 
@@ -145,3 +151,33 @@ def test_a_batch_that_fails_is_tried_again_with_the_right_previews_for_each(benc
     expected = np.rint(fake_preview("good", 4, 4, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
     assert np.array_equal(pixels(bench.store.get(file)), expected) and bench.queue.state(bad) == "failed"
     bench.check(good, "good", (4,))
+
+
+def test_after_each_step_news_are_asked_for_and_videos_tell_how_far_they_are() -> None:
+    """Of four jobs of one call: a picture with a preview, a video, one that is cancelled, one that was lost."""
+    jobs = [a_job(previews=1), a_job(frames=5), a_job(frames=5), a_job()]
+    claimed = tuple(Claimed(job.id, "17", "", 1, 0.0) for job in jobs)
+    batch = Batch(FakeRuntime(), claimed, tuple(map(first_round, jobs)))
+    done, dropped = list[Any](), dict[str, str]()
+    heartbeat: Any = SimpleNamespace(ask=lambda: done.append("ask"), dropped=lambda one: dropped.get(one.id))
+    finisher: Any = SimpleNamespace(
+        advance=lambda of, number, steps: done.append(("advance", number, steps)),
+        show=lambda of, number, preview, index, image: done.append(("show", number, preview, index, image)),
+        give_up=lambda of, number: done.append(("give up", number)),
+    )  # fmt: skip
+    callback = StepCallback(batch, heartbeat, finisher)
+    slots = [Slot(number, 0, "p", 7) for number in range(4)]
+
+    def after(step: int) -> list[Any]:
+        done.clear()
+        callback(slots, step, lambda rows: [f"row {row}" for row in rows])  # type: ignore[arg-type, return-value]
+        return list(done)
+
+    assert after(0) == ["ask", ("advance", 1, 1), ("advance", 2, 1)]
+    dropped |= {jobs[2].id: "cancelled", jobs[3].id: "lost"}
+    assert after(1) == ["ask", ("give up", 2), ("show", 0, 0, 0, "row 0"), ("advance", 1, 2)]
+    assert after(2) == ["ask", ("advance", 1, 3)], "it is given up once"
+    dropped |= {jobs[0].id: "expired", jobs[1].id: "lost"}
+    with pytest.raises(Stopped):
+        after(2)
+    assert done == ["ask", ("give up", 0)] and callback.ended == {0, 2}, "what was lost is another worker's"
