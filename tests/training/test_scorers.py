@@ -162,3 +162,31 @@ def test_networks_alone_are_moved(model: Any) -> None:
     both = {**rewards, "reported": Weighted((Term("own", Own(_red)),))}
     scorers.move(both, "cuda:1")
     assert moved == [("one", "cuda:1"), ("two", "cuda:1")]
+
+
+def test_every_reward_is_tried_out_and_only_those_that_are_trained_on_for_their_gradient() -> None:
+    """One that only reports too: its fault would be found when all is trained."""
+    asked: list[tuple[str, bool]] = []
+
+    def own(name: str) -> Term:
+        def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
+            asked.append((name, torch.is_grad_enabled() and images.requires_grad))
+            if name == broken:
+                raise ValueError("no such picture")
+            return images.mean((1, 2, 3))
+
+        return Term(name, Own(score), asked=name)
+
+    broken, images = "", torch.rand(2, 3, 4, 4)
+    rewards = {
+        "trained": Weighted((own("one"), own("two"))),
+        "heldout": Weighted((own("three"),)),
+        "reported": Weighted((own("four"),)),
+    }
+    for learns in (True, False):
+        asked.clear()
+        scorers.try_out(rewards, images, ["a", "a"], learns)
+        assert asked == [("one", learns), ("two", learns), ("three", False), ("four", False)]
+    for broken in ("one", "two", "three", "four"):
+        with pytest.raises(RewardError, match=f"'{broken}' failed"):
+            scorers.try_out(rewards, images, ["a", "a"], True)

@@ -351,7 +351,6 @@ def test_rewards_are_weighted_and_logged_as_one(tmp_path: Path) -> None:
         ),
         ({"heldout": f"{OTHERS}:one_for_all"}, "returned shape (1,) for 2 images"),
         ({"heldout": f"{OTHERS}:Listed"}, "returned a list for 2 images"),
-        ({"reward.reported": f"{OTHERS}:Listed"}, "returned a list for 2 images"),
         ({"heldout": f"{OTHERS}:NotANumber"}, "cannot be standardised: not all scores of"),
         ({"student_id": "my model"}, "student.id is 'my model': accepted are"),
         ({"seed": -1}, "seed is -1: accepted is 0 to"),

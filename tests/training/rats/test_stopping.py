@@ -16,7 +16,7 @@ from training.evaluate import in_turns
 from training.processes import Processes
 from training.rats.trainer import CHECKPOINT, Trainer
 from training.rundir import RunStopped
-from training.steplog import read_log
+from training.steplog import StepLog, read_log
 from training.termination import Terminated, stop_if_asked, stopped_at_once
 
 Validate = Callable[[Sequence[Any], int], dict[str, float]]
@@ -169,3 +169,11 @@ def test_all_processes_write_a_checkpoint_where_one_finds_it_late(tmp_path: Path
     trainer.processes.any = lambda *here: (False, len(here) == 2)  # type: ignore[method-assign]
     trainer.run()
     assert saved == [1, 2, 3, 4]
+
+
+def test_a_run_closes_its_log_when_its_last_step_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracker on another machine shows a run as running until then."""
+    closed: list[int] = []
+    monkeypatch.setattr(StepLog, "close", lambda self: closed.append(len(self.rows())))
+    make(tmp_path, None, measured).run()
+    assert closed == [5], "the start and four steps"
