@@ -138,6 +138,17 @@ def test_a_student_that_was_replaced_is_not_held_to_its_predecessor(setup: Calla
     assert (old.whole()["outcome"], new.whole()["outcome"]) == (Outcome.RECORDED, Outcome.RECORDED)
 
 
+def test_a_runtime_is_held_to_what_the_same_runtime_has_drawn_and_to_no_other(setup: Callable[..., Setup]) -> None:
+    """Two runtimes of one student on one kind of machine draw other bits, and neither is wrong."""
+    for name, bend in (("fake", 0.0), ("other", 0.25)):
+        one = setup(None)
+        one.runtime.name, one.runtime.bend = name, np.float32(bend)
+        assert one.whole()["outcome"] == Outcome.RECORDED
+    again = setup(None)
+    again.runtime.bend = np.float32(0.25)
+    assert again.whole()["outcome"] == Outcome.PIXELS_CHANGED
+
+
 def test_a_device_that_cannot_draw_the_probe_fails_it(setup: Callable[..., Setup]) -> None:
     one = setup()
     one.runtime.fails = True
