@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,14 @@ from typer.testing import CliRunner
 from fewstep.answers import Event, Feedback, Job
 from fewstep.cli import app
 from fewstep.client import Client
+from fewstep.commands import bench
 from fewstep.commands.generate import _floor, _format, _steps
 from fewstep.commands.jobs import _sentence
 from fewstep.commands.models import canary
 from fewstep.errors import WrongUse
+from fewstep.load.drive import Outcome, Sample
 from fewstep.output import job_line
+from service.keys import KeyStore
 from service.quality.canary import Plan
 
 JOB: dict[str, Any] = {
@@ -212,3 +216,65 @@ def test_what_a_canary_must_show_is_by_default_what_the_service_says() -> None:
         name: value for name, value in asdict(Plan()).items() if name != "alpha"
     }
     assert said["share"] == 0.05, "as the service's own, and docs/reward-serving.md"
+
+
+@pytest.mark.parametrize(
+    ("options", "made"),
+    [
+        ((), (["generate", "read"], None, None, False)),
+        (("--quota", 0, "--max-priority", 0, "--allow-training"), (["generate", "read"], 0.0, 0, True)),
+        (
+            ("-s", "admin", "-s", "metrics", "--quota", 2.5, "--max-priority", -5),
+            (["admin", "metrics"], 2.5, -5, False),
+        ),
+    ],
+)
+def test_a_key_is_made_as_it_is_asked_for_and_nought_is_not_nothing(
+    options: tuple[Any, ...], made: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = list[tuple[Any, ...]]()
+
+    def create(store: KeyStore, *about: Any) -> Any:
+        asked.append(about)
+        return SimpleNamespace(id="k", scopes=("generate",)), "the key"
+
+    monkeypatch.setattr(KeyStore, "create", create)
+    code, said = run("keys", "create", "ann", *options, "--data-dir", tmp_path)
+    assert (code, said.splitlines()[0], asked) == (0, "the key", [("ann", *made)])
+
+
+def test_where_an_image_cannot_be_written_none_is_generated(asked: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    lines = [("-o", tmp_path / "nowhere" / "x.png"), ("-o", "-", "-n", 2)]
+    assert [run("generate", "p", *options)[0] for options in lines] == [2, 2] and asked == []
+
+
+@pytest.mark.parametrize(("failed", "code"), [(0, 0), (1, 8)])
+def test_a_load_with_errors_has_an_exit_code(failed: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def load(*_: object) -> list[Sample]:
+        return [Sample(0.0, 1.0, Outcome(1)), *[Sample(0.0, 1.0, Outcome(error="queue_full"))] * failed]
+
+    monkeypatch.setattr(bench, "_run", load)
+    assert run("bench", "--json")[0] == code
+
+
+def test_each_option_of_bench_is_a_field_of_its_requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    loads = list[tuple[Any, ...]]()
+
+    async def load(*about: Any) -> list[Sample]:
+        loads.append(about)
+        return [Sample(0.0, 1.0, Outcome(1))]
+
+    monkeypatch.setattr(bench, "_run", load)
+    (tmp_path / "prompts").write_text("a\n\n b \n")
+    code, _ = run(
+        "bench", "--requests", 7, "--concurrency", 3, "-n", 1, "-n", "2:3", "--steps", 4, "--size", "64x32", "--model",
+        "m:1", "--prompts", tmp_path / "prompts", "--api", "openai", "--warmup", 5, "--timeout", 6, "--seed", 8,
+        "--url", "http://h", "--api-key", "k", "--json",
+    )  # fmt: skip
+    [(api, url, key, timeout_s, found, warmup)] = loads
+    assert (code, api, url, key, timeout_s, warmup) == (0, "openai", "http://h", "k", 6.0, 5)
+    assert (found.count, found.users, found.seed, found.mix.prompts) == (7, 3, 8, ("a", "b"))
+    assert {name: (choice.values, choice.weights) for name, choice in found.mix.fields.items()} == {
+        "n": ([1, 2], [1.0, 3.0]), "num_inference_steps": ([4], [1.0]), "size": (["64x32"], [1.0]),
+        "model": (["m"], [1.0]),
+    }  # fmt: skip

@@ -79,6 +79,19 @@ def test_what_is_too_old_goes_and_then_the_oldest_until_the_rest_fits(
     assert left() == set(kept)
 
 
+def test_what_another_sweeper_has_removed_meanwhile_is_passed_over(tmp_path: Path) -> None:
+    store, left = in_a_folder(tmp_path)
+    remove = store._files.rm
+
+    def rm(path: str, recursive: bool) -> None:
+        if path.endswith(JOBS["b"]):
+            raise FileNotFoundError(path)
+        remove(path, recursive=recursive)
+
+    store._files = SimpleNamespace(rm=rm)
+    assert store.sweep(150) == 1 and left() == {"a", "b"}, "the oldest was not removed here, and the next one was"
+
+
 def test_a_picture_in_the_second_server_may_have_two_mebibytes_and_ends_after_its_time(redis_url: str) -> None:
     url = f"{redis_url}?db=3"
     store = open_store(Settings(results=url, result_ttl_s=777, redis_url=redis_url))

@@ -61,6 +61,18 @@ def test_a_worker_has_a_name_of_its_own_and_no_socket(tmp_path: Path, monkeypatc
     assert running == {"role": "worker", "pid": 4321}
 
 
+def test_every_process_that_runs_is_listed(tmp_path: Path) -> None:
+    scene = supervisor(tmp_path)
+    scene._server = SimpleNamespace(process=SimpleNamespace(pid=5))
+    scene._children = [Child("api"), *(Child("worker") for _ in range(3))]
+    for pid, child in enumerate(scene._children[:3], 6):
+        child.process = SimpleNamespace(pid=pid)
+    scene._write_run_file()
+    found = json.loads((tmp_path / "run.json").read_text())
+    listed = [("supervisor", os.getpid()), ("redis", 5), ("api", 6), ("worker", 7), ("worker", 8)]
+    assert found["processes"] == [{"role": role, "pid": pid} for role, pid in listed] and found["url"] == scene.url
+
+
 @pytest.mark.parametrize(("apis", "part"), [(1, []), (2, ["--part", "1"])])
 def test_an_http_process_inherits_the_socket(
     apis: int, part: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -64,3 +64,19 @@ def test_nothing_that_loads_is_waited_for_no_longer(
     with pytest.raises(StartupError, match=f"The service is not ready after 120 s, and nothing loads: {said}."):
         scene.supervisor._wait_until_ready()
     assert scene.now_s < 4 * READY_TIMEOUT_S
+
+
+def test_an_http_process_that_does_not_answer_is_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, float("inf"), {0.0: ["loading"]})
+    monkeypatch.setattr(supervisor, "_ask", lambda _: {})
+    with pytest.raises(StartupError, match="The HTTP process does not answer after 120 s."):
+        scene.supervisor._wait_until_ready()
+    assert scene.now_s < 2 * READY_TIMEOUT_S
+
+
+def test_any_process_that_ends_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, float("inf"), {0.0: ["loading"]})
+    scene.supervisor._children.append(Child("worker", process=SimpleNamespace(poll=lambda: 3)))  # type: ignore[arg-type]
+    with pytest.raises(StartupError, match="The worker process ended with code 3 instead of becoming ready."):
+        scene.supervisor._wait_until_ready()
+    assert scene.now_s == 0.0
