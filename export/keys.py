@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from export.graph import OPSET
 from export.preflight import boundary_of
+from export.quantise import PRECISIONS as QUANTISED
 from export.request import Request
 from export.store import CONVERTED, Store, key_of
 from export.targets import Target
@@ -31,9 +32,12 @@ def _stages(request: Request) -> list[str]:
 
 
 def cache_key(request: Request, target: Target, keys: Mapping[str, str]) -> str:
-    """sha256 of all that a runtime depends on: graphs, precision, profiles, options, libraries, machine."""
+    """sha256 of all that a runtime depends on: graphs, precision, profiles, options, libraries, machine, and in eight
+    bits the prompts, whose values its scales follow from."""
     options = {name: value for name, value in asdict(request.engine).items() if name != "memory_bytes"}
     parts = [dict(keys), target.name, request.form, request.precision, OPSET, options, target.requires(request)]
+    if request.precision in QUANTISED:
+        parts.append(request.prompts)
     return key_of(parts, CONVERTED)
 
 

@@ -117,11 +117,6 @@ def stages(job: Job) -> tuple[Stage, ...]:
     )
 
 
-def most_images(job: Job) -> int:
-    """How many pictures are drawn for a job at most."""
-    return len(job.seeds) * sum(stage.end - stage.first for stage in stages(job))
-
-
 def _waves(candidates: int) -> Iterator[tuple[int, int]]:
     """1, 1, 2, 4, ... of them: few rounds, and never more than twice what was needed."""
     first, end = 0, 1

@@ -49,6 +49,15 @@ def test_each_graph_has_a_key_of_its_own_that_follows_the_student_named_in_it(re
     assert stage_keys(replace(request, precision="int8", threads=9, force=True)) == before, "of the float32 form"
 
 
+@pytest.mark.parametrize(("precision", "follows"), [("int8", True), ("fp8", True), ("fp16", False), ("fp32", False)])
+def test_prompts_are_part_of_a_runtimes_key_where_its_scales_follow_from_them(
+    request_: Request, precision: str, follows: bool
+) -> None:
+    target, request = find_target("onnx"), replace(request_, precision=precision)
+    others = [replace(request, prompts=prompts) for prompts in (("a", "b"), ("b", "a"))]
+    assert len({cache_key(each, target, {}) for each in (request, *others)}) == (3 if follows else 1)
+
+
 def test_two_experts_have_a_key_each(request_: Request) -> None:
     (request_.bundle / "model_index.json").write_text('{"boundary_ratio": 0.875}')
     assert list(stage_keys(request_)) == ["text", "step", "step_2", "decoder"]
