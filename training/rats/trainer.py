@@ -103,14 +103,16 @@ class Trainer:
         """
         first = self._resume()
         self._log = self._opened_log(first) if self.is_first else None
-        if self.validated < first and self._due(first):  # the run was stopped before this validation
-            self._record(first - 1, self._validate(first), amended=True)
-        elif first == 0:
-            self._record(-1, self._validate(0))
-        with sigterm() as asked_to_stop:
-            self._train(first, asked_to_stop)
-        if self._log is not None:
-            self._log.close()
+        try:
+            if self.validated < first and self._due(first):  # the run was stopped before this validation
+                self._record(first - 1, self._validate(first), amended=True)
+            elif first == 0:
+                self._record(-1, self._validate(0))
+            with sigterm() as asked_to_stop:
+                self._train(first, asked_to_stop)
+        finally:  # however it ends, its trackers are to know
+            if self._log is not None:
+                self._log.close()
         self.roles.load_student(self.best)
 
     def _train(self, first: int, asked_to_stop: threading.Event) -> None:

@@ -177,3 +177,34 @@ def test_a_run_closes_its_log_when_its_last_step_is_in_it(tmp_path: Path, monkey
     monkeypatch.setattr(StepLog, "close", lambda self: closed.append(len(self.rows())))
     make(tmp_path, None, measured).run()
     assert closed == [5], "the start and four steps"
+
+
+@pytest.mark.parametrize("end", ["finished", "stopped", "failed"])
+def test_a_tracker_hears_that_a_run_has_ended_however_it_ends(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    class Tracker:
+        def log(self, values: dict[str, float], step: int) -> None:
+            heard.append(f"{step}")
+
+        def close(self) -> None:
+            heard.append("closed")
+
+    def validate(samplers: Sequence[Any], step: int) -> dict[str, float]:
+        if step == 2 and end == "failed":
+            raise ValueError("the scorer is gone")
+        if step == 2 and end == "stopped":
+            asked_to_stop()
+        return measured(samplers, step)
+
+    monkeypatch.setattr("training.rats.trainer.remote", lambda *_: Tracker())
+    trainer = make(tmp_path, None, validate)
+    if end == "finished":
+        trainer.run()
+    else:
+        with pytest.raises(RunStopped if end == "stopped" else ValueError):
+            trainer.run()
+    assert heard.count("closed") == 1 and heard[-1] == "closed"
+    assert heard[:-1] == {"finished": ["0", "1", "2", "3", "4"], "stopped": ["0", "1", "2"], "failed": ["0", "1"]}[end]
