@@ -162,5 +162,10 @@ class Heartbeat:
     def _measure(self) -> None:
         """Not in every beat, of which a worker that draws asks for many: a driver may take its time."""
         self._measured_at = time.monotonic()
-        if self._accelerators is not None:
+        if self._accelerators is None:
+            return
+        try:
             self._gpus = self._accelerators.measure()
+        except Exception as error:  # leases do not depend on what a driver says of itself
+            log.warning("GPUs are no longer reported: %s", error)
+            self._gpus, self._accelerators = {}, None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from redis.exceptions import ConnectionError
 
 from service.observe.background import Background
@@ -167,6 +168,22 @@ def test_the_gpus_are_measured_at_the_start_and_said() -> None:
     with Heartbeat(cast(Consumer, queue), {}, 60.0, accelerators):
         pass
     assert queue.said[0][0]["gpus"] == gpus
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_leases_are_renewed_though_a_driver_raises(answers: int) -> None:
+    queue, asked = Heard(), list[float]()
+
+    def measure() -> dict[str, dict[str, float]]:
+        asked.append(time.monotonic())
+        if len(asked) > answers:
+            raise AttributeError("another driver than the library knows")
+        return {"GPU-1": {"busy": 0.5}}
+
+    with Heartbeat(cast(Consumer, queue), {}, 0.05, cast(Any, SimpleNamespace(measure=measure))) as heartbeat:
+        eventually(lambda: len(queue.said) >= 6)
+    assert len(asked) == answers + 1 and heartbeat.background.broken is None
+    assert queue.said[-1][0]["gpus"] == {}, "a GPU that stops answering is no longer reported"
 
 
 def test_the_gpus_are_measured_again_though_a_worker_that_draws_never_stops_asking_for_news() -> None:
