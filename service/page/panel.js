@@ -98,7 +98,7 @@ function showRewards(read) {
     const found = buckets(read, "fewstep_reward_score", (labels) => labels.scorer === scorer);
     const all = found.reduce((sum, { count }) => sum + count, 0);
     const box = element("figure", "histogram");
-    box.append(element("figcaption", "", `${scorer} reward · ${all.toLocaleString()} images`));
+    box.append(element("figcaption", "", `${scorer} reward · ${all.toLocaleString()} ${all === 1 ? "image" : "images"}`));
     const plot = element("div", "plot");
     plot.append(...(all ? chart(found) : []));
     box.append(plot);
