@@ -1,6 +1,6 @@
 """``make mutants``: each small fault of the list, one at a time, in a copy of the project: which do no tests notice?
 
-python -m tests.mutants.run                 in an order drawn by chance, for an hour; the same command goes on
+python -m tests.mutants.run                 in random order, for an hour; the same command goes on
 python -m tests.mutants.run lease backoff   those whose name holds one of these words
 python -m tests.mutants.run --minutes 0     all of them
 python -m tests.mutants.run --check         only whether the list fits the code

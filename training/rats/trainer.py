@@ -98,8 +98,7 @@ class Trainer:
 
         Raises:
             RunDiverged: ten steps in a row without a finite loss; the last checkpoint is kept.
-            RunStopped: SIGTERM arrived (a preempted job); everything up to here is in the checkpoint. A validation that
-                was due, or under way, is made when the run resumes.
+            RunStopped: SIGTERM arrived; all is in the checkpoint, and a validation that was due is made on resuming.
         """
         first = self._resume()
         self._log = self._opened_log(first) if self.is_first else None
