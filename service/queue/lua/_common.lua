@@ -91,7 +91,7 @@ end
 local FIELDS = {
   'state', 'token', 'cancel', 'bucket', 'lane', 'key', 'priority', 'cost', 'charged', 'images', 'score', 'start',
   'attempts', 'worker', 'created_us', 'claimed_us', 'deadline_us', 'ttl_ms', 'reply', 'watchers', 'webhook', 'detached',
-  'best', 'advanced', 'since_us', 'scoring', 'expected_ms', 'open_ended', 'pair', 'payload',
+  'best', 'advanced', 'since_us', 'scoring', 'expected_ms', 'ahead', 'open_ended', 'pair', 'payload',
 }
 
 -- A job's record as a table; state is nil if there is none.
@@ -334,6 +334,26 @@ local function close_waiting(job, why)
   return close(job, why, '')
 end
 
+-- By what factor a time that was predicted is exceeded by one job in ten, as it was of late: a stochastic approximation
+-- of that quantile (Robbins and Monro, 1951), in steps that balance where nine jobs in ten are below it. Never below 1.
+-- What is learned shows only in jobs that come later, behind those that were ahead: the more of them, the smaller a step,
+-- or the factor swings.
+local DELAY_STEP, DELAY_GAIN, LATE_SHARE, MOST_DELAY = 0.05, 0.5, 0.1, 4
+local function delay_factor()
+  return tonumber(redis.call('HGET', P .. 'rt', 'delay') or 1)
+end
+
+-- Of a job that has ended, or (given_up) is given up: then it only shows something if it has taken too long already.
+local function learn_delay(job, given_up)
+  if not job.expected_ms then return end
+  local factor, took_ms = delay_factor(), (now_us() - tonumber(job.created_us)) / 1000
+  local late = took_ms > tonumber(job.expected_ms) * factor
+  if given_up and not late then return end
+  local step = math.min(DELAY_STEP, DELAY_GAIN / math.max(1, tonumber(job.ahead or 1)))
+  factor = factor * math.exp(step * (late and 1 - LATE_SHARE or -LATE_SHARE))
+  redis.call('HSET', P .. 'rt', 'delay', string.format('%.4f', math.max(1, math.min(MOST_DELAY, factor))))
+end
+
 -- End a job without a picture: one that waits at once, a running one when its worker notices the mark. A running one
 -- that no lease stands for ends at once, too: nobody is there to notice. So does one that has pictures of an earlier
 -- round: nobody need wait for its worker.
@@ -345,6 +365,7 @@ local function give_up(id, why)
     forget(id)
     return 'missing'
   end
+  if job.state == 'queued' or job.state == 'running' and not job.cancel then learn_delay(job, true) end
   if job.state == 'queued' then return close_waiting(job, why) end
   if job.state ~= 'running' then
     redis.call('ZREM', P .. 'd', id)
@@ -433,20 +454,6 @@ local function drained(job)
   lane.jobs, lane.work, lane.token = lane.jobs + 1, lane.work + job.cost, job.token
   lane.busy = lane.busy + math.max(0, now_us() - math.max(tonumber(said[2] or 0), tonumber(job.claimed_us)))
   redis.call('HSET', P .. 'rt', job.lane, cjson.encode(lane), 'last_us', int(now_us()))
-end
-
--- By what factor a time that was predicted is exceeded by one job in ten, as it was of late: a stochastic approximation
--- of that quantile (Robbins and Monro, 1951), in steps that balance where nine jobs in ten are below it. Never below 1.
-local DELAY_UP, DELAY_DOWN, MOST_DELAY = 0.045, 0.005, 4
-local function delay_factor()
-  return tonumber(redis.call('HGET', P .. 'rt', 'delay') or 1)
-end
-
-local function learn_delay(job)
-  if not job.expected_ms then return end
-  local factor, took_ms = delay_factor(), (now_us() - tonumber(job.created_us)) / 1000
-  factor = factor * math.exp(took_ms > tonumber(job.expected_ms) * factor and DELAY_UP or -DELAY_DOWN)
-  redis.call('HSET', P .. 'rt', 'delay', string.format('%.4f', math.max(1, math.min(MOST_DELAY, factor))))
 end
 
 -- How long clients of a key wait on an open connection where they have not said for how long: the lower quartile of the

@@ -118,12 +118,14 @@ local start = math.max(virtual, tonumber(redis.call('ZSCORE', P .. 'f', a.key) o
 local behind = lower and overtaken() or {}
 if behind[1] then start = tonumber(behind[1].start) end
 local score = int(start - a.bonus)
-local wait_ms, expected_ms = 0, 0
+local wait_ms, expected_ms, ahead = 0, 0, 0
 if waiting > 0 then
-  local ahead = ahead_of(score)
+  ahead = ahead_of(score)
   wait_ms = drain_ms(ahead, waiting)
   local pace = ahead > 0 and pace_of(redis.call('HGET', P .. 'rt', a.lane)) or 0
-  expected_ms = wait_ms + a.cost * pace / 1000
+  -- What workers hold already has begun: about half of it is still to be done.
+  local begun_ms = drain_ms(waiting, waiting) / waiting * redis.call('ZCARD', P .. 'l') / 2
+  expected_ms = wait_ms + begun_ms + a.cost * pace / 1000
   local taken_ms = expected_ms * delay_factor()
   if taken_ms > a.timeout_ms then return verdict('late', a.id, taken_ms - a.timeout_ms) end
   local beyond_ms = a.open_ended and beyond_patience_ms(a.key, taken_ms) or 0
@@ -151,6 +153,7 @@ if a.open_ended then also('open_ended', 1) end
 if a.watch then also('watchers', a.reply .. ' ') end
 if a.quota > 0 then also('charged', job.cost) end
 if expected_ms > 0 then also('expected_ms', int(expected_ms)) end
+if expected_ms > 0 then also('ahead', int(ahead)) end
 if a.idem ~= '' then also('idem', a.idem) end
 set(a.id, unpack(fields))
 redis.call('PEXPIRE', P .. 'j:' .. a.id, int(kept_ms))

@@ -11,8 +11,10 @@ if not mine(job, token) then
 end
 if state == 'done' then
   drained(job)
-  learn_delay(job)
-  if not job.cancel then learn_patience(job, false) end
+  if not job.cancel then
+    learn_delay(job)
+    learn_patience(job, false)
+  end
 end
 if job.cancel then state, result = job.cancel, '' end
 if state == 'done' then

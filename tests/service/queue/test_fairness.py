@@ -331,6 +331,18 @@ def test_a_deadline_that_predictions_have_missed_of_late_is_refused(make_queue: 
     assert wrong.ask(wrong.job(), timeout_s=3.3).word == "ok"
 
 
+def test_half_of_what_workers_hold_is_still_to_be_done(queue: Queue) -> None:
+    for _ in range(4):
+        queue.add()
+    queue.consumer("w").claim({queue.lane: 2})
+    set_pace(queue, 1e6 / COST)
+    verdict = queue.ask(queue.job(), timeout_s=3.5)
+    assert (verdict.word, verdict.wait_s) == ("late", 0.5), "two wait, two halves run, and itself"
+    behind = queue.job()
+    assert queue.ask(behind, timeout_s=4.5).word == "ok"
+    assert (queue.field(behind.id, "expected_ms"), queue.field(behind.id, "ahead")) == ("4000", "2")
+
+
 def test_one_job_that_takes_for_ever_closes_no_door(queue: Queue) -> None:
     set_pace(queue, 1e6 / COST)
     keep_waiting(queue, 100.0, 1)

@@ -54,26 +54,75 @@ def test_a_batch_ends_a_window_as_a_whole(queue: Queue) -> None:
     assert pace(queue)["jobs"] == len(ids) and not pace(queue)["means"]
 
 
+def expect(queue: Queue, id: str, took_s: float, ahead: int = 1) -> None:
+    """A job that was accepted so long ago, behind so many others, and was expected to take ten seconds."""
+    created_us = int((time.time() - took_s) * 1e6)
+    facts = {"expected_ms": 10_000, "created_us": created_us, "ahead": ahead}
+    queue.client.hset(f"{queue.prefix}j:{id}", mapping=facts)
+
+
+def set_factor(queue: Queue, factor: float) -> None:
+    queue.client.hset(f"{queue.prefix}rt", "delay", factor)
+
+
+def factor_of(queue: Queue) -> float:
+    return float(str(queue.client.hget(f"{queue.prefix}rt", "delay")))
+
+
 @pytest.mark.parametrize(
-    ("took_s", "factor", "after"),
+    ("took_s", "ahead", "factor", "after"),
     [
-        (30.0, 1.0, math.exp(0.045)),  # longer than the ten seconds that were expected
-        (5.0, 1.0, 1.0),  # and shorter: never below 1
-        (5.0, 2.0, 2 * math.exp(-0.005)),
-        (15.0, 2.0, 2 * math.exp(-0.005)),  # within twice of what was expected
-        (30.0, 2.0, 2 * math.exp(0.045)),
-        (99.0, 3.99, 4.0),  # and never above 4
+        (30.0, 1, 1.0, math.exp(0.045)),  # longer than the ten seconds that were expected
+        (5.0, 1, 1.0, 1.0),  # and shorter: never below 1
+        (5.0, 1, 2.0, 2 * math.exp(-0.005)),
+        (15.0, 1, 2.0, 2 * math.exp(-0.005)),  # within twice of what was expected
+        (30.0, 0, 2.0, 2 * math.exp(0.045)),
+        (30.0, 10, 2.0, 2 * math.exp(0.045)),
+        (30.0, 100, 2.0, 2 * math.exp(0.0045)),  # what it changes shows only after a hundred jobs
+        (5.0, 100, 2.0, 2 * math.exp(-0.0005)),
+        (99.0, 1, 3.99, 4.0),  # and never above 4
     ],
 )
 def test_predictions_are_stretched_until_nine_jobs_in_ten_keep_them(
-    took_s: float, factor: float, after: float, queue: Queue
+    took_s: float, ahead: int, factor: float, after: float, queue: Queue
 ) -> None:
     id = queue.add()
-    created_us = int((time.time() - took_s) * 1e6)
-    queue.client.hset(f"{queue.prefix}j:{id}", mapping={"expected_ms": 10_000, "created_us": created_us})
-    queue.client.hset(f"{queue.prefix}rt", "delay", factor)
+    expect(queue, id, took_s, ahead)
+    set_factor(queue, factor)
     finish(queue, id)
-    assert float(str(queue.client.hget(f"{queue.prefix}rt", "delay"))) == pytest.approx(after, abs=2e-4)
+    assert factor_of(queue) == pytest.approx(after, abs=2e-4)
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["waiting", "running"])
+@pytest.mark.parametrize(
+    ("took_s", "after"),
+    [
+        (30.0, 2 * math.exp(0.045)),  # whoever gives up after thrice the time has seen a prediction fail
+        (15.0, 2.0),  # it might have been right yet
+    ],
+)
+def test_a_job_that_is_given_up_teaches_what_is_certain_by_then(
+    took_s: float, after: float, running: bool, queue: Queue
+) -> None:
+    id = queue.add()
+    claims = queue.consumer("w").claim({queue.lane: 1}) if running else []
+    expect(queue, id, took_s)
+    set_factor(queue, 2.0)
+    queue.cancel(id, "expired")
+    assert factor_of(queue) == pytest.approx(after, abs=2e-4)
+    queue.cancel(id, "cancelled")
+    for claimed in claims:
+        queue.consumer("w").finish(claimed.id, claimed.token, "done", RESULT)
+    assert factor_of(queue) == pytest.approx(after, abs=2e-4), "once"
+
+
+def test_a_client_that_leaves_after_longer_than_was_predicted_teaches_that_too(queue: Queue) -> None:
+    job = queue.job()
+    queue.enqueue(job, client="c", open_ended=True)
+    expect(queue, job.id, 30.0)
+    set_factor(queue, 2.0)
+    queue.leave(job.id, "c")
+    assert factor_of(queue) == pytest.approx(2 * math.exp(0.045), abs=2e-4)
 
 
 def test_a_job_of_which_nothing_was_expected_teaches_nothing(queue: Queue) -> None:
