@@ -121,10 +121,11 @@ local score = int(start - a.bonus)
 local wait_ms, expected_ms, ahead = 0, 0, 0
 if waiting > 0 then
   ahead = ahead_of(score)
-  wait_ms = drain_ms(ahead, waiting)
+  local job_ms = drain_ms(waiting, waiting) / waiting
+  wait_ms = job_ms * math.min(ahead, waiting)
   local pace = ahead > 0 and pace_of(redis.call('HGET', P .. 'rt', a.lane)) or 0
   -- What workers hold already has begun: about half of it is still to be done.
-  local begun_ms = drain_ms(waiting, waiting) / waiting * redis.call('ZCARD', P .. 'l') / 2
+  local begun_ms = job_ms * redis.call('ZCARD', P .. 'l') / 2
   expected_ms = wait_ms + begun_ms + a.cost * pace / 1000
   local taken_ms = expected_ms * delay_factor()
   if taken_ms > a.timeout_ms then return verdict('late', a.id, taken_ms - a.timeout_ms) end
