@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from service.queue.job import Claimed
 from service.queue.status import WorkerState
 
 SOONEST_S = 0.1  # between two beats, however often news is asked for
+FIRST_MEASURED_S = 2.0  # for the first beat to say what the GPUs do
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Heartbeat:
         self._interval_s = interval_s
         self._accelerators = accelerators
         self._gpus: Mapping[str, Mapping[str, float]] = {}
-        self._measured_at = 0.0
+        self._measured = threading.Event()
         self.counts = counts  # a worker that loads has none yet
         self._on_drain = on_drain
         self._order = ""
@@ -55,7 +55,9 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
-        self._measure()
+        if self._accelerators is not None:
+            threading.Thread(target=self._measure, args=(self._accelerators,), name="gpus", daemon=True).start()
+            self._measured.wait(FIRST_MEASURED_S)
         self.beat()
         self._thread.start()
         return self
@@ -150,8 +152,6 @@ class Heartbeat:
             if self._end.is_set():
                 return
             try:
-                if time.monotonic() - self._measured_at >= self._interval_s:
-                    self._measure()
                 self.beat()
             except Exception as error:  # whatever it is: a worker without leases would draw in vain
                 duty.failed(error)
@@ -159,13 +159,14 @@ class Heartbeat:
                 duty.succeeded()
             self._end.wait(SOONEST_S)
 
-    def _measure(self) -> None:
-        """Not in every beat, of which a worker that draws asks for many: a driver may take its time."""
-        self._measured_at = time.monotonic()
-        if self._accelerators is None:
-            return
+    def _measure(self, accelerators: Accelerators) -> None:
+        """In a thread of its own: leases depend neither on what a driver says of itself nor on when."""
         try:
-            self._gpus = self._accelerators.measure()
-        except Exception as error:  # leases do not depend on what a driver says of itself
+            while not self._end.is_set():
+                self._gpus = accelerators.measure()
+                self._measured.set()
+                self._end.wait(self._interval_s)
+        except Exception as error:
             log.warning("GPUs are no longer reported: %s", error)
-            self._gpus, self._accelerators = {}, None
+            self._gpus = {}
+            self._measured.set()

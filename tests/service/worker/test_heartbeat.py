@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from redis.exceptions import ConnectionError
 from service.observe.background import Background
 from service.queue.consumer import Consumer
 from service.queue.job import Claimed
+from service.worker import heartbeat as module
 from service.worker.heartbeat import Heartbeat
 from tests.service.support import eventually
 
@@ -201,3 +203,27 @@ def test_the_gpus_are_measured_again_though_a_worker_that_draws_never_stops_aski
             time.sleep(0.002)
         eventually(lambda: queue.said[-1][0]["gpus"]["GPU-1"]["busy"] >= 3.0, "the third measurement is said")
     assert len(measured) < len(queue.said), "and not in every beat"
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_leases_are_renewed_though_a_driver_hangs(answers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_MEASURED_S", 0.05)
+    queue, asked, freed = Heard(), list[int](), threading.Event()
+
+    def measure() -> dict[str, dict[str, float]]:
+        asked.append(len(asked))
+        if len(asked) > answers:
+            freed.wait(60.0)
+        return {"GPU-1": {"busy": 0.5}}
+
+    started = threading.Thread(target=lambda: _beat_until(queue, measure, 6), daemon=True)
+    started.start()
+    started.join(20.0)
+    alive, beats = started.is_alive(), len(queue.said)
+    freed.set()
+    assert not alive and beats >= 6 and len(asked) == answers + 1
+
+
+def _beat_until(queue: Heard, measure: Callable[[], Any], beats: int) -> None:
+    with Heartbeat(cast(Consumer, queue), {}, 0.05, cast(Any, SimpleNamespace(measure=measure))):
+        eventually(lambda: len(queue.said) >= beats)
