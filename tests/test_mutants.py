@@ -71,6 +71,7 @@ def test_a_name_stands_once(tmp_path: Path) -> None:
         ({}, Verdict(KILLED, ("test_half.py::test_half",))),
         ({"old": "No test", "new": "A test"}, Verdict(LIVED)),
         ({"old": "def half", "new": "def third", "test": "test_half.py"}, Verdict(KILLED, ("test_half.py",))),
+        ({"old": "def half", "new": "def third"}, Verdict(KILLED, ("test_half.py::test_half",))),
         ({"old": "return x", "new": "import time; time.sleep(60); return x"}, Verdict(LATE)),
     ],
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.mutants.catalogue import Mutant
 
 PASSED, FAILED, BROKEN = 0, 1, 2  # pytest's exit codes; BROKEN: a file could not even be imported
+NOT_FOUND = 4  # and that is what it says of such a file's test
 LIVED, KILLED, LATE = "lived", "killed", "killed by its time"
 CACHE = ".mutants"
 
@@ -51,6 +52,8 @@ def judge(copy: Path, mutant: Mutant, patience_s: float) -> Verdict:
         return Verdict(KILLED, failed(copy))
     if done.returncode == PASSED and " passed" in done.stdout:
         return Verdict(LIVED)
+    if done.returncode == NOT_FOUND and pytest(copy, mutant.tests, patience_s).returncode == PASSED:
+        return Verdict(KILLED, mutant.tests)
     raise CannotRun(f"{mutant.name}: pytest ended with {done.returncode}: {_last_line(done.stdout)}")
 
 
