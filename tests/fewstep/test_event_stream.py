@@ -24,11 +24,13 @@ def parse(text: str) -> list[Event]:
 def test_the_format_is_read_as_the_standard_has_it() -> None:
     events = parse(
         ': comment\n\nid: 3\nevent: queued\ndata: {"a":\ndata: 1}\n\n'
-        'data:{"b": 2}\nretry: 5\nunknown: x\n\nevent: nothing\n\nid: x\ndata: [1]\n\ndata: {"cut": "off"}\n'
+        'data:{"b": 2}\nretry: 5\nunknown: x\n\nevent: nothing\n\nid: x\ndata: [1]\n\n'
+        'data: a proxy says that it is busy\n\ndata: {"cut": "off"}\n'
     )
     assert [(event.name, event.number, event.data) for event in events] == [
         ("queued", 3, {"a": 1}),
         ("message", None, {"b": 2}),
+        ("message", None, {}),
         ("message", None, {}),
     ]
 

@@ -111,6 +111,13 @@ class Full(Redness):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
 
 
+class WithLabels(Redness):
+    """Asks for more than it is given."""
+
+    def score(self, images: Tensor, prompts: Sequence[str], labels: Tensor) -> Tensor:
+        return super().score(images, prompts)
+
+
 class WithoutPrompts(Redness):
     def score(self, images: Tensor) -> Tensor:  # type: ignore[override]
         return images.mean((1, 2, 3))

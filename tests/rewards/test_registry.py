@@ -127,6 +127,7 @@ def test_a_users_function_is_a_black_box(name: str) -> None:
         ("tests.rewards.own:Wanting", "requires constructor arguments (missing a required"),
         ("tests.rewards.own:Unmakeable", "cannot be created: FileNotFoundError: weights.pt"),
         ("tests.rewards.own:WithoutPrompts", "its score cannot be called with (images_BCHW, prompts): too many"),
+        ("tests.rewards.own:WithLabels", "(images_BCHW, prompts): missing a required argument: 'labels'"),
         ("tests.rewards.own:without_prompts", "it cannot be called with (images_BCHW, prompts): too many"),
     ],
 )
