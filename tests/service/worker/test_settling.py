@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from redis.exceptions import RedisError
 
+from service.quality.feedback import DAY_MS, FeedbackPolicy
 from service.queue.job import Claimed, Job
 from service.queue.rounds import Round, first_round
 from service.queue.states import State
@@ -60,6 +61,7 @@ class Around:
         self.discarded: list[tuple[str, str]] = []
         self.let_go: list[Claimed] = []
         self._ended = ended
+        self.feedback = FeedbackPolicy()
 
     def _tell(self, verb: str, answer: Any) -> Callable[..., Any]:
         def tell(*args: Any, **named: Any) -> Any:
@@ -94,7 +96,7 @@ class Around:
         signs = self.signs
         signer: Any = signs and SimpleNamespace(sign=lambda data, suffix, origin: signs(data))
         parts: tuple[Any, ...] = (consumer, store, heartbeat, threading.Event())
-        return Settler(*parts, provenance=False, signer=signer)
+        return Settler(*parts, provenance=False, signer=signer, feedback=self.feedback)
 
     def settle(
         self, job: Job, outcome: Drawing | Failure, calls: Sequence[dict[str, Any]] = (), drawn: Round | None = None
@@ -131,6 +133,17 @@ def test_a_job_ends_with_its_files_scores_and_times() -> None:
     assert report["runtime"] == "a runtime" and report["batch_size"] == 4 and report["scoring"] == ""
     assert report["calls"] == [{"images": 2}] and {row["score"] for row in named["notes"]["drift"]} == {1.0, 0.5}
     assert around.let_go == [claim(job)] and around.discarded == []
+
+
+@pytest.mark.parametrize(("percentile", "kept"), [(70.0, True), (69.0, False)])
+def test_a_prompt_that_may_train_is_kept_as_the_operator_has_set(percentile: float, kept: bool) -> None:
+    around, job = Around(), a_job(may_train=True)
+    around.feedback = FeedbackPolicy(percentile, most=50, days=2.0)
+    around.settle(job, drawing())
+    low = around.finished()[1]["notes"].get("low")
+    assert (low is not None) is kept
+    if low:
+        assert (low["most"], low["most_per_key"], low["kept_ms"]) == (50, 5, 2 * DAY_MS)
 
 
 def test_scores_that_follow_keep_the_job_held_and_are_noted_later() -> None:
