@@ -44,7 +44,7 @@ def curves(outcome: Outcome, teacher: str, path: Path) -> None:
         axis.set_xlabel("diversity, as a share of the good teacher's")
     for row in axes:
         row[0].set_ylabel("right (exact judge)")
-    axes[0][0].legend(fontsize=7)
+    axes[-1][0].legend(fontsize=7, loc="lower left")
     figure.suptitle(f"{teacher_name(teacher)} (seeds in brackets)", fontsize=11)
     _save(figure, path)
 
