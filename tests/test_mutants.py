@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from tests.mutants import judge as judging
 from tests.mutants import run as tool
 from tests.mutants.catalogue import ListError, Mutant, read_list
-from tests.mutants.judge import KILLED, LATE, LIVED, CannotRun, Verdict, judge
+from tests.mutants.judge import KILLED, LATE, LIVED, UNKNOWN, CannotRun, Verdict, judge
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY = """
@@ -140,6 +141,19 @@ def test_each_is_tried_and_what_noticed_it_is_run_once_without_it(
     assert tool.run(own, 2, 60.0) == {**dict.fromkeys(("n0", "n1", "n2"), noticed), "unseen": Verdict(LIVED)}
     assert len(calls) == 5 and calls[-1] == ["test_half.py::test_half"]
     assert tool.run(own, 2, 60.0)["unseen"] == Verdict(LIVED) and len(calls) == 5
+
+
+def test_one_that_cannot_be_judged_costs_the_others_nothing(
+    own: list[Mutant], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own[1] = replace(own[1], tests=("test_half.py::test_third",))
+    ended = tool.run(own, 1, 60.0)
+    assert {name: verdict.ended for name, verdict in ended.items()} == {
+        "n0": KILLED, "n1": UNKNOWN, "n2": KILLED, "unseen": LIVED,
+    }  # fmt: skip
+    assert tool._say(ended, 4) == 1
+    said = capsys.readouterr().out
+    assert "2 of 4 mutants are noticed" in said and f"{UNKNOWN}: n1" in said
 
 
 def test_tests_that_fail_without_a_fault_are_an_error_in_the_end(

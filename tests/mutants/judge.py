@@ -15,7 +15,7 @@ from tests.mutants.catalogue import Mutant
 
 PASSED, FAILED, BROKEN = 0, 1, 2  # pytest's exit codes; BROKEN: a file could not even be imported
 NOT_FOUND = 4  # and that is what it says of such a file's test
-LIVED, KILLED, LATE = "lived", "killed", "killed by its time"
+LIVED, KILLED, LATE, UNKNOWN = "lived", "killed", "killed by its time", "cannot be judged"
 CACHE = ".mutants"
 
 

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tests.mutants.catalogue import ListError, Mutant, read_list
-from tests.mutants.judge import LIVED, CannotRun, Verdict, judge, prove
+from tests.mutants.judge import LIVED, UNKNOWN, CannotRun, Verdict, judge, prove
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "out" / "mutants.json"
@@ -105,7 +105,7 @@ def run(mutants: Sequence[Mutant], jobs: int, patience_s: float, minutes: float 
     """What became of each mutant that there was time for, by its name.
 
     Raises:
-        CannotRun: tests fail without a fault, or run at all not.
+        CannotRun: tests that noticed a fault fail without one, too.
     """
     until = time.monotonic() + FOR_MUTANTS * minutes * 60
     files = tracked()
@@ -129,6 +129,9 @@ def run(mutants: Sequence[Mutant], jobs: int, patience_s: float, minutes: float 
             copy, started = free.get(), time.monotonic()
             try:
                 verdict = judge(copy, mutant, patience_s)
+            except CannotRun as error:  # one that is too slow here must not cost the others
+                verdict = Verdict(UNKNOWN)
+                progress.console.print(str(error), highlight=False)
             finally:
                 free.put(copy)
             with lock:
@@ -185,13 +188,13 @@ def main() -> int:
 
 def _say(ended: dict[str, Verdict], of: int) -> int:
     """Print which lived; returns the exit status."""
-    lived = [name for name, verdict in ended.items() if verdict.ended == LIVED]
+    lived = [name for name, verdict in ended.items() if verdict.ended in (LIVED, UNKNOWN)]
     share = 1 - len(lived) / len(ended)
     print(f"{len(ended) - len(lived)} of {len(ended)} mutants are noticed ({share:.0%}; {SHARE:.0%} are needed)")
     if len(ended) < of:
         print(f"{of - len(ended)} are left: the same command goes on with them")
     for name in lived:
-        print(f"lived: {name}")
+        print(f"{ended[name].ended}: {name}")
     return 0 if share >= SHARE else 1
 
 
