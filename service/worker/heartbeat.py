@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from service.queue.status import WorkerState
 
 SOONEST_S = 0.1  # between two beats, however often news is asked for
 FIRST_MEASURED_S = 2.0  # for the first beat to say what the GPUs do
+STALE_S = 30.0  # what was measured so long ago is not reported: the driver hangs
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class Heartbeat:
         self._accelerators = accelerators
         self._gpus: Mapping[str, Mapping[str, float]] = {}
         self._measured = threading.Event()
+        self._measured_at = 0.0
         self.counts = counts  # a worker that loads has none yet
         self._on_drain = on_drain
         self._order = ""
@@ -124,7 +127,8 @@ class Heartbeat:
 
     def _said(self, jobs: int) -> dict[str, Any]:
         """What the worker says about itself."""
-        about = {**self._info, "gpus": self._gpus, "jobs": jobs}
+        gpus = self._gpus if time.monotonic() - self._measured_at < max(STALE_S, 3 * self._interval_s) else {}
+        about = {**self._info, "gpus": gpus, "jobs": jobs}
         return {**about, "state": self._order} if self._order else about
 
     def _follow(self, order: str) -> None:
@@ -163,7 +167,7 @@ class Heartbeat:
         """In a thread of its own: leases depend neither on what a driver says of itself nor on when."""
         try:
             while not self._end.is_set():
-                self._gpus = accelerators.measure()
+                self._gpus, self._measured_at = accelerators.measure(), time.monotonic()
                 self._measured.set()
                 self._end.wait(self._interval_s)
         except Exception as error:

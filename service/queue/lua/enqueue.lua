@@ -153,8 +153,10 @@ if a.client == '' then also('detached', 1) end
 if a.open_ended then also('open_ended', 1) end
 if a.watch then also('watchers', a.reply .. ' ') end
 if a.quota > 0 then also('charged', job.cost) end
-if expected_ms > 0 then also('expected_ms', int(expected_ms)) end
-if expected_ms > 0 then also('ahead', int(ahead)) end
+if expected_ms > 0 then
+  also('expected_ms', int(expected_ms))
+  also('ahead', int(ahead))
+end
 if a.idem ~= '' then also('idem', a.idem) end
 set(a.id, unpack(fields))
 redis.call('PEXPIRE', P .. 'j:' .. a.id, int(kept_ms))

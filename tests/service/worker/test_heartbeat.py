@@ -208,6 +208,7 @@ def test_the_gpus_are_measured_again_though_a_worker_that_draws_never_stops_aski
 @pytest.mark.parametrize("answers", [0, 1])
 def test_leases_are_renewed_though_a_driver_hangs(answers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_MEASURED_S", 0.05)
+    monkeypatch.setattr(module, "STALE_S", 0.2)
     queue, asked, freed = Heard(), list[int](), threading.Event()
 
     def measure() -> dict[str, dict[str, float]]:
@@ -226,4 +227,4 @@ def test_leases_are_renewed_though_a_driver_hangs(answers: int, monkeypatch: pyt
 
 def _beat_until(queue: Heard, measure: Callable[[], Any], beats: int) -> None:
     with Heartbeat(cast(Consumer, queue), {}, 0.05, cast(Any, SimpleNamespace(measure=measure))):
-        eventually(lambda: len(queue.said) >= beats)
+        eventually(lambda: len(queue.said) >= beats and queue.said[-1][0]["gpus"] == {}, "stale figures are left out")
