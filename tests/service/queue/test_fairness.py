@@ -341,6 +341,9 @@ def test_half_of_what_workers_hold_is_still_to_be_done(queue: Queue) -> None:
     behind = queue.job()
     assert queue.ask(behind, timeout_s=4.5).word == "ok"
     assert (queue.field(behind.id, "expected_ms"), queue.field(behind.id, "ahead")) == ("4000", "2")
+    between = queue.job(key="another")
+    assert queue.ask(between, timeout_s=9.0).word == "ok"
+    assert queue.field(between.id, "ahead") == "0", "three wait, and its turn is before theirs"
 
 
 def test_one_job_that_takes_for_ever_closes_no_door(queue: Queue) -> None:
