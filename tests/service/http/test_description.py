@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.keys import SCOPES, KeyStore
-from tests.service.support import Service, call
+from tests.service.support import Service, call, running_service
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 LIMIT_S = 60  # schemathesis stops there by itself, wherever it is
 ENDS_WORKERS = "^/admin/workers/.+/(pause|drain)$"  # it uses ids that it has read: no worker would be left
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service of its own: schemathesis sends again what it reads, and other tests have jobs whose prompts fail."""
+    with running_service(tmp_path_factory.mktemp("described") / "data") as service:
+        yield service
 
 
 def described(live: Service) -> dict[str, Any]:
