@@ -238,14 +238,22 @@ def table(curves: Sequence[Curve], found: dict[str, dict[int, dict[str, float]]]
 
 
 def plot(curves: Sequence[Curve], found: dict[str, dict[int, dict[str, float]]], file: Path) -> None:
-    """A panel for each curve, both axes logarithmic."""
+    """A panel for each curve, both axes logarithmic and at least a decade high: what hardly grows looks level."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     figure = Figure(figsize=(4 * len(curves), 3.6), layout="constrained")
     for axis, curve in zip(np.ravel(figure.subplots(1, len(curves))), curves, strict=True):
         points = list(found[curve.name])
         values = [found[curve.name][point]["value"] for point in points]
         axis.loglog(points, values, marker="o")
+        middle, half = (
+            math.sqrt(min(values) * max(values)),
+            max(math.sqrt(10), 1.3 * math.sqrt(max(values) / min(values))),
+        )
+        axis.set_ylim(middle / half, middle * half)
+        axis.set_xticks(points, [f"{point:,}" for point in points])
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set(xlabel=curve.axis, ylabel=curve.unit, title=f"power {power(points, values):.2f}")
         axis.grid(alpha=0.3)
     file.parent.mkdir(exist_ok=True)
