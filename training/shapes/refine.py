@@ -33,6 +33,7 @@ class RefineConfig:
     steps: int = 800
     scenes: int = 16
     pictures: int = 32
+    generated: float = 1.0
     lr: float = 6e-4
     seed: int = 5
     save_every: int = 100
@@ -74,7 +75,12 @@ def logits(model: Any, images_BCHW: Tensor, ids_BL: Tensor, wrong_NPL: Tensor) -
 
 
 def loss(
-    model: rewards.Scorer, vae: Any, batch: scorer.PairBatch, failures: tuple[Tensor, Tensor, Tensor], grain: Tensor
+    model: rewards.Scorer,
+    vae: Any,
+    batch: scorer.PairBatch,
+    failures: tuple[Tensor, Tensor, Tensor],
+    grain: Tensor,
+    generated: float = 1.0,
 ) -> Tensor:
     """Binary cross-entropy, and Bradley-Terry between right and wrong pictures of one caption.
 
@@ -89,7 +95,8 @@ def loss(
         own, captions_NP = logits(model, images, torch.cat([first_NL] * 3 + [ids_ML] * 2), wrong_NPL)
     right_N, altered_N, degraded_N, truth_M, drawn_M = own.split([num, num, num, many, many])
     positive = F.softplus(-torch.cat([right_N, truth_M])).mean()
-    negative = sum(F.softplus(part).mean() for part in (altered_N, degraded_N, drawn_M, captions_NP)) / 4
+    wrong = sum(F.softplus(part).mean() for part in (altered_N, degraded_N, captions_NP))
+    negative = (wrong + generated * F.softplus(drawn_M).mean()) / (3 + generated)
     gaps = (altered_N - right_N, degraded_N - right_N, drawn_M - truth_M, captions_NP - right_N[:, None])
     return positive + negative + 0.5 * sum(F.softplus(gap).mean() for gap in gaps)
 
@@ -115,7 +122,7 @@ def train(
         grain = torch.randn(
             3 * config.scenes + 2 * config.pictures, 3, 64, 64, generator=torch.Generator().manual_seed(step)
         )
-        return loss(model, vae, batch, (truth, failures.images(at), ids_FL[torch.from_numpy(at)]), grain)
+        return loss(model, vae, batch, (truth, failures.images(at), ids_FL[torch.from_numpy(at)]), grain, config.generated)
 
     fit(
         f"bounded {training.name}",
