@@ -28,7 +28,11 @@ SOFTEST = 0.01  # grain on all pictures, in [0, 1]
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """Defaults: about 4 minutes on one core for each scorer."""
+    """Defaults: about 4 minutes on one core for each scorer.
+
+    ``generated`` is the weight of a generator's pictures, for which nobody says whether they are right: with less, a
+    scorer has less headroom above good generators, and agrees more with who knows.
+    """
 
     steps: int = 800
     scenes: int = 16
@@ -84,7 +88,8 @@ def loss(
 ) -> Tensor:
     """Binary cross-entropy, and Bradley-Terry between right and wrong pictures of one caption.
 
-    ``failures`` are the truth for M captions, a generator's pictures for them, and their token ids.
+    ``failures`` are the truth for M captions, a generator's pictures for them, and their token ids; ``generated`` is
+    the weight of these pictures.
     """
     truth_MCHW, drawn_MCHW, ids_ML = failures
     num, many = len(batch.right_NCHW), len(truth_MCHW)
@@ -97,8 +102,9 @@ def loss(
     positive = F.softplus(-torch.cat([right_N, truth_M])).mean()
     wrong = sum(F.softplus(part).mean() for part in (altered_N, degraded_N, captions_NP))
     negative = (wrong + generated * F.softplus(drawn_M).mean()) / (3 + generated)
-    gaps = (altered_N - right_N, degraded_N - right_N, drawn_M - truth_M, captions_NP - right_N[:, None])
-    return positive + negative + 0.5 * sum(F.softplus(gap).mean() for gap in gaps)
+    gaps = (altered_N - right_N, degraded_N - right_N, captions_NP - right_N[:, None])
+    above = sum(F.softplus(gap).mean() for gap in gaps) + generated * F.softplus(drawn_M - truth_M).mean()
+    return positive + negative + 0.5 * above
 
 
 def train(
@@ -122,7 +128,9 @@ def train(
         grain = torch.randn(
             3 * config.scenes + 2 * config.pictures, 3, 64, 64, generator=torch.Generator().manual_seed(step)
         )
-        return loss(model, vae, batch, (truth, failures.images(at), ids_FL[torch.from_numpy(at)]), grain, config.generated)
+        return loss(
+            model, vae, batch, (truth, failures.images(at), ids_FL[torch.from_numpy(at)]), grain, config.generated
+        )
 
     fit(
         f"bounded {training.name}",

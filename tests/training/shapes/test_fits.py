@@ -165,7 +165,7 @@ def test_a_bounded_scorer_is_trained_on_its_own_half_and_on_failures_with_their_
     fits: list[Fit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small.write_models(tmp_path)
-    config = refine.RefineConfig(steps=40, scenes=2, pictures=4, lr=0.02, seed=6, save_every=5)
+    config = refine.RefineConfig(steps=40, scenes=2, pictures=4, generated=0.5, lr=0.02, seed=6, save_every=5)
     training = scorer.ScorerTraining("trained", "query", 1, 7, width=32)
     given, asked = drawn(), seen(monkeypatch, refine)
     vae: Any = nn.Identity()
@@ -177,8 +177,8 @@ def test_a_bounded_scorer_is_trained_on_its_own_half_and_on_failures_with_their_
     found = []
     for step in (0, 3):
         fit.loss(step)
-        own, _, batch, (truth, images, ids), grain = asked.pop()
-        assert own is fit.model and same(batch, scorer.draw_pairs(2, 2, 1, TOKENIZER, 7, step, 7))
+        own, _, batch, (truth, images, ids), grain, generated = asked.pop()
+        assert own is fit.model and generated == 0.5 and same(batch, scorer.draw_pairs(2, 2, 1, TOKENIZER, 7, step, 7))
         at = world.rng(6, 7, step).integers(0, 9, 4)
         assert torch.equal(truth, world.render_NCHW(given.scenes.take(at)))
         assert torch.equal(images, given.images_NCHW[torch.from_numpy(at)] / 255)
@@ -218,8 +218,14 @@ def softplus(x: Tensor) -> Tensor:
     return torch.log1p(torch.exp(x.double()))
 
 
-def test_a_bounded_scorers_loss_has_each_part_with_its_own_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Right ones up, four kinds of wrong ones down by a quarter each, and half of each gap within a caption."""
+@pytest.mark.parametrize("generated", [1.0, 0.25, 0.0])
+def test_a_bounded_scorers_loss_has_each_part_with_its_own_weight(
+    generated: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right ones up, four kinds of wrong ones down by a quarter each, and half of each gap within a caption.
+
+    A generator's pictures may count for less: then the other three kinds are a larger part of what is wrong.
+    """
     gen = torch.Generator().manual_seed(4)
     num, many, wrong = 2, 3, 2
     own, captions = torch.randn(3 * num + 2 * many, generator=gen), torch.randn(num, wrong, generator=gen)
@@ -229,12 +235,18 @@ def test_a_bounded_scorers_loss_has_each_part_with_its_own_weight(monkeypatch: p
     batch = scorer.draw_pairs(num, wrong, None, TOKENIZER, 3)
     truth, pictures = (torch.rand(many, 3, 64, 64, generator=gen) for _ in range(2))
     ids, grain = torch.arange(many * 12).view(many, 12), torch.randn(12, 3, 64, 64, generator=gen)
-    found = refine.loss("model", None, batch, (truth, pictures, ids), grain)  # type: ignore[arg-type]
+    given = (truth, pictures, ids)
+    found = refine.loss("model", None, batch, given, grain, generated)  # type: ignore[arg-type]
+    if generated == 1:
+        assert found == refine.loss("model", None, batch, given, grain)  # type: ignore[arg-type]
+        asked.pop()
     right, altered, degraded, true, made = own.split([num, num, num, many, many])
     expected = softplus(-torch.cat([right, true])).mean()
-    expected += sum(softplus(part).mean() for part in (altered, degraded, made, captions)) / 4
-    gaps = (altered - right, degraded - right, made - true, captions - right[:, None])
-    expected += 0.5 * sum(softplus(gap).mean() for gap in gaps)
+    worse = {"altered": altered, "degraded": degraded, "captions": captions, "made": made}
+    weights = {"altered": 1.0, "degraded": 1.0, "captions": 1.0, "made": generated}
+    expected += sum(weights[k] * softplus(part).mean() for k, part in worse.items()) / sum(weights.values())
+    better = {"altered": right, "degraded": right, "captions": right[:, None], "made": true}
+    expected += 0.5 * sum(weights[k] * softplus(part - better[k]).mean() for k, part in worse.items())
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
     [(model, images, first, others)] = asked
     rendered = torch.cat([batch.right_NCHW, batch.altered_NCHW, batch.degraded_NCHW, truth])
