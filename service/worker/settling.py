@@ -94,10 +94,13 @@ class Settler:
         else:
             notes = {} if follow else self._notes(maker, drawn.asked, result)
             ended = self._finish(claimed, State.DONE, report, scores_follow=follow, notes=notes)
-        # An unknown end (None) may be a good one: what it points at is left to the sweeper.
+        self._discard_unless_done(claimed, ended)
+        return follow and ended == State.DONE
+
+    def _discard_unless_done(self, claimed: Claimed, ended: str | None) -> None:
+        """Remove a job's files; not where its end is unknown (None), which may be a good one: the sweeper has them."""
         if ended in WITHOUT_PICTURES:
             self.files.discard(claimed)
-        return follow and ended == State.DONE
 
     def unwanted(self, claimed: Claimed) -> bool:
         """Whether a job need not be continued: it was cancelled, has expired, or is another worker's by now."""
@@ -159,10 +162,9 @@ class Settler:
             return Load(0.0, False)
 
     def fail(self, maker: Maker, claimed: Claimed, failure: Failure, calls: Sequence[Mapping[str, Any]] = ()) -> None:
-        """End a job without pictures."""
+        """End a job without pictures; if it has ended with them, although nobody was told, they stay."""
         report = {"runtime": maker.runtime, "calls": list(calls), "error": asdict(failure)}
-        self._finish(claimed, State.FAILED, report)
-        self.files.discard(claimed)
+        self._discard_unless_done(claimed, self._finish(claimed, State.FAILED, report))
 
     def show(self, maker: Maker, claimed: Claimed, job: Job, number: int, index: int, image_CHW: FloatArray) -> None:
         """Store preview ``number`` of the unfinished image ``index``; one that fails is left out."""

@@ -293,6 +293,23 @@ def test_an_unknown_end_never_costs_a_picture(bench: Bench, monkeypatch: pytest.
     bench.check(id, "p", (1,))
 
 
+def test_an_answer_that_cannot_be_read_never_costs_a_picture(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server ends the job, and its answer is such that the worker fails: what it then reports comes too late."""
+    id = bench.queue.add(prompt="p", seeds=(1,))
+    finish, answers = bench.consumer.finish, list[str]()
+
+    def finish_and_fail_once(*arguments: Any, **options: Any) -> str:
+        answers.append(finish(*arguments, **options))
+        if len(answers) == 1:
+            raise ValueError("nobody thought of such an answer")
+        return answers[-1]
+
+    monkeypatch.setattr(bench.consumer, "finish", finish_and_fail_once)
+    bench.worker.step()
+    bench.check(id, "p", (1,))
+    assert answers == ["done", "done"], "the second was to say that it has failed"
+
+
 def test_a_stopping_worker_still_settles_what_it_drew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server is away just then: it is asked again, stopping or not."""
     id = bench.queue.add(prompt="p", seeds=(1,))

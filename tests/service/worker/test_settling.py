@@ -17,7 +17,6 @@ from redis.exceptions import RedisError
 from service.quality.feedback import DAY_MS, FeedbackPolicy
 from service.queue.job import Claimed, Job
 from service.queue.rounds import Round, first_round
-from service.queue.states import State
 from service.worker import settling
 from service.worker.batch import Maker
 from service.worker.execution import Drawn, Executed, Failure
@@ -48,9 +47,9 @@ def drawing(*images: Any, **changes: Any) -> Drawing:
 
 
 class Around:
-    """All that a settler touches; ``ended`` is what the queue answers."""
+    """All that a settler touches; ``ended`` is what the queue answers, where that is not what it was asked for."""
 
-    def __init__(self, ended: str = State.DONE) -> None:
+    def __init__(self, ended: str = "") -> None:
         self.told: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.files: dict[str, bytes] = {}
         self.away = 0  # how many writes fail
@@ -72,6 +71,9 @@ class Around:
 
         return tell
 
+    def _finish(self, id: str, token: str, state: str, *args: Any, **named: Any) -> Any:
+        return self._tell("finish", self._ended or state)(id, token, state, *args, **named)
+
     def _load(self, *args: Any) -> tuple[float, bool]:
         self.told.append(("load", args, {}))
         if isinstance(self.load, Exception):
@@ -88,7 +90,7 @@ class Around:
 
     def settler(self) -> Settler:
         consumer = SimpleNamespace(
-            finish=self._tell("finish", self._ended), advance=self._tell("advance", "queued"),
+            finish=self._finish, advance=self._tell("advance", "queued"),
             show=self._tell("show", None), progress=self._tell("progress", None), load=self._load,
         )  # fmt: skip
         store: Any = SimpleNamespace(put=self._put, discard=lambda job, token: self.discarded.append((job, token)))
