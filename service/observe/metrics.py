@@ -189,7 +189,8 @@ class Metrics:
             for scorer, score in image["reward"].items() if candidates else ():
                 scores = [one["reward"][scorer] for one in candidates if scorer in one["reward"]]
                 role = "choosing" if scorer == rank_by else "reporting"
-                self._gain.labels(*names, scorer, role).observe(score - sum(scores) / len(scores))
+                if scores:
+                    self._gain.labels(*names, scorer, role).observe(score - sum(scores) / len(scores))
 
     def queue(self, depth: Depth) -> None:
         """Record how full the queue is."""

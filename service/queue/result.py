@@ -7,6 +7,7 @@ out, and one of a wrong type counts as missing. So readers of a result see this 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,8 +57,7 @@ def with_scores(result: Mapping[str, Any], text: str | None) -> Mapping[str, Any
 
 
 def _scores(said: Mapping[str, Any]) -> dict[str, Any]:
-    numbers = {name: _numbers(said.get(name)) for name in ("reward", "reward_percentile")}
-    return {**said, **numbers}
+    return _judged({"reward_percentile": {}, **said})
 
 
 def _drawn(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +82,20 @@ def _image(entry: Mapping[str, Any]) -> dict[str, Any]:
             ("file", str, ""), ("seed", int, 0), ("width", int, 0), ("height", int, 0), ("sha256", str, ""),
         )
     }  # fmt: skip
-    return {**entry, **about, "reward": _numbers(entry.get("reward"))}
+    return {**_judged(entry), **about}
+
+
+def _judged(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of a picture, or of a candidate for one, with scores that are numbers."""
+    said = {**entry, "reward": _numbers(entry.get("reward"))}
+    if "reward_percentile" in entry:
+        said["reward_percentile"] = _numbers(entry["reward_percentile"])
+    if "reward_failed" in entry:
+        failed = entry["reward_failed"]
+        said["reward_failed"] = [name for name in failed if isinstance(name, str)] if isinstance(failed, list) else []
+    if "candidates" in entry:
+        said["candidates"] = [_judged(one) for one in _list(entry["candidates"])]
+    return said
 
 
 def _call(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,5 +124,5 @@ def _numbers(value: object) -> dict[str, float]:
     return {
         name: number
         for name, number in _mapping(value).items()
-        if isinstance(number, int | float) and not isinstance(number, bool)
+        if isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
     }

@@ -6,7 +6,11 @@ import json
 
 import pytest
 
+from service.observe.metrics import Metrics
+from service.queue.job import Record
 from service.queue.result import RESULT_VERSION, read_result, with_scores, write_result
+from service.queue.states import State
+from tests.service.support import a_job
 
 IMAGE = {"file": "f", "seed": 1, "width": 64, "height": 64, "sha256": "0" * 64, "reward": {"s": 0.5}}
 TIMINGS = {"queue_s": 1.0, "inference_s": 2.0, "score_s": 0.5, "encode_s": 0.25}
@@ -48,6 +52,24 @@ def test_whatever_it_is_every_reader_finds_what_it_expects(text: str) -> None:
         assert set(call) == {"images", "inference_s", "splits"}
     if "error" in read:
         assert isinstance(read["error"]["code"], str) and isinstance(read["error"]["message"], str)
+
+
+def test_whatever_is_said_of_scores_and_candidates_the_metrics_can_count_it() -> None:
+    """Each as a release might say it that means something else by that name."""
+    odd = [
+        {"candidates": 7}, {"candidates": [5, {"reward": None}, {"reward": {"s": "high", "t": 1.5}}]},
+        {"reward_failed": 3}, {"reward_failed": [["s"], "t"]}, {"reward": {"s": float("nan"), "t": 1.5}},
+        {"reward_percentile": "high"},
+    ]  # fmt: skip
+    read = read_result(json.dumps({**RESULT, "images": [{**IMAGE, **entry} for entry in odd]}))
+    assert read["images"] == [
+        {**IMAGE, "candidates": []},
+        {**IMAGE, "candidates": [{"reward": {}}, {"reward": {}}, {"reward": {"t": 1.5}}]},
+        {**IMAGE, "reward_failed": []}, {**IMAGE, "reward_failed": ["t"]}, {**IMAGE, "reward": {"t": 1.5}},
+        {**IMAGE, "reward_percentile": {}},
+    ]  # fmt: skip
+    payload = a_job(rank_by="s").to_payload()
+    Metrics("m", "1", {}).record(Record("i", State.DONE, read, payload=payload))
 
 
 def test_scores_that_come_later_are_each_images_own() -> None:
