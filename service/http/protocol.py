@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import uuid
 from typing import Any
 
@@ -13,6 +14,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.errors import ServiceError, error_body
 
 MAX_HEAD_BYTES = 32768
+# A name or an address, and perhaps a port (RFC 9110, 7.2): it goes into the links of answers.
+HOST = re.compile(rb"(\[[\w:.%~-]+\]|[\w.~!$&'()*+,;=%-]*)(:\d{0,5})?", re.ASCII)
+LARGE_HEAD = f"The head of a request has at most {MAX_HEAD_BYTES} bytes."
+WRONG_HOST = "A request has one Host header: a name or an address, and perhaps a port."
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -40,7 +45,7 @@ class BoundedHttp(HttpToolsProtocol):
         except HttpParserError:
             self.send_400_response("This is not a request of HTTP/1.1.")
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse_head()
+            self._refuse_head(LARGE_HEAD)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -49,7 +54,9 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_HEAD_BYTES:
-            return self._refuse_head()
+            return self._refuse_head(LARGE_HEAD)
+        if not self._names_one_host():
+            return self._refuse_head(WRONG_HOST)
         self._head_arrived()
         if not self.parser.should_upgrade():
             super().on_headers_complete()
@@ -96,9 +103,16 @@ class BoundedHttp(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _refuse_head(self) -> None:
+    def _names_one_host(self) -> bool:
+        """As RFC 9112 (3.2) asks for; only HTTP/1.0 has requests without a Host header."""
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if not hosts:
+            return bool(self.parser.get_http_version() == "1.0")
+        return len(hosts) == 1 and HOST.fullmatch(hosts[0].strip()) is not None
+
+    def _refuse_head(self, message: str) -> None:
         if not self.transport.is_closing():
-            self.send_400_response(f"The head of a request has at most {MAX_HEAD_BYTES} bytes.")
+            self.send_400_response(message)
 
     def send_400_response(self, msg: str) -> None:
         """The refusal of what cannot be read as HTTP, in the form of every other error."""

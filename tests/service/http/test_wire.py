@@ -101,6 +101,25 @@ def live_impatient(make_api: Callable[..., Api]) -> Api:
     return make_api(LOG_LEVEL="warning", HEAD_TIMEOUT_S="1", BODY_TIMEOUT_S="1")
 
 
+@pytest.mark.parametrize(
+    "host", ["a b", "a/b", "u@127.0.0.1", "127.0.0.1:abc", "127.0.0.1:123456", "a\u00e9", "a?b", "[::1"]
+)
+def test_a_host_that_is_no_name_is_refused_before_it_could_be_in_a_link(live: Service, host: str) -> None:
+    answer = exchange(live.url, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 400") and b"one Host header" in answer
+
+
+def test_a_request_has_one_host(live: Service) -> None:
+    """As RFC 9112 has it: HTTP/1.0 alone may have none."""
+    two = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n"
+    for text in (two, b"GET /healthz HTTP/1.1\r\n\r\n"):
+        assert exchange(live.url, text).startswith(b"HTTP/1.1 400")
+    for host in ("localhost", "a_b.example:80", "[::1]:8000", "[fe80::1%25eth0]", "10.0.0.1:", ""):
+        text = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        assert exchange(live.url, text.encode()).startswith(b"HTTP/1.1 200"), host
+    assert exchange(live.url, b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
 def test_a_head_is_bounded(live: Service) -> None:
     host = live.url.removeprefix("http://")
     lines = "".join(f"X-{k}: {'y' * 1000}\r\n" for k in range(protocol.MAX_HEAD_BYTES // 1000 + 5))
