@@ -25,6 +25,8 @@ from student.probe import Probe, read_probe
 from student.runtimes.runtime import Runtime
 
 POLL_EVERY_S = 0.2
+# A student that others serve and this worker could not load is tried again: its files may have been away for a moment.
+AGAIN_AFTER_S, LONGEST_PAUSE_S = 60.0, 3600.0  # the first pause, which doubles, and the longest
 WANTED = (ModelState.LOADING, ModelState.SERVING)
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class ModelLoader:
         self._registry = registry
         self._loaded = loaded
         self._held_bytes: dict[str, int] = {}
+        self._again: dict[str, tuple[float, float]] = {}  # the moment of the next try, and the pause after that
 
     def run(self, stopping: threading.Event) -> None:
         """Follow the registry until the process stops."""
@@ -83,8 +86,12 @@ class ModelLoader:
 
     def _try(self, name: str, entry: Entry) -> None:
         before = self._loaded.refused(name)
+        again_at, pause_s = self._again.get(name, (0.0, AGAIN_AFTER_S))
         if before and before["attempt"] == entry.attempt:
-            return
+            if entry.state is not ModelState.SERVING or time.monotonic() < again_at:
+                return
+        else:
+            pause_s = AGAIN_AFTER_S
         started = time.perf_counter()
         try:
             runtime = self._load(Name.of(name))
@@ -101,6 +108,7 @@ class ModelLoader:
         self._held_bytes.pop(name, None)
         log.warning("%s is refused: %s", name, reason)
         self._loaded.refuse(name, entry.attempt, reason)
+        self._again[name] = (time.monotonic() + pause_s, min(2 * pause_s, LONGEST_PAUSE_S))
 
     def _load(self, name: Name) -> Runtime:
         student, bundle, settings = self._folder.student(name), self._folder.bundle(name), self._settings

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from service.models.folder import Folder
+from service.models.folder import Folder, Name
 from service.models.loaded import LoadedModels
 from service.models.loader import ModelLoader
 from service.models.registry import Entry, ModelState, ModelStates, WorkerRegistry
 from service.observe.background import Background
 from service.settings import Settings
+from student.runtimes.runtime import Runtime
 from tests.service.students import make_student
 from tests.service.support import Queue
 
@@ -27,8 +30,8 @@ class Loading:
         registry = WorkerRegistry(queue.client, queue.model)
         self._loader = ModelLoader(settings, Folder(folder), registry, self.loaded, Background())
 
-    def follow(self, **attempts: str) -> set[str]:
-        entries = {f"{id}/1": Entry(ModelState.LOADING, attempt) for id, attempt in attempts.items()}
+    def follow(self, state: ModelState = ModelState.LOADING, **attempts: str) -> set[str]:
+        entries = {f"{id}/1": Entry(state, attempt) for id, attempt in attempts.items()}
         self._loader.follow(ModelStates(entries))
         return self.loaded.names
 
@@ -61,3 +64,28 @@ def test_there_is_room_for_one_and_a_student_that_was_dropped_makes_room(queue: 
 def test_a_registry_that_has_lost_everything_drops_nothing(queue: Queue, folder: Path) -> None:
     loading = Loading(queue, folder)
     assert loading.follow(a="1") == loading.follow() == {"a/1"}
+
+
+def test_a_student_that_others_serve_is_tried_again_after_pauses_that_double(
+    queue: Queue, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files were away when the worker started; nobody need unload it and load it again."""
+    loading, clock, tries = Loading(queue, folder), [1000.0], list[float]()
+    times = SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr("service.models.loader.time", times)
+    load = loading._loader._load
+
+    def note(name: Name) -> Runtime:
+        tries.append(clock[0] - 1000)
+        return load(name)
+
+    monkeypatch.setattr(loading._loader, "_load", note)
+    (folder / "a").rename(folder / ".away")
+    for second in range(0, 500, 10):
+        clock[0] = 1000.0 + second
+        assert loading.follow(ModelState.SERVING, a="1") == set()
+    assert tries == [0, 60, 180, 420]
+    assert loading.follow(a="1") == set() and len(tries) == 4, "one that is to be loaded was refused to an operator"
+    (folder / ".away").rename(folder / "a")
+    clock[0] = 2000.0
+    assert loading.follow(ModelState.SERVING, a="1") == {"a/1"} and loading.loaded.refused("a/1") is None
