@@ -77,6 +77,7 @@ class ModelController:
         self._producer = producer
         self._workers: Sequence[Worker] = ()
         self._began = False
+        self._unreadable: Mapping[Name, str] = {}
 
     async def poll(self) -> None:
         """Refresh, and pause until it is time to do so again; an outage of the queue leaves everything as it was.
@@ -206,13 +207,17 @@ class ModelController:
         self.states = states
 
     def _open(self, names: Sequence[Name]) -> dict[Name, Served]:
-        """The students that the workers serve, as far as this process can read them."""
+        """The students that the workers serve, as far as this process can read them; why it cannot is logged once."""
         opened: dict[Name, Served] = {}
+        unreadable: dict[Name, str] = {}
         for name in names:
             try:
                 student = self.folder.student(name)
                 count_tokens = counter_of(self.folder.bundle(name), student, self._settings)
                 opened[name] = Served(student, count_tokens, sizes_of(self.folder.bundle(name), student))
             except BundleError as error:
-                log.warning("%s is loaded by workers, but its files cannot be read here: %s", name, error)
+                unreadable[name] = str(error)
+                if self._unreadable.get(name) != unreadable[name]:
+                    log.warning("%s is loaded by workers, but its files cannot be read here: %s", name, error)
+        self._unreadable = unreadable
         return opened

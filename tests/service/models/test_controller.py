@@ -329,3 +329,33 @@ def test_the_one_student_is_served_in_the_sizes_of_its_bundle_and_needs_a_tokeni
     monkeypatch.setattr(controller_module, "counter_of", without)
     with pytest.raises(StartupError, match="^it has no tokenizer.$"):
         SingleModel(Settings(runtime="onnx", model=tmp_path))
+
+
+def test_files_that_cannot_be_read_here_are_told_once_and_read_once_they_are_there(
+    runner: asyncio.Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It looks twice a second: a folder that is gone would fill the log."""
+    around, reason = Registered(ModelStates({NAME: Entry(ModelState.SERVING)}, {})), ["its files are elsewhere"]
+
+    def student(name: Name) -> Any:
+        if reason[0]:
+            raise BundleError(reason[0])
+        return replace(fake_student(), id=name.id, version=name.version)
+
+    around.controller.folder = cast(
+        Folder, SimpleNamespace(newest=list, names=list, student=student, bundle=lambda name: Path(str(name)))
+    )
+
+    def looks(times: int) -> list[str]:
+        caplog.clear()
+        for _ in range(times):
+            runner.run(around.controller.refresh())
+        return [message.rpartition(": ")[2] for message in caplog.messages]
+
+    assert looks(3) == ["its files are elsewhere"]
+    reason[0] = "they are broken"
+    assert looks(2) == ["they are broken"]
+    reason[0] = ""
+    assert looks(2) == [] and list(around.controller.choice.served) == [Name.of(NAME)]
+    around.controller.choice, reason[0] = Choice({}), "they are broken"
+    assert looks(2) == ["they are broken"], "again, since it was well meanwhile"
