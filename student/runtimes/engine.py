@@ -65,7 +65,8 @@ class Cuda:
             run()
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        # Another thread may draw with another student meanwhile: its allocations would break the recording.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             run()
         return graph.replay
 
