@@ -163,7 +163,9 @@ MODELS: Mapping[str, Model] = {
 
 
 class _Chat:
-    """In place of a tokenizer that says the family's own chat."""
+    """In place of a tokenizer that says the family's own chat, or is CLIP's."""
+
+    model_max_length = 77
 
     def __init__(self, family: str) -> None:
         self._chat = CHATS.get(family)

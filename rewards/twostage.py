@@ -41,6 +41,11 @@ class PromptTokenizer:
             ids_BL = ids_BL.masked_fill(mask_BL == 0, self.pad_id)
         return (ids_BL, mask_BL) if self.masked else (ids_BL,)
 
+    def cuts(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts are longer than ``length``, so that their ends are not read."""
+        rows = self.tokenizer(list(prompts), truncation=False, verbose=False).input_ids
+        return [len(ids) > self.length for ids in rows]
+
 
 class TwoStage(Network):
     """``judge`` scores what ``preprocess`` makes of pictures and ``words`` of prompts (None: it reads no prompt)."""

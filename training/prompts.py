@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import unicodedata
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from student.families.family import Family
 from training.config import ConfigError
 from training.evaluate import JudgeFn
 
@@ -233,17 +231,9 @@ def _some(parts: Sequence[str]) -> str:
     return ", ".join(parts[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def cut_lines(model: Family, path: Path) -> str:
-    """Which lines of a prompt file are longer than ``model`` reads, in words; empty if there are none.
-
-    A prompt is cut if allowing one more token changes the tokens before it: its last one was replaced by the end token.
-    """
-    longer = copy.copy(model)
-    longer.max_tokens = model.max_tokens + 1
+def cut_lines(cuts: Callable[[Sequence[str]], Sequence[bool]], path: Path) -> str:
+    """Which lines of a prompt file ``cuts`` says are not read to their end, in words; empty if there are none."""
     prompts, cut = read(path), []
     for at in range(0, len(prompts), 1000):
-        part = prompts[at : at + 1000]
-        for ids_BL, more_BL in zip(model.tokenise(part), longer.tokenise(part), strict=True):
-            differs_B = (ids_BL != more_BL[:, : ids_BL.shape[1]]).any(1)
-            cut += [at + i + 1 for i in differs_B.nonzero().flatten().tolist()]
+        cut += [at + i for i, is_cut in enumerate(cuts(prompts[at : at + 1000]), 1) if is_cut]
     return f"line{'s' * (len(cut) > 1)} {_some([str(line) for line in cut])}" if cut else ""

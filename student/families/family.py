@@ -6,6 +6,7 @@ A picture's latents are BCHW, a video's BCFHW; they are packed only inside a fam
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ class Family(nn.Module, ABC):
     fps: int | None = None  # of videos, the frames a second that the published model was trained at
     boundary: float | None = None  # sigmas below it are those of a second transformer
     is_distilled: bool = False  # guidance is part of the weights: the model's pipeline applies no other
+    longest: str = "max_tokens"  # the attribute with the length that the encoder reads which reads most of a prompt
     transformer: Any
     vae: Any
 
@@ -109,6 +111,28 @@ class Family(nn.Module, ABC):
     @abstractmethod
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
         """The inputs of ``encode_ids``, int64 (B, L) each, made from the prompts as the diffusers pipeline does."""
+
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens of a prompt are read, by the encoder that reads most of them."""
+        return int(getattr(self, self.longest))
+
+    def cuts(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts (in a chat template: with the template) are longer than ``most_tokens``.
+
+        If one more token is allowed, those change before it too, since their last one was replaced by the end token; in
+        a chat template, which is cut off without one, they have one more.
+        """
+        longer = copy.copy(self)
+        setattr(longer, self.longest, self.most_tokens + 1)
+        pairs = list(zip(self.tokenise(prompts), longer.tokenise(prompts), strict=True))
+        if self.name in CHATS:
+            mask_BL, more_BL = pairs[-1]
+            cut_B = more_BL.sum(1) > mask_BL.sum(1)
+        else:
+            differs = [(ids_BL != more_BL[:, : ids_BL.shape[1]]).any(1) for ids_BL, more_BL in pairs]
+            cut_B = torch.stack(differs).any(0)
+        return [bool(cut) for cut in cut_B]
 
     @abstractmethod
     def encode_ids(self, *ids_BL: Tensor) -> Condition:

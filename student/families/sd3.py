@@ -32,6 +32,8 @@ class SD3(Family):
     def __init__(self, pipe: Any, max_tokens: int | None = None) -> None:
         super().__init__(pipe, max_tokens or MAX_TOKENS)
         self.tokenizer, self.tokenizer_2, self.tokenizer_3 = pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3
+        self.clip_tokens: int = pipe.tokenizer.model_max_length
+        self.longest = "max_tokens" if pipe.text_encoder_3 is not None else "clip_tokens"
         config = pipe.transformer.config
         self._channels, self._width = config.in_channels, config.joint_attention_dim
         self._cell_px: int = pipe.vae_scale_factor
@@ -40,8 +42,7 @@ class SD3(Family):
 
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
         """Ids for the two CLIPs, both of the first one's length, and for T5 where there is one."""
-        length = self.tokenizer.model_max_length
-        ids = [token_ids(tokenizer, prompts, length) for tokenizer in (self.tokenizer, self.tokenizer_2)]
+        ids = [token_ids(tokenizer, prompts, self.clip_tokens) for tokenizer in (self.tokenizer, self.tokenizer_2)]
         if self.text_encoder_3 is not None:
             ids.append(token_ids(self.tokenizer_3, prompts, self.max_tokens))
         return tuple(ids)

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -74,9 +75,20 @@ def test_prompts_that_the_model_does_not_read_to_their_end_are_named(family: str
     model = family_of({"flux": tiny.flux, "sd3": tiny.sd3, "wan": tiny.wan}[family](), max_tokens=tiny.MAX_TOKENS)
     fits = "".join("abcdefghij"[i % 10] for i in range(tiny.MAX_TOKENS - 2))
     path = write(tmp_path / "a.txt", "a heart", fits, fits + "k", "b", fits + "klm")
-    assert cut_lines(model, path) == "lines 3, 5"
-    assert cut_lines(model, write(path, "a heart", fits)) == "" and model.max_tokens == tiny.MAX_TOKENS
-    assert cut_lines(model, write(path, fits + "k")) == "line 1"
+    assert cut_lines(model.cuts, path) == "lines 3, 5"
+    assert cut_lines(model.cuts, write(path, "a heart", fits)) == "" and model.max_tokens == tiny.MAX_TOKENS
+    assert cut_lines(model.cuts, write(path, fits + "k")) == "line 1"
+
+
+def test_lines_are_counted_on_where_a_long_file_is_read_in_parts(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def cuts(prompts: Sequence[str]) -> list[bool]:
+        asked.append(len(prompts))
+        return [prompt in ("prompt 0", "prompt 999", "prompt 1000", "prompt 2001") for prompt in prompts]
+
+    path = write(tmp_path / "a.txt", *(f"prompt {i}" for i in range(2002)))
+    assert cut_lines(cuts, path) == "lines 1, 1000, 1001, 2002" and asked == [1000, 1000, 2]
 
 
 def test_a_missing_file_a_folder_and_too_few_prompts(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from torch import nn
 
 from rewards.interface import said
+from rewards.twostage import PromptTokenizer
 from rewards.weighted import Weighted
 from student.bundle import ImageSize, Latents
 from student.families.family import Family
@@ -35,6 +36,7 @@ from training.sampler import Sampler, precision
 from training.scorers import (
     TRAINED,
     Rewards,
+    all_terms,
     calibrated,
     calibrated_on_windows,
     frame_windows,
@@ -122,9 +124,9 @@ def prepare(config: RatsConfig) -> Setup:
     if model.is_distilled and teacher.guidance != 1.0:
         raise ConfigError(f"teacher.guidance is {teacher.guidance}: {config.model} is distilled, so accepted is 1")
     latents = model.geometry(image.height_px, image.width_px, image.frames)
-    _warn_of_cut(config, model)
     learns, named = config.needs_gradient, config.reward
     rewards = open_rewards(named.trained, named.heldout, model, learns, device, DTYPES[named.weights], named.reported)
+    _warn_of_cut(config, model, rewards)
     tried, _ = pictures(TRIED_PICTURES, image.height_px, image.width_px)
     try_out(rewards, tried, prompts.calibration[:1] * TRIED_PICTURES, learns)
     measure = measure_with(rewards, model, prompts.judge, config.validation.dinov2)
@@ -258,9 +260,15 @@ def prompts_of_run(config: RatsConfig, prompts: Prompts) -> list[str]:
     return list(dict.fromkeys((config.teacher.negative_prompt, *measured, *trained)))
 
 
-def _warn_of_cut(config: RatsConfig, model: Family) -> None:
-    """Warn about the prompts of the run's files that are longer than what the model reads."""
+def _warn_of_cut(config: RatsConfig, model: Family, rewards: Rewards) -> None:
+    """Warn about the prompts of the run's files that are longer than what the model, or one of its rewards, reads."""
+    readers = [(f"the {model.most_tokens} tokens that the model reads", model.cuts)]
+    for term in all_terms(rewards):
+        words = getattr(term.reward, "words", None)
+        if isinstance(words, PromptTokenizer):
+            readers.append((f"the {words.length} tokens that the reward {term.asked!r} reads", words.cuts))
     for name in {config.data.prompts, config.data.measuring} - {"", SHAPES} if state().is_main_process else ():
-        if lines := cut_lines(model, Path(name)):
-            sentence = f"{name}: {lines} cut, longer than the {model.max_tokens} tokens that the model reads"
-            console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False)
+        for reads, cuts in readers:
+            if lines := cut_lines(cuts, Path(name)):
+                sentence = f"{name}: {lines} cut, longer than {reads}"
+                console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False)

@@ -42,6 +42,28 @@ def test_every_token_that_the_encoder_reads_counts(name: str, tmp_path: Path) ->
         assert count(prompt) == read_by_the_encoder(pipe, family, prompt), prompt
 
 
+@pytest.mark.parametrize("name", sorted(tiny.MAKERS))
+def test_a_prompt_is_cut_where_it_has_more_tokens_than_count(name: str, tmp_path: Path) -> None:
+    """Training says of the same prompts that they are cut which a service refuses."""
+    pipe = tiny.MAKERS[name]()
+    for part, tokenizer in pipe.components.items():
+        if part.startswith("tokenizer") and tokenizer is not None:
+            tokenizer.save_pretrained(tmp_path / part)
+    model = family_of(pipe, max_tokens=40)
+    count = token_counter(tmp_path, model.name)
+    prompts = ["".join("abcdefghij"[i % 10] for i in range(length)) for length in range(45)]
+    expected = [count(prompt) > 40 for prompt in prompts]
+    assert model.cuts(prompts) == expected and {True, False} == set(expected)
+    assert (model.most_tokens, model.max_tokens) == (40, 40), "it is asked about more, and stays as it was"
+
+
+def test_without_t5_a_prompt_is_cut_where_clip_ends() -> None:
+    """Letter by letter, with the marks of start and end."""
+    model = family_of(tiny.sd3(with_t5=False))
+    assert model.most_tokens == tiny.CLIP_TOKENS < model.max_tokens
+    assert model.cuts(["", "a" * (tiny.CLIP_TOKENS - 2), "a" * (tiny.CLIP_TOKENS - 1)]) == [False, False, True]
+
+
 @pytest.mark.parametrize("name", ["flux", "flux2", "wan"])
 def test_a_tokenizer_that_was_saved_as_it_cuts_and_pads_counts_all_the_same(name: str, tmp_path: Path) -> None:
     pipe = tiny.MAKERS[name]()

@@ -387,7 +387,22 @@ def test_prompts_that_are_cut_are_said_and_trained_on(tmp_path: Path) -> None:
     with (tmp_path / "prompts.txt").open("a") as file:
         file.write("a red heart that is as long as no other\n")
     code, text = run("--out", str(tmp_path / "out"), *arguments)
-    assert code == 0 and "prompts.txt: line 17 " in text and "longer than the 24 tokens" in text, text
+    assert code == 0 and "prompts.txt: line 17 cut, longer than the 24 tokens that the model reads" in text, text
+    assert text.count(" cut, ") == 1
+
+
+def test_prompts_that_a_reward_does_not_read_to_their_end_are_said_too(tmp_path: Path) -> None:
+    """The model reads all of them here; each reward has its own tokenizer and its own length."""
+    rewards = {"reward": "tests.rewards.small:Pick", "heldout": "tests.rewards.small:Image"}
+    arguments = settings(tmp_path, "flux", **rewards, max_tokens=200)
+    with (tmp_path / "prompts.txt").open("a") as file:
+        file.writelines(f"{' '.join('b' * num)}\n" for num in (33, 34, 38, 39))  # and two marks, of start and end
+    code, text = run("--out", str(tmp_path / "out"), *arguments)
+    assert code == 0 and text.count(" cut, ") == 2, text
+    assert (
+        "prompts.txt: line 20 cut, longer than the 40 tokens that the reward 'tests.rewards.small:Pick' reads" in text
+    )
+    assert "lines 18, 19, 20 cut, longer than the 35 tokens that the reward 'tests.rewards.small:Image' reads" in text
 
 
 def test_rewards_that_are_no_numbers_end_the_run_and_change_nothing(tmp_path: Path) -> None:
