@@ -165,7 +165,9 @@ class Matching:
                 self._optimizer.zero_grad()
                 loss.backward()
                 processes.mean_gradients(list(self._critic.parameters()), 1)  # one critic for all processes
-                self._optimizer.step()
+                gradients = [p.grad for p in self._critic.parameters() if p.grad is not None]
+                if torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+                    self._optimizer.step()
         return total
 
     def after_step(self, means: Mapping[str, float]) -> None:

@@ -103,6 +103,17 @@ def test_matching_moves_a_sample_from_its_critics_data_to_the_guided_starts(tmp_
     assert float(trainer.method.step(batch).log["critic_loss"]) != done.log["critic_loss"], "it goes on from there"
 
 
+def test_a_gradient_that_is_no_number_is_no_step_of_the_critic(tmp_path: Path) -> None:
+    """Its loss may be one all the same; a single such step would leave it without numbers for good."""
+    trainer = of(tmp_path, "matching")
+    matching: Any = trainer.method
+    critic, turns = matching._critic, iter((1.0, torch.inf, 1.0, torch.nan, 1.0))
+    critic.w.register_hook(lambda gradient: gradient * next(turns))
+    log = trainer._step(0)
+    assert "skipped" not in log and critic.w.isfinite() and float(critic.w.detach()) != START_W
+    assert matching.state()["critic_optimizer"]["state"][0]["step"] == 3
+
+
 @pytest.mark.parametrize(("agreed", "steps"), [(True, 5), (False, 0)])
 def test_the_critic_is_one_for_all_processes(
     agreed: bool, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
