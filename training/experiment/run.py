@@ -33,6 +33,10 @@ def run(setup: Setup, out: Path) -> None:
     """Train (or resume), write the bundle, evaluate what was written, and mark the run as finished."""
     config, here = setup.config, state()
     environment.write(out / "run" / "environment.json")
+    if here.num_processes > 1 and here.is_main_process:  # each more makes another experiment of it, not a shorter one
+        each = config.optim.batch * config.optim.accumulate
+        sentence = f"{here.num_processes} processes: a step has {here.num_processes * each} samples, {each} of each"
+        console.print(sentence, highlight=False)
     teachers, chosen_at = _train(setup, out)
     model = reopened(setup, out)
     students = [test_figures(setup, model, "student", nfe) for nfe in config.student.nfe]

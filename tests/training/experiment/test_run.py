@@ -156,12 +156,12 @@ def test_the_bundle_is_opened_as_the_run_computed(
     ]
 
 
-@pytest.mark.parametrize(("is_main", "chosen_at"), [(True, 40), (True, 0), (False, 40)])
+@pytest.mark.parametrize(("is_main", "chosen_at", "processes"), [(True, 40, 1), (True, 0, 3), (False, 40, 3)])
 def test_the_students_figures_are_the_bundles_and_the_run_is_marked_as_finished_at_the_end(
-    is_main: bool, chosen_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    is_main: bool, chosen_at: int, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
-    setup = setup_of(calls)
+    setup = setup_of(calls, **{"optim.batch": 2, "optim.accumulate": 4})
     (tmp_path / "run").mkdir()
 
     def row(label: str, nfe: int) -> tuple[Any, str]:
@@ -185,7 +185,7 @@ def test_the_students_figures_are_the_bundles_and_the_run_is_marked_as_finished_
         calls.append(("remove", path))
 
     monkeypatch.setattr(module.checkpoint, "remove", remove)
-    monkeypatch.setattr(module, "state", lambda: SimpleNamespace(is_main_process=is_main))
+    monkeypatch.setattr(module, "state", lambda: SimpleNamespace(is_main_process=is_main, num_processes=processes))
     with module.console.capture() as said:
         run(setup, tmp_path)
     table = [("teacher", 8), ("teacher", 4), ("student", 4), ("student", 2)]
@@ -200,6 +200,9 @@ def test_the_students_figures_are_the_bundles_and_the_run_is_marked_as_finished_
     ]
     assert (tmp_path / "run" / "finished").exists() == is_main
     text = " ".join(said.get().split())
+    assert ("3 processes: a step has 24 samples, 8 of each" in text) == (is_main and processes > 1)
+    assert is_main or not text
+    assert ("processes" in text) == (is_main and processes > 1)
     assert (f"the student is in {tmp_path}" in text.replace("\n", "") or not is_main) and (
         (UNTRAINED[:40] in text) == (is_main and chosen_at == 0)
     )
