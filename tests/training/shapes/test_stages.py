@@ -36,7 +36,7 @@ DEFAULTS = {
                 "singles": 0.7, "spread": 0.5, "start": "", "swapped": 0.0, "seed": 307, "save_every": 250},
     "decoder": {"steps": 2000, "batch": 16, "lr": 1.2e-3, "latent_noise": 0.35, "seed": 777, "save_every": 250},
     "failures": {"pictures": 3072, "models": ["models/shapes-teacher"], "singles": 0.6, "seed": 51},
-    "refine": {"steps": 800, "scenes": 16, "pictures": 32, "lr": 6e-4, "seed": 5, "save_every": 100},
+    "refine": {"steps": 800, "scenes": 16, "pictures": 32, "generated": 1.0, "lr": 6e-4, "seed": 5, "save_every": 100},
     "students": {"pictures": 3072, "models": ["models/shapes-teacher", "models/shapes"], "singles": 0.6, "seed": 53},
     "reader": {"name": "reported", "steps": 1500, "scenes": 48, "pictures": 24, "width": 96, "lr": 1.5e-3, "seed": 239,
                "save_every": 250},
