@@ -13,6 +13,7 @@ from typing import Any
 
 RESULT_VERSION = 1  # for people and later releases; nothing depends on it so far
 
+NOTHING = "null"  # is read as an answer that cannot be read: what a job that is done has without its result
 UNREADABLE = {"code": "generation_failed", "message": "The worker's answer cannot be read."}
 
 

@@ -85,11 +85,11 @@ def read_worker(name: str, info: Mapping[str, Any], order: str = "") -> Worker:
     state = order or info.get("state", WorkerState.READY)
     return Worker(
         name,
-        info["runtime"],
-        info["host"],
-        info["max_batch"],
+        info.get("runtime", ""),
+        info.get("host", ""),
+        info.get("max_batch", 1),
         info.get("shows_steps", False),
-        info.get("models", {}),
+        {model: {"runtime": "", "shows_steps": False, **held} for model, held in info.get("models", {}).items()},
         info.get("refused", {}),
         info.get("load_s", 0.0),
         info.get("warm_up_s", 0.0),

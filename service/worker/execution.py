@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any
 
 from service.queue.job import Job
 from service.worker.batching import Slot, plan
+from service.worker.fit import Fit
 from student.runtimes.runtime import FloatArray, Preview, Runtime, StepwiseRuntime
 from student.runtimes.sizes import own_size
 
@@ -69,22 +70,28 @@ def unguarded(_images: int) -> Iterator[None]:
 
 
 def execute(
-    runtime: Runtime, jobs: Sequence[Job], watching: Watching | None = None, guard: Guard = unguarded
+    runtime: Runtime,
+    jobs: Sequence[Job],
+    watching: Watching | None = None,
+    guard: Guard = unguarded,
+    fit: Fit | None = None,
 ) -> Executed:
     """Draw jobs that share a batch key. If that fails, each is tried alone: one cannot harm another.
 
     ``watching(slots, step, preview)`` is called between the steps of each call, where the runtime shows them; it ends
-    the call by raising ``Stopped``. ``guard(images)`` is entered around each call.
+    the call by raising ``Stopped``. ``guard(images)`` is entered around each call. ``fit`` remembers
+    from batch to batch how many images fit into one.
     """
+    fit = fit or Fit()
     try:
-        return Executed(tuple(_draw_all(runtime, jobs, watching, guard)))
+        return Executed(tuple(_draw_all(runtime, jobs, watching, guard, fit)))
     except Exception as error:  # a network may fail in any way; its process goes on
         if len(jobs) > 1:
             log.warning("a batch of %d jobs failed (%s); each is retried alone", len(jobs), type(error).__name__)
         else:
             log.exception("job %s failed", jobs[0].id)
     if len(jobs) > 1:
-        return _each_alone(runtime, jobs, watching, guard)
+        return _each_alone(runtime, jobs, watching, guard, fit)
     return _fault_of_job_or_device(runtime, guard)
 
 
@@ -105,11 +112,11 @@ def _fault_of_job_or_device(runtime: Runtime, guard: Guard) -> Executed:
     return Executed(failures={0: Failure("generation_failed", "The image could not be generated.")})
 
 
-def _each_alone(runtime: Runtime, jobs: Sequence[Job], watching: Watching | None, guard: Guard) -> Executed:
+def _each_alone(runtime: Runtime, jobs: Sequence[Job], watching: Watching | None, guard: Guard, fit: Fit) -> Executed:
     calls: list[Drawn] = []
     failures: dict[int, Failure] = {}
     for number, job in enumerate(jobs):
-        single = execute(runtime, [job], watching and _of_job(watching, number), guard)
+        single = execute(runtime, [job], watching and _of_job(watching, number), guard, fit)
         if single.device_lost:
             return Executed(tuple(calls), failures, frozenset(range(number, len(jobs))))
         calls += [replace(call, slots=_numbered(call.slots, number)) for call in single.calls]
@@ -131,25 +138,34 @@ def _numbered(slots: Sequence[Slot], number: int) -> tuple[Slot, ...]:
     return tuple(replace(slot, job=number) for slot in slots)
 
 
-def _draw_all(runtime: Runtime, jobs: Sequence[Job], watching: Watching | None, guard: Guard) -> Iterator[Drawn]:
-    for slots in plan(jobs, runtime.max_batch):
-        yield from _draw_or_halve(runtime, slots, jobs[0], watching, guard)
+def _draw_all(
+    runtime: Runtime, jobs: Sequence[Job], watching: Watching | None, guard: Guard, fit: Fit
+) -> Iterator[Drawn]:
+    for slots in plan(jobs, fit.most(_shape(runtime, jobs[0]), runtime.max_batch)):
+        yield from _draw_or_halve(runtime, slots, jobs[0], watching, guard, fit)
+
+
+def _shape(runtime: Runtime, job: Job) -> Hashable:
+    return runtime.student.id, runtime.student.version, job.height, job.width, job.frames
 
 
 def _draw_or_halve(
-    runtime: Runtime, slots: Sequence[Slot], job: Job, watching: Watching | None, guard: Guard
+    runtime: Runtime, slots: Sequence[Slot], job: Job, watching: Watching | None, guard: Guard, fit: Fit
 ) -> list[Drawn]:
     """One call; where the memory is too small for it, two of half the size, and so on."""
     try:
         with guard(len(slots)):
             drawn = _draw(runtime, slots, job, watching)
+        if drawn:
+            fit.drew(_shape(runtime, job), len(slots))
         return [drawn] if drawn else []
     except Exception as error:
         if len(slots) < 2 or not _out_of_memory(error):
             raise
     log.warning("out of memory with %d images in one call; it is split in halves", len(slots))
+    fit.ran_out(_shape(runtime, job), len(slots))
     half = len(slots) // 2  # outside of the handler, whose traceback would keep the failed call's arrays alive
-    halves = [_draw_or_halve(runtime, part, job, watching, guard) for part in (slots[:half], slots[half:])]
+    halves = [_draw_or_halve(runtime, part, job, watching, guard, fit) for part in (slots[:half], slots[half:])]
     first = halves[0]
     return [*(replace(call, splits=call.splits + 1) for call in first[:1]), *first[1:], *halves[1]]
 

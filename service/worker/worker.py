@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 from service.models.loaded import LoadedModels
 from service.observe.logs import keeping_private
@@ -19,6 +20,7 @@ from service.worker.claims import Claims, hand_back
 from service.worker.device import Device
 from service.worker.execution import DeviceLost, Executed, execute
 from service.worker.finishing import Finisher
+from service.worker.fit import Fit
 from service.worker.heartbeat import Heartbeat
 from service.worker.late_scores import LateScores
 from service.worker.neighbours import Neighbours
@@ -62,6 +64,7 @@ class Worker:
         self._tracing = tracing or Tracing()
         self._watchdog = Watchdog(on_hang)
         self._neighbours = neighbours
+        self._fit = Fit()
         self.device = Device()
         self._bounds = Bounds(self.device, call_timeout_s, lambda: loaded.warm_up_s)
         settler = Settler(consumer, store, heartbeat, stopping, provenance=provenance, signer=signer, feedback=feedback)
@@ -116,7 +119,8 @@ class Worker:
         started_at = time.monotonic()
         drawn = trace.begin("draw")
         with keeping_private(*batch.prompts), self._drawing(batch):
-            executed = execute(batch.runtime, batch.jobs, watching, lambda images: self._guard(batch, images))
+            guard = partial(self._guard, batch)
+            executed = execute(batch.runtime, batch.jobs, watching, guard, self._fit)
         drawn()
         self._report(batch, executed)
         self._finisher.submit(batch, executed, started_at, trace, watching.ended if watching else ())

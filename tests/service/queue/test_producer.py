@@ -15,6 +15,7 @@ import redis
 from service.queue import producer as module
 from service.queue.job import QueueOptions, Record, Verdict
 from service.queue.producer import Producer
+from service.queue.result import UNREADABLE
 from service.queue.states import State
 from service.queue.status import Usage
 from tests.service.support import Queue, a_job
@@ -32,6 +33,14 @@ def test_a_record_of_which_little_is_known(queue: Queue) -> None:
     assert queue.runner.run(queue.producer.records(["x", "y"])).keys() == {"x"}, "the other one does not exist"
     queue.client.hset(f"{queue.prefix}j:x", "state", "of a later release")
     assert queue.record("x").state is State.RUNNING, "so nobody takes it for ended"
+
+
+def test_a_job_that_is_done_without_its_result_has_an_answer_that_cannot_be_read(queue: Queue) -> None:
+    for state, error in (("done", {"error": UNREADABLE}), ("running", None), ("cancelled", None)):
+        queue.client.hset(f"{queue.prefix}j:x", "state", state)
+        result = queue.record("x").result
+        assert ({name: result[name] for name in result if name == "error"} or None) == error
+        assert not error or (result["images"], result["runtime"]) == ([], "")
 
 
 def test_a_record_of_which_all_is_known(queue: Queue) -> None:

@@ -18,10 +18,18 @@ def test_a_worker_is_read_as_it_describes_itself() -> None:
         "load_s": 3.0, "warm_up_s": 1.0, "gpus": {"GPU-1": GPU}, "state": "loading", "jobs": 2, "of_a_later_release": 1,
     }  # fmt: skip
     assert read_worker("w", said) == Worker(
-        id="w", runtime="onnx", host="h", max_batch=8, shows_steps=True, models={"m/1": {"shows_steps": False}},
+        id="w", runtime="onnx", host="h", max_batch=8, shows_steps=True,
+        models={"m/1": {"runtime": "", "shows_steps": False}},
         refused={"n/1": {"reason": "r"}}, load_s=3.0, warm_up_s=1.0, gpus={"GPU-1": GPU}, state=WorkerState.LOADING,
         jobs=2,
     )  # fmt: skip
+
+
+def test_what_another_release_leaves_out_makes_no_reader_fail() -> None:
+    assert read_worker("w", {}) == Worker("w", "", "", 1, False)
+    held = {"runtime": "r", "max_batch": 4, "shows_steps": True}
+    worker = read_worker("w", {**OLD, "models": {"m/1": held, "n/1": {}}})
+    assert worker.models == {"m/1": held, "n/1": {"runtime": "", "shows_steps": False}}
 
 
 def test_what_an_older_release_does_not_say_is_as_it_was_there() -> None:

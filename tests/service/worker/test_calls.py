@@ -24,6 +24,7 @@ from service.worker.batching import Slot, preview_steps
 from service.worker.claims import Claims, hand_back, read
 from service.worker.device import Device
 from service.worker.execution import Drawn, Failure, Stopped, drawn_of, execute
+from service.worker.fit import Fit
 from service.worker.pictures import encode, file_of, preview_of
 from service.worker.step_callback import StepCallback
 from service.worker.videos import _crf
@@ -87,6 +88,35 @@ def test_a_call_without_memory_is_halved_and_each_call_says_how_often() -> None:
     assert [call.slots[row].index for call, row in rows] == [0, 1, 2, 3, 4]
     alone = execute(Noted(room=1), [a_job(seeds=(1, 2, 3, 4, 5))]).calls  # four halvings
     assert [(call.slots[0].seed, call.splits) for call in alone] == [(1, 2), (2, 0), (3, 1), (4, 1), (5, 0)]
+
+
+def test_what_did_not_fit_is_not_tried_again_with_each_batch_but_after_ten_minutes() -> None:
+    clock = [0.0]
+    runtime, fit = Noted(room=2), Fit(lambda: clock[0])
+    five, small = a_job(seeds=(1, 2, 3, 4, 5)), a_job(seeds=(1, 2, 3), height=32, width=32)
+    for _ in range(2):
+        execute(runtime, [five], fit=fit)
+    assert sizes(runtime) == [5, 2, 3, 1, 2] + [1, 2, 2], "two fit: three calls, as even as can be"
+    clock[0] = 599.0
+    assert [len(call.slots) for call in execute(runtime, [five], fit=fit).calls] == [1, 2, 2]
+    runtime.room = 99
+    execute(runtime, [small], fit=fit)
+    assert sizes(runtime)[-1] == 3, "another size has another memory"
+    clock[0] = 601.0
+    execute(runtime, [five], fit=fit)
+    assert sizes(runtime)[-1] == 5, "and what took the memory may be gone"
+    runtime.room = 1
+    execute(runtime, [five], fit=fit)
+    execute(runtime, [five], fit=fit)
+    assert sizes(runtime)[-5:] == [1] * 5, "what was drawn before says nothing about now"
+
+
+def test_a_job_that_is_tried_alone_is_drawn_in_calls_that_fit() -> None:
+    runtime, fit = Noted(room=2), Fit()
+    execute(runtime, [a_job(seeds=(1, 2, 3, 4)), a_job(prompt="bad")], fit=fit)
+    assert sizes(runtime) == [5, 2, 3, 1, 2] + [2, 2] + [1, 1], "the last one: the warm-up's picture"
+    execute(runtime, [a_job(seeds=(1, 2, 3, 4))], fit=fit)
+    assert sizes(runtime)[-2:] == [2, 2]
 
 
 def test_one_image_without_memory_is_not_halved() -> None:
