@@ -247,10 +247,7 @@ def plot(curves: Sequence[Curve], found: dict[str, dict[int, dict[str, float]]],
         points = list(found[curve.name])
         values = [found[curve.name][point]["value"] for point in points]
         axis.loglog(points, values, marker="o")
-        middle, half = (
-            math.sqrt(min(values) * max(values)),
-            max(math.sqrt(10), 1.3 * math.sqrt(max(values) / min(values))),
-        )
+        middle, half = math.sqrt(min(values) * max(values)), math.sqrt(max(10.0, 1.7 * max(values) / min(values)))
         axis.set_ylim(middle / half, middle * half)
         axis.set_xticks(points, [f"{point:,}" for point in points])
         axis.xaxis.set_minor_locator(NullLocator())

@@ -13,7 +13,7 @@ import redis.asyncio
 
 from service.queue.connection import bounded
 from service.queue.job import STEPS_DONE, Job, Position, QueueOptions, Record, Verdict
-from service.queue.result import NOTHING, read_result, with_scores
+from service.queue.result import read_result, with_scores
 from service.queue.scripts import Scripts
 from service.queue.states import State
 from service.queue.status import FAILED, Depth, Usage, Worker, WorkerState, read_usages, read_worker
@@ -235,8 +235,8 @@ class Producer:
 
 
 def _record(id: str, row: Mapping[str, str | None]) -> Record:
-    said = row["result"] or (NOTHING if row["state"] == "done" else None)
-    result, payload, key = with_scores(read_result(said), row["scores"]), row["payload"], row["key"]
+    result = with_scores(read_result(row["result"], done=row["state"] == State.DONE), row["scores"])
+    payload, key = row["payload"], row["key"]
     previews = json.loads(row["previews"] or "{}")
     steps_done = int(previews.pop(STEPS_DONE, 0))
     return Record(

@@ -13,7 +13,6 @@ from typing import Any
 
 RESULT_VERSION = 1  # for people and later releases; nothing depends on it so far
 
-NOTHING = "null"  # is read as an answer that cannot be read: what a job that is done has without its result
 UNREADABLE = {"code": "generation_failed", "message": "The worker's answer cannot be read."}
 
 
@@ -22,16 +21,16 @@ def write_result(result: Mapping[str, Any]) -> str:
     return json.dumps({"version": RESULT_VERSION, **result})
 
 
-def read_result(text: str | None) -> Mapping[str, Any]:
-    """A result in this release's form; empty if there is none.
+def read_result(text: str | None, done: bool = False) -> Mapping[str, Any]:
+    """A result in this release's form; empty if there is none, unless the job is ``done``: then it cannot be read.
 
     ``error`` is there only if the job has failed; ``images``, ``timings``, ``calls``, ``runtime`` and ``batch_size``
     always are.
     """
-    if not text:
+    if not text and not done:
         return {}
     try:
-        said = json.loads(text)
+        said = json.loads(text or "")
     except ValueError:
         said = None
     if not isinstance(said, dict):

@@ -70,7 +70,9 @@ def test_2_a_worker_is_frozen_longer_than_its_lease(fleet: Fleet, clients: Clien
     finally:
         zombie.send(signal.SIGCONT)
     fenced = eventually(lambda: fleet.counter("fenced") - before, "the zombie is turned away")
-    ledger.close(2, "worker frozen for longer than its lease", clients, f"{fenced} results of the zombie fenced")
+    ledger.close(
+        2, "worker frozen for longer than its lease", clients, f"results of the zombie that were fenced: {fenced}"
+    )
 
 
 def _all_draw(fleet: Fleet) -> bool:
