@@ -44,7 +44,8 @@ def curves(outcome: Outcome, teacher: str, path: Path) -> None:
         axis.set_xlabel("diversity, as a share of the good teacher's")
     for row in axes:
         row[0].set_ylabel("right (exact judge)")
-    axes[-1][0].legend(fontsize=7, loc="lower left")
+    lines, names = axes[-1][0].get_legend_handles_labels()
+    figure.legend(lines, names, fontsize=9, ncols=6, loc="upper center", bbox_to_anchor=(0.5, 0.0))
     figure.suptitle(f"{teacher_name(teacher)} (seeds in brackets)", fontsize=11)
     _save(figure, path)
 
@@ -113,5 +114,5 @@ def _references(axis: Axes, outcome: Outcome, teacher: str, stratum: str) -> Non
 
 def _save(figure: Figure, path: Path) -> None:
     figure.tight_layout()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)

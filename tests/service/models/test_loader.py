@@ -66,7 +66,7 @@ def test_a_registry_that_has_lost_everything_drops_nothing(queue: Queue, folder:
     assert loading.follow(a="1") == loading.follow() == {"a/1"}
 
 
-def test_a_student_that_others_serve_is_tried_again_after_pauses_that_double(
+def test_a_student_that_others_serve_is_tried_again_after_pauses_that_double_up_to_an_hour(
     queue: Queue, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its files were away when the worker started; nobody need unload it and load it again."""
@@ -81,11 +81,11 @@ def test_a_student_that_others_serve_is_tried_again_after_pauses_that_double(
 
     monkeypatch.setattr(loading._loader, "_load", note)
     (folder / "a").rename(folder / ".away")
-    for second in range(0, 500, 10):
+    for second in range(0, 11_000, 60):
         clock[0] = 1000.0 + second
         assert loading.follow(ModelState.SERVING, a="1") == set()
-    assert tries == [0, 60, 180, 420]
-    assert loading.follow(a="1") == set() and len(tries) == 4, "one that is to be loaded was refused to an operator"
+    assert tries == [0, 60, 180, 420, 900, 1860, 3780, 7380, 10980]
+    assert loading.follow(a="1") == set() and len(tries) == 9, "one that is to be loaded was refused to an operator"
     (folder / ".away").rename(folder / "a")
-    clock[0] = 2000.0
+    clock[0] = 20_000.0
     assert loading.follow(ModelState.SERVING, a="1") == {"a/1"} and loading.loaded.refused("a/1") is None
